@@ -1,0 +1,159 @@
+"""Terminal output, the debug log, and the frame around every command.
+
+What a user should read goes to standard output through ``say``; problems go to
+standard error. The libraries' own log lines go to ``debug.log`` of the run only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from llmft.errors import EnvironmentFault, LlmftError, escape
+
+logger = logging.getLogger("llmft")
+_LIBRARIES = ("llmft", "transformers", "datasets", "accelerate", "huggingface_hub")
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(BaseException):
+    """Raised in the main thread when the process receives SIGTERM."""
+
+
+def say(text: str = "") -> None:
+    """Print ``text`` for the user and keep it in the debug log.
+
+    Line breaks of ``text`` are kept; other control characters are escaped.
+    """
+    shown = "\n".join(escape(line) for line in text.split("\n"))
+    try:
+        print(shown, flush=True)
+    except UnicodeEncodeError:  # a terminal that is not UTF-8, as under LANG=C
+        encoding = sys.stdout.encoding or "ascii"
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:  # our reader, such as `head`, has gone: the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    logger.debug("%s", shown)
+
+
+def warn(text: str) -> None:
+    """Print a line that the user should not miss to standard error."""
+    print(f"llmft: warning: {escape(text)}", file=sys.stderr, flush=True)
+    logger.warning("%s", text)
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """Lay out ``rows`` under ``header``; numbers are set to the right."""
+    cells = [[escape(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    right = [
+        all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join("  " + line for line in lines)
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    """Send the log of llmft and of the libraries under it to ``path``.
+
+    Their own handlers on the terminal are taken away: llmft says in its own words
+    what a user has to know. Returns the handler, for the caller to close.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.setLevel(logging.DEBUG if name == "llmft" else logging.INFO)
+        library.addHandler(handler)
+    return handler
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' log lines and warnings off the terminal."""
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers = [logging.NullHandler()]
+        library.propagate = False
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets)\b.*")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into ``Terminated`` inside the block; restore the handler after."""
+
+    def raise_terminated(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
+    """Run ``main(argv)`` and return the exit code of the contract in DESIGN.
+
+    An ``LlmftError`` becomes one line on standard error; so does anything
+    unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
+    """
+    quiet_libraries()
+    try:
+        with terminable():
+            main(argv)
+        return 0
+    except KeyboardInterrupt:
+        print("llmft: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Terminated:
+        print("llmft: terminated", file=sys.stderr)
+        return TERMINATED
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        fault = as_fault(error)
+        logger.error("%s\n%s", error, traceback.format_exc())
+        if "--debug" in argv:
+            traceback.print_exc()
+        if fault is None:
+            said = f"{type(error).__name__}: {error}"
+            print(f"llmft: InternalError: {escape(said, 400)}", file=sys.stderr)
+            print("llmft: run again with --debug for details", file=sys.stderr)
+            return 1
+        print(f"llmft: {fault}", file=sys.stderr)
+        return fault.exit_code
+
+
+def as_fault(error: BaseException) -> LlmftError | None:
+    """Return ``error`` as an ``LlmftError`` if it is one or clearly stands for one."""
+    if isinstance(error, LlmftError):
+        return error
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return EnvironmentFault(
+            "out of memory",
+            hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
+            " to keep the same total) or max_seq_length",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return EnvironmentFault(
+            os.strerror(error.errno),
+            hint="check free space and permissions there",
+            path=error.filename,
+        )
+    return None

@@ -1,0 +1,102 @@
+"""The errors that llmft reports to its user, each with the exit code of its kind."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+# Overrides of the writing direction can show a text as another one.
+_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def escape(text: object, limit: int | None = None) -> str:
+    """Return ``text`` on one line, control characters escaped, cut to ``limit``.
+
+    Data, file names and labels go through here before they reach a terminal, so
+    that none of them can move the cursor or start a new line.
+    """
+    shown = "".join(
+        c.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTION
+        else c
+        for c in str(text)
+    )
+    if limit is not None and len(shown) > limit:
+        shown = shown[: limit - 3] + "..."
+    return shown
+
+
+class LlmftError(Exception):
+    """A fault that the user can mend; printed as one line, without a traceback.
+
+    Args:
+        found: what was found.
+        expected: what was expected instead.
+        hint: what to do about it.
+        path: the file or folder that the fault is in.
+        line: the line of ``path``, counted from 1.
+    """
+
+    kind = "Error"
+    exit_code = 1
+
+    def __init__(
+        self,
+        found: str,
+        expected: str = "",
+        hint: str = "",
+        *,
+        path: str | Path | None = None,
+        line: int | None = None,
+    ) -> None:
+        self.found, self.expected, self.hint = found, expected, hint
+        self.path, self.line = path, line
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line else str(self.path or "")
+        parts = (self.found, self.expected, self.hint)
+        said = "; ".join(part for part in parts if part)
+        text = f"{self.kind} {where}: {said}" if where else f"{self.kind}: {said}"
+        return escape(text)
+
+
+class ConfigError(LlmftError):
+    """Arguments that are unknown, mistyped, out of range or do not fit together."""
+
+    kind, exit_code = "ConfigError", 2
+
+    def __init__(self, *problems: str, path: str | Path | None = None) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        super().__init__(count + "; ".join(problems), path=path)
+
+
+class DataError(LlmftError):
+    """Data that cannot be read, or that does not hold what the task needs."""
+
+    kind, exit_code = "DataError", 3
+
+
+class CheckpointError(LlmftError):
+    """A checkpoint that is missing, incomplete or does not belong to the run."""
+
+    kind, exit_code = "CheckpointError", 4
+
+
+class EnvironmentFault(LlmftError):
+    """Trouble around the run: output folder, disk, memory, network, cache, lock."""
+
+    kind, exit_code = "EnvironmentFault", 5
+
+
+class NonFiniteError(LlmftError):
+    """A loss or gradient that is NaN or infinite."""
+
+    kind, exit_code = "NonFiniteError", 6
+
+
+class UnsafeArtifactError(LlmftError):
+    """A model or archive that would have to run foreign code, or fails its hash."""
+
+    kind, exit_code = "UnsafeArtifactError", 7

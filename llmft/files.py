@@ -1,0 +1,75 @@
+"""Writing files and folders so that a kill never leaves a half written one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Ask the system to bring a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems refuse this for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path`` through a temporary file and a rename."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(staging, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON. Raises ValueError on NaN and infinity."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as strict, indented JSON; see ``write_text``."""
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+@contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` that becomes it when the block ends.
+
+    Nothing is visible under ``target`` before everything is written and synced. If
+    the block raises, or another process published ``target`` first, the staging
+    folder is removed; in the second case the other's folder stays. All files get
+    the mode that the umask asks for (safetensors writes 0600).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.staging-{uuid.uuid4().hex[:8]}")
+    staging.mkdir()
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            sync(path)
+        sync(staging)
+        try:
+            os.rename(staging, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        sync(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
