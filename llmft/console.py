@@ -91,6 +91,10 @@ def quiet_libraries() -> None:
         library.handlers = [logging.NullHandler()]
         library.propagate = False
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets)\b.*")
+    if "transformers" in sys.modules:  # bars for loading and saving weights
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 @contextmanager

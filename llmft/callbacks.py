@@ -1,0 +1,155 @@
+"""What hooks into Trainer: progress, the metrics log, and the epoch of the masks."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llmft.data.collate import LanguageModelingCollator
+from llmft.files import to_json
+from llmft.trainer import LlmftTrainer
+
+_REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
+
+
+class Progress(ProgressCallback):
+    """One bar with loss, samples/s and the remaining time."""
+
+    training_bar: Any
+    prediction_bar: Any
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self.training_bar = tqdm(
+            total=state.max_steps,
+            desc="training",
+            unit="step",
+            mininterval=_REDRAW_SECONDS,
+            dynamic_ncols=True,
+        )
+        self.current_step = 0
+        self._started, self._first_step = time.perf_counter(), state.global_step
+        self.training_bar.update(state.global_step)
+        self.current_step = state.global_step
+        self._shown: dict[str, str] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance the bar and its samples/s."""
+        steps = state.global_step - self._first_step
+        examples = steps * args.train_batch_size * args.gradient_accumulation_steps
+        seconds = time.perf_counter() - self._started
+        self._shown["samples/s"] = f"{examples / seconds:.1f}"
+        self.training_bar.set_postfix(self._shown, refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        eval_dataloader: Any = None,
+        **kw: Any,
+    ) -> None:
+        """Advance the bar of an evaluation."""
+        if self.prediction_bar is None:
+            self.prediction_bar = tqdm(
+                total=len(eval_dataloader),
+                desc="evaluating",
+                unit="batch",
+                leave=False,
+                mininterval=_REDRAW_SECONDS,
+                dynamic_ncols=True,
+            )
+        self.prediction_bar.update(1)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Show the loss in the bar, and each evaluation on a line of its own."""
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self._shown["loss"] = f"{logs['loss']:.3f}"
+        evaluated = {
+            name.removeprefix("eval_"): f"{value:.4g}"
+            for name, value in logs.items()
+            if name.startswith("eval_") and not _is_bookkeeping(name)
+        }
+        if evaluated:
+            said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
+            self.training_bar.write(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
+
+
+def _is_bookkeeping(name: str) -> bool:
+    endings = ("_stderr", "_runtime", "_per_second", "_time", "_n")
+    return name.endswith(endings)
+
+
+class MetricsLog(TrainerCallback):
+    """Append every logged event to ``metrics.jsonl`` as strict JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Write one line; values that are not finite become null."""
+        event = {
+            "step": state.global_step,
+            "time": round(time.time(), 3),
+            **(logs or {}),
+        }
+        line = to_json({name: finite(value) for name, value in event.items()})
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return None for NaN and infinity, anything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MaskEpoch(TrainerCallback):
+    """Tell the collator the epoch, on which its masks depend."""
+
+    def __init__(self, collator: LanguageModelingCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Set the epoch, counted from 0."""
+        self.collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+
+def install(trainer: LlmftTrainer, run: Path) -> None:
+    """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run."""
+    args: Any = trainer.args  # an llmft.arguments.TrainingArguments
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not args.disable_tqdm:
+        trainer.add_callback(Progress())
+    trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
+    if trainer.pop_callback(TensorBoardCallback):
+        tensorboard = TensorBoardCallback()
+        tensorboard.logging_dir = str(run / "logs")
+        trainer.add_callback(tensorboard)
+    if isinstance(trainer.data_collator, LanguageModelingCollator):
+        trainer.add_callback(MaskEpoch(trainer.data_collator))
+    if args.do_train and args.early_stopping_patience is not None:
+        trainer.add_callback(
+            EarlyStoppingCallback(
+                args.early_stopping_patience, args.early_stopping_threshold
+            )
+        )

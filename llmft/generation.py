@@ -1,0 +1,169 @@
+"""Sampling text, and examples of what a model fills in."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+
+from llmft.arguments import GenerationModelArguments
+from llmft.console import say
+from llmft.errors import ConfigError, escape
+
+
+class _Terminal(TextStreamer):
+    """Print words as they are written, control characters escaped."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        shown = "\n".join(escape(line) for line in text.split("\n"))
+        print(shown, end="\n" if stream_end else "", flush=True)
+
+
+def generation_config(
+    args: GenerationModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """Return the settings of ``generate`` that the arguments ask for."""
+    sampling: dict[str, Any] = {}
+    if args.do_sample:
+        sampling = {
+            "temperature": args.temperature,
+            "top_k": args.top_k,
+            "top_p": args.top_p,
+        }
+    return GenerationConfig(
+        max_new_tokens=args.max_new_tokens,
+        do_sample=args.do_sample,
+        num_return_sequences=args.num_return_sequences,
+        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **sampling,
+    )
+
+
+def check_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationModelArguments,
+) -> None:
+    """Raise ConfigError for a prompt without tokens, or too long with its text."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for prompt in args.prompt:
+        length = len(tokenizer(prompt)["input_ids"])
+        if length == 0:
+            raise ConfigError(f"the prompt {prompt!r} has no tokens")
+        if limit is not None and length + args.max_new_tokens > limit:
+            raise ConfigError(
+                f"a prompt of {length} tokens and max_new_tokens"
+                f" {args.max_new_tokens} exceed the model's {limit} positions"
+            )
+
+
+def sample(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationModelArguments,
+    seed: int,
+    *,
+    stream: bool = False,
+) -> list[list[str]]:
+    """Continue each prompt; the same seed gives the same texts.
+
+    Args:
+        stream: print each text as it is written (one text a prompt only).
+
+    Returns:
+        for each prompt, ``num_return_sequences`` texts, prompt included.
+
+    Raises:
+        ConfigError: see ``check_prompts``.
+    """
+    config = generation_config(args, tokenizer)
+    check_prompts(model, tokenizer, args)
+    model.eval()
+    texts = []
+    for prompt in args.prompt:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        set_seed(seed)
+        live = stream and args.num_return_sequences == 1
+        streamer = _Terminal(tokenizer, skip_special_tokens=True) if live else None
+        with torch.inference_mode():
+            ids = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                generation_config=config,
+                streamer=streamer,
+            )
+        texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        if stream and not live:
+            for number, text in enumerate(texts[-1], 1):
+                say(f"[{number}] {text}")
+        if stream:
+            say()
+    return texts
+
+
+def cloze_examples(
+    data: Dataset | None, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Return (text with one word masked, the word) for the start of ``count`` texts.
+
+    Only words that are a single token are masked, so that one guess can be right.
+    """
+    if data is None:
+        return []
+    texts = data["text"][:]
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    examples: list[tuple[str, str]] = []
+    for i in order:
+        words = texts[i].split()[:18]
+        if len(examples) == count:
+            break
+        if len(words) < 6:
+            continue
+        places = [
+            w
+            for w, word in enumerate(words)
+            if word.isalpha()
+            and len(word) > 3
+            and len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
+        ]
+        if places:
+            place = random.Random(f"{seed}/{i}").choice(places)
+            word = words[place]
+            masked = [*words[:place], str(tokenizer.mask_token), *words[place + 1 :]]
+            examples.append((" ".join(masked), word))
+    return examples
+
+
+def fill_masks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[tuple[str, str]],
+    top: int = 3,
+) -> list[str]:
+    """Return the ``top`` guesses for each masked text, likeliest first."""
+    model.eval()
+    guesses = []
+    for text, _ in examples:
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
+        places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
+        if not len(places):
+            guesses.append("")
+            continue
+        with torch.inference_mode():
+            logits = model(**inputs).logits[0, int(places[0, 0])]
+        best = logits.topk(top).indices.tolist()
+        guesses.append(", ".join(str(tokenizer.decode([i])).strip() for i in best))
+    return guesses

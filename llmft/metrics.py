@@ -1,0 +1,227 @@
+"""Metrics that work offline, each with n and a standard error.
+
+They are ``evaluate.Metric`` classes of this package: ``evaluate.load`` would fetch
+its code from the hub. Each value ``x`` comes with ``x_stderr``, and all with ``n``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import (
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+)
+from transformers import EvalPrediction
+
+from llmft import assets
+
+# What each task measures on its evaluation set, and whether greater is better.
+MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}
+CAUSAL_LM = {"loss": False, "perplexity": False, "token_accuracy": True}
+CLASSIFICATION = {
+    "loss": False,
+    "accuracy": True,
+    "f1_macro": True,
+    "matthews_correlation": True,
+    "log_loss": False,
+}
+_BOOTSTRAPS = 1000
+
+
+def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return ``compute_metrics`` of a language model; see ``TokenPrediction``.
+
+    ``loss`` in it replaces the mean of batch means that Trainer would report.
+    """
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        metric = TokenPrediction(keep_in_memory=True, cache_dir=_cache())
+        return metric.compute(
+            predictions=prediction.predictions, accuracy_name=accuracy_name
+        )
+
+    return compute
+
+
+def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """``compute_metrics`` of a classifier; see ``Classification``."""
+    return Classification(keep_in_memory=True, cache_dir=_cache()).compute(
+        predictions=prediction.predictions, references=prediction.label_ids
+    )
+
+
+def _cache() -> str:
+    """The folder that ``evaluate`` makes for a metric, though this one needs none."""
+    return str(assets.cache_home() / "metrics")
+
+
+class TokenPrediction(evaluate.Metric):
+    """Loss, perplexity and accuracy over all predicted tokens.
+
+    ``predictions`` has one row an example: the sum of its negative log-likelihoods
+    (nats), its predicted tokens, and how many of them were right. Perplexity is exp of
+    the total loss over all tokens, never a mean of batch means. The standard errors
+    are those of a ratio estimator with the example as the unit, since tokens of a
+    text are not independent (Cochran, Sampling Techniques, 1977, section 6.4).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        columns = datasets.Features({"predictions": datasets.List(_F64)})
+        return _info(self.__doc__, columns)
+
+    def _compute(self, predictions: Any, accuracy_name: str) -> dict[str, float]:
+        nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
+        total = tokens.sum()
+        if not total:
+            return {}
+        loss, loss_error = _ratio(nll, tokens)
+        accuracy, accuracy_error = _ratio(right, tokens)
+        perplexity = _exp(loss)
+        return {
+            "loss": loss,
+            "loss_stderr": loss_error,
+            "perplexity": perplexity,
+            "perplexity_stderr": perplexity * loss_error,  # delta method
+            accuracy_name: accuracy,
+            f"{accuracy_name}_stderr": accuracy_error,
+            "n": int(total),
+        }
+
+
+class Classification(evaluate.Metric):
+    """Accuracy, macro F1, Matthews correlation and log loss of class scores.
+
+    ``predictions`` are logits of shape (n, classes), ``references`` class ids. Macro
+    F1 is the mean over the classes that occur in either. The standard errors of
+    accuracy and log loss are those of a mean; those of macro F1 and Matthews
+    correlation come from 1,000 bootstrap draws of the confusion matrix.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        columns = datasets.Features(
+            {"predictions": datasets.List(_F64), "references": datasets.Value("int64")}
+        )
+        return _info(self.__doc__, columns)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        logits = np.asarray(predictions, dtype=np.float64)
+        labels = np.asarray(references)
+        guesses = logits.argmax(-1)
+        nll = -log_softmax(logits)[np.arange(len(labels)), labels]
+        right = (guesses == labels).astype(np.float64)
+        matrix = confusion(labels, guesses, logits.shape[-1])
+        f1_error, matthews_error = _bootstrap(matrix)
+        return {
+            "loss": float(nll.mean()),
+            "loss_stderr": _mean_error(nll),
+            "accuracy": float(right.mean()),
+            "accuracy_stderr": _mean_error(right),
+            "f1_macro": float(f1_score(labels, guesses, average="macro")),
+            "f1_macro_stderr": f1_error,
+            "matthews_correlation": float(matthews_corrcoef(labels, guesses)),
+            "matthews_correlation_stderr": matthews_error,
+            "log_loss": float(nll.mean()),
+            "log_loss_stderr": _mean_error(nll),
+            "n": len(labels),
+        }
+
+
+_F64 = datasets.Value("float64")
+
+
+def _info(description: str | None, features: datasets.Features) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description or "", citation="", features=features
+    )
+
+
+def per_class(
+    labels: np.ndarray, guesses: np.ndarray, names: list[str]
+) -> list[tuple[str, float, float, float, int]]:
+    """Return name, precision, recall, F1 and number of examples of each class."""
+    columns = precision_recall_fscore_support(
+        labels, guesses, labels=range(len(names)), zero_division=0.0
+    )
+    rows = zip(names, *columns, strict=True)
+    return [(n, float(p), float(r), float(f), int(k)) for n, p, r, f, k in rows]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log probabilities over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
+    """Return counts of shape (classes, classes): true class by row."""
+    cells = np.bincount(labels * classes + guesses, minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def _ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return sum(parts) / sum(sizes) and the standard error of that ratio."""
+    total, n = sizes.sum(), len(parts)
+    ratio = parts.sum() / total
+    if n < 2:
+        return float(ratio), 0.0
+    squares = ((parts - ratio * sizes) ** 2).sum()
+    return float(ratio), float(math.sqrt(squares * n / (n - 1)) / total)
+
+
+def _mean_error(values: np.ndarray) -> float:
+    return (
+        float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _bootstrap(matrix: np.ndarray) -> tuple[float, float]:
+    """Return the standard errors of macro F1 and Matthews correlation.
+
+    Both depend on the confusion matrix alone, so that drawing n examples with
+    replacement is one multinomial draw of its cells.
+    """
+    n = int(matrix.sum())
+    draws = np.random.default_rng(0).multinomial(n, matrix.ravel() / n, _BOOTSTRAPS)
+    cells = draws.reshape(-1, *matrix.shape).astype(np.float64)
+    hits = np.trace(cells, axis1=1, axis2=2)
+    true, guessed = cells.sum(2), cells.sum(1)
+    occurs = true + guessed > 0
+    diagonal = np.diagonal(cells, axis1=1, axis2=2)
+    f1 = np.where(occurs, 2 * diagonal / np.maximum(true + guessed, 1), 0.0)
+    macro = f1.sum(1) / occurs.sum(1)
+    # Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006
+    joint = hits * n - (true * guessed).sum(1)
+    spread = np.sqrt(
+        (n * n - (guessed**2).sum(1)) * (n * n - (true**2).sum(1)), dtype=np.float64
+    )
+    matthews = np.where(spread > 0, joint / np.maximum(spread, 1e-300), 0.0)
+    return float(macro.std(ddof=1)), float(matthews.std(ddof=1))
+
+
+def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:
+    """Return the test accuracy of logistic regression on TF-IDF of words and pairs.
+
+    The settings are scikit-learn's but for word pairs and max_iter; it takes seconds
+    and says what a model without pretraining reaches on the same split.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(max_iter=1000),
+    )
+    model.fit(train["text"][:], train["label"][:])
+    return float(model.score(test["text"][:], test["label"][:]))

@@ -1,0 +1,287 @@
+"""The run folder: what ran, what came of it, and the model.
+
+    with start("mlm", args, facts) as run:
+        ...
+        run.finish(trainer, results, card)
+
+The folder is made when all checks have passed. Whatever ends the block is recorded in
+``run.json``, whose status is running, interrupted, failed or complete.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmft import callbacks, hardware
+from llmft.arguments import TrainingArguments
+from llmft.callbacks import finite
+from llmft.config import Arguments
+from llmft.console import Terminated, as_fault, log_to_file, say, table
+from llmft.errors import EnvironmentFault
+from llmft.files import publish_folder, to_json, write_json, write_text
+from llmft.hardware import Choice
+from llmft.trainer import LlmftTrainer
+
+_PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
+Results = dict[str, dict[str, float]]
+
+
+@dataclass
+class Run:
+    """A run folder being filled."""
+
+    folder: Path
+    record: dict[str, Any]
+    started: float = field(default_factory=time.perf_counter)
+
+    def save(self, **changes: Any) -> None:
+        """Write ``run.json`` with ``changes``."""
+        self.record |= changes
+        write_json(self.folder / "run.json", self.record)
+
+    def attach(self, trainer: LlmftTrainer) -> None:
+        """Send the trainer's log, TensorBoard events and progress here."""
+        callbacks.install(trainer, self.folder)
+
+    def finish(self, trainer: LlmftTrainer, results: Results, title: str) -> None:
+        """Write ``metrics.json`` and, after training, ``model/``.
+
+        Args:
+            results: metrics by the part they were measured on (``before``, ``eval``,
+                ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
+            title: the first line of the model card.
+        """
+        measured = {part: _with_errors(part, m) for part, m in results.items()}
+        speed = _speed(trainer, time.perf_counter() - self.started)
+        write_json(self.folder / "metrics.json", {**measured, "run": speed})
+        model: Any = trainer.model
+        tokenizer: Any = trainer.processing_class
+        if trainer.args.do_train:
+            with publish_folder(self.folder / "model") as staging:
+                model.save_pretrained(staging)
+                tokenizer.save_pretrained(staging)
+                card = model_card(title, measured, self.record)
+                write_text(staging / "README.md", card)
+
+    def write_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """Write ``predictions.jsonl``."""
+        lines = "".join(to_json(row) + "\n" for row in rows)
+        write_text(self.folder / "predictions.jsonl", lines)
+
+
+@contextmanager
+def start(
+    recipe: str, args: Arguments, choices: list[Choice], **facts: Any
+) -> Iterator[Run]:
+    """Make the run folder and record how the block ends.
+
+    Args:
+        recipe: its name.
+        args: what was asked; ``args.training.output_dir`` is set to the checkpoints.
+        choices: what ``hardware.prepare`` chose.
+        facts: more for ``run.json``: data, model, tokenizer.
+    """
+    folder = _make_folder(recipe, args.training)
+    args.training.output_dir = str(folder / "checkpoints")
+    record = {
+        "recipe": recipe,
+        "status": "running",
+        "command": shlex.join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "arguments": args.resolved(),
+        "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
+        "versions": versions(),
+        "cpu": {"name": hardware.cpu_name(), "cores": hardware.usable_cores()},
+        **facts,
+    }
+    run = Run(folder, record)
+    (folder / "logs").mkdir(exist_ok=True)
+    handler = log_to_file(folder / "logs" / "debug.log")
+    run.save()
+    try:
+        yield run
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | Terminated)
+        status = "interrupted" if stopped else "failed"
+        run.save(status=status, error=str(as_fault(error) or repr(error)))
+        say(f"run        {_short(folder)} ({status})")
+        raise
+    else:
+        run.save(status="complete", seconds=round(time.perf_counter() - run.started, 1))
+    finally:
+        handler.close()
+
+
+def _make_folder(recipe: str, args: TrainingArguments) -> Path:
+    """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
+    if args.output_dir:
+        folder = Path(args.output_dir).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise EnvironmentFault("output_dir is a file", path=folder)
+        entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        resumed = args.resume_from_checkpoint
+        inside = (
+            bool(resumed) and folder.resolve() in Path(str(resumed)).resolve().parents
+        )
+        if entries and not inside:
+            raise EnvironmentFault(
+                f"output_dir is not empty: it holds {', '.join(entries[:5])}",
+                hint="name a new folder, or resume with --resume_from_checkpoint"
+                " FOLDER/checkpoints/checkpoint-N",
+                path=folder,
+            )
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = Path("outputs") / recipe / f"{stamp}-{uuid.uuid4().hex[:6]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".write-test").touch()
+        (folder / ".write-test").unlink()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write there: {error.strerror}",
+            hint="choose --output_dir",
+            path=folder,
+        ) from error
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _with_errors(part: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Turn ``eval_loss``, ``eval_loss_stderr``, ``eval_n`` into one entry each."""
+    plain = {name.removeprefix(f"{part}_"): value for name, value in metrics.items()}
+    n = plain.get("n")
+    return {
+        name: {
+            "value": finite(value),
+            "n": n,
+            "stderr": finite(plain[f"{name}_stderr"]),
+        }
+        for name, value in plain.items()
+        if f"{name}_stderr" in plain
+    }
+
+
+def _speed(trainer: LlmftTrainer, seconds: float) -> dict[str, Any]:
+    """Return samples/s and tokens/s of training, wall seconds and peak memory."""
+    speed: dict[str, Any] = {
+        "wall_seconds": round(seconds, 1),
+        "peak_rss_bytes": hardware.peak_rss_bytes(),
+    }
+    ends = [e for e in trainer.state.log_history if "train_runtime" in e]
+    if ends:
+        runtime, samples = (
+            ends[-1]["train_runtime"],
+            ends[-1]["train_samples_per_second"],
+        )
+        train: Any = trainer.train_dataset
+        lengths = [len(row) for row in train["input_ids"]]
+        speed |= {
+            "train_seconds": runtime,
+            "train_samples_per_second": samples,
+            "train_tokens_per_second": round(samples * sum(lengths) / len(lengths), 1),
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+        }
+    return speed
+
+
+def model_card(title: str, measured: dict[str, Any], record: dict[str, Any]) -> str:
+    """Return a model card in Markdown: how the model was made, what it reached."""
+    arguments = record["arguments"]
+    given = {
+        name: entry["value"]
+        for name, entry in arguments.items()
+        if not entry["from"].startswith(("default", "follows"))
+    }
+    rows = [
+        f"| {part} | {name} | {m['value']} | {m['stderr']} | {m['n']} |"
+        for part, metrics in measured.items()
+        for name, m in metrics.items()
+    ]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [llmft, cpu]",
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"Made by llmft {record['versions']['llmft']} on {record['cpu']['name']}.",
+        "",
+        "| on | metric | value | standard error | n |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "| argument | value |",
+        "|---|---|",
+        *(f"| {n} | {str(v).replace('|', '&#124;')} |" for n, v in given.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
+    """Say what is going to happen: the choices with their reasons, and the steps."""
+    say("plan")
+    for choice in choices:
+        say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
+    t = args.training
+    if train is None or not t.do_train:
+        return
+    batch = t.per_device_train_batch_size * t.gradient_accumulation_steps
+    per_epoch = max(1, -(-len(train) // batch))
+    steps = t.max_steps if t.max_steps > 0 else round(per_epoch * t.num_train_epochs)
+    say(
+        f"  {'training':<10} {steps:,} steps of {batch} examples,"
+        f" {steps / per_epoch:.3g} epochs, learning rate {t.learning_rate:g}"
+    )
+
+
+def report(
+    run: Run,
+    results: Results,
+    names: list[str],
+    next_command: str,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the last lines: what was reached, where it is, what to do next."""
+    rows = []
+    for part, metrics in results.items():
+        for name in names:
+            value = metrics.get(f"{part}_{name}")
+            if value is not None:
+                error = metrics.get(f"{part}_{name}_stderr", 0.0)
+                n = int(metrics[f"{part}_n"])
+                rows.append((part, name, f"{value:,.4g}", f"{error:.2g}", f"{n:,}"))
+    if rows:
+        say("\nresults")
+        say(table(rows, ["on", "metric", "value", "+-", "n"]))
+    for note in notes:
+        say(note)
+    say(f"\nrun        {_short(run.folder)}")
+    say(f"curves     tensorboard --logdir {_short(run.folder / 'logs')}")
+    say(f"next       {next_command.format(run=_short(run.folder))}")
+
+
+def _short(path: Path) -> str:
+    """Return ``path`` relative to the working directory where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)

@@ -1,0 +1,70 @@
+"""The one Trainer subclass: what llmft needs inside the step, and no more."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from llmft.errors import NonFiniteError
+from llmft.losses import labelled_cross_entropy, labelled_positions_only
+
+
+class LlmftTrainer(Trainer):
+    """``transformers.Trainer`` that stops at a loss which is not finite.
+
+    Args:
+        masked_lm: run the head of a ``*ForMaskedLM`` at the masked positions only.
+        Otherwise as Trainer. Tasks other than causal language modelling take
+        ``labelled_cross_entropy``, right also with gradient accumulation.
+    """
+
+    def __init__(
+        self, *, masked_lm: bool = False, causal_lm: bool = False, **kwargs: Any
+    ):
+        args = kwargs["args"]
+        if not causal_lm:
+            kwargs["compute_loss_func"] = partial(
+                labelled_cross_entropy, label_smoothing=args.label_smoothing_factor
+            )
+        super().__init__(**kwargs)
+        self.masked_lm = masked_lm
+        if not causal_lm:
+            self.model_accepts_loss_kwargs = False  # the count goes to our loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss; for masked LM at the labelled positions only."""
+        given = (model, inputs, return_outputs, num_items_in_batch)
+        if not self.masked_lm:
+            return super().compute_loss(*given)
+        base = self.accelerator.unwrap_model(model).base_model
+        with labelled_positions_only(base, inputs["labels"]):
+            return super().compute_loss(*given)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Evaluate in the order of the data.
+
+        Trainer would shuffle it by length where training groups by length, and its
+        predictions would then belong to other texts.
+        """
+        return SequentialSampler(eval_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run a micro-batch; raise NonFiniteError before it can reach the weights."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {float(loss)} in step {self.state.global_step + 1}",
+                f"learning rate {self._get_learning_rate():.3g}",
+                "lower learning_rate, or raise warmup_steps",
+            )
+        return loss

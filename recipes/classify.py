@@ -1,0 +1,110 @@
+"""Sequence classification: teach an encoder to sort your texts into classes.
+
+python recipes/classify.py
+python recipes/classify.py --train_file reviews.csv --label_column_name rating
+python recipes/classify.py --help
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+
+from llmft import hardware, metrics, models, predictions, runs
+from llmft.arguments import ClassificationDataArguments, ModelArguments
+from llmft.config import parse, require_data, require_something_to_do
+from llmft.console import run_command, say
+from llmft.data.collate import ClassificationCollator
+from llmft.data.splits import load_splits, needed_splits
+from llmft.data.tokenize import classification_features
+from llmft.trainer import LlmftTrainer
+
+
+def main(argv: list[str]) -> None:
+    args = parse(
+        argv,
+        ModelArguments,
+        ClassificationDataArguments,
+        description=__doc__,
+        metrics=metrics.CLASSIFICATION,
+        default_file=Path(__file__).with_name("classify_cpu.json"),
+        check=lambda values: require_data(values) + require_something_to_do(values),
+    )
+    training = args.training
+    choices = hardware.prepare(training)
+    set_seed(training.seed)
+
+    # Data and model: everything is checked before the run folder is made.
+    located = models.locate(args.model, "classification")
+    tokenizer = models.load_tokenizer(located, args.model, "classification")
+    needed = needed_splits(training)
+    splits = load_splits(args.data, training.seed, needed, needs_label=True)
+    labels = models.label_names(located, splits.parts.get("train"))
+    features = {
+        split: classification_features(texts, tokenizer, args.data, split, labels)
+        for split, texts in splits.parts.items()
+    }
+    model = models.load_model(
+        located,
+        args.model,
+        "classification",
+        tokenizer,
+        max_seq_length=args.data.max_seq_length,
+        label_names=labels.names,
+    )
+    runs.plan(args, choices, features.get("train"))
+    if training.dry_run:
+        return
+
+    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    with runs.start("classify", args, choices, **facts) as run:
+        trainer = LlmftTrainer(
+            model=model,
+            args=training,
+            data_collator=ClassificationCollator(tokenizer),
+            train_dataset=features.get("train"),
+            eval_dataset=features.get("validation"),
+            processing_class=tokenizer,
+            compute_metrics=metrics.classification_metrics,
+        )
+        run.attach(trainer)
+        results = {}
+
+        if training.do_train:
+            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        if training.do_eval:
+            results["eval"] = trainer.evaluate()
+        held_out = splits.held_out()
+        if held_out:
+            predicted = trainer.predict(features[held_out], metric_key_prefix=held_out)
+            if held_out == "test":
+                results["test"] = predicted.metrics
+            rows = predictions.rows(
+                splits.parts[held_out]["text"], predicted, labels.names
+            )
+            run.write_predictions(rows)
+
+        run.finish(trainer, results, f"Text classifier for {', '.join(labels.names)}")
+        if held_out:
+            say(predictions.class_table(predicted, labels.names))
+            say(predictions.mistakes(rows, args.data.num_mistakes))
+        notes = []
+        if args.data.baseline and training.do_train and held_out:
+            baseline = metrics.tfidf_baseline(
+                splits.parts["train"], splits.parts[held_out]
+            )
+            notes = [
+                f"baseline   TF-IDF + logistic regression, {held_out}: {baseline:.4g}"
+            ]
+        runs.report(
+            run,
+            results,
+            ["accuracy", "f1_macro", "matthews_correlation", "log_loss"],
+            "python recipes/classify.py --model_name_or_path {run}/model --do_predict"
+            " --test_file NEW.csv",
+            notes=notes,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

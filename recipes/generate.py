@@ -1,0 +1,136 @@
+"""Causal generation: continue a prompt; with --do_train, in the style of your texts.
+
+python recipes/generate.py --prompt "Once upon a time"
+python recipes/generate.py --args recipes/generate_cpu.json
+python recipes/generate.py --help
+"""
+
+import sys
+
+import torch
+from transformers import set_seed
+
+from llmft import generation, hardware, metrics, models, runs
+from llmft.arguments import GenerationModelArguments, LanguageModelingDataArguments
+from llmft.config import Arguments, parse, require_data
+from llmft.console import run_command, say
+from llmft.data.collate import LanguageModelingCollator
+from llmft.data.splits import load_splits, needed_splits
+from llmft.data.tokenize import lm_blocks
+from llmft.losses import next_token_statistics
+from llmft.trainer import LlmftTrainer
+
+
+def main(argv: list[str]) -> None:
+    args = parse(
+        argv,
+        GenerationModelArguments,
+        LanguageModelingDataArguments,
+        description=__doc__,
+        metrics=metrics.CAUSAL_LM,
+        check=check,
+    )
+    training = args.training
+    choices = hardware.prepare(training)
+    if training.do_train or training.do_eval or training.do_predict:
+        fine_tune(args, choices)
+    else:
+        sample(args, choices)
+
+
+def check(values: dict) -> list[str]:
+    """Ask for data where there is a step that needs it, else for a prompt."""
+    if values["do_train"] or values["do_eval"] or values["do_predict"]:
+        return require_data(values)
+    if not any(text.strip() for text in values["prompt"]):
+        return ['nothing to do: give --prompt "...", or --do_train with data']
+    return []
+
+
+def sample(args: Arguments, choices: list[hardware.Choice]) -> None:
+    """Continue the prompts with the model as it is; nothing is written."""
+    located = models.locate(args.model, "causal-lm")
+    tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
+    model = models.load_model(
+        located,
+        args.model,
+        "causal-lm",
+        tokenizer,
+        # Reading the weights is what takes the time of a token, so bf16 halves it.
+        dtype=torch.bfloat16 if args.training.bf16 else torch.float32,
+    )
+    runs.plan(args, choices, None)
+    if args.training.dry_run:
+        return
+    say()
+    generation.sample(model, tokenizer, args.model, args.training.seed, stream=True)
+
+
+def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
+    """Train on the user's texts; show the same prompts before and after."""
+    training = args.training
+    set_seed(training.seed)
+
+    # Data and model: everything is checked before the run folder is made.
+    located = models.locate(args.model, "causal-lm")
+    tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
+    splits = load_splits(args.data, training.seed, needed_splits(training))
+    blocks = {
+        split: lm_blocks(texts, tokenizer, args.data, split, end_documents=True)
+        for split, texts in splits.parts.items()
+    }
+    model = models.load_model(
+        located,
+        args.model,
+        "causal-lm",
+        tokenizer,
+        max_seq_length=args.data.max_seq_length,
+    )
+    generation.check_prompts(model, tokenizer, args.model)
+    runs.plan(args, choices, blocks.get("train"))
+    if training.dry_run:
+        return
+
+    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    with runs.start("generate", args, choices, **facts) as run:
+        trainer = LlmftTrainer(
+            model=model,
+            args=training,
+            data_collator=LanguageModelingCollator(tokenizer, mlm=False),
+            train_dataset=blocks.get("train"),
+            eval_dataset=blocks.get("validation"),
+            processing_class=tokenizer,
+            preprocess_logits_for_metrics=next_token_statistics,
+            compute_metrics=metrics.token_metrics("token_accuracy"),
+            causal_lm=True,
+        )
+        run.attach(trainer)
+        results, held_out = {}, splits.held_out()
+
+        if training.do_train:
+            before = generation.sample(model, tokenizer, args.model, training.seed)
+            if held_out:
+                results["before"] = trainer.evaluate(
+                    blocks[held_out], metric_key_prefix="before"
+                )
+            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        if training.do_eval:
+            results["eval"] = trainer.evaluate()
+        if training.do_predict:
+            results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
+
+        run.finish(trainer, results, f"Causal language model on {splits.name}")
+        if training.do_train:
+            after = generation.sample(model, tokenizer, args.model, training.seed)
+            for old, new in zip(before, after, strict=True):
+                say(f"\nbefore     {old[0]}\nafter      {new[0]}")
+        runs.report(
+            run,
+            results,
+            list(metrics.CAUSAL_LM),
+            'python recipes/generate.py --model_name_or_path {run}/model --prompt "A"',
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""Masked language modelling: teach an encoder the words of your texts.
+
+python recipes/mlm.py --args recipes/mlm_cpu.json
+python recipes/mlm.py --train_file my_texts.txt
+python recipes/mlm.py --help
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+
+from llmft import generation, hardware, metrics, models, runs
+from llmft.arguments import MaskedLMDataArguments, ModelArguments
+from llmft.config import parse, require_data, require_something_to_do
+from llmft.console import run_command, say, table
+from llmft.data.collate import LanguageModelingCollator, fix_masks
+from llmft.data.splits import load_splits, needed_splits
+from llmft.data.tokenize import lm_blocks
+from llmft.losses import token_statistics
+from llmft.trainer import LlmftTrainer
+
+
+def main(argv: list[str]) -> None:
+    args = parse(
+        argv,
+        ModelArguments,
+        MaskedLMDataArguments,
+        description=__doc__,
+        metrics=metrics.MASKED_LM,
+        default_file=Path(__file__).with_name("mlm_cpu.json"),
+        check=lambda values: require_data(values) + require_something_to_do(values),
+    )
+    training = args.training
+    choices = hardware.prepare(training)
+    set_seed(training.seed)
+
+    # Data and model: everything is checked before the run folder is made.
+    located = models.locate(args.model, "masked-lm")
+    tokenizer = models.load_tokenizer(located, args.model, "masked-lm")
+    splits = load_splits(args.data, training.seed, needed_splits(training))
+    collator = LanguageModelingCollator(
+        tokenizer, mlm_probability=args.data.mlm_probability, mask_seed=training.seed
+    )
+    blocks = {
+        split: lm_blocks(texts, tokenizer, args.data, split)
+        for split, texts in splits.parts.items()
+    }
+    # Evaluation masks are fixed, so that evaluations can be compared.
+    fixed = {s: fix_masks(b, collator) for s, b in blocks.items() if s != "train"}
+    model = models.load_model(
+        located,
+        args.model,
+        "masked-lm",
+        tokenizer,
+        max_seq_length=args.data.max_seq_length,
+    )
+    runs.plan(args, choices, blocks.get("train"))
+    if training.dry_run:
+        return
+
+    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    with runs.start("mlm", args, choices, **facts) as run:
+        trainer = LlmftTrainer(
+            model=model,
+            args=training,
+            data_collator=collator,
+            train_dataset=blocks.get("train"),
+            eval_dataset=fixed.get("validation"),
+            processing_class=tokenizer,
+            preprocess_logits_for_metrics=token_statistics,
+            compute_metrics=metrics.token_metrics("masked_accuracy"),
+            masked_lm=True,
+        )
+        run.attach(trainer)
+        results, held_out = {}, splits.held_out()
+        cloze = generation.cloze_examples(
+            splits.parts.get(held_out), tokenizer, args.data.num_examples, training.seed
+        )
+        filled_before = generation.fill_masks(model, tokenizer, cloze)
+
+        if training.do_train:
+            if held_out:
+                results["before"] = trainer.evaluate(
+                    fixed[held_out], metric_key_prefix="before"
+                )
+            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        if training.do_eval:
+            results["eval"] = trainer.evaluate()
+        if training.do_predict:
+            results["test"] = trainer.evaluate(fixed["test"], metric_key_prefix="test")
+
+        run.finish(trainer, results, f"Masked language model on {splits.name}")
+        if cloze and training.do_train:
+            filled = generation.fill_masks(model, tokenizer, cloze)
+            rows = [
+                (text, word, before, after)
+                for (text, word), before, after in zip(
+                    cloze, filled_before, filled, strict=True
+                )
+            ]
+            say("\nfill-mask")
+            say(table(rows, ["text", "word", "before", "after"]))
+        runs.report(
+            run,
+            results,
+            list(metrics.MASKED_LM),
+            "python recipes/classify.py --model_name_or_path {run}/model",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

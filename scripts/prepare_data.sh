@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Brings the default models and data into the cache, so that everything works offline.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh
+.venv/bin/llmft assets fetch --all
+# Unpacks the GGUF model once.
+.venv/bin/python recipes/generate.py --prompt "Hello" --max_new_tokens 1 >/dev/null
+.venv/bin/llmft assets
