@@ -39,6 +39,7 @@ T = TypeVar("T")
 _PROBE_SECONDS = 3.0
 _LOOKUP_SECONDS = 4.0
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
+_CONNECT = "check network and proxy, or set HF_ENDPOINT to a mirror"
 _MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
 
 
@@ -110,13 +111,15 @@ def locate_model(
     if _is_path(name) or Path(name).exists():
         return _local_model(name)
     _check_id(name, "model_name_or_path")
-    wanted = _Wanted("model", name, revision, alternative)
+    wanted = _Wanted("model", name, revision or None, alternative)
     miss = _unreachable()
     if miss is None:
         url = hf_hub_url(name, "config.json", revision=revision)
         try:
             found = get_hf_file_metadata(url, timeout=_LOOKUP_SECONDS)
-            return Located(name, revision, name=name, commit=found.commit_hash or "")
+            if found.commit_hash:
+                return Located(name, revision, name=name, commit=found.commit_hash)
+            miss = _Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
         except _MISSES as error:
             miss = _answered(error, wanted)
     for folder, commit in _snapshots(wanted):
@@ -147,7 +150,7 @@ def load_dataset_dict(
     _check_id(name, "dataset_name")
     import datasets
 
-    wanted = _Wanted("dataset", name, revision, alternative)
+    wanted = _Wanted("dataset", name, revision or None, alternative)
     miss = _unreachable(offline=datasets.config.HF_HUB_OFFLINE)
     if miss is None:
         try:
@@ -156,7 +159,7 @@ def load_dataset_dict(
             )
             if info.gated:  # anybody may read the info of such a data set, not its data
                 HfApi().auth_check(info.id, repo_type="dataset")
-        except _MISSES as error:
+        except (*_MISSES, ValueError) as error:  # ValueError: what came is not JSON
             miss = _answered(error, wanted)
     if miss is not None:
         return _cached_dataset(wanted, config_name, miss)
@@ -193,8 +196,9 @@ def _load(source: str, config_name: str | None, **options: Any) -> DatasetDict:
         datasets.exceptions.DatasetsError,
     ) as error:
         if isinstance(error, ValueError):
-            names = datasets.get_dataset_config_names(source, **options)
-            _check_config(shown, config_name, names)
+            with suppress(ValueError):  # it was not about the configuration
+                names = datasets.get_dataset_config_names(source, **options)
+                _check_config(shown, config_name, names)
         if isinstance(error.__cause__, OSError) and error.__cause__.errno:
             raise error.__cause__ from error  # a full disk, say
         raise DataError(
@@ -223,7 +227,7 @@ def _cached_dataset(
                 hash="auto",
             )
         except ValueError as error:  # not there, or several to choose from
-            prepared = _brief(error) if "config" in str(error) else ""
+            prepared = _brief(error) if "config" in str(error).split("\n")[-1] else ""
         else:
             console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
             return cached.as_dataset()
@@ -256,7 +260,9 @@ def _check_config(name: str, config_name: str | None, known: Sequence[str]) -> N
     near = difflib.get_close_matches(config_name or "", known, 3, 0.4)
     listed = [*near, *(other for other in known if other not in near)]
     more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    has = f"no configuration {config_name!r}" if config_name else "several of them"
+    has = (
+        f"no configuration {config_name!r}" if config_name else "several configurations"
+    )
     raise ConfigError(
         f"dataset_config_name: {name} has {has}; expected one of"
         f" {', '.join(listed[:20])}{more}"
@@ -312,13 +318,13 @@ def _unreachable(offline: bool = False) -> _Miss | None:
     if constants.is_offline_mode() or offline:
         names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
         name = next((n for n in names if os.environ.get(n)), names[0])
-        return _Miss(f"{name} is set", "unset it to use the network")
+        return _Miss(f"{name} is set", f"unset {name} to use the network")
     if reachable():
         return None
     return _Miss(
         f"{constants.ENDPOINT} does not answer (waited up to {_PROBE_SECONDS:g} s;"
         " HF_HUB_OFFLINE is not set)",
-        "check network and proxy, or set HF_ENDPOINT to a mirror",
+        _CONNECT,
     )
 
 
@@ -352,7 +358,7 @@ def _answered(error: Exception, wanted: _Wanted) -> _Miss:
         status = error.response.status_code
         remedy = "check HF_TOKEN" if status in (401, 403) else "try again later"
         return _Miss(f"{constants.ENDPOINT} answered {status}", remedy)
-    return _Miss(f"{constants.ENDPOINT} failed ({_brief(error)})", "try again")
+    return _Miss(f"{constants.ENDPOINT} failed ({_brief(error)})", _CONNECT)
 
 
 def _nearest(wanted: _Wanted) -> str:
@@ -384,7 +390,7 @@ def _nowhere(wanted: _Wanted, miss: _Miss, detail: str = "") -> EnvironmentFault
     return EnvironmentFault(
         f"{wanted.kind} {wanted.name}: {miss.reason}, and there is no complete copy"
         f" in the cache {' or '.join(caches)}{f' ({detail})' if detail else ''}",
-        "expected a reachable hub or a cached copy",
+        "expected a hub that gives it, or a cached copy",
         ", or ".join(filter(None, (miss.remedy, wanted.alternative))),
     )
 

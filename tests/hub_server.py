@@ -126,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if target := self.hub.aliases.get(name):
             kind = "" if prefix == "/" and target.startswith("models/") else target
             target = kind or target.removeprefix("models/")
-            return self._send(307, headers={"Location": f"{prefix}{target}/{rest}"})
+            location = f"{prefix}{target}/{rest}".rstrip("/")
+            return self._send(307, headers={"Location": location})
         action, _, rest = rest.partition("/")
         revision, _, rest = rest.partition("/")
         if action == "auth-check":

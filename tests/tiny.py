@@ -1,0 +1,124 @@
+"""Tiny random models and tokenizers, made on the spot: tests need no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+WORDS = (
+    "the a film movie story plot actor director scene good bad great dull funny sad"
+    " slow fast young old woman man town city love war money and but with of in to is"
+    " was never always very quite makes takes gives finds loses wins"
+).split()
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def sentences(count: int, seed: int = 0, words: int = 12) -> list[str]:
+    """Return ``count`` sentences of random known words, the same for a seed."""
+    import random
+
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=words)) + "." for _ in range(count)]
+
+
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """Return an uncased WordPiece tokenizer with BERT's special tokens."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.train_from_iterator(
+        sentences(200),
+        trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials),
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer like GPT-2's: eos, and no pad token."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        sentences(200),
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+
+
+def model(kind: str, task: str, vocabulary: int, **changes: object) -> PreTrainedModel:
+    """Return a random 2-layer model of ``kind`` (a transformers model type).
+
+    ``task`` is masked-lm, classification or causal-lm; ``changes`` go to the config.
+    """
+    sizes = dict(SIZES, vocab_size=vocabulary, pad_token_id=0, **changes)
+    if kind in ("roberta", "xlm-roberta", "camembert"):
+        sizes["pad_token_id"] = 1
+    if kind == "llama":
+        sizes |= {"num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
+    if kind == "gpt2":
+        sizes |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    if kind == "distilbert":
+        sizes |= {"hidden_dim": 64}
+    if kind == "modernbert":
+        sizes |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2}
+        sizes |= {"eos_token_id": 3, "global_attn_every_n_layers": 2}
+    config = AutoConfig.for_model(kind, **sizes)
+    classes = {
+        "masked-lm": AutoModelForMaskedLM,
+        "classification": AutoModelForSequenceClassification,
+        "causal-lm": AutoModelForCausalLM,
+    }
+    set_seed(0)
+    return classes[task].from_config(config)
+
+
+def save(folder: Path, kind: str, task: str) -> Path:
+    """Save a tiny model and its tokenizer to ``folder`` as a user would hold them."""
+    tokenizer = bpe_tokenizer() if task == "causal-lm" else wordpiece_tokenizer()
+    tokenizer.save_pretrained(folder)
+    model(kind, task, len(tokenizer)).save_pretrained(folder)
+    return folder
