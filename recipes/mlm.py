@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, model)}
+    facts = {"data": splits.provenance, "model": models.identity(located)}
     with runs.start("mlm", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
             run,
             results,
             list(metrics.MASKED_LM),
-            "python recipes/classify.py --model_name_or_path {run}/model",
+            "python {recipes}/classify.py --model_name_or_path {run}/model",
         )
 
 

@@ -11,8 +11,10 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from llmft.parser import nearest
 
 Row = dict[str, Any]
 _TEXT_NAMES = ("text", "sentence", "content", "review")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 
 
@@ -120,30 +123,27 @@ def from_rows(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Sourc
 
 
 def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
+    fault = partial(DataError, path=name, line=line)
     if column not in row:
-        raise DataError(
-            f"no {column!r} in this row",
-            f"it has {', '.join(map(repr, row))}",
-            path=name,
-            line=line,
-        )
+        raise fault(f"no {column!r} in this row", f"it has {', '.join(map(repr, row))}")
     value = row[column]
+    if isinstance(value, str) and _LONE_SURROGATE.search(value):  # from JSON escapes
+        raise fault(
+            f"{column!r} holds half of a character (a lone surrogate)",
+            "expected text that can be written as UTF-8",
+        )
     if key == "text":
         if not isinstance(value, str):
-            raise DataError(
+            raise fault(
                 f"{column!r} is {value!r} ({type(value).__name__})",
                 "expected text in every row",
-                path=name,
-                line=line,
             )
         return value
     shown = class_name(value)
     if shown is None:
-        raise DataError(
+        raise fault(
             f"{column!r} is {value!r}",
             "expected a label: text that is not empty, a whole number, or true/false",
-            path=name,
-            line=line,
         )
     return shown
 
@@ -267,6 +267,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
         reader = csv.reader(
             io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True
         )
+        line = 1
         header = next(reader, None)
         if not header:
             raise DataError("no header line", path=path)
@@ -288,7 +289,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                     line=line,
                 )
     except csv.Error as error:
-        raise DataError(f"not csv: {error}", path=path, line=reader.line_num) from None
+        raise DataError(f"not csv: {error}", path=path, line=line) from None
     finally:
         csv.field_size_limit(previous_limit)
 

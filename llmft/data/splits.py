@@ -217,7 +217,14 @@ def split_off(
         labels = np.array(data["label"][:])
         names, counts = np.unique(labels, return_counts=True)
         alone = np.isin(labels, names[counts < 2])
-        size = max(len(names) - int((counts < 2).sum()), round(part * len(rows)))
+        classes, several = int((counts > 1).sum()), int((~alone).sum())
+        if not classes:
+            raise DataError(
+                f"all {len(rows):,} rows have different labels",
+                hint="is --label_column_name right?",
+                path=source.name,
+            )
+        size = min(max(classes, round(part * len(rows))), several - classes)
         kept, taken = train_test_split(
             rows[~alone],
             test_size=size,

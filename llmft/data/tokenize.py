@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from llmft import __version__, assets
@@ -34,8 +34,9 @@ class LabelNames:
                 f"all {len(labels):,} training rows have the label {names.pop()!r}",
                 "expected at least two classes",
             )
-        numeric = all(n.lstrip("-").isdecimal() for n in names)
-        return cls(tuple(sorted(names, key=int if numeric else str)))
+        numeric = all(n.removeprefix("-").isdecimal() for n in names)
+        # "1" and "01" are two classes: their order must not be that of a set.
+        return cls(tuple(sorted(names, key=lambda n: (int(n) if numeric else 0, n))))
 
     def ids(self, labels: list[str], split: str) -> list[int]:
         """Return class ids; raise DataError for labels that training does not have."""
@@ -92,6 +93,7 @@ def _tokenize(
         ids,
         batched=True,
         remove_columns=["text"],
+        features=Features({"input_ids": List(Value("int32"))}),
         num_proc=workers,
         load_from_cache_file=not args.overwrite_cache,
         cache_file_name=str(path),
@@ -123,7 +125,9 @@ def lm_blocks(
     column = _tokenize(data, tokenizer, args, split).data.column("input_ids")
     tokens = np.concatenate([c.flatten().to_numpy() for c in column.chunks])
     lengths = np.concatenate([c.value_lengths().to_numpy() for c in column.chunks])
-    tokens, lengths = tokens.astype(np.int32), lengths.astype(np.int64)
+    lengths = lengths.astype(np.int64)
+    if not len(tokens):
+        raise DataError(f"{split} has no tokens", "expected text")
     if end_documents and tokenizer.eos_token_id is not None:
         ends = np.cumsum(lengths)
         last = np.where(lengths > 0, tokens[np.maximum(ends, 1) - 1], -1)
@@ -131,7 +135,7 @@ def lm_blocks(
         tokens = np.insert(tokens, ends[open_ends], tokenizer.eos_token_id)
         lengths = lengths + open_ends
     if len(tokens) < 2:
-        raise DataError(f"{split} has no tokens", "expected text")
+        raise DataError(f"{split} has a single token", "expected text")
     size = args.max_seq_length
     if args.block_policy == "row":
         starts = np.cumsum(lengths) - lengths
