@@ -23,7 +23,7 @@ from transformers import (
 from llmft import assets, hub
 from llmft.arguments import ModelArguments
 from llmft.console import say
-from llmft.data.tokenize import LabelNames
+from llmft.data.tokenize import LabelNames, tokenizer_fingerprint
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.files import publish_folder
 from llmft.hub import Located
@@ -259,12 +259,12 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def identity(located: Located) -> dict[str, str]:
-    """Return what pins the weights: the hub commit, or the files' sha256."""
+def identity(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return what pins model and tokenizer: the hub commit, or sha256 of the files."""
+    hashes = {"name": located.name, "tokenizer": tokenizer_fingerprint(tokenizer)}
     if located.commit:
-        return {"name": located.name, "commit": located.commit}
-    hashes = {}
+        return {**hashes, "commit": located.commit}
     for path in sorted(Path(located.path_or_id).glob("*.safetensors")):
         with open(path, "rb") as stream:
             hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"name": located.name, **hashes}
+    return hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from llmft.losses import labelled_cross_entropy, labelled_positions_only
 
 
 class LlmftTrainer(Trainer):
-    """``transformers.Trainer`` that stops at a loss which is not finite.
+    """``transformers.Trainer`` that stops at a loss or gradient which is not finite.
 
     Args:
         masked_lm: run the head of a ``*ForMaskedLM`` at the masked positions only.
@@ -61,10 +62,20 @@ class LlmftTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a micro-batch; raise NonFiniteError before it can reach the weights."""
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        self._require_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the norm, for the log; it is known just before the optimizer steps."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self.accelerator.scaler is None:  # that of fp16 skips such a step itself
+            self._require_finite("gradient", norm)
+        return norm
+
+    def _require_finite(self, name: str, value: Any) -> None:
+        if not math.isfinite(value):
             raise NonFiniteError(
-                f"the loss is {float(loss)} in step {self.state.global_step + 1}",
+                f"the {name} is {float(value)} in step {self.state.global_step + 1}",
                 f"learning rate {self._get_learning_rate():.3g}",
                 "lower learning_rate, or raise warmup_steps",
             )
-        return loss

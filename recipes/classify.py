@@ -31,11 +31,11 @@ def main(argv: list[str]) -> None:
         check=lambda values: require_data(values) + require_something_to_do(values),
     )
     training = args.training
-    choices = hardware.prepare(training)
-    set_seed(training.seed)
 
     # Data and model: everything is checked before the run folder is made.
     located = models.locate(args.model, "classification")
+    choices = hardware.prepare(training)
+    set_seed(training.seed)
     tokenizer = models.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located)}
+    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     with runs.start("classify", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,

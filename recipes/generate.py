@@ -17,6 +17,8 @@ from llmft.console import run_command, say
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import lm_blocks
+from llmft.hardware import Choice
+from llmft.hub import Located
 from llmft.losses import next_token_statistics
 from llmft.trainer import LlmftTrainer
 
@@ -31,11 +33,12 @@ def main(argv: list[str]) -> None:
         check=check,
     )
     training = args.training
+    located = models.locate(args.model, "causal-lm")
     choices = hardware.prepare(training)
     if training.do_train or training.do_eval or training.do_predict:
-        fine_tune(args, choices)
+        fine_tune(args, located, choices)
     else:
-        sample(args, choices)
+        sample(args, located, choices)
 
 
 def check(values: dict) -> list[str]:
@@ -47,9 +50,8 @@ def check(values: dict) -> list[str]:
     return []
 
 
-def sample(args: Arguments, choices: list[hardware.Choice]) -> None:
+def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
     """Continue the prompts with the model as it is; nothing is written."""
-    located = models.locate(args.model, "causal-lm")
     tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
     model = models.load_model(
         located,
@@ -66,13 +68,12 @@ def sample(args: Arguments, choices: list[hardware.Choice]) -> None:
     generation.sample(model, tokenizer, args.model, args.training.seed, stream=True)
 
 
-def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
+def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     """Train on the user's texts; show the same prompts before and after."""
     training = args.training
     set_seed(training.seed)
 
     # Data and model: everything is checked before the run folder is made.
-    located = models.locate(args.model, "causal-lm")
     tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
     blocks = {
@@ -91,7 +92,7 @@ def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located)}
+    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     with runs.start("generate", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
@@ -128,7 +129,8 @@ def fine_tune(args: Arguments, choices: list[hardware.Choice]) -> None:
             run,
             results,
             list(metrics.CAUSAL_LM),
-            'python {recipes}/generate.py --model_name_or_path {run}/model --prompt "A"',
+            "python {recipes}/generate.py --model_name_or_path {run}/model"
+            ' --prompt "Once upon a time"',
         )
 
 

@@ -25,7 +25,8 @@ fi
 # PyTorch first and pinned: asked for by another package, pip takes the newest build,
 # which on Linux is the CUDA one with several GB.
 echo "setup: installing PyTorch"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt torch
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt \
+  ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 echo "setup: installing llmft and its tools"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
 printf '%s' "$wanted" >"$stamp"
