@@ -89,6 +89,12 @@ class Progress(ProgressCallback):
             said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
             self.training_bar.write(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
 
+    def close(self) -> None:
+        """Leave the bars as they are, so that what is said next has its own line."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+
 
 def _is_bookkeeping(name: str) -> bool:
     endings = ("_stderr", "_runtime", "_per_second", "_time", "_n")
@@ -133,13 +139,17 @@ class MaskEpoch(TrainerCallback):
         self.collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
-def install(trainer: LlmftTrainer, run: Path) -> None:
-    """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run."""
+def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
+    """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run.
+
+    Returns the bars, where they are shown: whoever catches an error closes them.
+    """
     args: Any = trainer.args  # an llmft.arguments.TrainingArguments
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    if not args.disable_tqdm:
-        trainer.add_callback(Progress())
+    progress = None if args.disable_tqdm else Progress()
+    if progress:
+        trainer.add_callback(progress)
     trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
     if trainer.pop_callback(TensorBoardCallback):
         tensorboard = TensorBoardCallback()
@@ -153,3 +163,4 @@ def install(trainer: LlmftTrainer, run: Path) -> None:
                 args.early_stopping_patience, args.early_stopping_threshold
             )
         )
+    return progress

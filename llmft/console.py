@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -28,17 +29,18 @@ class Terminated(BaseException):
     """Raised in the main thread when the process receives SIGTERM."""
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", end: str = "\n") -> None:
     """Print ``text`` for the user and keep it in the debug log.
 
     Line breaks of ``text`` are kept; other control characters are escaped.
     """
     shown = "\n".join(escape(line) for line in text.split("\n"))
     try:
-        print(shown, flush=True)
+        print(shown, end=end, flush=True)
     except UnicodeEncodeError:  # a terminal that is not UTF-8, as under LANG=C
         encoding = sys.stdout.encoding or "ascii"
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        shown = shown.encode(encoding, "backslashreplace").decode(encoding)
+        print(shown, end=end, flush=True)
     except BrokenPipeError:  # our reader, such as `head`, has gone: the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     logger.debug("%s", shown)
@@ -67,21 +69,33 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     return "\n".join("  " + line for line in lines)
 
 
-def log_to_file(path: Path) -> logging.Handler:
-    """Send the log of llmft and of the libraries under it to ``path``.
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Send the log of llmft and of the libraries under it to ``path`` in the block.
 
-    Their own handlers on the terminal are taken away: llmft says in its own words
-    what a user has to know. Returns the handler, for the caller to close.
+    What ends the block goes there with its traceback.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, "a", "utf-8", errors="backslashreplace")
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
+    levels = {}
     for name in _LIBRARIES:
         library = logging.getLogger(name)
+        levels[name] = library.level
         library.setLevel(logging.DEBUG if name == "llmft" else logging.INFO)
         library.addHandler(handler)
-    return handler
+    try:
+        yield
+    except BaseException:
+        logger.error("the run ended here", exc_info=True)
+        raise
+    finally:
+        for name, level in levels.items():
+            library = logging.getLogger(name)
+            library.removeHandler(handler)
+            library.setLevel(level)
+        handler.close()
 
 
 def quiet_libraries() -> None:
@@ -144,20 +158,30 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
         return fault.exit_code
 
 
-def as_fault(error: BaseException) -> LlmftError | None:
-    """Return ``error`` as an ``LlmftError`` if it is one or clearly stands for one."""
+def as_fault(
+    error: BaseException, place: str | Path | None = None
+) -> LlmftError | None:
+    """Return ``error`` as an ``LlmftError`` if it is one or clearly stands for one.
+
+    ``place`` is what to name where writing failed and the error names no file.
+    """
     if isinstance(error, LlmftError):
         return error
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    said = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
         return EnvironmentFault(
             "out of memory",
             hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
             " to keep the same total) or max_seq_length",
         )
+    reason, path = None, None
     if isinstance(error, OSError) and error.errno is not None:
-        return EnvironmentFault(
-            os.strerror(error.errno),
-            hint="check free space and permissions there",
-            path=error.filename,
-        )
-    return None
+        reason, path = os.strerror(error.errno), error.filename
+    elif number := re.search(r"\(os error (\d+)\)", said):  # safetensors, tokenizers
+        reason = os.strerror(int(number[1]))
+    elif "PytorchStreamWriter failed" in said or "unexpected pos" in said:  # torch.save
+        reason = "writing failed, as without space on the device"
+    if reason is None:
+        return None
+    hint = "check free space and permissions there"
+    return EnvironmentFault(reason, hint=hint, path=path or place)

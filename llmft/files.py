@@ -30,10 +30,14 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path`` through a temporary file and a rename."""
+    """Write ``text`` as UTF-8 to ``path`` through a temporary file and a rename.
+
+    A lone surrogate, as in a file name that is not UTF-8, is written as ``\\udc80``,
+    which JSON reads back.
+    """
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(staging, "w", encoding="utf-8", newline="\n") as stream:
+        with open(staging, "w", -1, "utf-8", "backslashreplace", "\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -53,17 +57,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def publish_folder(target: Path) -> Iterator[Path]:
+def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that becomes it when the block ends.
 
     Nothing is visible under ``target`` before everything is written and synced. If
     the block raises, or another process published ``target`` first, the staging
-    folder is removed; in the second case the other's folder stays. All files get
-    the mode that the umask asks for (safetensors writes 0600).
+    folder is removed; in the second case the other's folder stays, except where
+    ``replace`` says that it is an older one. All files get the mode that the umask
+    asks for (safetensors writes 0600).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.staging-{uuid.uuid4().hex[:8]}")
     staging.mkdir()
+    older = target.with_name(staging.name.replace(".staging-", ".older-"))
     mask = os.umask(0)
     os.umask(mask)
     try:
@@ -72,11 +78,14 @@ def publish_folder(target: Path) -> Iterator[Path]:
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
             sync(path)
         sync(staging)
+        if replace and target.is_dir():
+            os.rename(target, older)
         try:
             os.rename(staging, target)
         except OSError:
             if not target.is_dir():
                 raise
         sync(target.parent)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

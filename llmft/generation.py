@@ -17,15 +17,14 @@ from transformers import (
 
 from llmft.arguments import GenerationModelArguments
 from llmft.console import say
-from llmft.errors import ConfigError, escape
+from llmft.errors import ConfigError
 
 
 class _Terminal(TextStreamer):
     """Print words as they are written, control characters escaped."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        shown = "\n".join(escape(line) for line in text.split("\n"))
-        print(shown, end="\n" if stream_end else "", flush=True)
+        say(text, end="\n" if stream_end else "")
 
 
 def generation_config(
@@ -56,7 +55,15 @@ def check_prompts(
     tokenizer: PreTrainedTokenizerBase,
     args: GenerationModelArguments,
 ) -> None:
-    """Raise ConfigError for a prompt without tokens, or too long with its text."""
+    """Raise ConfigError for a prompt without tokens, or too long with its text.
+
+    Also where several texts are asked for that would be the same.
+    """
+    if args.num_return_sequences > 1 and not args.do_sample:
+        raise ConfigError(
+            f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
+            " the texts would be the same; use 1, or do_sample"
+        )
     limit = getattr(model.config, "max_position_embeddings", None)
     for prompt in args.prompt:
         length = len(tokenizer(prompt)["input_ids"])
@@ -88,8 +95,8 @@ def sample(
     Raises:
         ConfigError: see ``check_prompts``.
     """
-    config = generation_config(args, tokenizer)
     check_prompts(model, tokenizer, args)
+    config = generation_config(args, tokenizer)
     model.eval()
     texts = []
     for prompt in args.prompt:
@@ -135,9 +142,7 @@ def cloze_examples(
         places = [
             w
             for w, word in enumerate(words)
-            if word.isalpha()
-            and len(word) > 3
-            and len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
+            if word.isalpha() and len(word) > 3 and _is_one_token(word, tokenizer)
         ]
         if places:
             place = random.Random(f"{seed}/{i}").choice(places)
@@ -145,6 +150,11 @@ def cloze_examples(
             masked = [*words[:place], str(tokenizer.mask_token), *words[place + 1 :]]
             examples.append((" ".join(masked), word))
     return examples
+
+
+def _is_one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
 def fill_masks(

@@ -13,15 +13,13 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from huggingface_hub import (
-    DatasetCard,
-    HfApi,
     constants,
     get_hf_file_metadata,
     hf_hub_url,
@@ -29,18 +27,17 @@ from huggingface_hub import (
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
-from llmft import console
-from llmft.errors import ConfigError, DataError, EnvironmentFault, escape
+from llmft.errors import ConfigError, EnvironmentFault, escape
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    pass
 
 T = TypeVar("T")
 _PROBE_SECONDS = 3.0
-_LOOKUP_SECONDS = 4.0
+LOOKUP_SECONDS = 4.0
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _CONNECT = "check network and proxy, or set HF_ENDPOINT to a mirror"
-_MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
+MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,14 @@ class Located:
     commit: str = ""
 
 
-class _Miss(NamedTuple):
+class Miss(NamedTuple):
     """Why the hub cannot give something, and what would mend that."""
 
     reason: str
     remedy: str
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """What is looked for; ``alternative`` is what the caller says needs no hub."""
 
     kind: str  # as huggingface_hub's repo_type: model or dataset
@@ -110,164 +107,24 @@ def locate_model(
     """
     if _is_path(name) or Path(name).exists():
         return _local_model(name)
-    _check_id(name, "model_name_or_path")
-    wanted = _Wanted("model", name, revision or None, alternative)
-    miss = _unreachable()
+    check_id(name, "model_name_or_path")
+    wanted = Wanted("model", name, revision or None, alternative)
+    miss = unreachable()
     if miss is None:
         url = hf_hub_url(name, "config.json", revision=revision)
         try:
-            found = get_hf_file_metadata(url, timeout=_LOOKUP_SECONDS)
+            found = get_hf_file_metadata(url, timeout=LOOKUP_SECONDS)
             if found.commit_hash:
                 return Located(name, revision, name=name, commit=found.commit_hash)
-            miss = _Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
-        except _MISSES as error:
-            miss = _answered(error, wanted)
-    for folder, commit in _snapshots(wanted):
+            miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
+        except MISSES as error:
+            miss = answered(error, wanted)
+    for folder, commit in snapshots(wanted):
         if (folder / "config.json").is_file() and (not weights or _has_weights(folder)):
-            repo_id = _cached_id(wanted)
+            repo_id = cached_id(wanted)
             note = f"{miss.reason}: using the cached copy of {repo_id} ({commit[:7]})"
             return Located(str(folder), None, True, note, repo_id, commit)
-    raise _nowhere(wanted, miss)
-
-
-def load_dataset_dict(
-    name: str,
-    config_name: str | None = None,
-    revision: str | None = None,
-    alternative: str = "",
-) -> DatasetDict:
-    """Load the hub data set ``name`` with all of its splits.
-
-    A one-word name (wikitext) is resolved to the id on the hub, and said. Without
-    network the data come from the cache of datasets, or from the hub cache.
-
-    Raises:
-        ConfigError: a malformed id, an unknown revision, a config name that is
-            unknown, or missing where there are several.
-        DataError: a data set that has no files that datasets can read.
-        EnvironmentFault: neither on the hub nor completely in a cache.
-    """
-    _check_id(name, "dataset_name")
-    import datasets
-
-    wanted = _Wanted("dataset", name, revision or None, alternative)
-    miss = _unreachable(offline=datasets.config.HF_HUB_OFFLINE)
-    if miss is None:
-        try:
-            info = HfApi().dataset_info(
-                name, revision=revision, timeout=_LOOKUP_SECONDS
-            )
-            if info.gated:  # anybody may read the info of such a data set, not its data
-                HfApi().auth_check(info.id, repo_type="dataset")
-        except (*_MISSES, ValueError) as error:  # ValueError: what came is not JSON
-            miss = _answered(error, wanted)
-    if miss is not None:
-        return _cached_dataset(wanted, config_name, miss)
-    if info.id != name:
-        console.say(f"dataset {name} is {info.id} on the hub")
-    try:
-        # The prefix keeps a local folder of this name from being taken instead, and
-        # a commit as the revision keeps datasets from asking a second host.
-        return _load(f"hf://datasets/{info.id}", config_name, revision=info.sha)
-    except (*_MISSES, DataError) as error:
-        if isinstance(error, DataError) and reachable():
-            raise
-        miss = _Miss(f"the hub failed ({_brief(error)})", "try again")
-        raise _nowhere(wanted, miss) from error
-
-
-def _load(source: str, config_name: str | None, **options: Any) -> DatasetDict:
-    """Do what ``load_dataset`` does, with errors in llmft's words."""
-    import datasets
-
-    shown = source.removeprefix("hf://datasets/")
-    try:
-        builder = datasets.load_dataset_builder(source, config_name, **options)
-        if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
-            console.warn(f"{shown} cannot be read on the hub: using an older copy")
-        builder.download_and_prepare()
-        return builder.as_dataset()
-    except _MISSES:
-        raise
-    except (
-        ValueError,
-        FileNotFoundError,
-        RuntimeError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        if isinstance(error, ValueError):
-            with suppress(ValueError):  # it was not about the configuration
-                names = datasets.get_dataset_config_names(source, **options)
-                _check_config(shown, config_name, names)
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno:
-            raise error.__cause__ from error  # a full disk, say
-        raise DataError(
-            f"cannot be loaded as a data set: {_brief(error)}",
-            "expected data files that datasets can read, and no loading script",
-            path=shown,
-        ) from error
-
-
-def _cached_dataset(
-    wanted: _Wanted, config_name: str | None, miss: _Miss
-) -> DatasetDict:
-    """Load from what datasets prepared before, else from the hub cache."""
-    from datasets.packaged_modules.cache.cache import Cache
-
-    repo_id = _cached_id(wanted)
-    said = f"{miss.reason}: using the cached copy of dataset {repo_id}"
-    prepared = ""
-    if wanted.revision is None:
-        try:
-            cached = Cache(
-                repo_id=repo_id,
-                dataset_name=repo_id.split("/")[-1],
-                config_name=config_name,
-                version="auto",
-                hash="auto",
-            )
-        except ValueError as error:  # not there, or several to choose from
-            prepared = _brief(error) if "in the cache:" in str(error) else ""
-        else:
-            console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
-            return cached.as_dataset()
-    for folder, commit in _snapshots(wanted):
-        with suppress(DataError):  # files that were never fetched
-            loaded = _load_snapshot(folder, repo_id, config_name)
-            console.say(f"{said} ({commit[:7]})")
-            return loaded
-    raise _nowhere(wanted, miss, prepared)
-
-
-def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> DatasetDict:
-    """Load from a snapshot in the hub cache that may hold one configuration only."""
-    from datasets.utils.metadata import MetadataConfigs
-
-    card, configs = folder / "README.md", MetadataConfigs()
-    if card.is_file():
-        configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
-    if configs:
-        config_name = config_name or configs.get_default_config_name()
-        _check_config(repo_id, config_name, list(configs))
-    # Without data_files, datasets looks for those of the first configuration too.
-    files = configs.get(config_name, {}).get("data_files")
-    return _load(str(folder), config_name, data_files=files)
-
-
-def _check_config(name: str, config_name: str | None, known: Sequence[str]) -> None:
-    if config_name in known or (config_name is None and len(known) < 2):
-        return
-    near = difflib.get_close_matches(config_name or "", known, 3, 0.4)
-    listed = [*near, *(other for other in known if other not in near)]
-    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    has = (
-        f"no configuration {config_name!r}" if config_name else "several configurations"
-    )
-    raise ConfigError(
-        f"dataset_config_name: {name} has {has}; expected one of"
-        f" {', '.join(listed[:20])}{more}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-    )
+    raise nowhere(wanted, miss)
 
 
 def _is_path(name: str) -> bool:
@@ -287,7 +144,7 @@ def _local_model(name: str) -> Located:
     raise ConfigError(f"model_name_or_path: {found}", path=name)
 
 
-def _check_id(name: str, option: str) -> None:
+def check_id(name: str, option: str) -> None:
     try:
         validate_repo_id(name)
     except hf.HFValidationError as error:
@@ -313,22 +170,22 @@ def _within(seconds: float, call: Callable[[], T]) -> T | None:
     return result[0] if result else None
 
 
-def _unreachable(offline: bool = False) -> _Miss | None:
+def unreachable(offline: bool = False) -> Miss | None:
     """Return why nothing can be asked of the hub, or None if it answers."""
     if constants.is_offline_mode() or offline:
         names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
         name = next((n for n in names if os.environ.get(n)), names[0])
-        return _Miss(f"{name} is set", f"unset {name} to use the network")
+        return Miss(f"{name} is set", f"unset {name} to use the network")
     if reachable():
         return None
-    return _Miss(
+    return Miss(
         f"{constants.ENDPOINT} does not answer (waited up to {_PROBE_SECONDS:g} s;"
         " HF_HUB_OFFLINE is not set)",
         _CONNECT,
     )
 
 
-def _answered(error: Exception, wanted: _Wanted) -> _Miss:
+def answered(error: Exception, wanted: Wanted) -> Miss:
     """Return what the hub's ``error`` says; raise if no cached copy may stand in."""
     kind, name = wanted.kind, wanted.name
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -344,7 +201,7 @@ def _answered(error: Exception, wanted: _Wanted) -> _Miss:
             wanted.alternative,
         ) from error
     if isinstance(error, hf.GatedRepoError):
-        return _Miss(
+        return Miss(
             "it is gated on the hub", f"accept its licence at {page} and set HF_TOKEN"
         )
     if isinstance(error, hf.RepositoryNotFoundError):
@@ -357,11 +214,11 @@ def _answered(error: Exception, wanted: _Wanted) -> _Miss:
     if isinstance(error, hf.HfHubHTTPError):
         status = error.response.status_code
         remedy = "check HF_TOKEN" if status in (401, 403) else "try again later"
-        return _Miss(f"{constants.ENDPOINT} answered {status}", remedy)
-    return _Miss(f"{constants.ENDPOINT} failed ({_brief(error)})", _CONNECT)
+        return Miss(f"{constants.ENDPOINT} answered {status}", remedy)
+    return Miss(f"{constants.ENDPOINT} failed ({brief(error)})", _CONNECT)
 
 
-def _nearest(wanted: _Wanted) -> str:
+def _nearest(wanted: Wanted) -> str:
     """Return the ids on the hub that look most like what was asked for."""
     name, base = wanted.name, wanted.name.split("/")[-1]
     query = {"search": re.split(r"[-_.]", base)[0], "sort": "downloads", "limit": 100}
@@ -381,7 +238,7 @@ def _nearest(wanted: _Wanted) -> str:
     return f"nearest there: {', '.join(near)}" if near else ""
 
 
-def _nowhere(wanted: _Wanted, miss: _Miss, detail: str = "") -> EnvironmentFault:
+def nowhere(wanted: Wanted, miss: Miss, detail: str = "") -> EnvironmentFault:
     caches = [constants.HF_HUB_CACHE]
     if wanted.kind == "dataset":
         import datasets
@@ -395,7 +252,7 @@ def _nowhere(wanted: _Wanted, miss: _Miss, detail: str = "") -> EnvironmentFault
     )
 
 
-def _cached_id(wanted: _Wanted) -> str:
+def cached_id(wanted: Wanted) -> str:
     """Return the one id in the caches that ``wanted.name`` may stand for, or itself."""
     name, kind, cache = wanted.name, wanted.kind, Path(constants.HF_HUB_CACHE)
     if "/" in name or (cache / f"{kind}s--{name}").is_dir():
@@ -416,10 +273,10 @@ def _cached_id(wanted: _Wanted) -> str:
     return ids.pop() if ids else name
 
 
-def _snapshots(wanted: _Wanted) -> list[tuple[Path, str]]:
+def snapshots(wanted: Wanted) -> list[tuple[Path, str]]:
     """Return folder and commit of each copy in the hub cache, the best one first."""
     repo = Path(constants.HF_HUB_CACHE) / "--".join(
-        [f"{wanted.kind}s", *_cached_id(wanted).split("/")]
+        [f"{wanted.kind}s", *cached_id(wanted).split("/")]
     )
     ref = repo / "refs" / (wanted.revision or "main")
     commit = ref.read_text().strip() if ref.is_file() else wanted.revision
@@ -443,5 +300,5 @@ def _has_weights(folder: Path) -> bool:
     return bool(there) and there.issuperset(shards)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     return escape(" ".join(str(error).split()) or type(error).__name__, 200)

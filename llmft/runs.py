@@ -13,12 +13,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llmft.trainer import LlmftTrainer
 
 _PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
 Results = dict[str, dict[str, float]]
+_SECRET = re.compile(r"(--\w+_token[ =])\S+")
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Run:
     folder: Path
     record: dict[str, Any]
     started: float = field(default_factory=time.perf_counter)
+    progress: callbacks.Progress | None = None
 
     def save(self, **changes: Any) -> None:
         """Write ``run.json`` with ``changes``."""
@@ -52,7 +55,7 @@ class Run:
 
     def attach(self, trainer: LlmftTrainer) -> None:
         """Send the trainer's log, TensorBoard events and progress here."""
-        callbacks.install(trainer, self.folder)
+        self.progress = callbacks.install(trainer, self.folder)
 
     def finish(self, trainer: LlmftTrainer, results: Results, title: str) -> None:
         """Write ``metrics.json`` and, after training, ``model/``.
@@ -68,7 +71,7 @@ class Run:
         model: Any = trainer.model
         tokenizer: Any = trainer.processing_class
         if trainer.args.do_train:
-            with publish_folder(self.folder / "model") as staging:
+            with publish_folder(self.folder / "model", replace=True) as staging:
                 model.save_pretrained(staging)
                 tokenizer.save_pretrained(staging)
                 card = model_card(title, measured, self.record)
@@ -97,7 +100,7 @@ def start(
     record = {
         "recipe": recipe,
         "status": "running",
-        "command": shlex.join(sys.argv),
+        "command": _SECRET.sub(r"\1<hidden>", shlex.join(sys.argv)),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "arguments": args.resolved(),
         "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
@@ -107,43 +110,52 @@ def start(
     }
     run = Run(folder, record)
     (folder / "logs").mkdir(exist_ok=True)
-    handler = log_to_file(folder / "logs" / "debug.log")
     run.save()
     try:
-        yield run
+        with log_to_file(folder / "logs" / "debug.log"):
+            yield run
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | Terminated)
         status = "interrupted" if stopped else "failed"
-        run.save(status=status, error=str(as_fault(error) or repr(error)))
+        fault = as_fault(error, folder)
+        if run.progress:
+            run.progress.close()
+        with suppress(OSError):  # a full disk is what ended the run
+            run.save(status=status, error=str(fault or repr(error)))
         say(f"run        {_short(folder)} ({status})")
-        raise
+        if fault is None or fault is error:
+            raise
+        raise fault from error
     else:
         run.save(status="complete", seconds=round(time.perf_counter() - run.started, 1))
-    finally:
-        handler.close()
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Raise EnvironmentFault where ``output_dir`` is a file, or in use by another run.
+
+    Writes nothing; recipes call it before they load anything.
+    """
+    if not args.output_dir:
+        return
+    folder = Path(args.output_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentFault("output_dir is a file", path=folder)
+    entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
+    if entries and folder.resolve() not in resumed.parents:
+        raise EnvironmentFault(
+            f"output_dir is not empty: it holds {', '.join(entries[:5])}",
+            hint="name a new folder, or resume with --resume_from_checkpoint"
+            " FOLDER/checkpoints/checkpoint-N",
+            path=folder,
+        )
 
 
 def _make_folder(recipe: str, args: TrainingArguments) -> Path:
     """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
-    if args.output_dir:
-        folder = Path(args.output_dir).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise EnvironmentFault("output_dir is a file", path=folder)
-        entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        resumed = args.resume_from_checkpoint
-        inside = (
-            bool(resumed) and folder.resolve() in Path(str(resumed)).resolve().parents
-        )
-        if entries and not inside:
-            raise EnvironmentFault(
-                f"output_dir is not empty: it holds {', '.join(entries[:5])}",
-                hint="name a new folder, or resume with --resume_from_checkpoint"
-                " FOLDER/checkpoints/checkpoint-N",
-                path=folder,
-            )
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = Path("outputs") / recipe / f"{stamp}-{uuid.uuid4().hex[:6]}"
+    check_output_dir(args)
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    folder = Path(args.output_dir or Path("outputs") / recipe / stamp).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".write-test").touch()

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
         check=lambda values: require_data(values) + require_something_to_do(values),
     )
     training = args.training
+    runs.check_output_dir(training)
 
     # Data and model: everything is checked before the run folder is made.
     located = models.locate(args.model, "classification")

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
         check=check,
     )
     training = args.training
+    runs.check_output_dir(training)
     located = models.locate(args.model, "causal-lm")
     choices = hardware.prepare(training)
     if training.do_train or training.do_eval or training.do_predict:

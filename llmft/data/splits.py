@@ -83,10 +83,12 @@ def load_splits(
             continue
         limit = limits.get(split, args.max_eval_samples)
         if limit is not None and limit < len(source.dataset):
-            note = f"the first {limit:,} of {len(source.dataset):,}"
+            # At random: the first rows of a file sorted by label are of one class.
+            chosen = np.random.default_rng(seed).permutation(len(source.dataset))
+            note = f"{limit:,} of {len(source.dataset):,} at random, seed {seed}"
             source = replace(
                 source,
-                dataset=source.dataset.select(range(limit)),
+                dataset=source.dataset.select(np.sort(chosen[:limit])),
                 notes=[*source.notes, note],
             )
         show(split, source)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from huggingface_hub import constants
 
 from llmft import hub
 from llmft.errors import ConfigError
-from tests.hub_server import COMMIT, HubServer, lay_out_hub_cache
 
 ROOT = Path(__file__).parents[2]
 MODEL, DATA = "distilbert/distilbert-base-uncased", "Salesforce/wikitext"
@@ -31,14 +31,15 @@ LIMIT = 10  # seconds for a call that finds no hub, imports included
 
 ASK = """
 import contextlib, io, json, sys, time
-from llmft import hub
+from llmft import hub, hubdata
 heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
 for name, args in json.loads(sys.argv[1]):
     said, start = io.StringIO(), time.monotonic()
     answer = {"heavy": sorted(heavy)}
     try:
         with contextlib.redirect_stdout(said):
-            value = getattr(hub, name)(*args)
+            module = hubdata if name == "load_dataset_dict" else hub
+            value = getattr(module, name)(*args)
     except Exception as error:
         answer |= {"type": type(error).__name__, "text": str(error)}
         answer["code"] = getattr(error, "exit_code", 1)

@@ -1,0 +1,186 @@
+"""Faults of the world around a training recipe: signals, a full disk, a closed pipe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import recipe_process as process
+import tiny
+
+NO_CHECKPOINTS = ("--save_strategy", "no", "--eval_strategy", "no")
+ENDLESS = ("--num_train_epochs", 100_000, "--logging_steps", 1)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and labelled texts, all of them with an emoji."""
+    root = tmp_path_factory.mktemp("given")
+    tiny.save(root / "bert", "bert", "masked-lm")
+    rows = process.keyword_rows(["gut", "schlecht"], ["good", "bad"], 40)
+    lines = [f"{text} 🎬 süß,{label}" for text, label in rows]
+    (root / "train.csv").write_text("\n".join(["text,label", *lines]), "utf-8")
+    return root
+
+
+def classify(given: Path, *flags: object) -> tuple[object, ...]:
+    return (
+        "classify",
+        *process.QUICK,
+        *("--model_name_or_path", given / "bert", "--num_train_epochs", 2),
+        *("--train_file", given / "train.csv", "--per_device_train_batch_size", 4),
+        *flags,
+    )
+
+
+def wait_for_training(run: Path) -> None:
+    """Wait until there is a checkpoint and training goes on."""
+
+    def trains() -> bool:
+        return any(run.glob("checkpoints/*/trainer_state.json"))
+
+    process.wait_until(trains, "a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "llmft: terminated"),
+        (signal.SIGINT, 130, "llmft: interrupted"),
+    ],
+)
+def test_a_signal_in_training(
+    number: int, code: int, said: str, given: Path, tmp_path: Path
+) -> None:
+    cwd, run = tmp_path / "work", tmp_path / "work" / "run"
+    flags = classify(given, *ENDLESS, "--output_dir", "run")
+    with process.start(*flags, cwd=cwd) as running:
+        wait_for_training(run)
+        running.send_signal(number)
+        stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert process.problems(stderr.decode()) == [said]
+    assert b"Traceback" not in stderr
+    assert stdout.decode().splitlines()[-1] == "run        run (interrupted)"
+    record = process.read_json(run / "run.json")
+    assert record["status"] == "interrupted"
+    assert process.losses(run)
+    assert not (run / "model").exists()
+
+
+def test_kill_in_training_and_resume(given: Path, tmp_path: Path) -> None:
+    cwd, run = tmp_path / "work", tmp_path / "work" / "run"
+    flags = classify(given, *ENDLESS, "--output_dir", "run")
+    with process.start(*flags, cwd=cwd) as running:
+        wait_for_training(run)
+        running.kill()
+        running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL
+    assert process.read_json(run / "run.json")["status"] == "running"
+    events = process.read_jsonl(run / "metrics.jsonl")
+    assert events
+    assert not (run / "model").exists()
+    whole = list((run / "checkpoints").glob("*/trainer_state.json"))
+    steps = min(int(path.parent.name.split("-")[1]) for path in whole)
+    epoch = 36 // 4
+    process.run_well(
+        *flags,
+        *("--num_train_epochs", steps // epoch + 1, "--resume_from_checkpoint"),
+        f"run/checkpoints/checkpoint-{steps}",
+        cwd=cwd,
+    )
+    assert process.read_json(run / "run.json")["status"] == "complete"
+    assert process.read_json(run / "metrics.json")["run"]["steps"] == steps + epoch
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("only root can mount a tmpfs")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("free", "flags"),
+    [(100_000, ()), (250_000, ()), (100_000, NO_CHECKPOINTS)],
+    ids=["checkpoint", "optimizer", "model"],
+)
+def test_a_full_disk(
+    free: int, flags: tuple[str, ...], given: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    """It fills up in the first checkpoint, early or late, or in the model."""
+    (small_disk / "others").write_bytes(b"x" * (2 * 1024 * 1024 - free))
+    run = small_disk / "run"
+    done = process.run(
+        *classify(given, *flags, "--output_dir", run), cwd=tmp_path / "work"
+    )
+    said = process.problems(done.stderr)
+    assert done.returncode == 5, done.stderr
+    assert len(said) == 1
+    assert said[0].startswith("llmft: EnvironmentFault ")
+    assert str(small_disk) in said[0]
+    assert "space" in said[0]
+    assert "Traceback" not in done.stderr
+    assert not (run / "model").exists()
+    assert not list((tmp_path / "work").iterdir())
+    assert process.read_json(run / "run.json")["status"] in ("failed", "running")
+
+
+def test_a_reader_that_goes_away(given: Path, tmp_path: Path) -> None:
+    """As with ``| head -1``."""
+    cwd = tmp_path / "work"
+    with process.start(*classify(given, "--output_dir", "run"), cwd=cwd) as running:
+        assert running.stdout
+        assert running.stdout.readline() == b"data\n"
+        running.stdout.close()
+        assert running.stderr
+        stderr = running.stderr.read().decode()
+        running.wait(timeout=60)
+    assert (running.returncode, process.problems(stderr)) == (0, [])
+    assert "BrokenPipeError" not in stderr
+    assert process.read_json(cwd / "run" / "run.json")["status"] == "complete"
+    assert "next" in (cwd / "run" / "logs" / "debug.log").read_text("utf-8")
+
+
+def test_a_terminal_that_is_not_utf8(given: Path, tmp_path: Path) -> None:
+    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    plain |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    cwd = tmp_path / "wörk"
+    said = process.run_well(
+        *classify(given, "--output_dir", "run", "--learning_rate", 1e-12),
+        cwd=cwd,
+        env=process.user_env(tmp_path / "home", **plain),
+    )
+    run = cwd / "run"
+    assert said.isascii()
+    assert "\\U0001f3ac" in said
+    assert process.read_json(run / "run.json")["status"] == "complete"
+    rows = process.read_jsonl(run / "predictions.jsonl")
+    assert all(row["text"].endswith(" 🎬 süß") for row in rows)
+
+
+def test_a_terminal_that_is_not_utf8_and_a_prompt(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    plain = {"PYTHONIOENCODING": "ascii"}
+    said = process.run_well(
+        *("generate", "--model_name_or_path", tiny_gpt2, "--num_threads", 1),
+        *("--prompt", "a 🎬 story", "--max_new_tokens", 8),
+        cwd=tmp_path / "work",
+        env=process.user_env(tmp_path / "home", **plain),
+    )
+    assert "a \\U0001f3ac story" in said

@@ -1,0 +1,153 @@
+"""Language modelling of a user's own texts, with flags only."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shlex
+from pathlib import Path
+
+import pytest
+import recipe_process as process
+import tiny
+from transformers import AutoTokenizer, pipeline
+
+TOY = (
+    *process.QUICK,
+    *("--num_train_epochs", 3, "--learning_rate", 5e-3),
+    *("--per_device_train_batch_size", 8),
+)
+TEXTS = [
+    text.replace("good", "good 🎬") for text in tiny.sentences(300, words=14, seed=3)
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT for the 128 tokens that classify.py takes by itself."""
+    folder = tmp_path_factory.mktemp("bert")
+    return tiny.save(folder, "bert", "masked-lm", max_position_embeddings=128)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 for the 80 new tokens that generate.py writes by itself."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    return tiny.save(folder, "gpt2", "causal-lm", max_position_embeddings=128)
+
+
+def test_mlm_on_a_txt(bert: Path, tmp_path: Path) -> None:
+    cwd = tmp_path / "work"
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    said = process.run_well(
+        "mlm",
+        *("--model_name_or_path", bert, "--train_file", tmp_path / "texts.txt"),
+        *TOY,
+        cwd=cwd,
+    )
+    run = process.only_run(cwd, "mlm")
+    assert {p.name for p in run.iterdir()} == process.RUN_FOLDER
+    check_learnt(run, "masked_accuracy")
+    assert "fill-mask" in said
+    fill = pipeline("fill-mask", str(run / "model"), device="cpu")
+    assert fill("the old [MASK] loses money")[0]["token_str"] in [*tiny.WORDS, "."]
+
+
+def check_learnt(run: Path, accuracy: str) -> None:
+    """Check that the loss fell, and the numbers that were written down."""
+    for path in run.rglob("*.json"):
+        process.read_json(path)
+    assert process.read_json(run / "run.json")["status"] == "complete"
+    losses = process.losses(run)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0] - 0.3
+    found = process.read_json(run / "metrics.json")
+    before, after = found["before"], found["eval"]
+    assert set(after) == {"loss", "perplexity", accuracy}
+    assert after["loss"]["value"] < before["loss"]["value"] - 0.3
+    assert after["loss"]["n"] == before["loss"]["n"] > 30
+    for part in (before, after):
+        expected = math.exp(part["loss"]["value"])
+        assert part["perplexity"]["value"] == pytest.approx(expected)
+        assert part["perplexity"]["stderr"] > 0
+    assert min(process.losses(run, "eval_loss")) == after["loss"]["value"]
+
+
+@pytest.mark.assets
+def test_the_command_after_mlm(bert: Path, tmp_path: Path) -> None:
+    """A folder of txt; what is printed last goes on with the embedded reviews."""
+    cwd = tmp_path / "my work"
+    for name, texts in {"a": TEXTS[:150], "b/c": TEXTS[150:]}.items():
+        path = cwd / "texts" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(texts), encoding="utf-8")
+    said = process.run_well(
+        "mlm",
+        *("--model_name_or_path", bert, "--train_file", "texts"),
+        *("--sample_by", "line", "--output_dir", "first run", *TOY),
+        cwd=cwd,
+    )
+    check_learnt(cwd / "first run", "masked_accuracy")
+    following = said.splitlines()[-1].removeprefix("next").strip()
+    words = shlex.split(following)
+    assert (cwd / words[1]).samefile(process.RECIPES / "classify.py")
+    process.run_well(
+        "classify",
+        *words[2:],
+        *("--max_steps", 2, "--max_train_samples", 64, "--max_eval_samples", 8),
+        cwd=cwd,
+        env=process.user_env(tmp_path / "home", assets=True),
+    )
+    run = process.only_run(cwd, "classify")
+    assert process.read_json(run / "run.json")["status"] == "complete"
+
+
+def test_generate_on_a_jsonl(gpt2: Path, tmp_path: Path) -> None:
+    """Documents in jsonl, and the command that is printed last."""
+    cwd = tmp_path / "work"
+    lines = [json.dumps({"n": i, "content": text}) for i, text in enumerate(TEXTS)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    said = process.run_well(
+        "generate",
+        *("--do_train", "--do_eval", "--model_name_or_path", gpt2),
+        *("--train_file", tmp_path / "texts.jsonl", "--output_dir", "run"),
+        *("--prompt", "the old man", "--max_new_tokens", 12, *TOY),
+        cwd=cwd,
+    )
+    run = cwd / "run"
+    assert {p.name for p in cwd.iterdir()} == {"run"}
+    assert {p.name for p in run.iterdir()} == process.RUN_FOLDER
+    check_learnt(run, "token_accuracy")
+    assert "before     the old man" in said
+    assert "after      the old man" in said
+    write = pipeline("text-generation", str(run / "model"), device="cpu")
+    text = write("the old man", max_new_tokens=4)[0]["generated_text"]
+    assert text.startswith("the old man")
+    before = process.tree(cwd)
+    words = shlex.split(said.splitlines()[-1].removeprefix("next").strip())
+    assert (cwd / words[1]).samefile(process.RECIPES / "generate.py")
+    said = process.run_well("generate", *words[2:], cwd=cwd)
+    assert f"\n{words[words.index('--prompt') + 1]}" in said
+    assert process.tree(cwd) == before
+
+
+def test_generate_on_a_txt(gpt2: Path, tmp_path: Path) -> None:
+    """One document of a txt; the last evaluation is on a text set aside."""
+    draw = random.Random(5)
+    (tmp_path / "book.txt").write_text(" ".join(draw.choices(TEXTS, k=200)), "utf-8")
+    (tmp_path / "end.txt").write_text("\n\n".join(TEXTS[-20:]), "utf-8")
+    process.run_well(
+        "generate",
+        *("--do_train", "--do_eval", "--do_predict", "--model_name_or_path", gpt2),
+        *("--train_file", tmp_path / "book.txt", "--validation_file"),
+        *(tmp_path / "end.txt", "--test_file", tmp_path / "end.txt"),
+        *("--sample_by", "document", "--output_dir", "run", *TOY),
+        cwd=tmp_path / "work",
+    )
+    found = process.read_json(tmp_path / "work" / "run" / "metrics.json")
+    assert found["test"] == found["eval"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "work" / "run" / "model")
+    tokens = len(tokenizer("\n\n".join(TEXTS[-20:]))["input_ids"]) + 1
+    blocks = tokens // 32
+    assert found["test"]["loss"]["n"] == blocks * 31

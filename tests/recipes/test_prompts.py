@@ -1,0 +1,79 @@
+"""generate.py without training: it continues prompts, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import recipe_process as process
+
+
+@pytest.fixture(scope="module")
+def said(
+    tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str, str]]:
+    """Return exit code, standard output and standard error of some commands."""
+    cwd = tmp_path_factory.mktemp("prompts") / "work"
+    model = ("--model_name_or_path", tiny_gpt2, "--num_threads", 1)
+    model += ("--precision", "fp32", "--max_new_tokens", 12)
+    two = ("--prompt", "the old man", "a 🎬 story", "--seed", 7)
+    commands = {
+        "two": (*model, *two),
+        "two again": (*model, *two),
+        "several": (*model, *two, "--num_return_sequences", 2),
+        "greedy": (*model, "--prompt=the man", "--do_sample", "false", "--seed", 8),
+        "none": model,
+    }
+    done = process.run_all(
+        {
+            name: lambda flags=flags: process.run("generate", *flags, cwd=cwd)
+            for name, flags in commands.items()
+        }
+    )
+    assert not list(cwd.iterdir())
+    return {n: (d.returncode, d.stdout, d.stderr) for n, d in done.items()}
+
+
+def texts(stdout: str) -> str:
+    """Return what follows the plan."""
+    return stdout.partition("\nplan\n")[2].partition("\n\n")[2]
+
+
+def test_each_prompt_is_continued(said: dict[str, tuple[int, str, str]]) -> None:
+    code, stdout, stderr = said["two"]
+    assert (code, process.problems(stderr)) == (0, [])
+    first, second = texts(stdout).strip("\n").split("\n\n")
+    assert first.startswith("the old man")
+    assert second.startswith("a 🎬 story")
+    assert len(first) > len("the old man")
+
+
+def test_the_same_seed_gives_the_same_text(
+    said: dict[str, tuple[int, str, str]],
+) -> None:
+    assert texts(said["two"][1]) == texts(said["two again"][1])
+
+
+def test_several_texts_for_each(said: dict[str, tuple[int, str, str]]) -> None:
+    code, stdout, _ = said["several"]
+    assert code == 0
+    starts = ["[1] the old man", "[2] the old man", "[1] a 🎬 story", "[2] a 🎬 story"]
+    places = [texts(stdout).index(start) for start in starts]
+    assert places == sorted(places)
+    one, two = texts(stdout).splitlines()[:2]
+    assert one[4:] != two[4:]
+
+
+def test_greedy(said: dict[str, tuple[int, str, str]]) -> None:
+    code, stdout, stderr = said["greedy"]
+    assert (code, process.problems(stderr)) == (0, [])
+    assert texts(stdout).startswith("the man")
+
+
+def test_without_a_prompt(said: dict[str, tuple[int, str, str]]) -> None:
+    code, stdout, stderr = said["none"]
+    assert (code, stdout) == (2, "")
+    assert process.problems(stderr) == [
+        'llmft: ConfigError: nothing to do: give --prompt "...", or --do_train with'
+        " data"
+    ]

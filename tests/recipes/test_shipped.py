@@ -1,0 +1,169 @@
+"""Every recipes/*.json trains: embedded models and data, and those of the hub.
+
+The hub's are tiny and random under the real names: once in the hub's cache without a
+network, once from a server that speaks the hub's protocol to an empty cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pytest
+import recipe_process as process
+import tiny
+from hub_server import COMMIT, HubServer, lay_out_hub_cache
+from pyarrow import parquet
+
+FILES = sorted(path.name for path in process.RECIPES.glob("*.json"))
+SHORT = (
+    *("--max_steps", 2, "--max_train_samples", 64, "--max_eval_samples", 8),
+    *("--per_device_train_batch_size", 4, "--num_threads", 1),
+)
+LONG_NAMES = {
+    "distilbert-base-uncased": "distilbert/distilbert-base-uncased",
+    "distilgpt2": "distilbert/distilgpt2",
+    "wikitext": "Salesforce/wikitext",
+    "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
+}
+CLASSES = """\
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': neg
+          '1': pos
+"""
+
+
+def embedded(name: str) -> bool:
+    values = process.read_json(process.RECIPES / name)
+    return values["model_name_or_path"].startswith("pypi:")
+
+
+def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
+    """Train two steps as recipes/``name`` says; check the run, return what was said."""
+    recipe = name.split("_")[0]
+    said = process.run_well(
+        recipe,
+        *("--args", process.RECIPES / name, *SHORT, *flags),
+        cwd=cwd,
+        env=env,
+    )
+    run = process.only_run(cwd, recipe)
+    extra = {"predictions.jsonl"} if recipe == "classify" else set()
+    assert {p.name for p in run.iterdir()} == process.RUN_FOLDER | extra
+    record = process.read_json(run / "run.json")
+    assert record["status"] == "complete"
+    given = process.read_json(process.RECIPES / name)
+    for key in ("model_name_or_path", "dataset_name", "learning_rate", "do_predict"):
+        if key in given:
+            assert record["arguments"][key]["value"] == given[key]
+            assert record["arguments"][key]["from"].endswith(name)
+    found = process.read_json(run / "metrics.json")
+    assert found["run"]["steps"] == 2
+    assert set(found) >= ({"eval", "test"} if given.get("do_predict") else {"eval"})
+    return said
+
+
+def test_both_kinds_are_there() -> None:
+    assert len(FILES) >= 6
+    assert {name.split("_")[0] for name in FILES} == {"mlm", "classify", "generate"}
+    for recipe in ("mlm", "classify", "generate"):
+        kinds = {embedded(name) for name in FILES if name.startswith(recipe)}
+        assert kinds == {True, False}
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("name", [n for n in FILES if embedded(n)])
+def test_embedded(name: str, tmp_path: Path) -> None:
+    env = process.user_env(tmp_path / "home", assets=True)
+    short = ("--max_seq_length", 32, "--max_new_tokens", 8)
+    flags = short if name.startswith("generate") else short[:2]
+    train(name, *flags, cwd=tmp_path / "work", env=env)
+    assert not list((tmp_path / "home").iterdir())  # the hub was not asked
+
+
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of the repositories that the shipped files name."""
+    root = tmp_path_factory.mktemp("repos")
+    changes = {"max_position_embeddings": 128}
+    tiny.save(root / "bert", "distilbert", "masked-lm", **changes)
+    tiny.save(root / "gpt2", "gpt2", "causal-lm", **changes)
+    sizes = {"train": 150, "validation": 40, "test": 40}
+    wikitext, reviews = root / "wikitext", root / "reviews"
+    card = ["---", "configs:"]
+    for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1"):
+        (wikitext / config).mkdir(parents=True)
+        card += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in sizes.items():
+            card += [f"  - split: {split}", f"    path: {config}/{split}-*"]
+            texts = [f" {t} \n" if i % 3 else "" for i, t in enumerate(LINES[:rows])]
+            path = wikitext / config / f"{split}-00000-of-00001.parquet"
+            parquet.write_table(pyarrow.table({"text": texts}), path)
+    (wikitext / "README.md").write_text("\n".join([*card, "---", ""]))
+    reviews.mkdir()
+    (reviews / "README.md").write_text(f"---\n{CLASSES}---\n")
+    for split, rows in sizes.items():
+        labels = [i % 2 for i in range(rows)]
+        table = pyarrow.table({"text": LINES[:rows], "label": labels})
+        parquet.write_table(table, reviews / f"{split}.parquet")
+    return {
+        f"models/{LONG_NAMES['distilbert-base-uncased']}": root / "bert",
+        f"models/{LONG_NAMES['distilgpt2']}": root / "gpt2",
+        f"datasets/{LONG_NAMES['wikitext']}": wikitext,
+        f"datasets/{LONG_NAMES['rotten_tomatoes']}": reviews,
+    }
+
+
+LINES = tiny.sentences(150, words=30)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not embedded(n)])
+def test_hub_cache_without_network(
+    name: str, repos: dict[str, Path], tmp_path: Path
+) -> None:
+    for repo, folder in repos.items():
+        files = {
+            p.relative_to(folder).as_posix(): p
+            for p in folder.rglob("*")
+            if p.is_file() and "103" not in str(p)
+        }
+        kind, _, repo_id = repo.partition("/")
+        hub = tmp_path / "home" / "hf" / "hub"
+        lay_out_hub_cache(hub, kind.removesuffix("s"), repo_id, files)
+    cwd = tmp_path / "work"
+    env = process.user_env(tmp_path / "home", HF_HUB_OFFLINE="1")
+    said = train(name, cwd=cwd, env=env)
+    values = process.read_json(process.RECIPES / name)
+    for key, kind in (("model_name_or_path", ""), ("dataset_name", "dataset ")):
+        expected = (
+            f"HF_HUB_OFFLINE is set: using the cached copy of {kind}"
+            f"{LONG_NAMES[values[key]]} ({COMMIT[:7]})"
+        )
+        assert expected in said.splitlines()
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not embedded(n)])
+def test_hub_with_empty_cache(
+    name: str, repos: dict[str, Path], tmp_path: Path
+) -> None:
+    cwd = tmp_path / "work"
+    with HubServer(repos) as server:
+        env = process.user_env(
+            tmp_path / "home", HF_HUB_OFFLINE="0", HF_ENDPOINT=server.url
+        )
+        said = train(name, cwd=cwd, env=env)
+    values = process.read_json(process.RECIPES / name)
+    data = values["dataset_name"]
+    assert f"dataset {data} is {LONG_NAMES[data]} on the hub" in said.splitlines()
+    fetched = [path for method, path in server.log if "/resolve/" in path]
+    assert any(path.endswith("model.safetensors") for path in fetched)
+    assert not [path for path in fetched if "103" in path]
+    record = process.read_json(process.only_run(cwd, name.split("_")[0]) / "run.json")
+    assert record["model"]["commit"] == COMMIT

@@ -1,0 +1,271 @@
+"""Blocks hold every token of the texts, and the cache never shows an old text."""
+
+import copy
+from itertools import chain
+
+import pytest
+import tiny
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from llmft import assets
+from llmft.arguments import ClassificationDataArguments, LanguageModelingDataArguments
+from llmft.data.tokenize import (
+    LabelNames,
+    classification_features,
+    lm_blocks,
+    tokenizer_fingerprint,
+)
+from llmft.errors import DataError
+
+SIZE = 16
+TEXTS = [
+    *tiny.sentences(30),
+    "",
+    "a film",
+    *tiny.sentences(3, words=60),
+    " ",
+    "é 漢 👩\u200d💻",
+]
+CLS, SEP = 2, 3  # of the wordpiece tokenizer
+EOS = 0  # of the bpe tokenizer
+
+
+def dataset(texts, **columns):
+    return Dataset.from_dict({"text": texts, **columns})
+
+
+def blocks(texts, tokenizer, policy="pack", end_documents=False, **given):
+    args = LanguageModelingDataArguments(
+        **{"max_seq_length": SIZE, "block_policy": policy} | given
+    )
+    return lm_blocks(
+        dataset(texts), tokenizer, args, "train", end_documents=end_documents
+    )
+
+
+def one_by_one(texts, tokenizer, end=()):
+    """Ids of each text on its own, by the backend alone, with ``end`` behind it."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    return [[*backend.encode(text).ids, *end] for text in texts]
+
+
+@pytest.fixture
+def calls(monkeypatch, wordpiece):
+    """Counts the texts that go through a tokenizer."""
+    seen = []
+    real = type(wordpiece).__call__
+
+    def counted(self, texts, *args, **options):
+        seen.extend(texts)
+        return real(self, texts, *args, **options)
+
+    monkeypatch.setattr(type(wordpiece), "__call__", counted)
+    return seen
+
+
+def test_pack_is_the_plain_concatenation(wordpiece, capsys):
+    documents = one_by_one(TEXTS, wordpiece)
+    assert all(ids[0] == CLS and ids[-1] == SEP for ids in documents)
+    tokens = list(chain(*documents))
+    whole = len(tokens) // SIZE
+    made = blocks(TEXTS, wordpiece)
+    assert [len(block) for block in made["input_ids"]] == [SIZE] * whole
+    assert list(chain(*made["input_ids"])) == tokens[: whole * SIZE]
+    assert made["row"][:] == list(range(whole))
+    left = len(tokens) - whole * SIZE
+    assert left > 0
+    assert capsys.readouterr().out == (
+        f"  train      {len(tokens):,} tokens in {whole} blocks of up to {SIZE};"
+        f" {left} tokens of the last partial block left out\n"
+    )
+
+
+def test_documents_of_a_causal_model_end_with_eos(bpe):
+    """Also the empty one; and one that has its eos already gets no second."""
+    texts = [*TEXTS, "a film<|endoftext|>", "", "the end"]
+    documents = one_by_one(texts, bpe, end=[EOS])
+    documents[-3].pop()
+    tokens = list(chain(*documents))
+    assert tokens.count(EOS) == len(texts)
+    made = blocks(texts, bpe, end_documents=True)
+    assert list(chain(*made["input_ids"])) == tokens[: len(tokens) // SIZE * SIZE]
+    without = list(chain(*blocks(texts, bpe)["input_ids"]))
+    plain = list(chain(*one_by_one(texts, bpe)))
+    assert without == plain[: len(plain) // SIZE * SIZE]
+
+
+@pytest.mark.parametrize("end_documents", [False, True])
+def test_row_starts_a_block_with_each_document(bpe, capsys, end_documents):
+    documents = one_by_one(TEXTS, bpe, end=[EOS] if end_documents else [])
+    expected = [
+        ids[start : start + SIZE]
+        for ids in documents
+        for start in range(0, len(ids), SIZE)
+    ]
+    made = blocks(TEXTS, bpe, "row", end_documents)
+    assert made["input_ids"][:] == expected
+    assert list(chain(*made["input_ids"])) == list(chain(*documents))
+    assert made["row"][:] == list(range(len(expected)))
+    tokens = sum(map(len, documents))
+    assert capsys.readouterr().out == (
+        f"  train      {tokens:,} tokens in {len(expected)} blocks of up to {SIZE}\n"
+    )
+
+
+def test_row_at_the_edge_of_a_block(wordpiece):
+    texts = [" ".join(["film"] * n) for n in (SIZE - 2, SIZE - 1, 2 * SIZE - 2, 1)]
+    lengths = [len(block) for block in blocks(texts, wordpiece, "row")["input_ids"]]
+    assert lengths == [SIZE, SIZE, 1, SIZE, SIZE, 3]
+
+
+@pytest.mark.parametrize("policy", ["pack", "row"])
+def test_less_than_a_block_is_kept(wordpiece, capsys, policy):
+    made = blocks(["a film"], wordpiece, policy)
+    assert made["input_ids"][:] == one_by_one(["a film"], wordpiece)
+    assert "4 tokens in 1 blocks of up to 16" in capsys.readouterr().out
+
+
+def test_exactly_one_block(wordpiece):
+    text = " ".join(["film"] * (SIZE - 2))
+    assert blocks([text], wordpiece)["input_ids"][:] == one_by_one([text], wordpiece)
+
+
+@pytest.mark.parametrize("end_documents", [False, True])
+@pytest.mark.parametrize("policy", ["pack", "row"])
+def test_no_tokens(bpe, policy, end_documents):
+    with pytest.raises(DataError, match="train has no tokens; expected text"):
+        blocks(["", ""], bpe, policy, end_documents)
+
+
+def test_a_first_batch_of_empty_texts_is_no_trouble(bpe):
+    made = blocks([""] * 1500 + ["a film"], bpe, "row")
+    assert made["input_ids"][:] == one_by_one(["a film"], bpe)
+
+
+def test_the_second_call_takes_the_cache(bpe, calls):
+    first = blocks(TEXTS, bpe)["input_ids"][:]
+    assert calls == TEXTS
+    files = {p: p.stat().st_mtime_ns for p in assets.cache_home().rglob("*.arrow")}
+    assert [p.parent.name for p in files] == ["tokenized"]
+    assert blocks(TEXTS, bpe)["input_ids"][:] == first
+    assert blocks(TEXTS, bpe, max_seq_length=8, policy="row")["row"][:]
+    assert calls == TEXTS  # neither length nor policy takes the tokenizer again
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert blocks(TEXTS, bpe, overwrite_cache=True)["input_ids"][:] == first
+    assert len(calls) == 2 * len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [*TEXTS[:-1], TEXTS[-1] + "."],
+        [TEXTS[1], TEXTS[0], *TEXTS[2:]],
+        TEXTS[:-1],
+        [TEXTS[0] + TEXTS[1], "", *TEXTS[2:]],
+    ],
+)
+def test_a_changed_text_is_seen(bpe, calls, changed):
+    blocks(TEXTS, bpe)
+    made = blocks(changed, bpe, "row")["input_ids"]
+    assert calls == TEXTS + changed
+    assert list(chain(*made)) == list(chain(*one_by_one(changed, bpe)))
+
+
+def test_another_tokenizer_is_seen(bpe, wordpiece):
+    assert blocks(["a film"], bpe)["input_ids"][:] == one_by_one(["a film"], bpe)
+    made = blocks(["a film"], wordpiece)["input_ids"][:]
+    assert made == one_by_one(["a film"], wordpiece)
+
+
+def test_workers_give_the_same(bpe):
+    many = blocks(TEXTS, bpe, preprocessing_num_workers=2)["input_ids"][:]
+    assert many == blocks(TEXTS, bpe)["input_ids"][:]
+
+
+def test_the_fingerprint_does_not_change_with_use(wordpiece, bpe, tmp_path):
+    wordpiece.save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a film " * 9, "x"], truncation=True, max_length=4, padding=True)
+    assert tokenizer_fingerprint(tokenizer) == before
+    assert len(tokenizer("a film " * 9)["input_ids"]) == 20
+    other = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert tokenizer_fingerprint(other) == before
+    tokenizer.add_tokens(["newword"])
+    assert tokenizer_fingerprint(tokenizer) != before
+    assert tokenizer_fingerprint(copy.deepcopy(bpe)) != before
+
+
+def features(texts, tokenizer, labels=None):
+    columns = {} if labels is None else {"label": labels}
+    return classification_features(
+        dataset(texts, **columns),
+        tokenizer,
+        ClassificationDataArguments(max_seq_length=SIZE),
+        "test",
+        LabelNames(("neg", "pos")),
+    )
+
+
+def test_long_texts_are_cut_and_counted(wordpiece, capsys):
+    texts = [" ".join(["film"] * n) for n in (3, 14, 15, 40)]
+    made = features(texts, wordpiece, ["pos", "neg", "neg", "pos"])
+    whole = one_by_one(texts, wordpiece)
+    assert [len(ids) for ids in whole] == [5, 16, 17, 42]
+    expected = [ids if len(ids) <= SIZE else [*ids[:15], SEP] for ids in whole]
+    assert made["input_ids"][:] == expected
+    assert made["length"][:] == [5, 16, 16, 16]
+    assert made["labels"][:] == [1, 0, 0, 1]
+    assert capsys.readouterr().out == (
+        "  test       53 tokens, longest 16; 2 texts cut to 16 tokens,"
+        " 27 tokens left out\n"
+    )
+    again = features(texts, wordpiece, ["pos", "neg", "neg", "pos"])
+    assert again.to_dict() == made.to_dict()
+
+
+def test_short_texts_without_labels(wordpiece, capsys):
+    made = features(["a film", ""], wordpiece)
+    assert made.column_names == ["input_ids", "length"]
+    assert made["input_ids"][:] == [*one_by_one(["a film"], wordpiece), [CLS, SEP]]
+    said = capsys.readouterr()
+    assert said.out == "  test       6 tokens, longest 4\n"
+    assert "llmft: warning: test: 1 texts are empty; they are used as th" in said.err
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["10", "2", "2", "-1"], ("-1", "2", "10")),
+        (["pos", "neg", "Pos"], ("Pos", "neg", "pos")),
+        (["10", "2", "x"], ("10", "2", "x")),
+        (["true", "false"], ("false", "true")),
+        (["1", "01", "0"], ("0", "01", "1")),
+        (["--1", "1"], ("--1", "1")),
+        (["1.5", "10"], ("1.5", "10")),
+    ],
+)
+def test_the_order_of_classes(labels, names):
+    found = LabelNames.of(labels)
+    assert found.names == names
+    assert found.ids(list(names), "train") == list(range(len(names)))
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(DataError) as caught:
+        LabelNames.of(["x"] * 1200)
+    assert str(caught.value) == (
+        "DataError: all 1,200 training rows have the label 'x'; expected at least two"
+        " classes"
+    )
+
+
+def test_labels_that_train_has_not(wordpiece):
+    with pytest.raises(DataError) as caught:
+        features(["a", "b", "c"], wordpiece, ["pos", "Neg", "??"])
+    assert str(caught.value) == (
+        "DataError: test has labels that train has not: ??, Neg; known are neg, pos;"
+        " correct them, or add rows with them to train"
+    )

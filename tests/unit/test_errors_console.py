@@ -1,0 +1,274 @@
+"""What reaches the terminal: escaped, one line a fault, and the right exit code."""
+
+import errno
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmft import console, errors
+from llmft.console import run_command, say, table
+from llmft.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentFault,
+    LlmftError,
+    NonFiniteError,
+    UnsafeArtifactError,
+    escape,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_restored():
+    loggers = [logging.getLogger(name) for name in console._LIBRARIES]
+    before = [(x.level, x.propagate, x.handlers[:]) for x in loggers]
+    yield
+    for x, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        x.level, x.propagate, x.handlers = level, propagate, handlers
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\rb\nc\td\0", r"a\rb\nc\td\x00"),
+        ("a\x85b\x9b", r"a\x85b\x9b"),  # C1: next line, and an 8-bit CSI
+        ("a\u2028b\u2029c", r"a\u2028b\u2029c"),
+        ("\u202eevil\u202c \u2066x\u2069", r"\u202eevil\u202c \u2066x\u2069"),
+        ("lone \ud83d half", r"lone \ud83d half"),
+        ("👩\u200d💻 漢字 a\u00a0b é", "👩\u200d💻 漢字 a\u00a0b é"),
+        (r"C:\new", r"C:\new"),
+    ],
+)
+def test_escape(text, shown):
+    assert escape(text) == shown
+
+
+def test_escape_cuts_after_escaping():
+    assert escape("\n" * 10, 8) == r"\n\n\..."[:8]
+    assert escape("12345678", 8) == "12345678"
+    assert escape("123456789", 8) == "12345..."
+    assert escape(None) == "None"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("bad"), "DataError: bad"),
+        (
+            DataError("bad", "want", "do", path="a.csv"),
+            "DataError a.csv: bad; want; do",
+        ),
+        (DataError("bad", hint="do", path="a", line=7), "DataError a:7: bad; do"),
+        (DataError("a\nb", path="x\x1b[2J\n"), r"DataError x\x1b[2J\n: a\nb"),
+        (ConfigError("one"), "ConfigError: one"),
+        (ConfigError("one", "two"), "ConfigError: 2 problems: one; two"),
+    ],
+)
+def test_an_error_is_one_line(error, line):
+    assert str(error) == line
+    assert error.args == (line,)
+
+
+CODES = {
+    ConfigError: 2,
+    DataError: 3,
+    CheckpointError: 4,
+    EnvironmentFault: 5,
+    NonFiniteError: 6,
+    UnsafeArtifactError: 7,
+}
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_exit_code_of_each_kind(kind, capsys):
+    assert run_command(raising(kind("said")), []) == CODES[kind] == kind.exit_code
+    assert capsys.readouterr() == ("", f"llmft: {kind.__name__}: said\n")
+
+
+def test_every_kind_has_its_code_in_the_contract():
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    assert {k for k in kinds if issubclass(k, LlmftError)} == {LlmftError, *CODES}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "llmft: interrupted\n"),
+        (console.Terminated(), 143, "llmft: terminated\n"),
+        (SystemExit(0), 0, ""),
+        (SystemExit(3), 3, ""),
+        (SystemExit("text"), 1, ""),
+        (
+            OSError(errno.ENOSPC, "x", "/full/disk"),
+            5,
+            "llmft: EnvironmentFault /full/disk: No space left on device; check free"
+            " space and permissions there\n",
+        ),
+        (
+            ValueError("a\nb\x1b[1m"),
+            1,
+            "llmft: InternalError: ValueError: a\\nb\\x1b[1m\n"
+            "llmft: run again with --debug for details\n",
+        ),
+    ],
+)
+def test_other_ends(error, code, said, capsys):
+    assert run_command(raising(error), []) == code
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(error, capsys):
+    assert run_command(raising(error), []) == 5
+    said = capsys.readouterr().err
+    assert said.startswith("llmft: EnvironmentFault: out of memory; lower per_device_")
+    assert said.count("\n") == 1
+
+
+def test_success_and_arguments():
+    seen = []
+    assert run_command(seen.append, ["--x", "1"]) == 0
+    assert seen == [["--x", "1"]]
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), DataError("odd")])
+def test_traceback_only_with_debug(error, capsys, caplog):
+    console.logger.addHandler(caplog.handler)  # stands for debug.log
+    run_command(raising(error), [])
+    assert "Traceback" not in capsys.readouterr().err
+    console.logger.addHandler(caplog.handler)
+    code = run_command(raising(error), ["--debug"])
+    said = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in said
+    assert "raise error" in said
+    assert f"llmft: {'InternalError: ' if code == 1 else ''}" in said
+
+
+def test_debug_log_holds_what_was_said_and_the_traceback(tmp_path, capsys):
+    def main(argv):
+        with console.log_to_file(tmp_path / "debug.log"):
+            say("hello\x07")
+            raise ValueError("odd")
+
+    assert run_command(main, []) == 1
+    console.logger.error("after the run")
+    log = (tmp_path / "debug.log").read_text("utf-8")
+    assert r"DEBUG llmft: hello\x07" in log
+    assert "Traceback (most recent call last)" in log
+    assert "after the run" not in log
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [None, DataError("x"), KeyboardInterrupt()])
+def test_the_signal_handler_is_restored(end):
+    def ours(signum, frame):
+        pytest.fail("must not be called")
+
+    def main(argv):
+        assert signal.getsignal(signal.SIGTERM) is not ours
+        if end is not None:
+            raise end
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        run_command(main, [])
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "cleaned up\nllmft: terminated\n"),
+        (signal.SIGINT, 130, "cleaned up\nllmft: interrupted\n"),
+    ],
+)
+def test_a_real_signal(number, code, said):
+    program = """
+import sys, time
+from llmft.console import run_command
+def main(argv):
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    finally:
+        print("cleaned up", file=sys.stderr)
+sys.exit(run_command(main, []))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(10) == code
+        assert process.stderr.read() == said
+
+
+def test_say_goes_on_when_the_reader_has_gone():
+    program = """
+import sys
+from llmft.console import say
+for i in range(3):
+    say("line")
+print("went on", file=sys.stderr)
+"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"went on\n")
+
+
+def test_say_keeps_lines_and_survives_an_ascii_terminal(monkeypatch, capsys):
+    say("one\ntwo\r\x1b[1m")
+    assert capsys.readouterr().out == "one\ntwo\\r\\x1b[1m\n"
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    say("é漢")
+    assert raw.getvalue() == rb"\xe9\u6f22" + b"\n"
+
+
+def test_warn_goes_to_standard_error(capsys):
+    console.warn("a\nb")
+    assert capsys.readouterr() == ("", "llmft: warning: a\\nb\n")
+
+
+def test_table_alignment():
+    rows = [["one", 5, "x\n"], ["three", 12.5, "é"]]
+    assert table(rows, ["name", "count", "text"]) == (
+        "  name   count  text\n"  #
+        "  one        5  x\\n\n"
+        "  three   12.5  é"
+    )

@@ -1,0 +1,203 @@
+"""Sampling is a function of the seed; what is printed is what is returned."""
+
+import io
+import itertools
+import sys
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from llmft import generation
+from llmft.arguments import GenerationModelArguments
+from llmft.errors import ConfigError, escape
+from llmft.generation import cloze_examples, fill_masks
+
+PROMPTS = ["the film was", "a director"]
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """A random GPT-2 and its tokenizer."""
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    return tiny.model("gpt2", "causal-lm", len(tokenizer)), tokenizer
+
+
+def arguments(*prompts, **changes):
+    given = {"max_new_tokens": 20, **changes}
+    return GenerationModelArguments(prompt=list(prompts or PROMPTS), **given)
+
+
+def texts(writer, seed=1, *, prompts=(), stream=False, **changes):
+    args = arguments(*prompts, **changes)
+    return generation.sample(*writer, args, seed, stream=stream)
+
+
+def test_the_seed_decides(writer):
+    found = texts(writer, 1)
+    assert [len(group) for group in found] == [1, 1]
+    assert all(t[0].startswith(p) for t, p in zip(found, PROMPTS, strict=True))
+    assert all(len(t[0]) > len(p) for t, p in zip(found, PROMPTS, strict=True))
+    torch.rand(3)
+    assert texts(writer, 1) == found
+    assert texts(writer, 2) != found
+    alone = texts(writer, 1, prompts=PROMPTS[1:])
+    assert alone == found[1:]  # whatever was sampled before
+
+
+def test_dropout_is_off(writer):
+    writer[0].train()
+    first = texts(writer, do_sample=False)
+    writer[0].train()
+    assert texts(writer, do_sample=False) == first
+    assert not writer[0].training
+
+
+def test_several_texts_of_a_prompt(writer):
+    found = texts(writer, num_return_sequences=3)
+    assert [len(group) for group in found] == [3, 3]
+    assert len(set(found[0])) == 3
+
+
+def test_greedy_takes_the_likeliest_token(writer):
+    model, tokenizer = writer
+    assert texts(writer, 1, do_sample=False) == texts(writer, 2, do_sample=False)
+    found = texts(writer, do_sample=False, max_new_tokens=4, no_repeat_ngram_size=0)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    for _ in range(4):
+        with torch.no_grad():
+            best = model(ids).logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, best], dim=1)
+    assert found[0] == tokenizer.batch_decode(ids)
+
+
+def test_no_pair_of_tokens_twice(writer, monkeypatch):
+    """Greedy sampling of a random model repeats itself at once if it may."""
+    model, generate, written = writer[0], writer[0].generate, []
+
+    def record(**options):
+        written.append(generate(**options))
+        return written[-1]
+
+    monkeypatch.setattr(model, "generate", record)
+
+    def pairs(size):
+        options = {"do_sample": False, "max_new_tokens": 40}
+        texts(writer, no_repeat_ngram_size=size, **options)
+        ids = written[-1][0].tolist()
+        return len(ids) - 1, len(set(itertools.pairwise(ids)))
+
+    count, different = pairs(0)
+    assert different < count
+    count, different = pairs(2)
+    assert different == count > 20
+
+
+def test_settings_reach_the_config(writer):
+    args = arguments(temperature=0.5, top_k=7, top_p=0.6)
+    config = generation.generation_config(args, writer[1])
+    assert (config.temperature, config.top_k, config.top_p) == (0.5, 7, 0.6)
+    assert config.eos_token_id == writer[1].eos_token_id
+    likeliest = texts(writer, do_sample=False)
+    assert texts(writer, top_k=1) == likeliest
+    assert texts(writer, temperature=1e-4) == likeliest
+
+
+def test_prompts_that_cannot_be_continued(writer):
+    with pytest.raises(ConfigError, match="the prompt '' has no tokens"):
+        texts(writer, prompts=["fine", ""])
+    long = " ".join(["film"] * 50)
+    length = len(writer[1](long)["input_ids"])
+    message = (
+        f"a prompt of {length} tokens and max_new_tokens 20 exceed the model's 64"
+        " positions"
+    )
+    with pytest.raises(ConfigError, match=message):
+        texts(writer, prompts=[long])
+    assert texts(writer, prompts=[long], max_new_tokens=64 - length)
+
+
+def test_several_greedy_texts_are_refused(writer):
+    with pytest.raises(
+        ConfigError, match="num_return_sequences is 2 with do_sample off"
+    ):
+        texts(writer, do_sample=False, num_return_sequences=2)
+
+
+def test_a_stream_prints_what_is_returned(writer, capsys):
+    prompts = ["the \x1b[2Jfilm\nwas", "a man"]
+    found = texts(writer, prompts=prompts, stream=True)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "the \\x1b[2Jfilm\nwas" in said
+    shown = [
+        "\n".join(escape(line) for line in group[0].split("\n")) for group in found
+    ]
+    assert said == "".join(text + "\n\n" for text in shown)
+    silent = texts(writer, prompts=prompts)
+    assert silent == found
+    assert capsys.readouterr().out == ""
+
+
+def test_several_texts_are_numbered(writer, capsys):
+    found = texts(writer, prompts=["a man"], num_return_sequences=2, stream=True)
+    said = capsys.readouterr().out
+    lines = [f"[{n}] {text}" for n, text in enumerate(found[0], 1)]
+    escaped = ["\n".join(map(escape, line.split("\n"))) for line in lines]
+    assert said == "\n".join(escaped) + "\n\n"
+
+
+def test_a_terminal_that_is_not_utf8(writer, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    texts(writer, prompts=["the caf\u00e9 was"], stream=True)
+    sys.stdout.flush()
+    assert b"the caf\\xe9 was" in raw.getvalue()
+
+
+def test_cloze_masks_one_known_word(wordpiece):
+    long = tiny.sentences(1, words=30)[0]
+    data = Dataset.from_dict(
+        {
+            "text": [
+                "too short film",
+                "λλλλ λλλλ λλλλ λλλλ λλλλ λλλλ",  # alphabetic, but unknown
+                "to be the of in a is it",
+                *tiny.sentences(6, seed=2),
+                long,
+            ]
+        }
+    )
+    found = cloze_examples(data, wordpiece, 20, seed=3)
+    assert len(found) == 7
+    for text, word in found:
+        assert text.split().count("[MASK]") == 1
+        assert word.isalpha()
+        assert len(wordpiece(word, add_special_tokens=False)["input_ids"]) == 1
+        original = " ".join(word if w == "[MASK]" else w for w in text.split())
+        assert any(source.startswith(original) for source in data["text"])
+        assert len(text.split()) <= 18
+    assert cloze_examples(data, wordpiece, 20, seed=3) == found
+    assert cloze_examples(data, wordpiece, 20, seed=4) != found
+    assert cloze_examples(data, wordpiece, 3, seed=3) == found[:3]
+    assert cloze_examples(data, wordpiece, 0, seed=3) == []
+    assert cloze_examples(None, wordpiece, 3, seed=3) == []
+
+
+def test_fill_masks_gives_the_three_likeliest(wordpiece):
+    model = tiny.model("bert", "masked-lm", len(wordpiece)).train()
+    text = "the film was [MASK] and slow"
+    # A text whose mask is cut off has no guesses.
+    cut = " ".join(["film"] * 200 + ["[MASK]"])
+    long = tiny.model("bert", "masked-lm", 200, max_position_embeddings=128)
+    assert fill_masks(long, wordpiece, [(cut, "film")]) == [""]
+    found = fill_masks(model, wordpiece, [(text, "good"), (text, "bad")])
+    inputs = wordpiece(text, return_tensors="pt")
+    place = inputs["input_ids"][0].tolist().index(wordpiece.mask_token_id)
+    with torch.no_grad():
+        scores = model.eval()(**inputs).logits[0, place]
+    wanted = [wordpiece.decode([i]) for i in scores.argsort(descending=True)[:3]]
+    assert found == [", ".join(wanted)] * 2
+    assert fill_masks(model, wordpiece, []) == []

@@ -1,0 +1,85 @@
+"""What a classifier said about each text."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers.trainer_utils import PredictionOutput
+
+from llmft import predictions
+
+NAMES = ("bad", "fair", "good")
+TEXTS = ["one", "two \x1b[2J", "three", "four\nlines", "five"]
+LOGITS = np.log(
+    [
+        [0.7, 0.2, 0.1],
+        [0.05, 0.05, 0.9],
+        [0.1, 0.8, 0.1],
+        [0.4, 0.25, 0.35],
+        [0.5, 0.2, 0.3],
+    ]
+)
+LABELS = np.array([0, 0, 1, 2, 2])
+
+
+def predicted(labels=LABELS, logits=LOGITS):
+    return PredictionOutput(np.asarray(logits, np.float32), labels, {})
+
+
+def test_rows():
+    found = predictions.rows(TEXTS, predicted(), NAMES)
+    assert [r["row"] for r in found] == list(range(5))
+    assert [r["text"] for r in found] == TEXTS
+    assert [r["label"] for r in found] == ["bad", "bad", "fair", "good", "good"]
+    assert [r["prediction"] for r in found] == ["bad", "good", "fair", "bad", "bad"]
+    assert [r["probability"] for r in found] == [0.7, 0.9, 0.8, 0.4, 0.5]
+    assert found[3]["probabilities"] == [0.4, 0.25, 0.35]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_probabilities_add_up_also_for_huge_logits():
+    logits = np.random.default_rng(0).normal(0, 300, (50, 3))
+    found = predictions.rows(["x"] * 50, predicted(None, logits), NAMES)
+    for row, scores in zip(found, logits, strict=True):
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=2e-6)
+        assert row["prediction"] == NAMES[scores.argmax()]
+        assert row["probability"] == max(row["probabilities"])
+
+
+def test_without_labels():
+    found = predictions.rows(TEXTS, predicted(None), NAMES)
+    assert [r["label"] for r in found] == [None] * 5
+    assert predictions.mistakes(found, 5) == ""
+    assert predictions.class_table(predicted(None), NAMES) == ""
+
+
+def test_each_text_needs_its_scores():
+    with pytest.raises(ValueError, match="longer"):
+        predictions.rows(TEXTS[:4], predicted(), NAMES)
+
+
+def test_mistakes_start_with_the_surest():
+    found = predictions.rows(TEXTS, predicted(), NAMES)
+    lines = [
+        "\nmost confident mistakes",
+        "  0.900 good, was bad: two \\x1b[2J",
+        "  0.500 bad, was good: five",
+        "  0.400 bad, was good: four\\nlines",
+    ]
+    assert predictions.mistakes(found, 5) == "\n".join(lines)
+    assert predictions.mistakes(found, 1) == "\n".join(lines[:2])
+    assert predictions.mistakes(found, 0) == ""
+    assert predictions.mistakes([found[0], found[2]], 5) == ""
+    long = [{**found[1], "text": "x" * 500}]
+    assert predictions.mistakes(long, 1).endswith(": " + "x" * 97 + "...")
+
+
+def test_class_table():
+    assert predictions.class_table(predicted(), NAMES).split("\n") == [
+        "",
+        "classes",
+        "  class  precision  recall  f1     n",
+        "  bad    0.333      0.500   0.400  2",
+        "  fair   1.000      1.000   1.000  1",
+        "  good   0.000      0.000   0.000  2",
+    ]

@@ -1,0 +1,299 @@
+"""The run folder: made once, always telling how the run ended, free of secrets."""
+
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from datasets import Dataset
+from transformers import pipeline
+
+from llmft import metrics, runs
+from llmft.arguments import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config import Arguments
+from llmft.console import Terminated
+from llmft.data.collate import ClassificationCollator
+from llmft.errors import DataError, EnvironmentFault
+from llmft.hardware import Choice
+from llmft.trainer import LlmftTrainer
+
+CHOICES = [Choice("threads", "1", "for the test")]
+
+
+@pytest.fixture(autouse=True)
+def _work(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def arguments(output_dir, **changes):
+    training = TrainingArguments(
+        output_dir=None if output_dir is None else str(output_dir),
+        **{"report_to": "none", "disable_tqdm": True, "do_train": True} | changes,
+    )
+    data = ClassificationDataArguments(text_column_name="a|b", label_column_name="c")
+    origins = dict.fromkeys(["text_column_name", *changes], "command line")
+    origins["eval_strategy"] = "follows: do_eval is off"
+    return Arguments(ModelArguments("tiny"), data, training, origins)
+
+
+def strict(path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+def test_the_record_of_a_run(tmp_path):
+    args = arguments(tmp_path / "new" / "run", seed=7)
+    with runs.start("classify", args, CHOICES, data={"rows": 3}) as run:
+        assert run.folder == tmp_path / "new" / "run"
+        assert strict(run.folder / "run.json")["status"] == "running"
+        assert args.training.output_dir == str(run.folder / "checkpoints")
+        logging.getLogger("transformers.trainer").info("said by a library")
+        logging.getLogger("llmft").debug("said by llmft")
+    record = strict(run.folder / "run.json")
+    assert record["status"] == "complete"
+    assert record["seconds"] >= 0
+    assert "error" not in record
+    assert record["recipe"] == "classify"
+    assert record["data"] == {"rows": 3}
+    assert record["choices"] == {"threads": {"value": "1", "reason": "for the test"}}
+    assert {"python", "llmft", "transformers", "torch"} <= record["versions"].keys()
+    assert record["cpu"]["name"]
+    assert record["cpu"]["cores"] >= 1
+    given = record["arguments"]
+    assert given["seed"] == {"value": 7, "from": "command line"}
+    assert given["learning_rate"] == {"value": 5e-5, "from": "default"}
+    assert given["eval_strategy"]["value"] == "epoch"
+    assert given["model_name_or_path"]["value"] == "tiny"
+    log = (run.folder / "logs" / "debug.log").read_text()
+    assert "INFO transformers.trainer: said by a library" in log
+    assert "DEBUG llmft: said by llmft" in log
+    assert sorted(os.listdir(run.folder)) == ["logs", "run.json"]
+
+
+MEMORY = "EnvironmentFault: out of memory; lower per_device_train_batch_size"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "error"),
+    [
+        (DataError("no rows", path="a.csv"), "failed", "DataError a.csv: no rows"),
+        (RuntimeError("x"), "failed", "RuntimeError('x')"),
+        (MemoryError(), "failed", MEMORY),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt()"),
+        (Terminated(), "interrupted", "Terminated()"),
+        (SystemExit(3), "failed", "SystemExit(3)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_how_a_run_ended_is_recorded(tmp_path, raised, status, error, capsys):
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(EnvironmentFault if error is MEMORY else type(raised)) as caught,
+        runs.start("mlm", arguments(folder), CHOICES),
+    ):
+        raise raised
+    assert raised in (caught.value, caught.value.__cause__)
+    record = strict(folder / "run.json")
+    assert record["status"] == status
+    assert record["error"].startswith(error)
+    assert f"({status})" in capsys.readouterr().out
+    log = (folder / "logs" / "debug.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert type(raised).__name__ in log
+
+
+def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
+    names = ["llmft", "transformers", "datasets"]
+    before = [
+        (logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names
+    ]
+    for name in ("one", "two"):
+        with runs.start("mlm", arguments(tmp_path / name), CHOICES):
+            logging.getLogger("transformers").info("in run %s", name)
+    assert before == [
+        (logging.getLogger(n).handlers, logging.getLogger(n).level) for n in names
+    ]
+    log = (tmp_path / "one" / "logs" / "debug.log").read_text()
+    assert "in run one" in log
+    assert "in run two" not in log
+
+
+def test_without_output_dir_each_run_has_its_own_folder():
+    for _ in range(2):
+        with runs.start("mlm", arguments(None), CHOICES) as run:
+            assert run.folder.parent == Path("outputs/mlm")
+    assert len(os.listdir("outputs/mlm")) == 2
+
+
+def refused(output_dir, **changes):
+    with (
+        pytest.raises(EnvironmentFault) as caught,
+        runs.start("mlm", arguments(output_dir, **changes), CHOICES),
+    ):
+        raise AssertionError("the block must not run")
+    assert caught.value.exit_code == 5
+    return str(caught.value)
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
+    full, file = tmp_path / "full", tmp_path / "file"
+    (full / "checkpoints").mkdir(parents=True)
+    (full / "mine.txt").write_text("keep")
+    file.write_text("keep")
+    assert refused(full) == (
+        f"EnvironmentFault {full}: output_dir is not empty: it holds checkpoints,"
+        " mine.txt; name a new folder, or resume with --resume_from_checkpoint"
+        " FOLDER/checkpoints/checkpoint-N"
+    )
+    elsewhere = tmp_path / "full2" / "checkpoints" / "checkpoint-1"
+    assert "not empty" in refused(full, resume_from_checkpoint=str(elsewhere))
+    assert refused(file) == f"EnvironmentFault {file}: output_dir is a file"
+    assert refused(file / "below") == (
+        f"EnvironmentFault {file / 'below'}: cannot write there: Not a directory;"
+        " choose --output_dir"
+    )
+    assert (full / "mine.txt").read_text() == file.read_text() == "keep"
+    assert sorted(os.listdir(full)) == ["checkpoints", "mine.txt"]
+
+
+def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    checkpoint = tmp_path / "old" / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    for name, changes in (
+        ("empty", {}),
+        ("old", {"resume_from_checkpoint": str(checkpoint)}),
+    ):
+        args = arguments(tmp_path / name, **changes)
+        with runs.start("mlm", args, CHOICES) as run:
+            assert run.folder == tmp_path / name
+    assert checkpoint.is_dir()
+
+
+@pytest.mark.parametrize("form", ["--hub_token {}", "--hub_token={}"])
+def test_no_secret_is_written(tmp_path, monkeypatch, form):
+    secret = "hf_" + "x" * 12
+    monkeypatch.setenv("HF_TOKEN", secret)
+    flags = form.format(secret).split()
+    monkeypatch.setattr(sys, "argv", ["mlm.py", *flags, "--seed", "1"])
+    args = arguments(tmp_path / "run", hub_token=secret)
+    with runs.start("mlm", args, CHOICES) as run:
+        card = runs.model_card("Title", {}, run.record)
+    record = strict(run.folder / "run.json")
+    assert record["arguments"]["hub_token"]["value"] == "<hidden>"
+    assert record["command"].startswith("mlm.py --hub_token")
+    assert record["command"].endswith(" --seed 1")
+    written = [p.read_text() for p in run.folder.rglob("*") if p.is_file()]
+    assert len(written) == 2
+    assert not [text for text in [*written, card] if secret in text]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, wordpiece):
+    """The folder of a finished classification."""
+    home = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMFT_HOME", str(home / "cache"))
+        return classification(home / "run", wordpiece)
+
+
+def classification(folder, wordpiece):
+    args = arguments(
+        folder,
+        max_steps=2,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+    )
+    encoded = wordpiece(tiny.sentences(8))
+    data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
+    model = tiny.model("bert", "classification", len(wordpiece))
+    model.config.id2label = {0: "good", 1: "bad"}
+    with runs.start("classify", args, CHOICES) as run:
+        trainer = LlmftTrainer(
+            model=model,
+            args=args.training,
+            data_collator=ClassificationCollator(wordpiece),
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=wordpiece,
+            compute_metrics=metrics.classification_metrics,
+        )
+        run.attach(trainer)
+        trainer.train()
+        results = {"eval": trainer.evaluate()}
+        results["before"] = {
+            **{"before_loss": 800.0, "before_loss_stderr": 2.0, "before_n": 12},
+            **{"before_perplexity": math.inf, "before_perplexity_stderr": math.nan},
+        }
+        run.write_predictions([{"text": "one\u2028two"}, {"text": "three"}])
+        run.finish(trainer, results, "Text classifier")
+    return folder
+
+
+def test_metrics_have_value_n_and_error(finished, wordpiece):
+    found = strict(finished / "metrics.json")
+    assert found["before"] == {
+        "loss": {"value": 800.0, "n": 12, "stderr": 2.0},
+        "perplexity": {"value": None, "n": 12, "stderr": None},
+    }
+    assert set(found["eval"]) == set(metrics.CLASSIFICATION)
+    for entry in found["eval"].values():
+        assert set(entry) == {"value", "n", "stderr"}
+        assert entry["n"] == 8
+    speed = found["run"]
+    assert (speed["steps"], speed["epochs"]) == (2, 2.0)
+    assert speed["peak_rss_bytes"] > 50e6
+    assert 0 < speed["train_seconds"] <= speed["wall_seconds"] + 0.1
+    per_text = speed["train_tokens_per_second"] / speed["train_samples_per_second"]
+    lengths = [len(ids) for ids in wordpiece(tiny.sentences(8))["input_ids"]]
+    assert per_text == pytest.approx(sum(lengths) / 8, rel=0.01)
+    lines = (finished / "predictions.jsonl").read_text("utf-8").split("\n")
+    assert [json.loads(x)["text"] for x in lines if x] == ["one\u2028two", "three"]
+
+
+def test_the_model_loads_and_holds_no_pickle(finished):
+    folder = finished / "model"
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "model.safetensors", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    classify = pipeline("text-classification", model=str(folder))
+    answer = classify("the film was good")[0]
+    assert answer["label"] in ("good", "bad")
+    assert 0.5 <= answer["score"] <= 1
+
+
+def test_the_model_card(finished):
+    card = (finished / "model" / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "\n# Text classifier\n" in card
+    assert "| text_column_name | a&#124;b |" in card
+    assert "| max_steps | 2 |" in card
+    assert "| before | loss | 800.0 | 2.0 | 12 |" in card
+    assert "learning_rate" not in card  # a default
+    tables = [line for line in card.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {3, 6}
+
+
+def test_report_says_what_was_reached_and_what_is_next(tmp_path, capsys):
+    with runs.start("mlm", arguments(tmp_path / "run"), CHOICES) as run:
+        results = {"eval": {"eval_loss": 1234.5, "eval_loss_stderr": 0.25, "eval_n": 9}}
+        runs.report(run, results, ["loss", "perplexity"], "next --run {run}", ["note"])
+    said = capsys.readouterr().out
+    assert ["eval", "loss", "1,234", "0.25", "9"] in map(str.split, said.split("\n"))
+    assert "perplexity" not in said
+    assert "note\n" in said
+    assert "next       next --run ../run\n" in said
