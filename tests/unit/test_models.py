@@ -148,7 +148,6 @@ def test_dropout_is_set_everywhere(tmp_path, kind, task, wordpiece):
             for name, module in model.named_modules()
             if isinstance(module, nn.Dropout)
         }
-        # Albert's head has its own rate, which acts on nothing else.
         assert {name: p for name, p in rates.items() if p != dropout} == {}
         ids = torch.full((2, 9), 7)
         first, second = (model(ids).logits for _ in range(2))
