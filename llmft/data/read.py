@@ -27,6 +27,7 @@ from llmft.errors import ConfigError, DataError
 from llmft.parser import nearest
 
 Row = dict[str, Any]
+Line = tuple[int, Row | None]  # None: an empty line
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
@@ -96,14 +97,15 @@ def read_file(path: Path, columns: Columns, sample_by: str | None = None) -> Sou
             f"expected one of {', '.join(readers)}, or a folder of txt",
             path=path,
         )
-    rows = list(readers[path.suffix.lower()](path))
-    if path.suffix.lower() == ".txt" and columns.text in (None, "text"):
-        return _from_lines(rows, str(path), columns)
-    return from_rows(rows, str(path), columns)
+    return from_rows(list(readers[path.suffix.lower()](path)), str(path), columns)
 
 
-def from_rows(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Source:
-    """Make a ``Source`` of rows with their line numbers; check every value."""
+def from_rows(lines: list[Line], name: str, columns: Columns) -> Source:
+    """Make a ``Source`` of rows with their line numbers; check every value.
+
+    An empty line of a file, None, is no row; they are counted in the notes.
+    """
+    rows = [(line, row) for line, row in lines if row is not None]
     if not rows:
         raise DataError("0 rows", "expected at least one", path=name)
     names = list(rows[0][1])
@@ -119,7 +121,10 @@ def from_rows(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Sourc
             if column is None:
                 continue
             values[key].append(_value(key, column, row, name, line))
-    return Source(_dataset(values), name, _notes(names, wanted))
+    notes = _notes(names, wanted)
+    if len(rows) < len(lines):
+        notes.append(f"{len(lines) - len(rows):,} empty lines passed over")
+    return Source(_dataset(values), name, notes)
 
 
 def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
@@ -261,7 +266,7 @@ def read_asset(name: str, config: str | None) -> Source:
     return Source(_dataset(values), f"{name} ({config})")
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Line]:
     previous_limit = csv.field_size_limit(2**31 - 1)
     try:
         reader = csv.reader(
@@ -280,7 +285,9 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                 return
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
-            elif fields:
+            elif not fields:
+                yield line, None
+            else:
                 raise DataError(
                     f"{len(fields)} fields",
                     f"expected {len(header)} as in the header",
@@ -294,16 +301,15 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
         csv.field_size_limit(previous_limit)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            yield number, _object(line, path, number)
+def _jsonl_rows(path: Path) -> Iterator[Line]:
+    for number, line in enumerate(_lines(path), 1):
+        yield number, _object(line, path, number) if line.strip() else None
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: Path) -> Iterator[Line]:
     text = _text(path)
     try:
-        value = json.loads(text)
+        value = _parse_json(text, path)
     except json.JSONDecodeError as error:
         if "Extra data" in error.msg:  # one object a line, as many tools write .json
             yield from _jsonl_rows(path)
@@ -325,9 +331,29 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
+def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(n for i, n in enumerate(names) if n in names[:i])
+            raise DataError(
+                f"{twice!r} occurs twice in an object",
+                "expected each name once",
+                path=path,
+                line=line,
+            )
+        return row
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise DataError("JSON nested too deeply", path=path, line=line) from None
+
+
 def _object(line: str, path: Path, number: int) -> Row:
     try:
-        row = json.loads(line)
+        row = _parse_json(line, path, number)
     except json.JSONDecodeError as error:
         said = f"not JSON: {error.msg} at column {error.colno}"
         raise DataError(said, path=path, line=number) from None
@@ -338,7 +364,7 @@ def _object(line: str, path: Path, number: int) -> Row:
     return row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: Path) -> Iterator[Line]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError, OSError) as error:
@@ -346,31 +372,25 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     yield from enumerate(table.to_pylist(), 1)
 
 
-def _txt_rows(path: Path, sample_by: str) -> Iterator[tuple[int, Row]]:
-    text = _text(path)
-    if sample_by == "document":
-        yield 1, {"text": text}
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        yield number, {"text": line.removesuffix("\r")}
+def _txt_rows(path: Path, sample_by: str) -> Iterator[Line]:
+    texts = [_text(path)] if sample_by == "document" else _lines(path)
+    for number, text in enumerate(texts, 1):
+        yield number, {"text": text} if text.strip() else None
 
 
 def _read_folder(path: Path, columns: Columns, sample_by: str) -> Source:
     files = sorted(p for p in path.rglob("*.txt") if p.is_file())
     if not files:
         raise DataError("a folder without .txt files", path=path)
-    rows = [row for file in files for row in _txt_rows(file, sample_by)]
-    source = _from_lines(rows, str(path), columns)
+    lines = [line for file in files for line in _txt_rows(file, sample_by)]
+    source = from_rows(lines, str(path), columns)
     return Source(source.dataset, source.name, [f"{len(files)} files", *source.notes])
 
 
-def _from_lines(rows: list[tuple[int, Row]], name: str, columns: Columns) -> Source:
-    """Make a source of lines of text: empty ones separate, they are no rows."""
-    kept = [row for row in rows if row[1]["text"].strip()]
-    source = from_rows(kept, name, columns)
-    empty = len(rows) - len(kept)
-    notes = [f"{empty:,} empty lines passed over"] if empty else []
-    return Source(source.dataset, name, notes)
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file, ended by \\n or \\r\\n and by nothing else."""
+    lines = _text(path).split("\n")
+    return [line.removesuffix("\r") for line in lines[: -1 if not lines[-1] else None]]
 
 
 def _text(path: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,61 @@ def test_identity(tiny_bert, wordpiece, bpe):
     first, second = (models.identity(pinned, t) for t in (wordpiece, bpe))
     assert first.pop("tokenizer") != second.pop("tokenizer")
     assert first == second == {"name": "owner/name", "commit": "abc"}
+
+
+def test_a_wrong_type_in_config_json_names_the_field(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["hidden_size"] = "wide"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{folder}: .*hidden_size"):
+        load(folder, "masked-lm")
+
+
+HEADS = {
+    "bert": "cls.predictions.transform.dense.weight",
+    "distilbert": "vocab_transform.weight",
+    "roberta": "lm_head.dense.weight",
+    "modernbert": "head.dense.weight",
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_new_masked_lm_head_starts_as_identity(kind, tmp_path, wordpiece):
+    whole = tiny.model(kind, "masked-lm", len(wordpiece))
+    saved(tmp_path / "whole", whole, wordpiece)
+    saved(tmp_path / "encoder", whole.base_model, wordpiece)
+    kept = load(tmp_path / "whole", "masked-lm").state_dict()
+    new = load(tmp_path / "encoder", "masked-lm").state_dict()
+    assert torch.equal(kept[HEADS[kind]], whole.state_dict()[HEADS[kind]])
+    assert torch.equal(new[HEADS[kind]], torch.eye(32))
+    for name, weight in whole.base_model.state_dict(prefix="").items():
+        assert torch.equal(new[f"{whole.base_model_prefix}.{name}"], weight), name
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_new_bias_starts_at_the_token_frequencies(kind, wordpiece, capsys):
+    model = tiny.model(kind, "masked-lm", len(wordpiece)).eval()
+    blocks = Dataset.from_dict({"input_ids": [[7, 7, 9], [9, 7]]})
+    models.start_from_frequencies(model, blocks)
+    bias = model.get_output_embeddings().bias.detach().clone()
+    size = 5 + len(wordpiece)
+    assert bias[7].exp().item() == pytest.approx(4 / size)
+    assert bias[9].exp().item() == pytest.approx(3 / size)
+    assert bias[0].exp().item() == pytest.approx(1 / size)
+    assert "starts at the token frequencies" in capsys.readouterr().out
+    logits = model(input_ids=torch.tensor([[2, 3]])).logits
+    with torch.no_grad():
+        model.get_output_embeddings().bias.zero_()
+    unbiased = model(input_ids=torch.tensor([[2, 3]])).logits
+    torch.testing.assert_close(logits - unbiased, bias.expand_as(logits))
+
+
+def test_a_trained_bias_and_a_head_without_bias_stay(wordpiece, bpe, capsys):
+    blocks = Dataset.from_dict({"input_ids": [[7, 7, 9]]})
+    trained = tiny.model("bert", "masked-lm", len(wordpiece))
+    torch.nn.init.constant_(trained.get_output_embeddings().bias, 0.5)
+    models.start_from_frequencies(trained, blocks)
+    assert trained.get_output_embeddings().bias.eq(0.5).all()
+    models.start_from_frequencies(tiny.model("gpt2", "causal-lm", len(bpe)), blocks)
+    assert capsys.readouterr().out == ""

@@ -110,8 +110,8 @@ def test_class_name(value, expected):
 @pytest.mark.parametrize(
     ("sample_by", "texts", "notes"),
     [
-        (None, ["one ", "a\rb\u2028c\x0cd", "NA"], ["3 empty lines passed over"]),
-        ("line", ["one ", "a\rb\u2028c\x0cd", "NA"], ["3 empty lines passed over"]),
+        (None, ["one ", "a\rb\u2028c\x0cd", "NA"], ["2 empty lines passed over"]),
+        ("line", ["one ", "a\rb\u2028c\x0cd", "NA"], ["2 empty lines passed over"]),
         ("document", ["one \r\n\na\rb\u2028c\x0cd\n \nNA\n"], []),
     ],
 )
@@ -120,6 +120,21 @@ def test_txt(tmp_path, sample_by, texts, notes):
     (tmp_path / "a.txt").write_bytes(raw)
     source = read_file(tmp_path / "a.txt", Columns(), sample_by)
     assert (source.dataset["text"][:], source.notes) == (texts, notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("a.csv", "text,n\r\none,1\r\n\r\n\r\ntwo,2\r\n"),
+        ("a.jsonl", '{"text": "one"}\n\n \n{"text": "two"}\n'),
+        ("a.txt", "one\n\n \ntwo"),
+    ],
+)
+def test_empty_lines_are_counted(tmp_path, name, raw):
+    (tmp_path / name).write_bytes(raw.encode())
+    source = read_file(tmp_path / name, Columns())
+    assert source.dataset["text"][:] == ["one", "two"]
+    assert "2 empty lines passed over" in source.notes
 
 
 def test_a_folder_of_txt(tmp_path):
@@ -132,7 +147,7 @@ def test_a_folder_of_txt(tmp_path):
     assert documents.notes == ["3 files"]
     lines = read_file(tmp_path, Columns(), "line")
     assert lines.dataset["text"][:] == ["one", "two", "lines", "deep"]
-    assert lines.notes == ["3 files", "2 empty lines passed over"]
+    assert lines.notes == ["3 files", "1 empty lines passed over"]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +205,13 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
             "a.jsonl:2: no 'text' in this row; ",
         ),
         ("a.jsonl", '{"text": "\\ud83d"}', "a.jsonl:1: 'text' holds half of a charact"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "b", "text": "c"}',
+            "a.jsonl:2: 'text' occ",
+        ),
+        ("a.json", '[{"text": "b", "text": "c"}]', "a.json: 'text' occurs twice"),
+        ("a.jsonl", '{"text": ' + "[" * 9999, "a.jsonl:1: JSON nested too deeply"),
         ("a.json", '[\n{"text": "a",}\n]', "a.json:2: not JSON: "),
         ("a.json", '{"text": "a"}\n{bad', "a.json:2: not JSON: "),
         ("a.json", '{"rows": []}', "a.json:1: not a list of objects"),
