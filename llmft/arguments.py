@@ -121,6 +121,7 @@ class GenerationModelArguments(ModelArguments):
     )
     prompt: list[str] = arg([], "Beginnings to continue, one or more.")
     max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")
+    min_new_tokens: int = arg(0, "No end before this many tokens.", "[0, inf)")
     do_sample: bool = arg(True, "Sample; false takes the likeliest token each time.")
     temperature: float = arg(0.8, "Below 1 safer, above 1 wilder.", "(0, inf)")
     top_k: int = arg(50, "Sample from the k likeliest; 0 from all.", "[0, inf)")

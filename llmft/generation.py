@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     set_seed,
 )
 
+from llmft import hardware
 from llmft.arguments import GenerationModelArguments
 from llmft.console import say
 from llmft.errors import ConfigError
@@ -40,6 +42,7 @@ def generation_config(
         }
     return GenerationConfig(
         max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens or None,
         do_sample=args.do_sample,
         num_return_sequences=args.num_return_sequences,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
@@ -59,6 +62,11 @@ def check_prompts(
 
     Also where several texts are asked for that would be the same.
     """
+    if args.min_new_tokens > args.max_new_tokens:
+        raise ConfigError(
+            f"min_new_tokens is {args.min_new_tokens}, above max_new_tokens"
+            f" {args.max_new_tokens}"
+        )
     if args.num_return_sequences > 1 and not args.do_sample:
         raise ConfigError(
             f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
@@ -99,6 +107,7 @@ def sample(
     config = generation_config(args, tokenizer)
     model.eval()
     texts = []
+    started, written = time.perf_counter(), 0
     for prompt in args.prompt:
         inputs = tokenizer(prompt, return_tensors="pt")
         set_seed(seed)
@@ -111,13 +120,25 @@ def sample(
                 generation_config=config,
                 streamer=streamer,
             )
+        written += sum(_new_tokens(row, inputs, config) for row in ids)
         texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
         if stream and not live:
             for number, text in enumerate(texts[-1], 1):
                 say(f"[{number}] {text}")
         if stream:
             say()
+    if stream:
+        rate = written / (time.perf_counter() - started)
+        peak = hardware.peak_rss_bytes() / 2**20
+        say(f"written    {written} tokens, {rate:.2f} tokens/s, {peak:.0f} MiB peak")
     return texts
+
+
+def _new_tokens(ids: torch.Tensor, inputs: Any, config: GenerationConfig) -> int:
+    """Return the tokens written into a row of ``generate``, up to its first eos."""
+    new = ids[inputs["input_ids"].shape[1] :]
+    ends = (new == config.eos_token_id).nonzero()
+    return int(ends[0, 0]) + 1 if len(ends) else len(new)
 
 
 def cloze_examples(

@@ -150,7 +150,7 @@ REFUSES_MINUS_AND_ZERO = """
  save_steps eval_accumulation_steps save_total_limit num_threads
  early_stopping_patience""".split()
 REFUSES_MINUS = """
- dropout top_k no_repeat_ngram_size validation_split_percentage
+ dropout top_k min_new_tokens no_repeat_ngram_size validation_split_percentage
  test_split_percentage num_examples num_mistakes warmup_steps weight_decay adam_beta1
  adam_beta2 max_grad_norm label_smoothing_factor neftune_noise_alpha eval_delay seed
  data_seed dataloader_num_workers early_stopping_threshold""".split()

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import sys
 
 import pytest
@@ -126,10 +127,15 @@ def test_several_greedy_texts_are_refused(writer):
         texts(writer, do_sample=False, num_return_sequences=2)
 
 
+SPEED = r"\d+ tokens, [\d.]+ tokens/s, \d+ MiB peak\n"
+
+
 def test_a_stream_prints_what_is_returned(writer, capsys):
     prompts = ["the \x1b[2Jfilm\nwas", "a man"]
     found = texts(writer, prompts=prompts, stream=True)
-    said = capsys.readouterr().out
+    said, written, speed = capsys.readouterr().out.rpartition("written    ")
+    assert written
+    assert re.fullmatch(SPEED, speed)
     assert "\x1b" not in said
     assert "the \\x1b[2Jfilm\nwas" in said
     shown = [
@@ -143,7 +149,9 @@ def test_a_stream_prints_what_is_returned(writer, capsys):
 
 def test_several_texts_are_numbered(writer, capsys):
     found = texts(writer, prompts=["a man"], num_return_sequences=2, stream=True)
-    said = capsys.readouterr().out
+    said, written, speed = capsys.readouterr().out.rpartition("written    ")
+    assert written
+    assert re.fullmatch(SPEED, speed)
     lines = [f"[{n}] {text}" for n, text in enumerate(found[0], 1)]
     escaped = ["\n".join(map(escape, line.split("\n"))) for line in lines]
     assert said == "\n".join(escaped) + "\n\n"

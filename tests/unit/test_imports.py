@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
     "config hardware assets metrics parser arguments hub hubdata wheels",
-    "data data.read data.splits data.tokenize data.collate data.audit",
+    "data data.formats data.read data.splits data.tokenize data.collate data.audit",
     "models losses memory",
     "trainer callbacks checkpoint",
     "runs report generation predictions",

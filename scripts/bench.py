@@ -1,0 +1,284 @@
+"""How much faster than the stock Trainer is llmft on this machine?
+
+python scripts/bench.py              every job, three pairs each
+python scripts/bench.py --quick      one short pair each
+python scripts/bench.py --quality    loss and accuracy of both sides, three seeds
+python scripts/bench.py --jobs mlm classify --precision fp32
+
+Each side is a process of its own, and the two take turns: llmft is the shipped recipe,
+stock is scripts/stock.py. Both get the same model and the same examples, once. A ratio
+is the stock side's seconds over llmft's of the same pair; loading and preprocessing
+are not in them.
+
+The limit is the fastest matrix multiplication measured between the runs, divided by
+the operations that the job needs for a token: 6 for each weight of a matrix (2 forward,
+4 backward; 4 in all where the weights are frozen, as LoRA has them; 2 in evaluation),
+plus 2 * layers * length * hidden * 6 / 2 for attention; a masked-LM head counts for the
+masked 15 % of the positions.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from llmft import hardware, models
+from llmft.arguments import ModelArguments
+from llmft.console import say, table
+from llmft.runs import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_ONLY = (
+    "--do_eval false --do_predict false --eval_strategy no --save_strategy no"
+    " --load_best_model_at_end false --num_train_epochs 1"
+).split()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One comparison: a recipe with flags, against a job of scripts/stock.py.
+
+    Attributes:
+        size, quick_size: rows of training data, or tokens to write.
+        passes: operations for a weight and a token, see above.
+    """
+
+    recipe: str
+    stock: str
+    size: int
+    quick_size: int
+    flags: tuple[str, ...] = ()
+    passes: int = 6
+
+
+JOBS = {
+    "mlm": Job("mlm", "mlm", 1800, 350, ("--num_examples", "0")),
+    "classify": Job("classify", "classify", 1024, 192, ("--baseline", "false")),
+    "causal": Job("generate", "generate", 80, 28, ("--max_new_tokens", "1")),
+    "evaluation": Job("mlm", "evaluation", 1223, 300, ("--num_examples", "0"), 2),
+    "sampling": Job("generate", "sampling", 160, 64, passes=2),
+}
+
+
+def run_process(command: list[str]) -> str:
+    """Run a side to its end and return what it printed; exit where it fails."""
+    env = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def run_stock(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any]:
+    """Run the stock side; return seconds, examples and peak memory."""
+    command = [sys.executable, "scripts/stock.py", job.stock, str(size)]
+    out = run_process([*command, "--seed", str(seed), *extra])
+    return json.loads(out.splitlines()[-1])
+
+
+def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any]:
+    """Run the recipe; return seconds, examples and peak memory, as the run has them."""
+    recipe = [sys.executable, f"recipes/{job.recipe}.py", "--seed", str(seed)]
+    flags = [*job.flags, *extra]
+    if job.stock == "sampling":
+        limits = ["--max_new_tokens", str(size), "--min_new_tokens", str(size)]
+        out = run_process(
+            [*recipe, "--prompt", "Once upon a time", *limits, *flags]
+        ).splitlines()
+        said = next(line for line in reversed(out) if line.startswith("written"))
+        tokens, rate, memory = (float(x.split()[0]) for x in said[11:].split(", "))
+        bytes_ = memory * 2**20
+        return {
+            "examples": tokens,
+            "seconds": tokens / rate,
+            "peak_rss_bytes": bytes_,
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        args = ["--args", f"recipes/{job.recipe}_cpu.json", "--output_dir", folder]
+        if job.stock == "evaluation":
+            args += ["--do_train", "false", "--do_predict", "false"]
+            args += ["--max_eval_samples", str(size)]
+        else:
+            args += [*TRAIN_ONLY, "--max_train_samples", str(size)]
+        run_process([*recipe, *args, *flags])
+        final = json.loads((Path(folder) / "metrics.json").read_text())
+        log = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    logged = {k: v for line in log for k, v in json.loads(line).items()}
+    kind = "eval" if job.stock == "evaluation" else "train"
+    seconds = logged[f"{kind}_runtime"]
+    return {
+        "seconds": seconds,
+        "examples": round(seconds * logged[f"{kind}_samples_per_second"]),
+        "tokens_per_second": final["run"].get("train_tokens_per_second"),
+        "peak_rss_bytes": final["run"]["peak_rss_bytes"],
+        "test": final.get("test", {}),
+    }
+
+
+def matmul_limit() -> float:
+    """Return the fastest matrix multiplication of the two types, in GFLOP/s."""
+    torch.set_num_threads(hardware.usable_cores())
+    return max(hardware.matmul_gflops(t, 0.5) for t in (torch.float32, torch.bfloat16))
+
+
+def operations_per_token(job: Job, length: float) -> float:
+    """Return the operations that a token needs; see the module for the formula."""
+    causal = job.recipe == "generate"
+    name = "SmolLM2-135M-Instruct" if causal else "all-MiniLM-L6-v2"
+    args = ModelArguments(model_name_or_path=f"pypi:{name}")
+    loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    located = models.locate(args, "causal-lm" if causal else "masked-lm")
+    model = loader.from_pretrained(located.path_or_id)
+    matrices = [
+        (n, p.numel()) for n, p in model.base_model.named_parameters() if p.ndim == 2
+    ]
+    weights = float(sum(size for n, size in matrices if "embed" not in n))
+    hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
+    table = model.get_input_embeddings().weight.numel()
+    if causal:
+        weights += table
+    elif job.recipe == "mlm":
+        weights += 0.15 * (table + hidden * hidden)
+    return job.passes * (weights + 2 * layers * length * hidden / 2)
+
+
+def compare(name: str, pairs: int, quick: bool, extra: list[str]) -> dict[str, Any]:
+    """Run ``pairs`` pairs of a job, each side first in turn; return all figures."""
+    job = JOBS[name]
+    size = job.quick_size if quick else job.size
+    sides: dict[str, list[dict[str, Any]]] = {"stock": [], "llmft": []}
+    limits = [matmul_limit()]
+    for pair in range(pairs):
+        order = ["stock", "llmft"] if pair % 2 == 0 else ["llmft", "stock"]
+        for side in order:
+            start = time.perf_counter()
+            if side == "stock":
+                found = run_stock(job, size, 42, [])
+            else:
+                found = run_llmft(job, size, 42, extra)
+            sides[side].append(found)
+            limits.append(matmul_limit())
+            rate = found["examples"] / found["seconds"]
+            wall = time.perf_counter() - start
+            say(f"{name:<11} {side:<6} {rate:8.2f} examples/s ({wall:.0f} s in all)")
+    for stock, ours in zip(sides["stock"], sides["llmft"], strict=True):
+        if stock["examples"] != ours["examples"]:
+            sys.exit(f"{name}: {stock['examples']} and {ours['examples']} examples")
+    return {"sides": sides, "gflops": max(limits), "job": job}
+
+
+def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Reduce the pairs of a job to medians, their spread, and part of the limit."""
+    stock, ours = found["sides"]["stock"], found["sides"]["llmft"]
+    ratios = sorted(
+        a["seconds"] / b["seconds"] for a, b in zip(stock, ours, strict=True)
+    )
+    rates = {
+        side: statistics.median(r["examples"] / r["seconds"] for r in runs)
+        for side, runs in found["sides"].items()
+    }
+    memory = {
+        side: statistics.median(r["peak_rss_bytes"] for r in runs) / 2**30
+        for side, runs in found["sides"].items()
+    }
+    length = 128.0
+    if name == "classify":
+        trained = ours[0]
+        length = trained["tokens_per_second"] * trained["seconds"]
+        length /= trained["examples"]
+    tokens = 1.0 if name == "sampling" else length
+    needed = operations_per_token(found["job"], length) * tokens
+    limit = found["gflops"] * 1e9 / needed
+    return {
+        "stock": rates["stock"],
+        "llmft": rates["llmft"],
+        "ratio": statistics.median(ratios),
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+        "stock_peak_gib": memory["stock"],
+        "llmft_peak_gib": memory["llmft"],
+        "limit": limit,
+        "stock_of_limit": rates["stock"] / limit,
+        "llmft_of_limit": rates["llmft"] / limit,
+        "matmul_gflops": found["gflops"],
+    }
+
+
+def show(results: dict[str, dict[str, Any]]) -> None:
+    """Print the table of all jobs."""
+    rows = [
+        (
+            name,
+            f"{r['stock']:.2f}",
+            f"{r['llmft']:.2f}",
+            f"{r['ratio']:.2f} ({r['ratio_min']:.2f}-{r['ratio_max']:.2f})",
+            f"{r['stock_peak_gib']:.1f}, {r['llmft_peak_gib']:.1f}",
+            f"{r['stock_of_limit']:.2f}, {r['llmft_of_limit']:.2f}",
+        )
+        for name, r in results.items()
+    ]
+    header = ["job", "stock/s", "llmft/s", "ratio", "peak GiB", "of the limit"]
+    say()
+    say(table(rows, header))
+
+
+def quality(names: list[str], extra: list[str]) -> dict[str, Any]:
+    """Train both sides on the same examples for three seeds; judge on the test set."""
+    results: dict[str, Any] = {}
+    for name in (n for n in names if JOBS[n].stock in ("mlm", "classify", "generate")):
+        job, metric = JOBS[name], "accuracy" if name == "classify" else "loss"
+        for seed in (1, 2, 3):
+            stock = run_stock(job, job.size, seed, ["--quality"])[metric]
+            flags = ["--do_predict", "true"]
+            ours = run_llmft(job, job.size, seed, [*flags, *extra])["test"][metric]
+            results.setdefault(name, []).append((stock, ours["value"]))
+            say(f"{name} seed {seed}: stock {stock:.4f}, llmft {ours['value']:.4f}")
+        means = [statistics.mean(side) for side in zip(*results[name], strict=True)]
+        say(f"{name} {metric}: stock {means[0]:.4f}, llmft {means[1]:.4f}")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one short pair each")
+    parser.add_argument("--quality", action="store_true", help="loss and accuracy")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument("--output", type=Path, help="write all figures as JSON")
+    args = parser.parse_args()
+    extra = ["--precision", args.precision]
+    about = {
+        "cpu": hardware.cpu_name(),
+        "cores": hardware.usable_cores(),
+        "precision": args.precision,
+        "versions": versions(),
+    }
+    say(f"{about['cpu']}, {about['cores']} cores, precision {args.precision}")
+    if args.quality:
+        record = {**about, "quality": quality(args.jobs, extra)}
+    else:
+        pairs = 1 if args.quick else args.pairs
+        results = {}
+        for name in args.jobs:
+            results[name] = summary(name, compare(name, pairs, args.quick, extra))
+        show(results)
+        record = {**about, "results": results}
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
