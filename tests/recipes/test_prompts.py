@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,11 @@ def said(
 
 
 def texts(stdout: str) -> str:
-    """Return what follows the plan."""
-    return stdout.partition("\nplan\n")[2].partition("\n\n")[2]
+    """Return what stands between the plan and the line with the speed."""
+    written, last, speed = stdout.rpartition("\nwritten    ")
+    assert last
+    assert re.fullmatch(r"\d+ tokens, [\d.]+ tokens/s, \d+ MiB peak\n", speed)
+    return written.partition("\nplan\n")[2].partition("\n\n")[2]
 
 
 def test_each_prompt_is_continued(said: dict[str, tuple[int, str, str]]) -> None:
