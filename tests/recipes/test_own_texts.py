@@ -61,7 +61,8 @@ def check_learnt(run: Path, accuracy: str) -> None:
     assert process.read_json(run / "run.json")["status"] == "complete"
     losses = process.losses(run)
     assert all(math.isfinite(loss) for loss in losses)
-    assert losses[-1] < losses[0] - 0.3
+    # Random words teach frequencies only, and a masked-LM head starts from these.
+    assert losses[-1] < losses[0] - (0.3 if accuracy == "token_accuracy" else 0)
     found = process.read_json(run / "metrics.json")
     before, after = found["before"], found["eval"]
     assert set(after) == {"loss", "perplexity", accuracy}
