@@ -62,11 +62,6 @@ def check_prompts(
 
     Also where several texts are asked for that would be the same.
     """
-    if args.min_new_tokens > args.max_new_tokens:
-        raise ConfigError(
-            f"min_new_tokens is {args.min_new_tokens}, above max_new_tokens"
-            f" {args.max_new_tokens}"
-        )
     if args.num_return_sequences > 1 and not args.do_sample:
         raise ConfigError(
             f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
@@ -120,7 +115,8 @@ def sample(
                 generation_config=config,
                 streamer=streamer,
             )
-        written += sum(_new_tokens(row, inputs, config) for row in ids)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        written += sum(_length(row, tokenizer.eos_token_id) for row in new)
         texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
         if stream and not live:
             for number, text in enumerate(texts[-1], 1):
@@ -134,11 +130,11 @@ def sample(
     return texts
 
 
-def _new_tokens(ids: torch.Tensor, inputs: Any, config: GenerationConfig) -> int:
-    """Return the tokens written into a row of ``generate``, up to its first eos."""
-    new = ids[inputs["input_ids"].shape[1] :]
-    ends = (new == config.eos_token_id).nonzero()
-    return int(ends[0, 0]) + 1 if len(ends) else len(new)
+def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
+    """Return the number of tokens up to the first eos, which shorter rows end with."""
+    if eos_token_id is None or eos_token_id not in ids:
+        return len(ids)
+    return int((ids == eos_token_id).int().argmax()) + 1
 
 
 def cloze_examples(

@@ -44,11 +44,15 @@ def main(argv: list[str]) -> None:
 
 def check(values: dict) -> list[str]:
     """Ask for data where there is a step that needs it, else for a prompt."""
+    problems = []
+    least, most = values["min_new_tokens"], values["max_new_tokens"]
+    if least > most:
+        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
     if values["do_train"] or values["do_eval"] or values["do_predict"]:
-        return require_data(values)
+        return problems + require_data(values)
     if not any(text.strip() for text in values["prompt"]):
-        return ['nothing to do: give --prompt "...", or --do_train with data']
-    return []
+        problems.append('nothing to do: give --prompt "...", or --do_train with data')
+    return problems
 
 
 def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:

@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
                 results["before"] = trainer.evaluate(
                     fixed[held_out], metric_key_prefix="before"
                 )
-            models.start_from_frequencies(model, blocks["train"])
+            if not training.resume_from_checkpoint:
+                models.start_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         if training.do_eval:
             results["eval"] = trainer.evaluate()

@@ -11,10 +11,10 @@ is the stock side's seconds over llmft's of the same pair; loading and preproces
 are not in them.
 
 The limit is the fastest matrix multiplication measured between the runs, divided by
-the operations that the job needs for a token: 6 for each weight of a matrix (2 forward,
-4 backward; 4 in all where the weights are frozen, as LoRA has them; 2 in evaluation),
-plus 2 * layers * length * hidden * 6 / 2 for attention; a masked-LM head counts for the
-masked 15 % of the positions.
+the operations that the job needs for a token: 6 for each multiply-add of the forward
+pass (2 forward, 4 backward), 2 without training. Those are the weights of its matrices,
+and 2 * layers * length * hidden of attention, half of it in a causal model; a masked-LM
+head counts for the masked 15 % of the positions.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Job:
 
     Attributes:
         size, quick_size: rows of training data, or tokens to write.
-        passes: operations for a weight and a token, see above.
+        passes: operations for a multiply-add of the forward pass, see above.
     """
 
     recipe: str
@@ -144,12 +144,14 @@ def operations_per_token(job: Job, length: float) -> float:
     ]
     weights = float(sum(size for n, size in matrices if "embed" not in n))
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    table = model.get_input_embeddings().weight.numel()
+    embeddings = model.get_input_embeddings().weight.numel()
+    attention = 2.0 * layers * length * hidden
     if causal:
-        weights += table
+        weights += embeddings
+        attention /= 2
     elif job.recipe == "mlm":
-        weights += 0.15 * (table + hidden * hidden)
-    return job.passes * (weights + 2 * layers * length * hidden / 2)
+        weights += 0.15 * (embeddings + hidden * hidden)
+    return job.passes * (weights + attention)
 
 
 def compare(name: str, pairs: int, quick: bool, extra: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,22 +41,22 @@ CLASSES = {
 }
 
 
-def texts(recipe: str, rows: int | None, seed: int) -> dict:
-    """Return the splits that the recipe itself would use."""
+def texts(recipe: str, rows: int, seed: int, needed: set[str]) -> tuple[Any, dict]:
+    """Return data arguments and ``needed`` splits as the recipe itself has them."""
     values = json.loads((RECIPES / f"{recipe}_cpu.json").read_text())
     args = LanguageModelingDataArguments(
         dataset_name=values["dataset_name"],
         dataset_config_name=values.get("dataset_config_name"),
         max_train_samples=rows,
+        max_eval_samples=rows if needed == {"validation"} else None,
     )
-    needed = {"train", "test"}
     label = recipe == "classify"
     return args, load_splits(args, seed, needed, needs_label=label).parts
 
 
 def examples(recipe, tokenizer, rows, seed):
     """Return train and test examples with the stock collator of the task."""
-    args, parts = texts(recipe, rows, seed)
+    args, parts = texts(recipe, rows, seed, {"train", "test"})
     if recipe == "classify":
         names = LabelNames.of(parts["train"]["label"][:])
 
@@ -102,8 +103,8 @@ def train(recipe: str, rows: int, seed: int, quality: bool) -> dict:
             output_dir=folder,
             use_cpu=True,
             seed=seed,
-            num_train_epochs=values["num_train_epochs"] if quality else 1,
-            learning_rate=values["learning_rate"] if quality else 5e-5,
+            num_train_epochs=1,
+            learning_rate=values["learning_rate"],
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -153,8 +154,8 @@ def evaluate(rows: int) -> dict:
     )
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     model = AutoModelForMaskedLM.from_pretrained(located.path_or_id)
-    args, parts = texts("mlm", rows, 42)
-    blocks = lm_blocks(parts["train"], tokenizer, args, "train")
+    args, parts = texts("mlm", rows, 42, {"validation"})
+    blocks = lm_blocks(parts["validation"], tokenizer, args, "validation")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,

@@ -1,4 +1,4 @@
-"""Reading user data: the only module that opens it.
+"""Reading user data: the only module that opens it, with the formats it is in.
 
 Every reader yields rows with the number of the line they start on. Text stays text,
 character by character: no type is inferred, and nothing means "missing".
@@ -38,12 +38,16 @@ _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none."""
+    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
+
+    With ``label_optional``, data without a label column is read without labels.
+    """
 
     text: str | None = None
     label: str | None = None
     needs_label: bool = False
     group: str | None = None
+    label_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,14 +183,14 @@ def pick(
         others = [n for n in names if n != text]
         if not known and text is not None and len(others) == 1:
             known = others
-        if not known:
+        if not known and not columns.label_optional:
             raise DataError(
                 "no label column found",
                 f"columns are {', '.join(map(repr, names))}",
                 "name it with --label_column_name",
                 path=source,
             )
-        label = known[0]
+        label = known[0] if known else None
     if text is None:
         candidates = [n for n in strings if n not in (label, columns.group)]
         known = [n for n in _TEXT_NAMES if n in names] or candidates

@@ -60,7 +60,8 @@ def load_splits(
         seed: makes the split, where one has to be made.
         needed: which of train, validation, test the run uses; a missing one is an
             error, but validation is made out of train.
-        needs_label: read a label with each text.
+        needs_label: read a label with each text; where only the test is used, data
+            without labels can still be predicted.
 
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
@@ -70,6 +71,7 @@ def load_splits(
         getattr(args, "label_column_name", None),
         needs_label,
         args.split_group_column,
+        label_optional=needed == {"test"},
     )
     sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
@@ -91,6 +93,9 @@ def load_splits(
                 dataset=source.dataset.select(np.sort(chosen[:limit])),
                 notes=[*source.notes, note],
             )
+        if needs_label and "label" not in source.dataset.column_names:
+            note = "no label column: predictions only, no metrics"
+            source = replace(source, notes=[*source.notes, note])
         show(split, source)
         parts[split] = source.dataset
         provenance[split] = {

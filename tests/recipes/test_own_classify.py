@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -166,6 +167,15 @@ def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     }
     rows = process.read_jsonl(second / "predictions.jsonl")
     assert [r["prediction"] for r in rows] == ["NA", "no"]
+
+    (cwd / "NEW.csv").write_text("review\na good plot\nso bad\n")
+    said = process.run_well("classify", *words[2:], "--output_dir", "third", cwd=cwd)
+    assert "no label column: predictions only, no metrics" in said
+    rows = process.read_jsonl(cwd / "third" / "predictions.jsonl")
+    found = [(r["text"], r["label"], r["prediction"]) for r in rows]
+    assert found == [("a good plot", None, "NA"), ("so bad", None, "no")]
+    assert process.read_json(cwd / "third" / "metrics.json")["test"] == {}
+    shutil.rmtree(cwd / "third")
 
 
 def test_whole_numbers_as_labels_in_jsonl(bert: Path, tmp_path: Path) -> None:

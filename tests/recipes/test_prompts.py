@@ -24,6 +24,7 @@ def said(
         "several": (*model, *two, "--num_return_sequences", 2),
         "greedy": (*model, "--prompt=the man", "--do_sample", "false", "--seed", 8),
         "none": model,
+        "most below least": (*model, "--min_new_tokens", 9, "--max_new_tokens", 8),
     }
     done = process.run_all(
         {
@@ -72,6 +73,15 @@ def test_greedy(said: dict[str, tuple[int, str, str]]) -> None:
     code, stdout, stderr = said["greedy"]
     assert (code, process.problems(stderr)) == (0, [])
     assert texts(stdout).startswith("the man")
+
+
+def test_fewest_tokens_above_the_most(said: dict[str, tuple[int, str, str]]) -> None:
+    code, stdout, stderr = said["most below least"]
+    assert (code, stdout) == (2, "")
+    assert process.problems(stderr) == [
+        "llmft: ConfigError: 2 problems: min_new_tokens is 9, above max_new_tokens 8;"
+        ' nothing to do: give --prompt "...", or --do_train with data'
+    ]
 
 
 def test_without_a_prompt(said: dict[str, tuple[int, str, str]]) -> None:

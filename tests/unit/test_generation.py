@@ -209,3 +209,40 @@ def test_fill_masks_gives_the_three_likeliest(wordpiece):
     wanted = [wordpiece.decode([i]) for i in scores.argsort(descending=True)[:3]]
     assert found == [", ".join(wanted)] * 2
     assert fill_masks(model, wordpiece, []) == []
+
+
+@pytest.mark.parametrize("least", [0, 15])
+def test_tokens_are_counted_up_to_the_end_of_the_text(writer, capsys, least):
+    model, tokenizer = writer
+    args = arguments(
+        "the film was",
+        do_sample=True,
+        temperature=5.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=64,
+        min_new_tokens=least,
+    )
+    seen = []
+
+    def keep(ids, **kwargs):
+        seen.append(ids)
+        return tokenizer.__class__.batch_decode(tokenizer, ids, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "batch_decode", keep)
+        generation.sample(model, tokenizer, args, 1, stream=True)
+    start = len(tokenizer("the film was")["input_ids"])
+    lengths = []
+    for row in seen[0][:, start:].tolist():
+        ends = [i for i, token in enumerate(row) if token == tokenizer.eos_token_id]
+        lengths.append(ends[0] + 1 if ends else len(row))
+    assert min(lengths) >= least
+    assert (min(lengths) < 15) == (least == 0)  # else nothing was there to count
+    assert f"written    {sum(lengths)} tokens, " in capsys.readouterr().out
+
+
+def test_length_without_an_eos_token():
+    ids = torch.tensor([5, 6, 0, 0])
+    assert generation._length(ids, 0) == 3
+    assert generation._length(ids, 9) == generation._length(ids, None) == 4

@@ -279,7 +279,7 @@ def test_a_new_masked_lm_head_starts_as_identity(kind, tmp_path, wordpiece):
     new = load(tmp_path / "encoder", "masked-lm").state_dict()
     assert torch.equal(kept[HEADS[kind]], whole.state_dict()[HEADS[kind]])
     assert torch.equal(new[HEADS[kind]], torch.eye(32))
-    for name, weight in whole.base_model.state_dict(prefix="").items():
+    for name, weight in whole.base_model.state_dict().items():
         assert torch.equal(new[f"{whole.base_model_prefix}.{name}"], weight), name
 
 
