@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         for split, texts in splits.parts.items()
     }
     # Evaluation masks are fixed, so that evaluations can be compared.
-    fixed = {s: fix_masks(b, collator) for s, b in blocks.items() if s != "train"}
+    fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
     model = models.load_model(
         located,
         args.model,

@@ -11,6 +11,8 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
+from llmft.errors import DataError
+
 IGNORED = -100
 FIXED_EPOCH = -1
 
@@ -82,12 +84,21 @@ def row_seed(seed: int, epoch: int, row: int) -> int:
     return int.from_bytes(digest, "big", signed=False) & (2**63 - 1)
 
 
-def fix_masks(dataset: Dataset, collator: LanguageModelingCollator) -> Dataset:
+def fix_masks(
+    dataset: Dataset, collator: LanguageModelingCollator, split: str = "validation"
+) -> Dataset:
     """Return ``dataset`` masked once, for evaluations that can be compared.
 
-    Adds column ``labels``; the masks are those of (seed, epoch -1, row).
+    Adds column ``labels``; the masks are those of (seed, epoch -1, row). Raises
+    DataError where no token is masked, so that there is nothing to measure.
     """
     rows = [collator._example(example, FIXED_EPOCH) for example in dataset]
+    if not any((labels != IGNORED).any() for _, labels in rows):
+        raise DataError(
+            f"0 of {sum(len(ids) for ids, _ in rows):,} {split} tokens are masked",
+            "expected at least one, to measure on",
+            f"give more {split} text, or raise --mlm_probability",
+        )
     return Dataset.from_dict(
         {
             "input_ids": [ids.tolist() for ids, _ in rows],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from llmft import __version__, assets
 from llmft.arguments import DataArguments, LanguageModelingDataArguments
 from llmft.console import say, warn
-from llmft.data.read import content_hash
+from llmft.data.read import content_hash, listed
 from llmft.errors import DataError
+
+# Above this share of unknown tokens, and of texts that lose accents, we warn.
+_UNKNOWN, _ACCENTS = 0.01, 0.1
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class LabelNames:
                 f"all {len(labels):,} training rows have the label {names.pop()!r}",
                 "expected at least two classes",
             )
-        numeric = all(n.removeprefix("-").isdecimal() for n in names)
+        numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in names)
         # "1" and "01" are two classes: their order must not be that of a set.
         return cls(tuple(sorted(names, key=lambda n: (int(n) if numeric else 0, n))))
 
@@ -44,8 +49,8 @@ class LabelNames:
         unknown = sorted(set(labels) - known.keys())
         if unknown:
             raise DataError(
-                f"{split} has labels that train has not: {', '.join(unknown[:5])}",
-                f"known are {', '.join(self.names[:20])}",
+                f"{split} has labels that train has not: {listed(unknown, 5)}",
+                f"known are {listed(self.names)}",
                 "correct them, or add rows with them to train",
             )
         return [known[label] for label in labels]
@@ -69,8 +74,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _tokenize(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, args: DataArguments, split: str
-) -> Dataset:
-    """Return column ``input_ids`` of every text, whole, with special tokens."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of all texts, each whole and with special tokens, and lengths.
+
+    They come from the cache where it holds them. ``map`` publishes a cache file by
+    renaming, so that processes which tokenize the same do not disturb each other.
+
+    Returns:
+        ids (int32, one text behind the other) and the tokens of each text (int64).
+    """
     texts = data.select_columns(["text"])
     settings = [__version__, tokenizer_fingerprint(tokenizer), content_hash(texts)]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -89,17 +101,84 @@ def _tokenize(
         )
         return {"input_ids": encoded["input_ids"]}
 
-    return texts.map(
-        ids,
-        batched=True,
-        remove_columns=["text"],
-        features=Features({"input_ids": List(Value("int32"))}),
-        num_proc=workers,
-        load_from_cache_file=not args.overwrite_cache,
-        cache_file_name=str(path),
-        new_fingerprint=key[:32],
-        desc=f"tokenizing {split}",
-    )
+    def mapped(from_cache: bool) -> Dataset:
+        return texts.map(
+            ids,
+            batched=True,
+            remove_columns=["text"],
+            features=Features({"input_ids": List(Value("int32"))}),
+            num_proc=workers,
+            load_from_cache_file=from_cache,
+            cache_file_name=str(path),
+            new_fingerprint=key[:32],
+            desc=f"tokenizing {split}",
+        )
+
+    if not args.overwrite_cache and any(folder.glob(f"{path.stem}*.arrow")):
+        try:
+            return _flat(mapped(True), len(texts), max(tokenizer.get_vocab().values()))
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            warn(f"{path}: damaged ({error}); tokenizing {split} again")
+    return _flat(mapped(False), len(texts))
+
+
+def _flat(
+    encoded: Dataset, rows: int, greatest: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and lengths; raise ValueError where they cannot be right."""
+    column = encoded.data.column("input_ids")
+    column.validate(full=True)
+    if len(column) != rows:
+        raise ValueError(f"{len(column):,} texts of {rows:,}")
+    tokens = np.concatenate([c.flatten().to_numpy() for c in column.chunks])
+    lengths = np.concatenate([c.value_lengths().to_numpy() for c in column.chunks])
+    if greatest is not None and len(tokens):
+        if tokens.min() < 0 or tokens.max() > greatest:
+            raise ValueError("ids that are not in the vocabulary")
+    return tokens, lengths.astype(np.int64)
+
+
+def _lost(
+    tokens: np.ndarray,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+) -> str:
+    """Return a note on what the tokenizer cannot tell apart; warn where it is much."""
+    unknown, note = tokenizer.unk_token_id, ""
+    # GPT-2 and its kin call their eos so, and have a token for every byte.
+    if unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        special = set(tokenizer.all_special_ids) - {unknown}
+        count = int((tokens == unknown).sum())
+        total = len(tokens) - int(np.isin(tokens, list(special)).sum())
+        if count:
+            note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
+        if count > _UNKNOWN * total:
+            warn(
+                f"{split}: {100 * count / total:.2g} % of the tokens are unknown to"
+                " this model, which cannot tell them apart; choose one whose vocabulary"
+                " was made for this language"
+            )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = getattr(backend, "normalizer", None)
+    if normalizer is not None and normalizer.normalize_str("\u00e4") == "a":
+        accented = {
+            c
+            for c in set().union(*texts)
+            if any(
+                unicodedata.category(d) == "Mn" for d in unicodedata.normalize("NFD", c)
+            )
+        }
+        count = sum(not accented.isdisjoint(text) for text in texts) if accented else 0
+        if count:
+            note += f"; {count:,} texts lose accents"
+        if count > _ACCENTS * len(texts):
+            warn(
+                f"{split}: this tokenizer strips the accents that {count:,} of"
+                f" {len(texts):,} texts have ({listed(sorted(accented), 5)}); choose a"
+                " model that keeps them where they matter"
+            )
+    return note
 
 
 def lm_blocks(
@@ -122,11 +201,10 @@ def lm_blocks(
     Returns:
         columns ``input_ids`` (list of int32) and ``row`` (int64, its position).
     """
-    column = _tokenize(data, tokenizer, args, split).data.column("input_ids")
-    tokens = np.concatenate([c.flatten().to_numpy() for c in column.chunks])
-    lengths = np.concatenate([c.value_lengths().to_numpy() for c in column.chunks])
-    lengths = lengths.astype(np.int64)
-    if not len(tokens):
+    tokens, lengths = _tokenize(data, tokenizer, args, split)
+    lost = _lost(tokens, data["text"][:], tokenizer, split)
+    empty = int((lengths <= tokenizer.num_special_tokens_to_add()).sum())
+    if empty == len(lengths):
         raise DataError(f"{split} has no tokens", "expected text")
     if end_documents and tokenizer.eos_token_id is not None:
         ends = np.cumsum(lengths)
@@ -134,8 +212,6 @@ def lm_blocks(
         open_ends = last != tokenizer.eos_token_id
         tokens = np.insert(tokens, ends[open_ends], tokenizer.eos_token_id)
         lengths = lengths + open_ends
-    if len(tokens) < 2:
-        raise DataError(f"{split} has a single token", "expected text")
     size = args.max_seq_length
     if args.block_policy == "row":
         starts = np.cumsum(lengths) - lengths
@@ -145,17 +221,23 @@ def lm_blocks(
     else:
         whole = len(tokens) // size * size or len(tokens)
         offsets = np.append(np.arange(0, whole, size), whole)
-    blocks = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.array(tokens[: offsets[-1]])
-    )
+    if np.diff(offsets).max() < 2:
+        raise DataError(f"{split} has a single token in a block", "expected text")
+    blocks = _lists(tokens[: offsets[-1]], offsets)
     rows = pa.array(np.arange(len(blocks)))
-    dataset = Dataset(pa.table({"input_ids": blocks, "row": rows}))
     left = len(tokens) - int(offsets[-1])
     note = f"{len(tokens):,} tokens in {len(blocks):,} blocks of up to {size}"
     if args.block_policy == "pack":
         note += f"; {left:,} tokens of the last partial block left out"
-    say(f"  {split:<10} {note}")
-    return dataset
+    if empty:
+        note += f"; {empty:,} documents without a token"
+    say(f"  {split:<10} {note}{lost}")
+    return Dataset(pa.table({"input_ids": blocks, "row": rows}))
+
+
+def _lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return the lists that begin at ``offsets``, with 64 bits: 2**31 is not much."""
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), tokens)
 
 
 def classification_features(
@@ -170,30 +252,37 @@ def classification_features(
     Returns:
         columns ``input_ids`` (list), ``length`` and, where data has them, ``labels``.
     """
-    encoded = _tokenize(data, tokenizer, args, split)
-    ids = encoded["input_ids"][:]
+    tokens, lengths = _tokenize(data, tokenizer, args, split)
+    texts = data["text"][:]
+    ids = _lists(tokens, np.append(0, np.cumsum(lengths)))
+    lost = _lost(tokens, texts, tokenizer, split)
     size = args.max_seq_length
-    long = [i for i, row in enumerate(ids) if len(row) > size]
-    lost = sum(len(ids[i]) - size for i in long)
-    if long:  # again, so that the tokenizer itself puts the closing token in place
-        cut = tokenizer(
-            [data[i]["text"] for i in long],
+    long, bare = np.flatnonzero(lengths > size), np.flatnonzero(lengths == 0)
+    left = int((lengths[long] - size).sum())
+    # A row without any token would have no place to classify.
+    new = [[tokenizer.pad_token_id]] * len(bare)
+    if len(long):  # again, so that the tokenizer itself puts the closing token in place
+        new += tokenizer(
+            [texts[i] for i in long],
             truncation=True,
             max_length=size,
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
-        for i, row in zip(long, cut, strict=True):
-            ids[i] = row
-    columns: dict[str, Any] = {"input_ids": ids, "length": [len(row) for row in ids]}
+    if new:
+        order = np.arange(len(texts))
+        order[np.append(bare, long)] = len(texts) + np.arange(len(new))
+        ids = pa.concat_arrays([ids, pa.array(new, ids.type)]).take(pa.array(order))
+        lengths = ids.value_lengths().to_numpy()
+    columns: dict[str, Any] = {"input_ids": ids, "length": lengths}
     if "label" in data.column_names:
         columns["labels"] = labels.ids(data["label"][:], split)
-    tokens = sum(columns["length"])
-    note = f"{tokens:,} tokens, longest {max(columns['length'])}"
-    if long:
-        note += f"; {len(long):,} texts cut to {size} tokens, {lost:,} tokens left out"
-    say(f"  {split:<10} {note}")
-    empty = sum(not text.strip() for text in data["text"])
+    note = f"{lengths.sum():,} tokens, longest {lengths.max()}"
+    if len(long):
+        note += f"; {len(long):,} texts cut to {size} tokens, {left:,} tokens left out"
+    say(f"  {split:<10} {note}{lost}")
+    empty = sum(not text.strip() for text in texts)
     if empty:
-        warn(f"{split}: {empty:,} texts are empty; they are used as they are")
-    return Dataset.from_dict(columns)
+        used = "as a single padding token" if len(bare) else "as they are"
+        warn(f"{split}: {empty:,} texts are empty; they are used {used}")
+    return Dataset(pa.table(columns))

@@ -14,6 +14,7 @@ from llmft.data.collate import (
     fix_masks,
     row_seed,
 )
+from llmft.errors import DataError
 
 
 def masker(tokenizer, seed=42, **options):
@@ -158,6 +159,20 @@ def test_fixed_masks_stay_and_pass_through(wordpiece, rows):
         for pair in pairs
     ]
     assert restored == data["input_ids"][:]
+
+
+def test_fixed_masks_need_a_masked_token(wordpiece):
+    data = Dataset.from_list([{"input_ids": [2, 9, 3], "row": 0}])
+    never = masker(wordpiece, mlm_probability=1e-9)
+    with pytest.raises(DataError) as caught:
+        fix_masks(data, never, "test")
+    assert str(caught.value) == (
+        "DataError: 0 of 3 test tokens are masked; expected at least one, to measure"
+        " on; give more test text, or raise --mlm_probability"
+    )
+    assert caught.value.exit_code == 3
+    always = masker(wordpiece, mlm_probability=1.0)
+    assert fix_masks(data, always)["labels"][:] == [[-100, 9, -100]]
 
 
 def test_causal_labels_keep_eos_though_it_is_the_pad_token(bpe):

@@ -491,8 +491,8 @@ def test_a_test_with_labels_in_some_rows(tmp_path, name):
         read_file(tmp_path / name, optional)
     assert str(caught.value) == (
         f"DataError {tmp_path / name}:{line}: 'label' is ''; expected a label: text"
-        " that is not empty, a whole number, or true/false; give the row a label, or take it"
-        " out"
+        " that is not empty, a whole number, or true/false; give the row a label, or"
+        " take it out"
     )
     write_csv(tmp_path / "b.csv", [{**row, "label": ""} for row in rows])
     source = read_file(tmp_path / "b.csv", optional)

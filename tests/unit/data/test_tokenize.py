@@ -3,6 +3,7 @@
 import copy
 from itertools import chain
 
+import pyarrow as pa
 import pytest
 import tiny
 from datasets import Dataset
@@ -78,7 +79,8 @@ def test_pack_is_the_plain_concatenation(wordpiece, capsys):
     assert left > 0
     assert capsys.readouterr().out == (
         f"  train      {len(tokens):,} tokens in {whole} blocks of up to {SIZE};"
-        f" {left} tokens of the last partial block left out\n"
+        f" {left} tokens of the last partial block left out; 2 documents without a"
+        " token; 2 unknown tokens ([UNK]); 1 texts lose accents\n"
     )
 
 
@@ -110,7 +112,8 @@ def test_row_starts_a_block_with_each_document(bpe, capsys, end_documents):
     assert made["row"][:] == list(range(len(expected)))
     tokens = sum(map(len, documents))
     assert capsys.readouterr().out == (
-        f"  train      {tokens:,} tokens in {len(expected)} blocks of up to {SIZE}\n"
+        f"  train      {tokens:,} tokens in {len(expected)} blocks of up to {SIZE};"
+        " 1 documents without a token\n"
     )
 
 
@@ -139,6 +142,23 @@ def test_no_tokens(bpe, policy, end_documents):
         blocks(["", ""], bpe, policy, end_documents)
 
 
+@pytest.mark.parametrize("policy", ["pack", "row"])
+def test_special_tokens_alone_are_no_text(wordpiece, policy):
+    with pytest.raises(DataError, match="train has no tokens; expected text"):
+        blocks(["", " \n", "\u200b\x00"], wordpiece, policy)
+
+
+def test_blocks_of_one_token_predict_nothing(bpe):
+    with pytest.raises(DataError, match="train has a single token in a block; expect"):
+        blocks(["a", "b"], bpe, "row")
+    assert len(blocks(["a", "b"], bpe, "row", end_documents=True)) == 2
+
+
+def test_offsets_have_room_for_more_than_two_to_the_31_tokens(bpe):
+    made = blocks(TEXTS, bpe)
+    assert made.data.schema.field("input_ids").type == pa.large_list(pa.int32())
+
+
 def test_a_first_batch_of_empty_texts_is_no_trouble(bpe):
     made = blocks([""] * 1500 + ["a film"], bpe, "row")
     assert made["input_ids"][:] == one_by_one(["a film"], bpe)
@@ -155,6 +175,73 @@ def test_the_second_call_takes_the_cache(bpe, calls):
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert blocks(TEXTS, bpe, overwrite_cache=True)["input_ids"][:] == first
     assert len(calls) == 2 * len(TEXTS)
+
+
+def damage(change):
+    """Write each cache file anew as ``change`` makes it; return how many there are."""
+    files = list(assets.cache_home().rglob("*.arrow"))
+    for path in files:
+        path.write_bytes(change(path.read_bytes()))
+    return len(files)
+
+
+def without_last_rows(raw):
+    """A stream cut between two batches: arrow reads it without a word."""
+    table = pa.ipc.open_stream(raw).read_all()[:-1]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def noise(raw):
+    half = len(raw) // 2
+    return raw[:half] + b"\xa5" * 200 + raw[half + 200 :]
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: b"",
+        lambda raw: b"not arrow at all",
+        lambda raw: raw[: len(raw) // 2],
+        without_last_rows,
+        noise,
+    ],
+)
+def test_a_damaged_cache_is_made_anew(bpe, capsys, change, workers):
+    """With two files the fault of either is seen."""
+    given = {"preprocessing_num_workers": workers}
+    first = blocks(TEXTS, bpe, **given)["input_ids"][:]
+    assert damage(change) == (workers or 1)
+    capsys.readouterr()
+    assert blocks(TEXTS, bpe, **given)["input_ids"][:] == first
+    warned = capsys.readouterr().err
+    assert "llmft: warning: " in warned
+    assert ".arrow: damaged (" in warned
+    assert "); tokenizing train again" in warned
+    assert blocks(TEXTS, bpe, **given)["input_ids"][:] == first
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_two_processes_may_tokenize_the_same_at_once(bpe, monkeypatch):
+    """One finishes while the other is at work; each has its own file until then."""
+    expected = list(chain(*one_by_one(TEXTS, bpe)))
+    real, inner = type(bpe).__call__, []
+
+    def interrupted(self, *args, **options):
+        if not inner:
+            inner.append(None)
+            inner[0] = list(chain(*blocks(TEXTS, bpe, "row")["input_ids"]))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(type(bpe), "__call__", interrupted)
+    outer = list(chain(*blocks(TEXTS, bpe, "row")["input_ids"]))
+    assert outer == inner[0] == expected
+    assert [p.suffix for p in (assets.cache_home() / "tokenized").iterdir()] == [
+        ".arrow"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +285,13 @@ def test_the_fingerprint_does_not_change_with_use(wordpiece, bpe, tmp_path):
     assert tokenizer_fingerprint(copy.deepcopy(bpe)) != before
 
 
+def warned(said):
+    """What was warned of, without the bars of datasets."""
+    start = "llmft: warning: "
+    lines = said.err.splitlines()
+    return [line.removeprefix(start) for line in lines if line.startswith(start)]
+
+
 def features(texts, tokenizer, labels=None):
     columns = {} if labels is None else {"label": labels}
     return classification_features(
@@ -235,6 +329,56 @@ def test_short_texts_without_labels(wordpiece, capsys):
     assert "llmft: warning: test: 1 texts are empty; they are used as th" in said.err
 
 
+def test_a_tokenizer_without_special_tokens_gives_an_empty_text_its_padding(capsys):
+    """A row without any token has no place to classify."""
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    made = features(["", "a film"], tokenizer)
+    assert made["input_ids"][:] == [[EOS], *one_by_one(["a film"], tokenizer)]
+    assert made["length"][:] == [1, len(made[1]["input_ids"])]
+    said = "test: 1 texts are empty; they are used as a single padding token"
+    assert warned(capsys.readouterr()) == [said]
+
+
+def test_unknown_tokens_are_counted(wordpiece, bpe, capsys):
+    known, strange = tiny.sentences(10), ["\u6f22\u5b57\u6f22\u5b57 good"]
+    features(known, wordpiece)
+    said = capsys.readouterr()
+    assert ("unknown" in said.out, warned(said)) == (False, [])
+    features(known * 10 + strange, wordpiece)  # 4 in about 1,300
+    said = capsys.readouterr()
+    assert said.out.endswith("; 4 unknown tokens ([UNK])\n")
+    assert warned(said) == []
+    blocks([*known, *strange], wordpiece)
+    said = capsys.readouterr()
+    assert "; 4 unknown tokens ([UNK])\n" in said.out
+    assert warned(said) == [
+        "train: 2.9 % of the tokens are unknown to this model, which cannot tell them"
+        " apart; choose one whose vocabulary was made for this language"
+    ]
+    features(strange, wordpiece)
+    assert "test: 80 % of the tokens are unknown" in capsys.readouterr().err
+    blocks(strange, bpe)
+    assert "unknown" not in "".join(capsys.readouterr())
+
+
+def test_lost_accents_are_counted(wordpiece, bpe, capsys):
+    texts = tiny.sentences(20)
+    features([*texts, "caf\u00e9"], wordpiece)
+    said = capsys.readouterr()
+    assert (said.out[-23:], warned(said)) == ("; 1 texts lose accents\n", [])
+    blocks(["\u00fcber die gro\u00dfe Stra\u00dfe", "o\u0308l", "fein"], wordpiece)
+    said = capsys.readouterr()
+    assert "; 2 texts lose accents\n" in said.out
+    accents = (
+        "train: this tokenizer strips the accents that 2 of 3 texts have"
+        " ('\u00fc', '\u0308'); choose a model that keeps them where they matter"
+    )
+    assert accents in warned(said)
+    blocks(["\u00fcber"], bpe)
+    assert "accents" not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
@@ -245,6 +389,7 @@ def test_short_texts_without_labels(wordpiece, capsys):
         (["1", "01", "0"], ("0", "01", "1")),
         (["--1", "1"], ("--1", "1")),
         (["1.5", "10"], ("1.5", "10")),
+        (["1" + "0" * 5000, "2"], ("1" + "0" * 5000, "2")),
     ],
 )
 def test_the_order_of_classes(labels, names):
@@ -266,6 +411,6 @@ def test_labels_that_train_has_not(wordpiece):
     with pytest.raises(DataError) as caught:
         features(["a", "b", "c"], wordpiece, ["pos", "Neg", "??"])
     assert str(caught.value) == (
-        "DataError: test has labels that train has not: ??, Neg; known are neg, pos;"
-        " correct them, or add rows with them to train"
+        "DataError: test has labels that train has not: '??', 'Neg'; known are 'neg',"
+        " 'pos'; correct them, or add rows with them to train"
     )
