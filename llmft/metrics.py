@@ -21,6 +21,7 @@ from sklearn.metrics import (
 from transformers import EvalPrediction
 
 from llmft import assets
+from llmft.errors import DataError
 
 # What each task measures on its evaluation set, and whether greater is better.
 MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}
@@ -33,6 +34,8 @@ CLASSIFICATION = {
     "log_loss": False,
 }
 _BOOTSTRAPS = 1000
+_FEWEST_BOOTSTRAPS = 300  # a standard error is then known to 4 %, with 1,000 to 2 %
+_CHUNK = 10**6  # numbers of a chunk of draws
 
 
 def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -80,7 +83,9 @@ class TokenPrediction(evaluate.Metric):
         nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
         total = tokens.sum()
         if not total:
-            return {}
+            raise DataError(
+                "no token to predict in the evaluation data", hint="give more text"
+            )
         loss, loss_error = _ratio(nll, tokens)
         accuracy, accuracy_error = _ratio(right, tokens)
         perplexity = _exp(loss)
@@ -101,7 +106,8 @@ class Classification(evaluate.Metric):
     ``predictions`` are logits of shape (n, classes), ``references`` class ids. Macro
     F1 is the mean over the classes that occur in either. The standard errors of
     accuracy and log loss are those of a mean; those of macro F1 and Matthews
-    correlation come from 1,000 bootstrap draws of the confusion matrix.
+    correlation come from 1,000 bootstrap draws of the confusion matrix, or from as
+    few as 300 where it has many thousand cells that are not zero.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -189,30 +195,58 @@ def _bootstrap(matrix: np.ndarray) -> tuple[float, float]:
     """Return the standard errors of macro F1 and Matthews correlation.
 
     Both depend on the confusion matrix alone, so that drawing n examples with
-    replacement is one multinomial draw of its cells.
+    replacement is one multinomial draw of its cells. Cells without an example stay
+    so, and are left out; the draws come in chunks of a few MB.
     """
-    n = int(matrix.sum())
-    draws = np.random.default_rng(0).multinomial(n, matrix.ravel() / n, _BOOTSTRAPS)
-    cells = draws.reshape(-1, *matrix.shape).astype(np.float64)
-    hits = np.trace(cells, axis1=1, axis2=2)
-    true, guessed = cells.sum(2), cells.sum(1)
-    occurs = true + guessed > 0
-    diagonal = np.diagonal(cells, axis1=1, axis2=2)
-    f1 = np.where(occurs, 2 * diagonal / np.maximum(true + guessed, 1), 0.0)
-    macro = f1.sum(1) / occurs.sum(1)
-    # Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006
-    joint = hits * n - (true * guessed).sum(1)
-    spread = np.sqrt(
-        (n * n - (guessed**2).sum(1)) * (n * n - (true**2).sum(1)), dtype=np.float64
-    )
-    matthews = np.where(spread > 0, joint / np.maximum(spread, 1e-300), 0.0)
-    return float(macro.std(ddof=1)), float(matthews.std(ddof=1))
+    rows, columns = matrix.nonzero()  # in the order of rows
+    counts = matrix[rows, columns]
+    draws = int(np.clip(10**7 // len(counts), _FEWEST_BOOTSTRAPS, _BOOTSTRAPS))
+    chunk = _CHUNK // (len(counts) + len(matrix)) + 1
+    generator = np.random.default_rng(0)
+    n = int(counts.sum())
+    macro, matthews = [], []
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
+        cells = generator.multinomial(n, counts / n, size).astype(np.float64)
+        true, guessed = _sums(cells, rows, matrix), _sums(cells, columns, matrix)
+        on_diagonal = rows == columns
+        hits = np.zeros_like(true)
+        hits[:, rows[on_diagonal]] = cells[:, on_diagonal]
+        both = true + guessed
+        f1 = 2 * hits / np.maximum(both, 1)
+        macro.append(f1.sum(1) / (both > 0).sum(1))
+        # Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006
+        joint = hits.sum(1) * n - (true * guessed).sum(1)
+        spread = (n * n - (guessed**2).sum(1)) * (n * n - (true**2).sum(1))
+        spread = np.sqrt(np.maximum(spread, 0))
+        matthews.append(np.where(spread > 0, joint / np.maximum(spread, 1e-300), 0.0))
+    errors = [float(np.concatenate(x).std(ddof=1)) for x in (macro, matthews)]
+    return errors[0], errors[1]
+
+
+def _sums(cells: np.ndarray, classes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the sums over the cells of each class, (draws, classes)."""
+    order = np.argsort(classes, kind="stable")
+    present, starts = np.unique(classes[order], return_index=True)
+    sums = np.zeros((len(cells), len(matrix)))
+    sums[:, present] = np.add.reduceat(cells[:, order], starts, axis=1)
+    return sums
+
+
+def baseline_note(train: datasets.Dataset, test: datasets.Dataset, split: str) -> str:
+    """Return the line of the report with ``tfidf_baseline``, or why there is none."""
+    try:
+        accuracy = tfidf_baseline(train, test)
+    except ValueError as error:  # no word in train, or a single class
+        return f"baseline   not computed: {error}"
+    return f"baseline   TF-IDF + logistic regression, {split}: {accuracy:.4g}"
 
 
 def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:
     """Return the test accuracy of logistic regression on TF-IDF of words and pairs.
 
     It takes seconds, and says what no pretraining at all reaches on the same split.
+    Raises ValueError where train has no word of two letters, or a single class.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

@@ -91,12 +91,8 @@ def main(argv: list[str]) -> None:
             say(predictions.mistakes(rows, args.data.num_mistakes))
         notes = []
         if args.data.baseline and training.do_train and held_out:
-            baseline = metrics.tfidf_baseline(
-                splits.parts["train"], splits.parts[held_out]
-            )
-            notes = [
-                f"baseline   TF-IDF + logistic regression, {held_out}: {baseline:.4g}"
-            ]
+            train, test = splits.parts["train"], splits.parts[held_out]
+            notes = [metrics.baseline_note(train, test, held_out)]
         runs.report(
             run,
             results,

@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 
 from llmft import metrics
+from llmft.errors import DataError
 from llmft.metrics import classification_metrics, per_class, token_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +84,11 @@ def test_token_edges():
     huge = token_values([[1e6, 2, 0], [1e6, 1, 0]])
     assert huge["perplexity"] == math.inf
     assert huge["loss"] == pytest.approx(2e6 / 3)
-    assert token_values([[0.0, 0, 0], [0.0, 0, 0]]) == {}
+    with pytest.raises(DataError) as caught:
+        token_values([[0.0, 0, 0], [0.0, 0, 0]])
+    assert str(caught.value) == (
+        "DataError: no token to predict in the evaluation data; give more text"
+    )
     with_empty = token_values([[3.0, 4, 2], [0.0, 0, 0]])
     assert with_empty["loss"] == 0.75
 
@@ -128,6 +135,47 @@ def test_classification_equals_sklearn(classes, absent):
     for name, values in (("f1_macro", f1), ("matthews_correlation", matthews)):
         found_error = found[f"{name}_stderr"]
         assert found_error == pytest.approx(np.std(values), rel=RESAMPLED), name
+
+
+def by_examples(labels, guesses, draws=300):
+    """Standard errors of macro F1 and Matthews correlation, the long way."""
+    draw, values = np.random.default_rng(5), []
+    for _ in range(draws):
+        pick = draw.integers(0, len(labels), len(labels))
+        f1 = sk.f1_score(labels[pick], guesses[pick], average="macro")
+        values.append((f1, sk.matthews_corrcoef(labels[pick], guesses[pick])))
+    return np.std(values, axis=0)
+
+
+@pytest.mark.parametrize(("classes", "n"), [(3, 40), (60, 500)])
+def test_bootstrap_in_chunks_and_with_fewer_draws(monkeypatch, classes, n):
+    """The size of a chunk changes nothing, and 300 draws are near to 1,000."""
+    logits, labels = scored(classes, n)
+    guesses = logits.argmax(1)
+    matrix = metrics.confusion(labels, guesses, classes)
+    whole = metrics._bootstrap(matrix)
+    assert whole == pytest.approx(by_examples(labels, guesses), rel=RESAMPLED)
+    monkeypatch.setattr(metrics, "_CHUNK", 3000)
+    assert metrics._bootstrap(matrix) == whole
+    monkeypatch.setattr(metrics, "_BOOTSTRAPS", metrics._FEWEST_BOOTSTRAPS)
+    assert metrics._bootstrap(matrix) == pytest.approx(whole, rel=RESAMPLED)
+
+
+def test_many_classes_take_little_time_and_memory():
+    """All cells of the matrix at once would take 1.3 GB and 37 s."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 400, 2000)
+    guesses = np.where(draw.random(2000) < 0.6, labels, draw.integers(0, 400, 2000))
+    matrix = metrics.confusion(labels, guesses, 400)
+    tracemalloc.start()
+    started = time.process_time()
+    errors = metrics._bootstrap(matrix)
+    took = time.process_time() - started
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0 < errors[1] < errors[0] < 0.02
+    assert peak < 150e6
+    assert took < 5
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
@@ -177,6 +225,31 @@ def test_tfidf_baseline():
         }
     )
     assert metrics.tfidf_baseline(train, test) == 0.75
+    assert metrics.baseline_note(train, test, "test") == (
+        "baseline   TF-IDF + logistic regression, test: 0.75"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "why"),
+    [
+        (
+            ["a", "!"],
+            ["x", "y"],
+            "empty vocabulary; perhaps the documents only contain",
+        ),
+        (
+            ["good", "bad"],
+            ["x", "x"],
+            "This solver needs samples of at least 2 classes",
+        ),
+    ],
+)
+def test_a_baseline_that_cannot_be(texts, labels, why):
+    data = Dataset.from_dict({"text": texts, "label": labels})
+    said = metrics.baseline_note(data, data, "test")
+    assert said.startswith(f"baseline   not computed: {why}")
+    assert "\n" not in said
 
 
 _PROBE = """
