@@ -11,7 +11,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from llmft import callbacks, metrics
 from llmft.arguments import TrainingArguments
@@ -237,6 +237,26 @@ def test_predictions_come_in_the_order_of_the_data(wordpiece, tmp_path):
         with torch.no_grad():
             alone = trainer.model(torch.tensor([data[i]["input_ids"]])).logits[0]
         np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_are_a_list_to_the_sampler(wordpiece, tmp_path):
+    """A column reads each length by itself. The order is that of Trainer."""
+    orders = []
+    for cls in (LlmftTrainer, Trainer):
+        grouped = arguments(tmp_path, train_sampling_strategy="group_by_length")
+        trainer = cls(
+            model=tiny.model("bert", "classification", len(wordpiece)),
+            args=grouped,
+            train_dataset=texts_with_labels(wordpiece, 60),
+            processing_class=wordpiece,
+        )
+        sampler = trainer._get_train_sampler()
+        torch.manual_seed(0)
+        orders.append(list(sampler))
+        if cls is LlmftTrainer:
+            assert sampler.lengths == trainer.train_dataset["length"][:]
+            assert type(sampler.lengths) is list
+    assert orders[0] == orders[1] != list(range(60))
 
 
 def stopped(trainer):
