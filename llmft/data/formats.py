@@ -166,11 +166,13 @@ def _object(line: str, path: Path, number: int) -> Row:
 
 def parquet_rows(path: Path) -> Iterator[Line]:
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_bytes(path))).read()
-    except (pyarrow.ArrowException, OSError) as error:
+        source = pyarrow.BufferReader(_bytes(path))
+        file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+        table = file.read()
+        names = table.column_names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         said = f"damaged, or not a parquet file: {error}"
         raise DataError(said, path=path) from None
-    names = table.column_names
     if not names:
         raise DataError("a table without columns", "expected text", path=path)
     if len(set(names)) < len(names):

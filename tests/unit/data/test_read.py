@@ -471,6 +471,12 @@ def test_damaged_parquet(tmp_path, fault):
     changed[100:9000:7] = bytes(b ^ 0x55 for b in changed[100:9000:7])
     said = fault("a.parquet", bytes(changed))
     assert said.startswith("a.parquet: damaged, or not a parquet file: ")
+    bad_name = fault("a.parquet", raw.replace(b"text", b"te\xfft"))
+    assert bad_name.startswith("a.parquet: damaged, or not a parquet file: 'utf-8' co")
+    checked = tmp_path / "checked.parquet"
+    pa.parquet.write_table(rows, checked, write_page_checksum=True, compression="none")
+    wrong = checked.read_bytes().replace(b"79190 and more", b"79191 and more")
+    assert "CRC checksum verification failed" in fault("a.parquet", wrong)
     twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
     for table, expected in ((twice, "a column name occurs twice: ['text', 'text']"),
                             (pa.table({}), "a table without columns; expected text"),
