@@ -17,20 +17,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from huggingface_hub import (
-    constants,
-    get_hf_file_metadata,
-    hf_hub_url,
-)
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
 from llmft.errors import ConfigError, EnvironmentFault, escape
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 _PROBE_SECONDS = 3.0
@@ -99,15 +92,17 @@ def locate_model(
         name: a local folder or a hub id.
         revision: branch, tag or commit on the hub.
         alternative: what works without a hub, to be said if this fails.
-        weights: whether a copy in the cache has to hold weights too.
+        weights: whether a model is wanted; without them it is its tokenizer.
 
     Raises:
-        ConfigError: a folder without a model, a malformed id, an unknown revision.
+        ConfigError: a folder without a model, a revision of a folder, a malformed
+            id, an unknown revision.
         EnvironmentFault: neither on the hub nor completely in the cache.
     """
-    if _is_path(name) or Path(name).exists():
-        return _local_model(name)
-    check_id(name, "model_name_or_path")
+    option = "model_name_or_path" if weights else "tokenizer_name"
+    if _is_folder(name):
+        return _local(name, option, revision)
+    check_id(name, option)
     wanted = Wanted("model", name, revision or None, alternative)
     miss = unreachable()
     if miss is None:
@@ -127,21 +122,52 @@ def locate_model(
     raise nowhere(wanted, miss)
 
 
-def _is_path(name: str) -> bool:
-    return os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name
+def _is_folder(name: str) -> bool:
+    """Return whether a name stands for a folder, be it there or not."""
+    if "://" in name:
+        return False
+    return (
+        os.path.exists(name)
+        or os.path.isabs(name)
+        or name.startswith((".", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or name.count("/") > 1
+        or ("/" in name and os.path.isdir(name.split("/")[0]))
+    )
 
 
-def _local_model(name: str) -> Located:
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        return Located(str(path), local_files_only=True, name=name)
+def _local(name: str, option: str, revision: str | None) -> Located:
+    path = Path(os.path.expanduser(name))
+    files = ["config.json"]
+    if option == "tokenizer_name":
+        files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():
-        found = "there is no such folder; check the path"
+        found = f"there is no such folder{_near(path)}; check the path"
+    elif any((path / file).is_file() for file in files):
+        if not revision:
+            return Located(str(path), local_files_only=True, name=name)
+        found = (
+            f"a folder, which has no revisions; model_revision is {revision}; leave"
+            " it out, or give a hub id"
+        )
     elif (path / "model" / "config.json").is_file():
-        found = f"a folder without config.json; use {path / 'model'}"
+        found = f"a folder without {files[0]}; use {path / 'model'}"
     else:
-        found = "no config.json there; expected a folder that save_pretrained wrote"
-    raise ConfigError(f"model_name_or_path: {found}", path=name)
+        found = f"no {files[0]} there; expected a folder that save_pretrained wrote"
+    raise ConfigError(f"{option}: {found}", path=name)
+
+
+def _near(path: Path) -> str:
+    """Return which folders are named like the first part of ``path`` not there."""
+    there = next(parent for parent in path.parents if parent.exists())
+    lost, *rest = path.relative_to(there).parts
+    names = os.listdir(there) if there.is_dir() else []
+    found = []
+    for match in difflib.get_close_matches(lost, names, 3):
+        whole = there.joinpath(match, *rest)
+        found.append(str(whole if whole.exists() else there / match))
+    return f"; near it: {', '.join(found)}" if found else ""
 
 
 def check_id(name: str, option: str) -> None:

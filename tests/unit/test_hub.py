@@ -458,7 +458,12 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("empty", "no config.json there; expected a folder that save_pretrained"),
         ("./absent", "there is no such folder; check the path"),
         ("~/absent-folder", "there is no such folder"),
-        ("a/b/c", "'a/b/c' is no hub id; expected a name or owner/name"),
+        ("a/b/c", "there is no such folder; check the path"),
+        ("absent/", "there is no such folder; check the path"),
+        ("run/modle", "there is no such folder; near it: run/model; check the path"),
+        ("./rum/model", "there is no such folder; near it: run/model; check the"),
+        ("run/a/model", "there is no such folder; check the path"),
+        ("https://a.b/c/d", "'https://a.b/c/d' is no hub id; expected a name or"),
         ("my model", "'my model' is no hub id"),
     ],
 )
@@ -472,3 +477,13 @@ def test_a_name_that_leads_nowhere(
     with pytest.raises(ConfigError, match="model_name_or_path: ") as caught:
         hub.locate_model(name)
     assert text in str(caught.value)
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        hub.locate_model(str(tmp_path), "v2")
+    assert str(caught.value) == (
+        f"ConfigError {tmp_path}: model_name_or_path: a folder, which has no"
+        " revisions; model_revision is v2; leave it out, or give a hub id"
+    )
