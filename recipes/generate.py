@@ -65,6 +65,7 @@ def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
         tokenizer,
         # Reading the weights is what takes the time of a token, so bf16 halves it.
         dtype=torch.bfloat16 if args.training.bf16 else torch.float32,
+        will_train=False,
     )
     runs.plan(args, choices, None)
     if args.training.dry_run:
@@ -91,6 +92,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         "causal-lm",
         tokenizer,
         max_seq_length=args.data.max_seq_length,
+        will_train=training.do_train,
     )
     generation.check_prompts(model, tokenizer, args.model)
     runs.plan(args, choices, blocks.get("train"))

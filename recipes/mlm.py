@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import generation, hardware, metrics, models, runs
+from llmft import generation, hardware, heads, metrics, models, runs
 from llmft.arguments import MaskedLMDataArguments, ModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
         "masked-lm",
         tokenizer,
         max_seq_length=args.data.max_seq_length,
+        will_train=training.do_train,
     )
     runs.plan(args, choices, blocks.get("train"))
     if training.dry_run:
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> None:
                     fixed[held_out], metric_key_prefix="before"
                 )
             if not training.resume_from_checkpoint:
-                models.start_from_frequencies(model, blocks["train"])
+                heads.start_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         if training.do_eval:
             results["eval"] = trainer.evaluate()

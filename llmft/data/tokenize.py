@@ -44,8 +44,14 @@ class LabelNames:
         return cls(tuple(sorted(names, key=lambda n: (int(n) if numeric else 0, n))))
 
     def ids(self, labels: list[str], split: str) -> list[int]:
-        """Return class ids; raise DataError for labels that training does not have."""
+        """Return class ids; raise DataError for labels that training does not have.
+
+        A number also stands for the class of a model that calls it LABEL_number.
+        """
         known = {name: i for i, name in enumerate(self.names)}
+        for i, name in enumerate(self.names):
+            if name == f"LABEL_{i}":
+                known.setdefault(str(i), i)
         unknown = sorted(set(labels) - known.keys())
         if unknown:
             raise DataError(

@@ -119,7 +119,7 @@ def test_a_dry_run_writes_nothing(given: Path, tmp_path: Path) -> None:
     for text in (
         f"  train             {ROWS} rows of {given / 'train.csv'}",
         "BertForSequenceClassification",
-        "new weights, to be trained: bert, classifier",
+        "new weights, to be trained: bert.pooler.dense, classifier",
         "threads    1 (num_threads)",
         "precision  fp32 (precision fp32 was given)",
         "30 steps of 8 examples, 3 epochs, learning rate 0.001",

@@ -14,7 +14,7 @@ LAYERS = [
     "errors console files",
     "config hardware assets metrics parser arguments hub hubdata wheels",
     "data data.formats data.read data.splits data.tokenize data.collate data.audit",
-    "models losses memory",
+    "models heads losses memory",
     "trainer callbacks checkpoint",
     "runs report generation predictions",
     "cli",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from datasets import Dataset
+from hub_server import COMMIT, HubServer
+from huggingface_hub import constants
 from torch import nn
-from transformers import AutoModel
 
 from llmft import models
 from llmft.arguments import ModelArguments
@@ -113,19 +113,6 @@ def test_too_long_and_too_few_embeddings(tiny_bert, wordpiece, bpe):
         load(tiny_bert, "masked-lm", tokenizer=bpe)
 
 
-def test_label_names_come_from_data_or_from_the_model(tiny_bert, tmp_path, wordpiece):
-    data = Dataset.from_dict({"label": ["good", "bad", "fair", "bad"]})
-    names = models.label_names(found(tiny_bert), data).names
-    assert names == ("bad", "fair", "good")
-    model = load(tiny_bert, "classification", label_names=names)
-    assert model.classifier.out_features == 3
-    saved(tmp_path, model, wordpiece)
-    assert models.label_names(found(tmp_path), None).names == names
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
-    assert config["label2id"] == {"bad": 0, "fair": 1, "good": 2}
-
-
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
@@ -200,26 +187,6 @@ def test_no_weights_at_all_is_another_fault(tmp_path):
         load(tmp_path, "masked-lm")
 
 
-def test_new_and_unused_weights_are_said(tiny_bert, tmp_path, wordpiece, capsys):
-    encoder = AutoModel.from_pretrained(tiny_bert)
-    saved(tmp_path / "encoder", encoder, wordpiece)
-    load(tmp_path / "encoder", "masked-lm")
-    said = capsys.readouterr().out
-    assert "model      BertForMaskedLM, 0.0 M parameters" in said
-    assert "new weights, to be trained: cls\n" in said
-    model = load(tiny_bert, "classification", label_names=("a", "b", "c"))
-    said = capsys.readouterr().out
-    assert "new weights, to be trained: bert, classifier\n" in said  # bert: pooler
-    assert "weights of the file not used here: cls\n" in said
-    saved(tmp_path / "three", model, wordpiece)
-    three = load(tmp_path / "three", "classification", label_names=("a", "b", "c"))
-    assert "new weights" not in capsys.readouterr().out
-    assert torch.equal(three.classifier.weight, model.classifier.weight)
-    two = load(tmp_path / "three", "classification", label_names=("a", "b"))
-    assert two.classifier.out_features == 2
-    assert "new weights, to be trained: classifier\n" in capsys.readouterr().out
-
-
 def test_weights_are_float32_also_from_a_bf16_checkpoint(tmp_path, wordpiece):
     half = tiny.model("bert", "masked-lm", len(wordpiece)).to(torch.bfloat16)
     saved(tmp_path, half, wordpiece)
@@ -262,50 +229,172 @@ def test_a_wrong_type_in_config_json_names_the_field(tiny_bert, tmp_path):
         load(folder, "masked-lm")
 
 
-HEADS = {
-    "bert": "cls.predictions.transform.dense.weight",
-    "distilbert": "vocab_transform.weight",
-    "roberta": "lm_head.dense.weight",
-    "modernbert": "head.dense.weight",
-}
+def changed(source, folder, file="config.json", **values):
+    """A copy of the folder ``source`` with ``values`` in one of its JSON files."""
+    folder = Path(shutil.copytree(source, folder))
+    config = json.loads((folder / file).read_text()) | values
+    (folder / file).write_text(json.dumps(config))
+    return folder
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_new_masked_lm_head_starts_as_identity(kind, tmp_path, wordpiece):
-    whole = tiny.model(kind, "masked-lm", len(wordpiece))
-    saved(tmp_path / "whole", whole, wordpiece)
-    saved(tmp_path / "encoder", whole.base_model, wordpiece)
-    kept = load(tmp_path / "whole", "masked-lm").state_dict()
-    new = load(tmp_path / "encoder", "masked-lm").state_dict()
-    assert torch.equal(kept[HEADS[kind]], whole.state_dict()[HEADS[kind]])
-    assert torch.equal(new[HEADS[kind]], torch.eye(32))
-    for name, weight in whole.base_model.state_dict().items():
-        assert torch.equal(new[f"{whole.base_model_prefix}.{name}"], weight), name
+ODD = [
+    ("hidden_size", -1, "negative dimension"),
+    ("hidden_size", 0, "ZeroDivisionError"),
+    ("hidden_act", "foo", "KeyError: 'foo'"),
+    ("pad_token_id", 10**6, "Padding_idx must be within num_embeddings"),
+    ("id2label", "x", "AttributeError: 'str' object has no attribute 'items'"),
+    ("num_labels", "x", "TypeError: 'str' object"),
+    ("dtype", "foo", "module 'torch' has no attribute 'foo'"),
+    ("quantization_config", "x", "AttributeError"),
+    ("model_type", "foo", "has model type `foo` but Transformers does not"),
+    ("model_type", 5, "has model type `5`"),
+]
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_new_bias_starts_at_the_token_frequencies(kind, wordpiece, capsys):
-    model = tiny.model(kind, "masked-lm", len(wordpiece)).eval()
-    blocks = Dataset.from_dict({"input_ids": [[7, 7, 9], [9, 7]]})
-    models.start_from_frequencies(model, blocks)
-    bias = model.get_output_embeddings().bias.detach().clone()
-    size = 5 + len(wordpiece)
-    assert bias[7].exp().item() == pytest.approx(4 / size)
-    assert bias[9].exp().item() == pytest.approx(3 / size)
-    assert bias[0].exp().item() == pytest.approx(1 / size)
-    assert "starts at the token frequencies" in capsys.readouterr().out
-    logits = model(input_ids=torch.tensor([[2, 3]])).logits
-    with torch.no_grad():
-        model.get_output_embeddings().bias.zero_()
-    unbiased = model(input_ids=torch.tensor([[2, 3]])).logits
-    torch.testing.assert_close(logits - unbiased, bias.expand_as(logits))
+@pytest.mark.parametrize(("key", "value", "said"), ODD)
+def test_odd_values_in_config_json(key, value, said, tiny_bert, tmp_path):
+    folder = changed(tiny_bert, tmp_path / "model", **{key: value})
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    text = str(caught.value)
+    assert text.startswith(f"ConfigError {folder}: transformers cannot load it: ")
+    assert said in text
+    assert text.endswith("; check its config.json")
+    assert caught.value.exit_code == 2
 
 
-def test_a_trained_bias_and_a_head_without_bias_stay(wordpiece, bpe, capsys):
-    blocks = Dataset.from_dict({"input_ids": [[7, 7, 9]]})
-    trained = tiny.model("bert", "masked-lm", len(wordpiece))
-    torch.nn.init.constant_(trained.get_output_embeddings().bias, 0.5)
-    models.start_from_frequencies(trained, blocks)
-    assert trained.get_output_embeddings().bias.eq(0.5).all()
-    models.start_from_frequencies(tiny.model("gpt2", "causal-lm", len(bpe)), blocks)
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b'{"a": 1,', "not JSON: Expecting property name"),
+        (b"\xff\xfe{", "not JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b"[1]", "JSON [1]"),
+        (b"null", "JSON null"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config", "tokenizer", "tokenizer_config"])
+def test_a_file_that_is_no_json_object(text, said, file, tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    path = folder / f"{file}.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    found = str(caught.value)
+    assert found.startswith(f"ConfigError {path}: {said}")
+    assert found.endswith("; expected a JSON object; copy the model's files again")
+
+
+def test_a_tokenizer_json_without_a_tokenizer(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    assert str(caught.value) == (
+        f"ConfigError {folder}: transformers cannot load it: KeyError: 'added_tokens';"
+        " copy its tokenizer again, or give another with --tokenizer_name"
+    )
+
+
+def without_tokenizer(source, folder):
+    folder = Path(shutil.copytree(source, folder))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fixture", "task", "files"),
+    [
+        ("tiny_bert", "masked-lm", "tokenizer.json or vocab.txt"),
+        ("tiny_gpt2", "causal-lm", "merges.txt or tokenizer.json or vocab.json"),
+    ],
+)
+def test_a_model_without_tokenizer_files(fixture, task, files, request, tmp_path):
+    """transformers would make a tokenizer of nothing but special tokens."""
+    source = request.getfixturevalue(fixture)
+    folder = without_tokenizer(source, tmp_path / "model")
+    with pytest.raises(ConfigError) as caught:
+        load(folder, task)
+    assert str(caught.value) == (
+        f"ConfigError {folder}: the tokenizer has no vocabulary: there is no {files};"
+        " copy the files of the tokenizer there, or give another with"
+        " --tokenizer_name"
+    )
+    args = ModelArguments(tokenizer_name=str(source))
+    load(folder, task, args=args)
+
+
+def test_a_tokenizer_config_alone(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="there is no tokenizer"):
+        load(folder, "masked-lm")
+
+
+def test_a_folder_with_a_tokenizer_only(tiny_bert, tmp_path, wordpiece):
+    wordpiece.save_pretrained(tmp_path / "tokenizer")
+    args = ModelArguments(tokenizer_name=str(tmp_path / "tokenizer"))
+    tokenizer = models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+    assert len(tokenizer) == len(wordpiece)
+    args = ModelArguments(tokenizer_name=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tokenizer_name: no tokenizer_config\.json"):
+        models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+
+
+CODE = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
+
+
+@pytest.mark.parametrize("model_type", ["its-own", ""])
+def test_foreign_code_is_refused_and_never_run(
+    model_type, tiny_bert, tmp_path, monkeypatch
+):
+    """Also where there is a terminal, on which transformers would ask to run it."""
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    marker = tmp_path / "marker"
+    folder = changed(
+        tiny_bert, tmp_path / "model", model_type=model_type, auto_map=CODE
+    )
+    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')")
+    with pytest.raises(UnsafeArtifactError) as caught:
+        load(folder, "masked-lm")
+    assert caught.value.exit_code == 7
+    assert str(caught.value) == (
+        f"UnsafeArtifactError {folder}: this model comes with code of its own, which"
+        " loading it would run; expected a model type that transformers knows; choose"
+        " another model"
+    )
+    assert not marker.exists()
+
+
+def test_code_that_is_not_needed_is_not_run(tiny_bert, tmp_path):
+    folder = changed(tiny_bert, tmp_path / "model", auto_map=CODE)
+    assert type(load(folder, "masked-lm")).__name__ == "BertForMaskedLM"
+
+
+def test_a_revision_of_an_asset(monkeypatch):
+    args = ModelArguments(
+        model_name_or_path="pypi:all-MiniLM-L6-v2", model_revision="v1"
+    )
+    with pytest.raises(ConfigError, match="model_revision is v1, but pypi:all-MiniLM"):
+        models.locate(args, "masked-lm")
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_a_pickle_on_the_hub_is_asked_for_at_the_commit(
+    revision, tmp_path, monkeypatch
+):
+    """The branch may have moved on since the model was found."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    (tmp_path / "bare").mkdir()
+    repos = {"models/owner/pickle": tmp_path, "models/owner/bare": tmp_path / "bare"}
+    with HubServer(repos) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(models.file_exists.__self__, "endpoint", server.url)
+        errors = [
+            models._no_safetensors(Located(name, revision, name=name, commit=COMMIT))
+            for name in ("owner/pickle", "owner/bare")
+        ]
+    assert [error.exit_code for error in errors] == [7, 5]
+    assert str(errors[0]).startswith("UnsafeArtifactError owner/pickle: the weights")
+    assert {path.split("/")[4] for _, path in server.log} == {COMMIT}
