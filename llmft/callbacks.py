@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from llmft.console import say
 from llmft.data.collate import LanguageModelingCollator
 from llmft.files import to_json
 from llmft.trainer import LlmftTrainer
@@ -87,7 +88,8 @@ class Progress(ProgressCallback):
         }
         if evaluated:
             said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
-            self.training_bar.write(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
+            with tqdm.external_write_mode():  # takes the bars away meanwhile
+                say(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
 
     def close(self) -> None:
         """Leave the bars as they are, so that what is said next has its own line."""

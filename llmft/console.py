@@ -6,23 +6,29 @@ standard error. The libraries' own log lines go to ``debug.log`` of the run only
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from llmft.errors import EnvironmentFault, LlmftError, escape
 
 logger = logging.getLogger("llmft")
 _LIBRARIES = ("llmft", "transformers", "datasets", "accelerate", "huggingface_hub")
 INTERRUPTED, TERMINATED = 130, 143
+_NARROWEST = 12  # columns that a cell of a table keeps at the least
 
 
 class Terminated(BaseException):
@@ -32,18 +38,75 @@ class Terminated(BaseException):
 def say(text: str = "", end: str = "\n") -> None:
     """Print ``text`` for the user and keep it in the debug log.
 
-    Line breaks of ``text`` are kept; other control characters are escaped.
+    Line breaks of ``text`` are kept; other control characters are escaped. A reader
+    that has gone, such as `head`, changes nothing. Where standard output cannot take
+    more, a run goes on with a warning: its debug log has the lines.
+
+    Raises:
+        EnvironmentFault: standard output cannot be written, and no run has begun.
     """
     shown = "\n".join(escape(line) for line in text.split("\n"))
+    logger.debug("%s", shown)
     try:
-        print(shown, end=end, flush=True)
+        _print(shown, end)
+    except OSError as error:
+        _silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return
+        said = f"standard output cannot be written: {error.strerror}"
+        if not any(isinstance(h, logging.FileHandler) for h in logger.handlers):
+            raise EnvironmentFault(said, hint="send it elsewhere") from error
+        warn(f"{said}; the run goes on, the rest is in its logs/debug.log")
+
+
+def _print(text: str, end: str) -> None:
+    try:
+        print(text, end=end, flush=True)
     except UnicodeEncodeError:  # a terminal that is not UTF-8, as under LANG=C
         encoding = sys.stdout.encoding or "ascii"
-        shown = shown.encode(encoding, "backslashreplace").decode(encoding)
-        print(shown, end=end, flush=True)
-    except BrokenPipeError:  # our reader, such as `head`, has gone: the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    logger.debug("%s", shown)
+        print(
+            text.encode(encoding, "backslashreplace").decode(encoding),
+            end=end,
+            flush=True,
+        )
+
+
+def _silence(stream: Any) -> None:
+    """Let ``stream`` lead nowhere, also what is still in its buffer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _LenientError:
+    """Standard error that falls silent where it cannot be written.
+
+    Progress bars go there: a full disk under a log file, or a reader that has gone,
+    must not end the training. The debug log says it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            return self._give_up(error, len(text))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError, written: int = 0) -> int:
+        _silence(self._stream)
+        logger.warning("standard error cannot be written: %s", error.strerror)
+        return written
 
 
 def warn(text: str) -> None:
@@ -52,21 +115,53 @@ def warn(text: str) -> None:
     logger.warning("%s", text)
 
 
+def width(text: str) -> int:
+    """Return the columns of a terminal that ``text`` takes; a wide letter takes two."""
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, columns: int) -> str:
+    """Return ``text``; its start and ``...`` where it is wider than ``columns``."""
+    if width(text) <= columns:
+        return text
+    taken = accumulate(map(_columns, text))
+    return text[: sum(t <= columns - 3 for t in taken)] + "..."
+
+
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Lay out ``rows`` under ``header``; numbers are set to the right."""
+    """Lay out ``rows`` under ``header``; numbers are set to the right.
+
+    On a terminal, the longest cells are cut so that a row takes one line.
+    """
     cells = [[escape(c) for c in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(width(row[i]) for row in cells) for i in range(len(header))]
+    room = terminal_columns() - 2 * len(widths)
+    while sum(widths) > room and max(widths) > _NARROWEST:
+        widths[widths.index(max(widths))] -= 1
     right = [
         all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))
     ]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join("  " + line for line in lines)
+    lines = []
+    for row in cells:
+        line = ""
+        for cell, columns, to_right in zip(row, widths, right, strict=True):
+            shown = cut(cell, columns)
+            space = " " * (columns - width(shown))
+            line += "  " + (space + shown if to_right else shown + space)
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def terminal_columns() -> int:
+    """Return the width of the terminal; no limit where the output goes elsewhere."""
+    shown = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if shown else sys.maxsize
 
 
 @contextmanager
@@ -125,37 +220,56 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextmanager
+def _lenient_stderr() -> Iterator[None]:
+    standard = sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        sys.stderr = _LenientError(standard or nowhere)  # None where it was closed
+        try:
+            yield
+        finally:
+            sys.stderr = standard
+
+
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     """Run ``main(argv)`` and return the exit code of the contract in DESIGN.
 
     An ``LlmftError`` becomes one line on standard error; so does anything
     unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
     """
-    quiet_libraries()
-    try:
-        with terminable():
-            main(argv)
-        return 0
-    except KeyboardInterrupt:
+    # The work is done then: Ctrl-C could only interrupt Python's own end.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with _lenient_stderr():
+        try:
+            quiet_libraries()
+            with terminable():
+                main(argv)
+            return 0
+        except SystemExit as stop:  # argparse, after --help
+            return stop.code if isinstance(stop.code, int) else 1
+        except BaseException as error:
+            return _say_why(error, "--debug" in argv)
+
+
+def _say_why(error: BaseException, debug: bool) -> int:
+    """Report what ended a command; return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
         print("llmft: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Terminated:
+    if isinstance(error, Terminated):
         print("llmft: terminated", file=sys.stderr)
         return TERMINATED
-    except SystemExit as stop:  # argparse, after --help
-        return stop.code if isinstance(stop.code, int) else 1
-    except Exception as error:
-        fault = as_fault(error)
-        logger.error("%s\n%s", error, traceback.format_exc())
-        if "--debug" in argv:
-            traceback.print_exc()
-        if fault is None:
-            said = f"{type(error).__name__}: {error}"
-            print(f"llmft: InternalError: {escape(said, 400)}", file=sys.stderr)
-            print("llmft: run again with --debug for details", file=sys.stderr)
-            return 1
-        print(f"llmft: {fault}", file=sys.stderr)
-        return fault.exit_code
+    fault = as_fault(error)
+    logger.error("%s\n%s", error, traceback.format_exc())
+    if debug:
+        traceback.print_exc()
+    if fault is None:
+        said = f"{type(error).__name__}: {error}"
+        print(f"llmft: InternalError: {escape(said, 400)}", file=sys.stderr)
+        print("llmft: run again with --debug for details", file=sys.stderr)
+        return 1
+    print(f"llmft: {fault}", file=sys.stderr)
+    return fault.exit_code
 
 
 def as_fault(

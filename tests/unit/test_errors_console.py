@@ -260,6 +260,100 @@ def test_say_keeps_lines_and_survives_an_ascii_terminal(monkeypatch, capsys):
     assert raw.getvalue() == rb"\xe9\u6f22" + b"\n"
 
 
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_full_standard_output_ends_a_command_but_not_a_run(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from llmft.console import log_to_file, run_command, say
+def main(argv):
+    if not argv:
+        say("lost")
+    with log_to_file(Path(argv[0])):
+        say("first")
+        say("second")
+sys.exit(run_command(main, sys.argv[1:]))
+"""
+    log = tmp_path / "debug.log"
+
+    def run(*flags):
+        with FULL.open("w") as full:
+            return subprocess.run(
+                [sys.executable, "-c", program, *flags],
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    cause = "standard output cannot be written: No space left on device; "
+    done = run()
+    assert done.returncode == 5
+    assert done.stderr == f"llmft: EnvironmentFault: {cause}send it elsewhere\n"
+    done = run(str(log))
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"llmft: warning: {cause}the run goes on, the rest is in its logs/debug.log\n"
+    )
+    assert [line.split(": ", 1)[1] for line in log.read_text().splitlines()] == [
+        "first",
+        f"{cause}the run goes on, the rest is in its logs/debug.log",
+        "second",
+    ]
+
+
+@pytest.mark.parametrize("broken", ["reader has gone", "disk full", "closed"])
+def test_a_broken_standard_error_ends_nothing(broken, tmp_path):
+    program = """
+import sys
+from tqdm import tqdm
+from pathlib import Path
+from llmft.console import log_to_file, run_command, say
+from llmft.errors import DataError
+def main(argv):
+    with log_to_file(Path(argv[0])):
+        for _ in tqdm(range(3), mininterval=0):
+            pass
+        say("went on")
+        raise DataError("bad")
+sys.exit(run_command(main, sys.argv[1:]))
+"""
+    log = tmp_path / "debug.log"
+    command = [sys.executable, "-c", program, str(log)]
+    stderr = None
+    if broken == "closed":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    elif broken == "disk full":
+        if not FULL.exists():
+            pytest.skip("no /dev/full here")
+        stderr = os.open(FULL, os.O_WRONLY)
+    else:
+        read, stderr = os.pipe()
+        os.close(read)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
+    if stderr is not None:
+        os.close(stderr)
+        assert log.read_text().count("standard error cannot be written: ") == 1
+    assert (done.returncode, done.stdout) == (3, b"went on\n")
+
+
+def test_an_interrupt_while_python_ends_is_no_traceback():
+    program = """
+import atexit, os, signal, sys
+from llmft.console import run_command
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+code = run_command(lambda argv: print("done"), [])
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_warn_goes_to_standard_error(capsys):
     console.warn("a\nb")
     assert capsys.readouterr() == ("", "llmft: warning: a\\nb\n")
@@ -272,3 +366,30 @@ def test_table_alignment():
         "  one        5  x\\n\n"
         "  three   12.5  é"
     )
+
+
+def test_table_counts_columns_not_characters():
+    shown = table([["漢字", 1], ["e\u0301t", 20]], ["name", "n"]).split("\n")
+    assert shown == ["  name   n", "  漢字   1", "  e\u0301t    20"]
+    assert {console.width(line) for line in shown} == {10}
+    assert console.width("a👩\u200d💻") == 5
+
+
+def test_cut():
+    assert console.cut("12345678", 8) == "12345678"
+    assert console.cut("123456789", 8) == "12345..."
+    assert console.cut("漢字漢字漢", 9) == "漢字漢..."
+    assert console.cut("漢字漢字漢", 8) == "漢字..."
+
+
+def test_a_table_is_cut_to_the_terminal_only(monkeypatch):
+    rows = [["x" * 100, "y" * 30, "short", 1]]
+    header = ["one", "two", "three", "n"]
+    assert "x" * 100 in table(rows, header)  # a pipe has no width
+    monkeypatch.setattr(console, "terminal_columns", lambda: 50)
+    lines = table(rows, header).split("\n")
+    assert [len(line) for line in lines] == [50, 50]
+    assert lines[1].endswith("y...  short  1")
+    monkeypatch.setattr(console, "terminal_columns", lambda: 5)
+    narrow = table(rows, header).split("\n")[1]
+    assert narrow == "  xxxxxxxxx...  yyyyyyyyy...  short  1"
