@@ -6,10 +6,12 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from llmft.errors import NonFiniteError
 from llmft.losses import labelled_cross_entropy, labelled_positions_only
@@ -71,6 +73,21 @@ class LlmftTrainer(Trainer):
         """
         return SequentialSampler(eval_dataset)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate or predict; raise NonFiniteError for a result that is not a number.
+
+        Without labels there is no loss: the predictions themselves are looked at.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        found = output.metrics or {}
+        losses = {n: x for n, x in found.items() if n.endswith("_loss")}
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                self._refuse(name, loss)
+        if not losses and not np.isfinite(output.predictions).all():
+            self._refuse("prediction", math.nan)
+        return output
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a micro-batch; raise NonFiniteError before it can reach the weights."""
         loss = super().training_step(*args, **kwargs)
@@ -91,3 +108,11 @@ class LlmftTrainer(Trainer):
                 f"learning rate {self._get_learning_rate():.3g}",
                 "lower learning_rate, or raise warmup_steps",
             )
+
+    def _refuse(self, name: str, value: float) -> None:
+        raise NonFiniteError(
+            f"{name} is {value} after {self.state.global_step} steps",
+            "expected a finite number",
+            "weights of the model that are not finite give this, or bf16 where fp32"
+            " is needed: try --precision fp32, or another model",
+        )

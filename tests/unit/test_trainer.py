@@ -285,6 +285,32 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(wordpiece, tmp_path
     assert not trainer.model.base_model._forward_hooks
 
 
+@pytest.mark.parametrize("make", [masked_lm, classifier])
+def test_nor_is_one_reported_by_an_evaluation(wordpiece, tmp_path, make):
+    trainer = make(wordpiece, arguments(tmp_path))
+    with torch.no_grad():
+        next(trainer.model.parameters())[:] = math.nan
+    with pytest.raises(NonFiniteError, match="NonFiniteError: before_loss is nan aft"):
+        trainer.evaluate(metric_key_prefix="before")
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.predict(trainer.eval_dataset)
+    assert caught.value.exit_code == 6
+    assert str(caught.value).startswith(
+        "NonFiniteError: test_loss is nan after 0 steps; expected a finite number;"
+    )
+    assert not [e for e in trainer.state.log_history if "before_loss" in e]
+
+
+def test_nor_are_predictions_without_labels(wordpiece, tmp_path):
+    trainer = classifier(wordpiece, arguments(tmp_path))
+    data = trainer.eval_dataset.remove_columns("label")
+    assert trainer.predict(data).predictions.shape == (13, 3)
+    with torch.no_grad():
+        trainer.model.classifier.bias[1] = math.inf
+    with pytest.raises(NonFiniteError, match="NonFiniteError: prediction is nan after"):
+        trainer.predict(data)
+
+
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
 def test_nor_does_a_gradient(wordpiece, tmp_path, max_grad_norm):
     args = arguments(tmp_path, max_steps=5, max_grad_norm=max_grad_norm)
