@@ -272,7 +272,10 @@ def require_something_to_do(v: dict[str, Any]) -> list[str]:
     """Return a problem unless the values ask for training, evaluation or a test."""
     if any(v[name] for name in _ACTIONS):
         return []
-    return ["nothing to do: give --do_train, --do_eval or --do_predict"]
+    return [
+        "nothing to do: give --do_train, --do_eval or --do_predict; in a JSON file,"
+        ' add "do_train": true'
+    ]
 
 
 def require_data(v: dict[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextStreamer,
@@ -19,7 +21,8 @@ from transformers import (
 from llmft import hardware
 from llmft.arguments import GenerationModelArguments
 from llmft.console import say
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, NonFiniteError
+from llmft.models import position_limit
 
 
 class _Terminal(TextStreamer):
@@ -27,6 +30,21 @@ class _Terminal(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         say(text, end="\n" if stream_end else "")
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Stops at scores that are not numbers; greedy sampling would go on with them."""
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor
+    ) -> torch.FloatTensor:
+        if scores.isnan().any():
+            raise NonFiniteError(
+                "the model's scores for the next token are nan",
+                "expected numbers",
+                "the weights of the model are not finite: use another one",
+            )
+        return scores
 
 
 def generation_config(
@@ -67,7 +85,7 @@ def check_prompts(
             f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
             " the texts would be the same; use 1, or do_sample"
         )
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model)
     for prompt in args.prompt:
         length = len(tokenizer(prompt)["input_ids"])
         if length == 0:
@@ -113,6 +131,7 @@ def sample(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 generation_config=config,
+                logits_processor=LogitsProcessorList([_RefuseNaN()]),
                 streamer=streamer,
             )
         new = ids[:, inputs["input_ids"].shape[1] :]
@@ -130,6 +149,18 @@ def sample(
     return texts
 
 
+def show(before: list[list[str]], after: list[list[str]]) -> None:
+    """Print the texts of each prompt; ``before`` is empty where nothing was trained."""
+    for prompt in range(len(after)):
+        say()
+        for name, texts in (("before", before), ("after", after)):
+            group = texts[prompt] if texts else []
+            for number, text in enumerate(group, 1):
+                which = f" [{number}]" if len(group) > 1 else ""
+                said = f"{name if before else 'written'}{which}"
+                say(f"{said:<10} {text}")
+
+
 def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
     """Return the number of tokens up to the first eos, which shorter rows end with."""
     if eos_token_id is None or eos_token_id not in ids:
@@ -138,11 +169,16 @@ def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
 
 
 def cloze_examples(
-    data: Dataset | None, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
+    data: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    seed: int,
+    max_length: int,
 ) -> list[tuple[str, str]]:
     """Return (text with one word masked, the word) for the start of ``count`` texts.
 
     Only words that are a single token are masked, so that one guess can be right.
+    Each text is cut to 18 words and ``max_length`` tokens.
     """
     if data is None:
         return []
@@ -151,9 +187,11 @@ def cloze_examples(
     random.Random(seed).shuffle(order)
     examples: list[tuple[str, str]] = []
     for i in order:
-        words = texts[i].split()[:18]
         if len(examples) == count:
             break
+        words = texts[i].split()[:18]
+        while len(_ids(words, tokenizer)) > max_length:
+            words.pop()
         if len(words) < 6:
             continue
         places = [
@@ -164,9 +202,21 @@ def cloze_examples(
         if places:
             place = random.Random(f"{seed}/{i}").choice(places)
             word = words[place]
-            masked = [*words[:place], str(tokenizer.mask_token), *words[place + 1 :]]
-            examples.append((" ".join(masked), word))
+            words[place] = str(tokenizer.mask_token)
+            ids = _ids(words, tokenizer)
+            # A mask can change how its neighbours split; a text can hold its own.
+            if len(ids) <= max_length and ids.count(tokenizer.mask_token_id) == 1:
+                examples.append((" ".join(words), word))
+    if len(examples) < count:
+        say(
+            f"{len(examples)} of {count} fill-mask examples: no other text begins with"
+            f" 6 to 18 words in {max_length} tokens, one of them a token by itself"
+        )
     return examples
+
+
+def _ids(words: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(" ".join(words), verbose=False)["input_ids"]
 
 
 def _is_one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -180,17 +230,14 @@ def fill_masks(
     examples: list[tuple[str, str]],
     top: int = 3,
 ) -> list[str]:
-    """Return the ``top`` guesses for each masked text, likeliest first."""
+    """Return the ``top`` guesses for each of ``cloze_examples``, likeliest first."""
     model.eval()
     guesses = []
     for text, _ in examples:
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
-        places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
-        if not len(places):
-            guesses.append("")
-            continue
+        inputs = tokenizer(text, return_tensors="pt")
+        (place,) = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
         with torch.inference_mode():
-            logits = model(**inputs).logits[0, int(places[0, 0])]
+            logits = model(**inputs).logits[0, int(place)]
         best = logits.topk(top).indices.tolist()
         guesses.append(", ".join(str(tokenizer.decode([i])).strip() for i in best))
     return guesses

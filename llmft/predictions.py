@@ -9,7 +9,7 @@ import numpy as np
 from transformers.trainer_utils import PredictionOutput
 
 from llmft import metrics
-from llmft.console import table
+from llmft.console import cut, table, terminal_columns
 from llmft.errors import escape
 
 
@@ -40,14 +40,15 @@ def rows(
     return found
 
 
-def class_table(predicted: PredictionOutput, names: tuple[str, ...]) -> str:
-    """Return precision, recall, F1 and number of each class as a table."""
+def class_table(predicted: PredictionOutput, names: tuple[str, ...], split: str) -> str:
+    """Return precision, recall, F1 and number of each class of ``split`` as a table."""
     if predicted.label_ids is None:
         return ""
     guesses = np.asarray(predicted.predictions).argmax(-1)
     found = metrics.per_class(np.asarray(predicted.label_ids), guesses, list(names))
     shown = [(n, *(f"{x:.3f}" for x in scores), k) for n, *scores, k in found]
-    return "\nclasses\n" + table(shown, ["class", "precision", "recall", "f1", "n"])
+    header = ["class", "precision", "recall", "f1", "n"]
+    return f"\nclasses, on {split}\n" + table(shown, header)
 
 
 def mistakes(found: list[dict[str, Any]], count: int) -> str:
@@ -58,9 +59,14 @@ def mistakes(found: list[dict[str, Any]], count: int) -> str:
     wrong.sort(key=lambda r: -r["probability"])
     if not wrong or not count:
         return ""
+    columns = terminal_columns()
     lines = [
-        f"  {r['probability']:.3f} {escape(r['prediction'])}, was {escape(r['label'])}:"
-        f" {escape(r['text'], 100)}"
+        cut(
+            f"  {r['probability']:.3f} {cut(escape(r['prediction']), 40)},"
+            f" was {cut(escape(r['label']), 40)}: {escape(r['text'], 100)}",
+            columns,
+        )
         for r in wrong[:count]
     ]
-    return "\n".join(["\nmost confident mistakes", *lines])
+    shown = f"{min(count, len(wrong))} of {len(wrong):,}"
+    return "\n".join([f"\nmost confident mistakes, {shown}", *lines])

@@ -11,10 +11,12 @@ The folder is made when all checks have passed. Whatever ends the block is recor
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import time
 import uuid
@@ -27,9 +29,10 @@ from typing import Any
 from llmft import callbacks, hardware
 from llmft.arguments import TrainingArguments
 from llmft.callbacks import finite
+from llmft.card import model_card
 from llmft.config import Arguments
 from llmft.console import Terminated, as_fault, log_to_file, say, table
-from llmft.errors import EnvironmentFault
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import publish_folder, to_json, write_json, write_text
 from llmft.hardware import Choice
 from llmft.trainer import LlmftTrainer
@@ -216,41 +219,6 @@ def _speed(trainer: LlmftTrainer, seconds: float) -> dict[str, Any]:
     return speed
 
 
-def model_card(title: str, measured: dict[str, Any], record: dict[str, Any]) -> str:
-    """Return a model card in Markdown: how the model was made, what it reached."""
-    arguments = record["arguments"]
-    given = {
-        name: entry["value"]
-        for name, entry in arguments.items()
-        if not entry["from"].startswith(("default", "follows"))
-    }
-    rows = [
-        f"| {part} | {name} | {m['value']} | {m['stderr']} | {m['n']} |"
-        for part, metrics in measured.items()
-        for name, m in metrics.items()
-    ]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [llmft, cpu]",
-        "---",
-        "",
-        f"# {title}",
-        "",
-        f"Made by llmft {record['versions']['llmft']} on {record['cpu']['name']}.",
-        "",
-        "| on | metric | value | standard error | n |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        "| argument | value |",
-        "|---|---|",
-        *(f"| {n} | {str(v).replace('|', '&#124;')} |" for n, v in given.items()),
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
     """Say what is going to happen: the choices with their reasons, and the steps."""
     say("plan")
@@ -259,26 +227,54 @@ def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
     t = args.training
     if train is None or not t.do_train:
         return
-    batch = t.per_device_train_batch_size * t.gradient_accumulation_steps
-    per_epoch = max(1, -(-len(train) // batch))
-    steps = t.max_steps if t.max_steps > 0 else round(per_epoch * t.num_train_epochs)
+    batch = t.train_batch_size * t.gradient_accumulation_steps
+    steps, per_epoch = training_steps(t, len(train))
     say(
         f"  {'training':<10} {steps:,} steps of {batch} examples,"
         f" {steps / per_epoch:.3g} epochs, learning rate {t.learning_rate:g}"
     )
 
 
+def training_steps(args: TrainingArguments, examples: int) -> tuple[int, int]:
+    """Return the optimizer steps of a training and of an epoch, as Trainer counts them.
+
+    Raises:
+        ConfigError: ``dataloader_drop_last`` leaves no batch.
+    """
+    batches = examples / args.train_batch_size
+    whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    if not whole:
+        raise ConfigError(
+            f"dataloader_drop_last drops all {examples:,} examples: they do not fill a"
+            f" batch of {args.train_batch_size}; lower per_device_train_batch_size"
+        )
+    per_epoch = math.ceil(whole / args.gradient_accumulation_steps)
+    if args.max_steps > 0:
+        return args.max_steps, per_epoch
+    return math.ceil(args.num_train_epochs * per_epoch), per_epoch
+
+
 def report(
     run: Run,
     results: Results,
     names: list[str],
-    next_command: str,
+    recipe: str,
+    *flags: str,
+    keep: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """Print the last lines: what was reached, where it is, what to do next.
 
-    ``{run}`` and ``{recipes}`` in ``next_command`` stand for those folders.
+    Args:
+        results: as for ``Run.finish``.
+        names: the metrics to show.
+        recipe: what to run next, on the model of this run.
+        flags: its flags.
+        keep: the arguments that it takes over from this run, where they have a value.
+        notes: lines below the results.
     """
+    held_out = "test" if "test" in results else "validation"
+    parts = {"before": f"{held_out}, before", "eval": "validation"}
     rows = []
     for part, metrics in results.items():
         for name in names:
@@ -286,17 +282,47 @@ def report(
             if value is not None:
                 error = metrics.get(f"{part}_{name}_stderr", 0.0)
                 n = int(metrics[f"{part}_n"])
-                rows.append((part, name, f"{value:,.4g}", f"{error:.2g}", f"{n:,}"))
+                on = parts.get(part, part)
+                rows.append((on, name, f"{value:,.4g}", f"{error:.2g}", f"{n:,}"))
     if rows:
         say("\nresults")
         say(table(rows, ["on", "metric", "value", "+-", "n"]))
     for note in notes:
         say(note)
+    given = {name: entry["value"] for name, entry in run.record["arguments"].items()}
     say(f"\nrun        {_short(run.folder)}")
-    say(f"curves     tensorboard --logdir {_short(run.folder / 'logs')}")
-    folders = {"run": _short(run.folder), "recipes": os.path.dirname(sys.argv[0])}
-    quoted = {name: shlex.quote(path or ".") for name, path in folders.items()}
-    say(f"next       {next_command.format(**quoted)}")
+    if given["do_train"] and "tensorboard" in given["report_to"]:
+        logs = shlex.quote(_short(run.folder / "logs"))
+        say(f"curves     {_tool('tensorboard')} --logdir {logs}")
+    say(f"next       {_next_command(run.folder, given, recipe, keep, flags)}")
+
+
+def _next_command(
+    folder: Path,
+    given: dict[str, Any],
+    recipe: str,
+    keep: Sequence[str],
+    flags: Sequence[str],
+) -> str:
+    """Return the command; its model is the trained one, else the one that was used."""
+    model = ("model_name_or_path", "model_revision", "tokenizer_name")
+    values = {name: given[name] for name in (*model, *keep)}
+    if given["do_train"]:
+        values |= dict.fromkeys(model)
+        values["model_name_or_path"] = _short(folder / "model")
+    script = os.path.join(os.path.dirname(sys.argv[0]), f"{recipe}.py")
+    words = [_tool(os.path.basename(sys.executable)), script]
+    for name, value in values.items():
+        if value is not None:
+            several = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, several)]
+    return shlex.join([*words, *flags])
+
+
+def _tool(name: str) -> str:
+    """Return how to call a program of this Python: by name where the shell finds it."""
+    path = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(path) else _short(path)
 
 
 def _short(path: Path) -> str:

@@ -87,10 +87,10 @@ def main(argv: list[str]) -> None:
             run.write_predictions(rows)
 
         run.finish(trainer, results, f"Text classifier for {', '.join(labels.names)}")
-        if held_out:
-            say(predictions.class_table(predicted, labels.names))
-            say(predictions.mistakes(rows, args.data.num_mistakes))
         notes = []
+        if held_out:
+            say(predictions.class_table(predicted, labels.names, held_out))
+            say(predictions.mistakes(rows, args.data.num_mistakes))
         if args.data.baseline and training.do_train and held_out:
             train, test = splits.parts["train"], splits.parts[held_out]
             notes = [metrics.baseline_note(train, test, held_out)]
@@ -98,11 +98,13 @@ def main(argv: list[str]) -> None:
             run,
             results,
             ["accuracy", "f1_macro", "matthews_correlation", "log_loss"],
-            "python {recipes}/classify.py --model_name_or_path {run}/model"
-            f" --max_seq_length {args.data.max_seq_length} --do_predict"
-            " --test_file NEW.csv",
+            "classify",
+            *("--do_predict", "--test_file", "NEW.csv"),
+            keep=["max_seq_length", "text_column_name"],
             notes=notes,
         )
+        if name := args.data.label_column_name:
+            say(f"           where NEW.csv has labels: --label_column_name {name!r}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,10 @@ def check(values: dict) -> list[str]:
     if values["do_train"] or values["do_eval"] or values["do_predict"]:
         return problems + require_data(values)
     if not any(text.strip() for text in values["prompt"]):
-        problems.append('nothing to do: give --prompt "...", or --do_train with data')
+        problems.append(
+            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
+            ' file, add "do_train": true'
+        )
     return problems
 
 
@@ -115,6 +118,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         run.attach(trainer)
         results, held_out = {}, splits.held_out()
 
+        before: list[list[str]] = []
         if training.do_train:
             before = generation.sample(model, tokenizer, args.model, training.seed)
             if held_out:
@@ -128,16 +132,15 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
 
         run.finish(trainer, results, f"Causal language model on {splits.name}")
-        if training.do_train:
-            after = generation.sample(model, tokenizer, args.model, training.seed)
-            for old, new in zip(before, after, strict=True):
-                say(f"\nbefore     {old[0]}\nafter      {new[0]}")
+        after = generation.sample(model, tokenizer, args.model, training.seed)
+        generation.show(before, after)
         runs.report(
             run,
             results,
             list(metrics.CAUSAL_LM),
-            "python {recipes}/generate.py --model_name_or_path {run}/model"
-            ' --prompt "Once upon a time"',
+            "generate",
+            *(() if args.model.prompt else ("--prompt", "Once upon a time")),
+            keep=["prompt"] if args.model.prompt else [],
         )
 
 

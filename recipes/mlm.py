@@ -76,12 +76,15 @@ def main(argv: list[str]) -> None:
         )
         run.attach(trainer)
         results, held_out = {}, splits.held_out()
-        cloze = generation.cloze_examples(
-            splits.parts.get(held_out), tokenizer, args.data.num_examples, training.seed
-        )
-        filled_before = generation.fill_masks(model, tokenizer, cloze)
+        cloze: list[tuple[str, str]] = []
 
         if training.do_train:
+            cloze = generation.cloze_examples(
+                splits.parts.get(held_out),
+                tokenizer,
+                *(args.data.num_examples, training.seed, args.data.max_seq_length),
+            )
+            filled_before = generation.fill_masks(model, tokenizer, cloze)
             if held_out:
                 results["before"] = trainer.evaluate(
                     fixed[held_out], metric_key_prefix="before"
@@ -95,7 +98,7 @@ def main(argv: list[str]) -> None:
             results["test"] = trainer.evaluate(fixed["test"], metric_key_prefix="test")
 
         run.finish(trainer, results, f"Masked language model on {splits.name}")
-        if cloze and training.do_train:
+        if cloze:
             filled = generation.fill_masks(model, tokenizer, cloze)
             rows = [
                 (text, word, before, after)
@@ -103,13 +106,17 @@ def main(argv: list[str]) -> None:
                     cloze, filled_before, filled, strict=True
                 )
             ]
-            say("\nfill-mask")
+            say(f"\nfill-mask, on {held_out}")
             say(table(rows, ["text", "word", "before", "after"]))
+        # The encoder fits where it was trained on the user's own texts, too.
+        own = [] if args.data.dataset_name else ["--train_file", "LABELLED.csv"]
         runs.report(
             run,
             results,
             list(metrics.MASKED_LM),
-            "python {recipes}/classify.py --model_name_or_path {run}/model",
+            "classify",
+            *own,
+            keep=["max_seq_length"],
         )
 
 

@@ -406,7 +406,8 @@ def test_the_checks_of_the_recipes(problems, read):
 
     assert problems(check=check) == [
         "no data: give --dataset_name or --train_file",
-        "nothing to do: give --do_train, --do_eval or --do_predict",
+        "nothing to do: give --do_train, --do_eval or --do_predict; in a JSON file, add"
+        ' "do_train": true',
     ]
     assert problems("--do_train", "--test_file", "t", check=check) == [
         "do_train needs --dataset_name or --train_file"
@@ -449,3 +450,28 @@ def test_every_shipped_file_is_valid(path):
     resolved = args.resolved()
     for name, value in json.loads(path.read_text()).items():
         assert resolved[name] == {"value": value, "from": str(path)}
+
+
+@pytest.mark.parametrize("data", [MaskedLMDataArguments, ClassificationDataArguments])
+def test_a_minimal_file_of_ones_own(data, tmp_path):
+    """What has no default is the model, the data and what to do."""
+
+    def read(**values):
+        (tmp_path / "own.json").write_text(json.dumps(values))
+        return parse(
+            ["--args", str(tmp_path / "own.json")],
+            ModelArguments,
+            data,
+            description="What it does.",
+            metrics=MEASURES,
+            check=lambda v: require_data(v) + require_something_to_do(v),
+        )
+
+    own = {"model_name_or_path": "folder", "train_file": "notes.txt"}
+    with pytest.raises(ConfigError, match=r'nothing to do: .*, add "do_train": true$'):
+        read(**own)
+    args = read(**own, do_train=True)
+    assert (args.training.do_train, args.training.do_predict) == (True, False)
+    assert args.training.do_eval  # follows from eval_strategy, in transformers
+    assert args.training.eval_strategy == "epoch"
+    assert args.training.load_best_model_at_end

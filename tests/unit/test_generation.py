@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from llmft import generation
 from llmft.arguments import GenerationModelArguments
-from llmft.errors import ConfigError, escape
+from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.generation import cloze_examples, fill_masks
 
 PROMPTS = ["the film was", "a director"]
@@ -165,7 +165,7 @@ def test_a_terminal_that_is_not_utf8(writer, monkeypatch):
     assert b"the caf\\xe9 was" in raw.getvalue()
 
 
-def test_cloze_masks_one_known_word(wordpiece):
+def test_cloze_masks_one_known_word(wordpiece, capsys):
     long = tiny.sentences(1, words=30)[0]
     data = Dataset.from_dict(
         {
@@ -178,8 +178,12 @@ def test_cloze_masks_one_known_word(wordpiece):
             ]
         }
     )
-    found = cloze_examples(data, wordpiece, 20, seed=3)
+    found = cloze_examples(data, wordpiece, 20, seed=3, max_length=64)
     assert len(found) == 7
+    assert capsys.readouterr().out == (
+        "7 of 20 fill-mask examples: no other text begins with 6 to 18 words in 64"
+        " tokens, one of them a token by itself\n"
+    )
     for text, word in found:
         assert text.split().count("[MASK]") == 1
         assert word.isalpha()
@@ -187,20 +191,34 @@ def test_cloze_masks_one_known_word(wordpiece):
         original = " ".join(word if w == "[MASK]" else w for w in text.split())
         assert any(source.startswith(original) for source in data["text"])
         assert len(text.split()) <= 18
-    assert cloze_examples(data, wordpiece, 20, seed=3) == found
-    assert cloze_examples(data, wordpiece, 20, seed=4) != found
-    assert cloze_examples(data, wordpiece, 3, seed=3) == found[:3]
-    assert cloze_examples(data, wordpiece, 0, seed=3) == []
-    assert cloze_examples(None, wordpiece, 3, seed=3) == []
+    assert cloze_examples(data, wordpiece, 20, 3, 64) == found
+    assert cloze_examples(data, wordpiece, 20, 4, 64) != found
+    capsys.readouterr()
+    assert cloze_examples(data, wordpiece, 3, 3, 64) == found[:3]
+    assert cloze_examples(data, wordpiece, 0, 3, 64) == []
+    assert cloze_examples(None, wordpiece, 3, 3, 64) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_cloze_fits_the_length_and_has_one_mask(wordpiece):
+    texts = [*tiny.sentences(20, words=30), *tiny.sentences(20, seed=1, words=3)]
+    spelled = ["film film film film film " + "λx" * 200 + " good film"]
+    masked = ["the film [MASK] was quite good and funny"] * 5
+    data = Dataset.from_dict({"text": texts + spelled + masked})
+    found = cloze_examples(data, wordpiece, 100, seed=3, max_length=10)
+    assert len(found) > 10
+    for text, _ in found:
+        ids = wordpiece(text)["input_ids"]
+        assert 8 <= len(ids) <= 10
+        assert ids.count(wordpiece.mask_token_id) == 1
+    model = tiny.model("bert", "masked-lm", len(wordpiece), max_position_embeddings=10)
+    guesses = fill_masks(model, wordpiece, found)
+    assert all(len(guess.split(", ")) >= 3 for guess in guesses)
 
 
 def test_fill_masks_gives_the_three_likeliest(wordpiece):
     model = tiny.model("bert", "masked-lm", len(wordpiece)).train()
     text = "the film was [MASK] and slow"
-    # A text whose mask is cut off has no guesses.
-    cut = " ".join(["film"] * 200 + ["[MASK]"])
-    long = tiny.model("bert", "masked-lm", 200, max_position_embeddings=128)
-    assert fill_masks(long, wordpiece, [(cut, "film")]) == [""]
     found = fill_masks(model, wordpiece, [(text, "good"), (text, "bad")])
     inputs = wordpiece(text, return_tensors="pt")
     place = inputs["input_ids"][0].tolist().index(wordpiece.mask_token_id)
@@ -246,3 +264,27 @@ def test_length_without_an_eos_token():
     ids = torch.tensor([5, 6, 0, 0])
     assert generation._length(ids, 0) == 3
     assert generation._length(ids, 9) == generation._length(ids, None) == 4
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_scores_that_are_not_numbers_stop(greedy):
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = tiny.model("gpt2", "causal-lm", len(tokenizer))
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="scores for the next token are nan") as e:
+        texts((model, tokenizer), do_sample=not greedy)
+    assert e.value.exit_code == 6
+
+
+def test_show_gives_every_text_of_every_prompt(capsys):
+    generation.show([["a", "b"], ["c", "d"]], [["A", "B"], ["C\x1b", "D"]])
+    assert capsys.readouterr().out == (
+        "\nbefore [1] a\nbefore [2] b\nafter [1]  A\nafter [2]  B\n"
+        "\nbefore [1] c\nbefore [2] d\nafter [1]  C\\x1b\nafter [2]  D\n"
+    )
+    generation.show([], [["A"], ["B"]])
+    assert capsys.readouterr().out == "\nwritten    A\n\nwritten    B\n"
+    generation.show([], [])
+    assert capsys.readouterr().out == ""

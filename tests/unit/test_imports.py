@@ -16,7 +16,7 @@ LAYERS = [
     "data data.formats data.read data.splits data.tokenize data.collate data.audit",
     "models heads losses memory",
     "trainer callbacks checkpoint",
-    "runs report generation predictions",
+    "runs card report generation predictions",
     "cli",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers.trainer_utils import PredictionOutput
 
-from llmft import predictions
+from llmft import console, predictions
 
 NAMES = ("bad", "fair", "good")
 TEXTS = ["one", "two \x1b[2J", "three", "four\nlines", "five"]
@@ -50,7 +50,7 @@ def test_without_labels():
     found = predictions.rows(TEXTS, predicted(None), NAMES)
     assert [r["label"] for r in found] == [None] * 5
     assert predictions.mistakes(found, 5) == ""
-    assert predictions.class_table(predicted(None), NAMES) == ""
+    assert predictions.class_table(predicted(None), NAMES, "test") == ""
 
 
 def test_each_text_needs_its_scores():
@@ -61,12 +61,13 @@ def test_each_text_needs_its_scores():
 def test_mistakes_start_with_the_surest():
     found = predictions.rows(TEXTS, predicted(), NAMES)
     lines = [
-        "\nmost confident mistakes",
+        "\nmost confident mistakes, 3 of 3",
         "  0.900 good, was bad: two \\x1b[2J",
         "  0.500 bad, was good: five",
         "  0.400 bad, was good: four\\nlines",
     ]
     assert predictions.mistakes(found, 5) == "\n".join(lines)
+    lines[0] = "\nmost confident mistakes, 1 of 3"
     assert predictions.mistakes(found, 1) == "\n".join(lines[:2])
     assert predictions.mistakes(found, 0) == ""
     assert predictions.mistakes([found[0], found[2]], 5) == ""
@@ -75,11 +76,28 @@ def test_mistakes_start_with_the_surest():
 
 
 def test_class_table():
-    assert predictions.class_table(predicted(), NAMES).split("\n") == [
+    assert predictions.class_table(predicted(), NAMES, "test").split("\n") == [
         "",
-        "classes",
+        "classes, on test",
         "  class  precision  recall  f1     n",
         "  bad    0.333      0.500   0.400  2",
         "  fair   1.000      1.000   1.000  1",
         "  good   0.000      0.000   0.000  2",
     ]
+
+
+def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
+    monkeypatch.setattr(predictions, "terminal_columns", lambda: 60)
+    monkeypatch.setattr(console, "terminal_columns", lambda: 60)
+    names = ("漢" * 50, "b\x1b[2J", "c" * 200)
+    shown = predictions.class_table(predicted(), names, "validation").split("\n")
+    assert shown[1] == "classes, on validation"
+    assert max(map(console.width, shown)) == 60
+    assert len({console.width(line) for line in shown[2:]}) == 1  # columns line up
+    assert shown[3].startswith("  漢漢")
+    assert "漢..." in shown[3]
+    assert shown[4].startswith("  b\\x1b[2J ")
+    found = predictions.rows(["漢" * 90] * 5, predicted(), names)
+    for line in predictions.mistakes(found, 5).split("\n")[2:]:
+        assert 58 < console.width(line) <= 60
+        assert line.endswith("...")

@@ -1,5 +1,6 @@
 """The run folder: made once, always telling how the run ended, free of secrets."""
 
+import itertools
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from llmft import metrics, runs
@@ -18,10 +20,11 @@ from llmft.arguments import (
     ModelArguments,
     TrainingArguments,
 )
+from llmft.card import model_card
 from llmft.config import Arguments
 from llmft.console import Terminated
 from llmft.data.collate import ClassificationCollator
-from llmft.errors import DataError, EnvironmentFault
+from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.hardware import Choice
 from llmft.trainer import LlmftTrainer
 
@@ -189,7 +192,7 @@ def test_no_secret_is_written(tmp_path, monkeypatch, form):
     monkeypatch.setattr(sys, "argv", ["mlm.py", *flags, "--seed", "1"])
     args = arguments(tmp_path / "run", hub_token=secret)
     with runs.start("mlm", args, CHOICES) as run:
-        card = runs.model_card("Title", {}, run.record)
+        card = model_card("Title", {}, run.record)
     record = strict(run.folder / "run.json")
     assert record["arguments"]["hub_token"]["value"] == "<hidden>"
     assert record["command"].startswith("mlm.py --hub_token")
@@ -278,22 +281,152 @@ def test_the_model_loads_and_holds_no_pickle(finished):
 
 def test_the_model_card(finished):
     card = (finished / "model" / "README.md").read_text("utf-8")
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    data = ModelCard(card).data
+    assert (data.library_name, data.tags) == ("transformers", ["llmft", "cpu"])
+    assert data.pipeline_tag == "text-classification"
+    assert (data.license, data.base_model) == (None, None)
     assert "\n# Text classifier\n" in card
     assert "| text_column_name | a&#124;b |" in card
     assert "| max_steps | 2 |" in card
-    assert "| before | loss | 800.0 | 2.0 | 12 |" in card
+    assert "| before | loss | 800 | 2 | 12 |" in card
+    assert "| before | perplexity | not finite | not finite | 12 |" in card
     assert "learning_rate" not in card  # a default
     tables = [line for line in card.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {3, 6}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "model", "tag", "base"),
+    [
+        ("mlm", {"name": "org/a", "commit": "abc"}, "fill-mask", "org/a"),
+        ("classify", {"name": "pypi:x"}, "text-classification", None),
+        ("generate", {"name": "../a: [b"}, "text-generation", None),
+    ],
+)
+def test_the_front_matter_is_what_the_hub_reads(recipe, model, tag, base):
+    record = {
+        "recipe": recipe,
+        "model": model,
+        "arguments": {"prompt": {"value": ["a\n| b", "---"], "from": "command line"}},
+        "versions": {"llmft": "1"},
+        "cpu": {"name": "a CPU"},
+    }
+    text = model_card("Classes one\ntwo", {}, record)
+    card = ModelCard(text)
+    card.validate = None  # the hub would be asked
+    assert (card.data.pipeline_tag, card.data.base_model) == (tag, base)
+    assert card.data.license is None
+    assert "\n# Classes one\\ntwo\n" in card.text
+    assert "| prompt | ['a\\n&#124; b', '---'] |\n" in card.text
+
+
+def test_steps_are_those_of_trainer(tmp_path, wordpiece):
+    settings = itertools.product(
+        [1, 4, 9, 16, 17], [1, 3], [0.3, 1, 2.5], [False, True]
+    )
+    for examples, accumulation, epochs, drop in settings:
+        given = {"dataloader_drop_last": drop, "num_train_epochs": epochs}
+        args = arguments(
+            tmp_path / "run", gradient_accumulation_steps=accumulation, **given
+        ).training
+        args.per_device_train_batch_size = 4
+        if drop and examples < 4:
+            with pytest.raises(ConfigError, match="drops all 1 examples: they do not"):
+                runs.training_steps(args, examples)
+            continue
+        data = Dataset.from_dict({"input_ids": [[1]] * examples})
+        trainer = LlmftTrainer(
+            model=tiny.model("bert", "classification", 10),
+            args=args,
+            train_dataset=data,
+            eval_dataset=data,
+            data_collator=ClassificationCollator(wordpiece),
+        )
+        for most in (-1, 7):
+            args.max_steps = most
+            _, per_epoch, *_, steps = trainer.set_initial_training_values(
+                args, trainer.get_train_dataloader()
+            )
+            assert runs.training_steps(args, examples) == (steps, per_epoch)
+
+
+def test_the_plan_says_the_steps(tmp_path, capsys):
+    args = arguments(tmp_path / "run", num_train_epochs=2.5)
+    runs.plan(args, CHOICES, range(17))
+    assert capsys.readouterr().out == (
+        "plan\n  threads    1 (for the test)\n"
+        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
+    )
+
+
+def reported(folder, results=None, recipe="classify", *flags, **options):
+    """What ``report`` prints at the end of a run with the given arguments."""
+    keep, notes = options.pop("keep", ()), options.pop("notes", ())
+    with runs.start("mlm", arguments(folder, **options), CHOICES) as run:
+        runs.report(
+            run,
+            results or {},
+            ["loss", "perplexity"],
+            recipe,
+            *flags,
+            keep=keep,
+            notes=notes,
+        )
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A Python whose programs the shell finds, and a recipe that was started."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "tensorboard"):
+        (tmp_path / "bin" / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(sys, "argv", ["my recipes/mlm.py"])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.usefixtures("tools")
 def test_report_says_what_was_reached_and_what_is_next(tmp_path, capsys):
-    with runs.start("mlm", arguments(tmp_path / "run"), CHOICES) as run:
-        results = {"eval": {"eval_loss": 1234.5, "eval_loss_stderr": 0.25, "eval_n": 9}}
-        runs.report(run, results, ["loss", "perplexity"], "next --run {run}", ["note"])
+    def part(name, value):
+        return {f"{name}_loss": value, f"{name}_loss_stderr": 0.25, f"{name}_n": 9}
+
+    results = {name: part(name, 1234.5) for name in ("before", "eval")}
+    reported(tmp_path / "a run", results, notes=["note"], report_to="tensorboard")
     said = capsys.readouterr().out
-    assert ["eval", "loss", "1,234", "0.25", "9"] in map(str.split, said.split("\n"))
-    assert "perplexity" not in said
-    assert "note\n" in said
-    assert "next       next --run ../run\n" in said
+    assert said == (
+        "\nresults\n"
+        "  on                  metric  value  +-    n\n"
+        "  validation, before  loss    1,234  0.25  9\n"
+        "  validation          loss    1,234  0.25  9\n"
+        "note\n"
+        "\nrun        ../a run\n"
+        "curves     tensorboard --logdir '../a run/logs'\n"
+        "next       python 'my recipes/classify.py' --model_name_or_path"
+        " '../a run/model'\n"
+    )
+    results["test"] = part("test", 2.0)
+    reported(tmp_path / "b", results)
+    said = capsys.readouterr().out
+    assert "  test, before  loss    1,234  0.25  9\n" in said
+    assert "  test          loss    2      0.25  9\n" in said
+    assert "curves" not in said
+
+
+@pytest.mark.usefixtures("tools")
+def test_what_is_next_runs_on_the_model_of_the_run(tmp_path, capsys, monkeypatch):
+    keep = ["text_column_name", "max_seq_length", "dataset_name"]
+    flags = ("--do_predict", "--test_file", "NEW.csv")
+    reported(tmp_path / "a", {}, "classify", *flags, keep=keep)
+    trained = capsys.readouterr().out.splitlines()[-1]
+    assert trained == (
+        "next       python 'my recipes/classify.py' --model_name_or_path ../a/model"
+        " --text_column_name 'a|b' --max_seq_length 128"
+        " --do_predict --test_file NEW.csv"
+    )
+    # Nothing was trained: the model is the one that was used.
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", ["mlm.py"])
+    reported(tmp_path / "b", {}, "mlm", do_train=False, do_eval=True)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "next       ../bin/python mlm.py --model_name_or_path tiny"
+    )
