@@ -89,8 +89,10 @@ def main(argv: list[str]) -> None:
         run.finish(trainer, results, f"Text classifier for {', '.join(labels.names)}")
         notes = []
         if held_out:
-            say(predictions.class_table(predicted, labels.names, held_out))
-            say(predictions.mistakes(rows, args.data.num_mistakes))
+            if shown := predictions.class_table(predicted, labels.names, held_out):
+                say(shown)
+            if shown := predictions.mistakes(rows, args.data.num_mistakes):
+                say(shown)
         if args.data.baseline and training.do_train and held_out:
             train, test = splits.parts["train"], splits.parts[held_out]
             notes = [metrics.baseline_note(train, test, held_out)]

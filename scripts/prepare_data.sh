@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Brings the default models and data into the cache, so that everything works offline.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
+[[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n "2s/^# *//p" scripts/prepare_data.sh
 
 scripts/setup.sh
 .venv/bin/llmft assets fetch --all

@@ -2,11 +2,11 @@
 # Makes .venv with PyTorch, llmft and its tools; run again, it does only what is missing.
 #   scripts/setup.sh            PYTHON=python3.12 scripts/setup.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
+[[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n '2,3s/^# *//p' scripts/setup.sh
 
-python="${PYTHON:-python3}"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  echo "setup: $("$python" --version 2>&1) is too old: llmft needs Python 3.11 or newer (PYTHON=... scripts/setup.sh)" >&2
+fail() {
+  echo "setup: $1" >&2
   exit 5
 }
 
@@ -14,20 +14,47 @@ python="${PYTHON:-python3}"
 # set-up is done again.
 stamp=.venv/.llmft-setup
 wanted="$(cat pyproject.toml scripts/constraints.txt scripts/setup.sh | cksum) $PWD"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then
-  exit 0
-fi
+is_ready() {
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null
+}
+is_ready && exit 0
 
-[ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1 || {
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+python="${PYTHON:-}"
+if [ -z "$python" ]; then
+  for python in python3 python3.13 python3.12 python3.11; do
+    is_new_enough "$python" && break
+  done
+fi
+is_new_enough "$python" ||
+  fail "${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true), llmft needs Python 3.11 or newer: install it, then name it: PYTHON=/path/to/python3.12 $0"
+
+# One set-up at a time. The lock is the script's own file: it goes with the process.
+exec 9<scripts/setup.sh
+"$python" - <<'LOCK'
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("setup: waiting for another set-up to end", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+LOCK
+is_ready && exit 0
+
+is_new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 || {
   echo "setup: making .venv"
-  "$python" -m venv --clear .venv
+  "$python" -m venv --clear .venv ||
+    fail "$python cannot make .venv (its message is above); on Debian and Ubuntu it needs the package python3-venv"
+}
+install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "$@" ||
+    fail "pip could not install this (its message is above): check the network, or the index and proxy that \`.venv/bin/python -m pip config list\` shows, and run again"
 }
 # PyTorch first and pinned: asked for by another package, pip takes the newest build,
 # which on Linux is the CUDA one with several GB.
 echo "setup: installing PyTorch"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt \
-  ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 echo "setup: installing llmft and its tools"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[dev]'
+install -e '.[dev]'
 printf '%s' "$wanted" >"$stamp"
 echo "setup: done"

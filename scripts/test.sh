@@ -2,7 +2,8 @@
 # The one test command: sets up, lints, checks types, runs all tests.
 #   scripts/test.sh             scripts/test.sh tests/unit -k config
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
+[[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n "2,3s/^# *//p" scripts/test.sh
 
 scripts/setup.sh
 .venv/bin/ruff check .

