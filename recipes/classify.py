@@ -105,8 +105,6 @@ def main(argv: list[str]) -> None:
             keep=["max_seq_length", "text_column_name"],
             notes=notes,
         )
-        if name := args.data.label_column_name:
-            say(f"           where NEW.csv has labels: --label_column_name {name!r}")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     words = shlex.split(following.removeprefix("next").strip())
     assert words[0] == "python" or (cwd / words[0]).samefile(sys.executable)
     assert (cwd / words[1]).samefile(process.RECIPES / "classify.py")
-    (cwd / "NEW.csv").write_text("text,label\na good plot,NA\nso bad,no\n")
+    (cwd / "NEW.csv").write_text("body,label\na good plot,NA\nso bad,no\n")
     process.run_well("classify", *words[2:], cwd=cwd)
     (second,) = set((cwd / "outputs/classify").iterdir()) - {run}
     assert not list(second.glob("checkpoints/*"))
@@ -169,7 +169,7 @@ def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     rows = process.read_jsonl(second / "predictions.jsonl")
     assert [r["prediction"] for r in rows] == ["NA", "no"]
 
-    (cwd / "NEW.csv").write_text("review\na good plot\nso bad\n")
+    (cwd / "NEW.csv").write_text("body\na good plot\nso bad\n")
     said = process.run_well("classify", *words[2:], "--output_dir", "third", cwd=cwd)
     assert "no labels: predictions only, no metrics" in said
     rows = process.read_jsonl(cwd / "third" / "predictions.jsonl")

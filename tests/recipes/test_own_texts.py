@@ -117,14 +117,15 @@ def test_generate_on_a_jsonl(gpt2: Path, tmp_path: Path) -> None:
         *("--do_train", "--do_eval", "--model_name_or_path", gpt2),
         *("--train_file", tmp_path / "texts.jsonl", "--output_dir", "run"),
         *("--prompt", "the old man", "--max_new_tokens", 12, *TOY),
+        *("--num_return_sequences", 2),
         cwd=cwd,
     )
     run = cwd / "run"
     assert {p.name for p in cwd.iterdir()} == {"run"}
     assert {p.name for p in run.iterdir()} == process.RUN_FOLDER
     check_learnt(run, "token_accuracy")
-    assert "before     the old man" in said
-    assert "after      the old man" in said
+    assert "before [1] the old man" in said
+    assert "after [2]  the old man" in said
     write = pipeline("text-generation", str(run / "model"), device="cpu")
     text = write("the old man", max_new_tokens=4)[0]["generated_text"]
     assert text.startswith("the old man")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import recipe_process as process
+import tiny
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,26 @@ def test_without_a_prompt(said: dict[str, tuple[int, str, str]]) -> None:
         'llmft: ConfigError: nothing to do: give --prompt "...", or --do_train with'
         ' data; in a JSON file, add "do_train": true'
     ]
+
+
+def test_an_evaluation_continues_the_prompts_too(
+    tiny_gpt2: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(60)))
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(process.RECIPES / "generate.py"))["main"]
+    flags = ["--model_name_or_path", str(tiny_gpt2), "--train_file", "texts.txt"]
+    flags += ["--do_eval", "--prompt", "the man", "a film", "--max_new_tokens", "8"]
+    flags += ["--num_return_sequences", "2", "--max_seq_length", "32"]
+    main([*flags, "--num_threads", "1", "--precision", "fp32", "--disable_tqdm"])
+    said = capsys.readouterr().out
+    starts = ["[1] the man", "[2] the man", "[1] a film", "[2] a film"]
+    places = [said.index(f"written {start}") for start in starts]
+    assert places == sorted(places)
+    following = said.splitlines()[-1]
+    assert following.endswith(
+        f"--model_name_or_path {tiny_gpt2} --prompt 'the man' 'a film'"
+    )
