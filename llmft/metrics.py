@@ -239,7 +239,9 @@ def baseline_note(train: datasets.Dataset, test: datasets.Dataset, split: str) -
         accuracy = tfidf_baseline(train, test)
     except ValueError as error:  # no word in train, or a single class
         return f"baseline   not computed: {error}"
-    return f"baseline   TF-IDF + logistic regression, {split}: {accuracy:.4g}"
+    return (
+        f"baseline   TF-IDF + logistic regression, on {split}: accuracy {accuracy:.4g}"
+    )
 
 
 def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:

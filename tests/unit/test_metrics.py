@@ -226,7 +226,7 @@ def test_tfidf_baseline():
     )
     assert metrics.tfidf_baseline(train, test) == 0.75
     assert metrics.baseline_note(train, test, "test") == (
-        "baseline   TF-IDF + logistic regression, test: 0.75"
+        "baseline   TF-IDF + logistic regression, on test: accuracy 0.75"
     )
 
 
