@@ -111,18 +111,54 @@ def quiet_libraries() -> None:
         disable_progress_bar()
 
 
+class _Stop:
+    """The handler of Ctrl-C and SIGTERM: raises, and remembers that it did.
+
+    The exception can get lost: Python ignores it inside ``__del__`` and in what runs
+    after a fork. Or that of a data loader comes first, whose workers the same signal
+    has ended.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received: type[BaseException] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a worker, forked with this handler
+            os._exit(128 + number)
+        # From now on what ``__del__`` says is noise of stopping: workers that ended.
+        sys.unraisablehook = lambda lost: logger.debug("ignored: %r", lost.exc_value)
+        self.received = KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise self.received
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Turn SIGTERM into ``Terminated`` inside the block; restore the handler after."""
+    """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
 
-    def raise_terminated(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
+    one of these signals becomes that of the signal. May be nested.
+    """
+    stop, ours = _Stop(), [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        ours.append(signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in ours}
     try:
         yield
+    except Exception as error:
+        if stop.received:
+            raise stop.received from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def raise_if_stopped() -> None:
+    """Raise again what Ctrl-C or SIGTERM raised, in case it got lost."""
+    stop = signal.getsignal(signal.SIGTERM)
+    if isinstance(stop, _Stop) and stop.received:
+        raise stop.received
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
@@ -132,6 +168,14 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
     """
     quiet_libraries()
+    hook = sys.unraisablehook
+    try:
+        return _run_command(main, argv)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     try:
         with terminable():
             main(argv)

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmft import callbacks, hardware
+from llmft import callbacks, checkpoint, hardware
 from llmft.arguments import TrainingArguments
 from llmft.callbacks import finite
 from llmft.config import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, table
+from llmft.console import Terminated, as_fault, log_to_file, say, table, terminable
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, write_json, write_text
 from llmft.hardware import Choice
@@ -112,7 +112,7 @@ def start(
     (folder / "logs").mkdir(exist_ok=True)
     run.save()
     try:
-        with log_to_file(folder / "logs" / "debug.log"):
+        with log_to_file(folder / "logs" / "debug.log"), terminable():
             yield run
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | Terminated)
@@ -123,6 +123,10 @@ def start(
         with suppress(OSError):  # a full disk is what ended the run
             run.save(status=status, error=str(fault or repr(error)))
         say(f"run        {_short(folder)} ({status})")
+        whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
+        if whole and (stopped or isinstance(fault, EnvironmentFault)):
+            command = checkpoint.resume_command(sys.argv, whole)
+            say("go on      " + _SECRET.sub(r"\1<hidden>", command))
         if fault is None or fault is error:
             raise
         raise fault from error
@@ -131,10 +135,20 @@ def start(
 
 
 def check_output_dir(args: TrainingArguments) -> None:
-    """Raise EnvironmentFault where ``output_dir`` is a file, or in use by another run.
+    """Find the checkpoint to resume, and make sure that ``output_dir`` can be used.
 
-    Writes nothing; recipes call it before they load anything.
+    Writes nothing; recipes call it before they load anything. Sets
+    ``resume_from_checkpoint`` to the path of a verified checkpoint or to None.
+
+    Raises:
+        CheckpointError: where there is none to resume, or it is not whole.
+        EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
     """
+    checkpoint.locate(args)
+    _require_free(args)
+
+
+def _require_free(args: TrainingArguments) -> None:
     if not args.output_dir:
         return
     folder = Path(args.output_dir).expanduser()
@@ -153,7 +167,7 @@ def check_output_dir(args: TrainingArguments) -> None:
 
 def _make_folder(recipe: str, args: TrainingArguments) -> Path:
     """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
-    check_output_dir(args)
+    _require_free(args)
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     folder = Path(args.output_dir or Path("outputs") / recipe / stamp).expanduser()
     try:
