@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llmft.console import raise_if_stopped, say, warn
+from llmft.console import say, stopped_by, warn
 from llmft.data.collate import LanguageModelingCollator
 from llmft.files import to_json
 from llmft.trainer import LlmftTrainer
@@ -145,7 +145,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raise it again."""
-        raise_if_stopped()
+        if stopped := stopped_by():
+            raise stopped
 
 
 class BestCheckpoint(TrainerCallback):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from llmft.errors import EnvironmentFault, LlmftError, escape
 
@@ -115,8 +116,7 @@ class _Stop:
     """The handler of Ctrl-C and SIGTERM: raises, and remembers that it did.
 
     The exception can get lost: Python ignores it inside ``__del__`` and in what runs
-    after a fork. Or that of a data loader comes first, whose workers the same signal
-    has ended.
+    after a fork. Or another one follows, of the data loader whose workers end too.
     """
 
     def __init__(self) -> None:
@@ -126,10 +126,16 @@ class _Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a worker, forked with this handler
             os._exit(128 + number)
-        # From now on what ``__del__`` says is noise of stopping: workers that ended.
+        # What workers say from now on, and ``__del__`` about them, is noise of ending.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         sys.unraisablehook = lambda lost: logger.debug("ignored: %r", lost.exc_value)
         self.received = KeyboardInterrupt if number == signal.SIGINT else Terminated
         raise self.received
+
+    def excepthook(self, kind: Any, error: Any, trace: Any) -> None:
+        """Let a thread of a worker whose parent has gone end in silence."""
+        if os.getpid() == self.process or not issubclass(kind, ConnectionError):
+            sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager
@@ -137,7 +143,7 @@ def terminable() -> Iterator[None]:
     """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
 
     Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
-    one of these signals becomes that of the signal. May be nested.
+    one of these signals becomes that of the signal.
     """
     stop, ours = _Stop(), [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
@@ -154,11 +160,10 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def raise_if_stopped() -> None:
-    """Raise again what Ctrl-C or SIGTERM raised, in case it got lost."""
+def stopped_by() -> type[BaseException] | None:
+    """Return what Ctrl-C or SIGTERM has raised in this ``terminable`` block, if any."""
     stop = signal.getsignal(signal.SIGTERM)
-    if isinstance(stop, _Stop) and stop.received:
-        raise stop.received
+    return stop.received if isinstance(stop, _Stop) else None
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
@@ -168,11 +173,13 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
     """
     quiet_libraries()
-    hook = sys.unraisablehook
+    hooks = sys.unraisablehook, sys.excepthook, signal.getsignal(signal.SIGCHLD)
+    sys.excepthook = _Stop().excepthook
     try:
         return _run_command(main, argv)
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook, _ = hooks
+        signal.signal(signal.SIGCHLD, hooks[2])
 
 
 def _run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:

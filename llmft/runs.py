@@ -28,7 +28,7 @@ from llmft import callbacks, checkpoint, hardware
 from llmft.arguments import TrainingArguments
 from llmft.callbacks import finite
 from llmft.config import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, table, terminable
+from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, write_json, write_text
 from llmft.hardware import Choice
@@ -112,10 +112,10 @@ def start(
     (folder / "logs").mkdir(exist_ok=True)
     run.save()
     try:
-        with log_to_file(folder / "logs" / "debug.log"), terminable():
+        with log_to_file(folder / "logs" / "debug.log"):
             yield run
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | Terminated)
+        stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
         fault = as_fault(error, folder)
         if run.progress:
