@@ -26,7 +26,7 @@ from llmft.parser import (
     read_command_line,
     read_json,
 )
-from llmft.supported import build, refused
+from llmft.supported import REFUSED, build, refused
 
 # Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
 _RANGES = {
@@ -124,12 +124,10 @@ def parse(
     from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
     problems += unknown
     _drop_replaced(from_file, flags, is_default=file_name is None)
-    raw = {**from_file, **flags}
-    origins = {name: str(path) for name in from_file} | dict.fromkeys(
-        flags, COMMAND_LINE
-    )
+    origins = {name: str(path) for name in from_file}
+    origins |= dict.fromkeys(flags, COMMAND_LINE)
     values: dict[str, Any] = {}
-    for name, given in raw.items():
+    for name, given in {**from_file, **flags}.items():
         f, hint = fields[name]
         span = f.metadata.get("range") or _RANGE_OF.get(name)
         try:
@@ -157,15 +155,17 @@ def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]
     names = [
         tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
     ]
-    rest = {f.name for f in dataclasses.fields(TrainingArguments)}
+    training = [f.name for f in dataclasses.fields(TrainingArguments)]
+    rest = [n for n in fields if n in training and n not in _MOST_USED]
     return [
         Group("Model", names[0]),
         Group("Data", names[1]),
         Group("Training", tuple(_MOST_USED)),
         Group(
             "Everything else of transformers.TrainingArguments",
-            tuple(n for n in fields if n in rest and n not in _MOST_USED),
+            tuple(n for n in rest if n not in REFUSED),
         ),
+        Group("Refused", tuple(n for n in rest if n in REFUSED), shown=False),
     ]
 
 

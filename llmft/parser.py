@@ -37,6 +37,7 @@ class Group:
 
     title: str
     names: tuple[str, ...]
+    shown: bool = True
 
 
 class _Help(argparse.HelpFormatter):
@@ -85,7 +86,7 @@ def read_command_line(
     for group in groups:
         section = parser.add_argument_group(group.title)
         for name in group.names:
-            _add_flag(section, name, *fields[name], defaults)
+            _add_flag(section, name, *fields[name], defaults, group.shown)
     argv = [_underscored(word) for word in argv]
     namespace, unknown = parser.parse_known_args(argv)
     problems = []
@@ -288,7 +289,12 @@ def _underscored(word: str) -> str:
 
 
 def _add_flag(
-    section: Any, name: str, field: dataclasses.Field, hint: Any, defaults: dict
+    section: Any,
+    name: str,
+    field: dataclasses.Field,
+    hint: Any,
+    defaults: dict,
+    shown_in_help: bool,
 ) -> None:
     class Keep(argparse.Action):
         def __call__(
@@ -306,6 +312,7 @@ def _add_flag(
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
     shown = default.value if isinstance(default, enum.Enum) else default
     said = " ".join(f"{said} (default: {shown})".split()).replace("%", "%%")
+    said = said if shown_in_help else argparse.SUPPRESS
     options: dict[str, Any] = {"action": Keep, "dest": name, "help": said}
     if bool in kinds:
         metavar = "VALUE" if str in kinds else "BOOL"

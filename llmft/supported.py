@@ -19,7 +19,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from llmft.arguments import TrainingArguments
 
 _PROCESSES = "is for several processes, and llmft trains in one"
-_REFUSED = {
+_WHY = {
     "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank"
     " ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters"
     " ddp_static_graph ddp_timeout eval_use_gather_object": _PROCESSES,
@@ -43,6 +43,7 @@ _REFUSED = {
         " per_device_train_batch_size"
     ),
 }
+REFUSED = {name: why for names, why in _WHY.items() for name in names.split()}
 # Transformers takes any text here and uses a default for what it does not know.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -62,8 +63,7 @@ def refused(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]
     """Return a problem for each value that llmft does not take."""
     problems = [
         f"{name} {why}"
-        for names, why in _REFUSED.items()
-        for name in names.split()
+        for name, why in REFUSED.items()
         if values[name] != defaults[name]
     ]
     for name, known in _CHOICES.items():
