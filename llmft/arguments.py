@@ -75,7 +75,7 @@ class DataArguments:
         None, "Use only this many rows of validation and of test.", "[1, inf)"
     )
     preprocessing_num_workers: int | None = arg(
-        None, "Processes that tokenize; none: threads of this one.", "[1, inf)"
+        None, "Processes that tokenize; none: threads of this one.", "[1, 1024]"
     )
     overwrite_cache: bool = arg(False, "Tokenize again, whatever the cache holds.")
 
@@ -144,7 +144,7 @@ class TrainingArguments(transformers.TrainingArguments):
         "auto", "auto: bf16 where a measurement on this CPU says that it pays."
     )
     num_threads: int | None = arg(
-        None, "Threads of torch; none: the cores this process may use.", "[1, inf)"
+        None, "Threads of torch; none: the cores this process may use.", "[1, 1024]"
     )
     weight_decay: float = arg(0.01, "Weight decay of AdamW.", "[0, inf)")
     warmup_steps: float = arg(
@@ -168,6 +168,10 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = arg(False, "Hide losses that are not finite.")
     report_to: str | list[str] | None = arg(["tensorboard"], "Where to log.")
     remove_unused_columns: bool = arg(False, "Drop columns that the model ignores.")
+    resume_from_checkpoint: str | bool | None = arg(  # type: ignore[assignment]
+        None,
+        "RUN/checkpoints/checkpoint-N; or true: the newest complete one of output_dir.",
+    )
     dry_run: bool = arg(False, "Check everything, print the plan, train nothing.")
 
     def __post_init__(self) -> None:

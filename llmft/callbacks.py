@@ -1,4 +1,4 @@
-"""What hooks into Trainer: progress, the metrics log, and the epoch of the masks."""
+"""What hooks into Trainer: progress, the log, the masks' epoch, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llmft.console import say
+from llmft.console import say, stopped_by, warn
 from llmft.data.collate import LanguageModelingCollator
 from llmft.files import to_json
 from llmft.trainer import LlmftTrainer
@@ -141,6 +141,51 @@ class MaskEpoch(TrainerCallback):
         self.collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
+class StopOnSignal(TrainerCallback):
+    """End training after Ctrl-C or SIGTERM also where their exception got lost."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise it again."""
+        if stopped := stopped_by():
+            raise stopped
+
+
+class BestCheckpoint(TrainerCallback):
+    """Say which checkpoint the model is from at the end."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Find the best one of a resumed run again; its folder may have moved."""
+        if not state.best_global_step or state.best_model_checkpoint:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if folder.is_dir():
+            state.best_model_checkpoint = str(folder)
+        elif args.load_best_model_at_end:
+            warn(
+                f"{folder}, the best so far, is gone: the run ends with its last model"
+                " unless a better one follows"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Name the best checkpoint, which Trainer has loaded by now."""
+        if not args.load_best_model_at_end:
+            return
+        if not state.best_model_checkpoint:
+            say("best       no checkpoint was measured: the model is the last one")
+            return
+        epochs = [
+            event["epoch"]
+            for event in state.log_history
+            if event.get("step") == state.best_global_step and "epoch" in event
+        ]
+        epoch = f" (epoch {epochs[-1]:.3g})" if epochs else ""
+        name = args.metric_for_best_model.removeprefix("eval_")
+        folder = Path(state.best_model_checkpoint).name
+        say(f"best       {folder}{epoch}: {name} {state.best_metric:.4g}")
+
+
 def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
     """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run.
 
@@ -153,6 +198,8 @@ def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
     if progress:
         trainer.add_callback(progress)
     trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
+    trainer.add_callback(StopOnSignal())
+    trainer.add_callback(BestCheckpoint())
     if trainer.pop_callback(TensorBoardCallback):
         tensorboard = TensorBoardCallback()
         tensorboard.logging_dir = str(run / "logs")

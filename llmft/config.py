@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmft.arguments import TrainingArguments
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, escape
 from llmft.parser import (
     COMMAND_LINE,
     Group,
@@ -24,16 +26,20 @@ from llmft.parser import (
     read_command_line,
     read_json,
 )
+from llmft.supported import REFUSED, build, refused
 
 # Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
 _RANGES = {
-    "(0, inf)": "learning_rate num_train_epochs adam_epsilon eval_steps save_steps",
-    "[0, 1]": "adam_beta1 adam_beta2",
-    "[0, 1)": "label_smoothing_factor",
-    "[0, inf)": "max_grad_norm eval_delay seed data_seed dataloader_num_workers"
-    " neftune_noise_alpha",
+    "(0, 100]": "learning_rate",
+    "(0, 1]": "adam_epsilon",
+    "(0, inf)": "num_train_epochs eval_steps save_steps",
+    "[0, 1)": "label_smoothing_factor adam_beta1 adam_beta2",
+    "[0, 4294967296)": "seed data_seed",
+    "[0, 1024]": "dataloader_num_workers",
+    "[0, inf)": "max_grad_norm eval_delay neftune_noise_alpha",
     "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size"
-    " gradient_accumulation_steps eval_accumulation_steps",
+    " gradient_accumulation_steps eval_accumulation_steps dataloader_prefetch_factor"
+    " torch_empty_cache_steps",
 }
 _RANGE_OF = {name: span for span, s in _RANGES.items() for name in s.split()}
 
@@ -118,43 +124,48 @@ def parse(
     from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
     problems += unknown
     _drop_replaced(from_file, flags, is_default=file_name is None)
-    raw = {**from_file, **flags}
-    origins = {name: str(path) for name in from_file} | dict.fromkeys(
-        flags, COMMAND_LINE
-    )
+    origins = {name: str(path) for name in from_file}
+    origins |= dict.fromkeys(flags, COMMAND_LINE)
     values: dict[str, Any] = {}
-    for name, given in raw.items():
+    for name, given in {**from_file, **flags}.items():
         f, hint = fields[name]
         span = f.metadata.get("range") or _RANGE_OF.get(name)
         try:
             values[name] = convert(name, given, hint, span)
         except ValueError as error:
-            shown = f'"{given}"' if isinstance(given, str) else given
+            shown = escape(f'"{given}"' if isinstance(given, str) else given, 80)
             where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
             problems.append(f"{where}{name} is {shown}, expected {error}")
     full = {n: values.get(n, _default(f)) for n, (f, _) in fields.items()}
     full |= _follow(full, origins, metrics)
-    problems += _relations(full, metrics) + check(full)
-    if problems:
-        raise ConfigError(*problems)
+    unfit = _relations(full, origins, metrics)
+    problems += unfit + check(full)
     values |= {n: v for n, v in full.items() if n in origins}
-    model, data, training = (_build(cls, values) for cls in classes)
-    return Arguments(model, data, training, origins)
+    model, data, training = (
+        {n: values[n] for n in fields_of([c]) if n in values} for c in classes
+    )
+    built, faults = build(training) if not unfit else (None, [])
+    problems += faults
+    if problems or built is None:
+        raise ConfigError(*problems)
+    return Arguments(model_class(**model), data_class(**data), built, origins)
 
 
 def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]:
     names = [
         tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
     ]
-    rest = {f.name for f in dataclasses.fields(TrainingArguments)}
+    training = [f.name for f in dataclasses.fields(TrainingArguments)]
+    rest = [n for n in fields if n in training and n not in _MOST_USED]
     return [
         Group("Model", names[0]),
         Group("Data", names[1]),
         Group("Training", tuple(_MOST_USED)),
         Group(
             "Everything else of transformers.TrainingArguments",
-            tuple(n for n in fields if n in rest and n not in _MOST_USED),
+            tuple(n for n in rest if n not in REFUSED),
         ),
+        Group("Refused", tuple(n for n in rest if n in REFUSED), shown=False),
     ]
 
 
@@ -207,6 +218,10 @@ def _follow(
         for part in ("strategy", "steps"):
             if f"eval_{part}" in given:
                 follows[f"save_{part}"] = (values[f"eval_{part}"], f"eval_{part}")
+    if "bf16" in given and values["precision"] == "auto":
+        origins.pop("precision", None)
+        bf16 = values["bf16"]
+        follows["precision"] = ("bf16" if bf16 else "fp32", f"bf16 is {bf16}")
     best = (values["metric_for_best_model"] or "loss").removeprefix("eval_")
     if best in metrics:
         follows["metric_for_best_model"] = (best, "default")
@@ -216,18 +231,59 @@ def _follow(
     return {name: value for name, (value, _) in changed.items()}
 
 
-def _relations(v: dict[str, Any], metrics: Mapping[str, bool]) -> list[str]:
-    """Return what does not fit together in the full set of values."""
+def _relations(
+    v: dict[str, Any], given: Mapping[str, str], metrics: Mapping[str, bool]
+) -> list[str]:
+    """Return what does not fit together, or llmft, in the full set of values."""
+    fields = fields_of([TrainingArguments])
+    defaults = {name: _default(f) for name, (f, _) in fields.items()}
+    problems = _evaluation(v, given) if v["do_train"] else []
+    best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
+    if best not in metrics:
+        problems.append(
+            f"metric_for_best_model is {best}, this task has "
+            f"{', '.join(metrics)}{nearest(best, metrics)}"
+        )
+    elif v["greater_is_better"] not in (None, metrics[best]):
+        problems.append(f"greater_is_better is {v['greater_is_better']} for {best}")
+    problems += _precision(v, given)
+    if v["max_steps"] == 0 or v["max_steps"] < -1:
+        problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
+    if v["dataset_name"] and v["train_file"]:
+        problems.append("dataset_name and train_file exclude each other")
+    if v["resume_from_checkpoint"] and not v["do_train"]:
+        problems.append(
+            "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
+            " it as model_name_or_path"
+        )
+    if v["resume_from_checkpoint"] is True and not v["output_dir"]:
+        problems.append(
+            "resume_from_checkpoint true needs output_dir, the run's folder"
+        )
+    return problems + refused(v, defaults)
+
+
+def _evaluation(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Return what does not fit together in evaluating and saving while training."""
     problems = []
-    training, evaluates = v["do_train"], v["eval_strategy"] != "no"
-    if training and not evaluates:
-        if v["early_stopping_patience"]:
-            problems.append(
-                "early_stopping_patience needs eval_strategy steps or epoch"
-            )
-        if v["load_best_model_at_end"]:
-            problems.append("load_best_model_at_end needs eval_strategy steps or epoch")
-    if training and evaluates and v["load_best_model_at_end"]:
+    evaluates = v["eval_strategy"] != "no"
+    if not evaluates:
+        needs = {
+            "early_stopping_patience": v["early_stopping_patience"],
+            "load_best_model_at_end": v["load_best_model_at_end"],
+            "save_strategy best": v["save_strategy"] == "best",
+            "eval_on_start": v["eval_on_start"],
+        }
+        problems += [
+            f"{name} needs eval_strategy steps or epoch"
+            for name, on in needs.items()
+            if on
+        ]
+    elif "do_eval" in given and not v["do_eval"]:
+        problems.append(
+            f"do_eval false and eval_strategy {v['eval_strategy']} exclude each other"
+        )
+    if evaluates and v["load_best_model_at_end"]:
         same = v["eval_strategy"] == v["save_strategy"] or v["save_strategy"] == "best"
         if not same:
             problems.append(
@@ -241,31 +297,23 @@ def _relations(v: dict[str, Any], metrics: Mapping[str, bool]) -> list[str]:
                     f"save_steps ({v['save_steps']:g}) must be a multiple of eval_steps"
                     f" ({every:g}) where load_best_model_at_end is on"
                 )
-    best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
-    if best not in metrics:
-        problems.append(
-            f"metric_for_best_model is {best}, this task has "
-            f"{', '.join(metrics)}{nearest(best, metrics)}"
-        )
-    elif v["greater_is_better"] not in (None, metrics[best]):
-        problems.append(f"greater_is_better is {v['greater_is_better']} for {best}")
-    if v["bf16"] and v["precision"] == "fp32":
-        problems.append("bf16 and precision fp32 exclude each other")
-    if v["max_steps"] == 0 or v["max_steps"] < -1:
-        problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
-    if v["dataset_name"] and v["train_file"]:
-        problems.append("dataset_name and train_file exclude each other")
-    if v["push_to_hub"]:
-        problems.append("push_to_hub is not done by llmft; upload the model/ folder")
     return problems
 
 
-def _build(cls: type, values: dict[str, Any]) -> Any:
-    names = {f.name for f in dataclasses.fields(cls)}
-    try:
-        return cls(**{n: v for n, v in values.items() if n in names})
-    except ValueError as error:  # what transformers itself refuses
-        raise ConfigError(" ".join(str(error).split())) from None
+def _precision(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Return the contradictions of bf16, fp16, precision and use_cpu."""
+    problems = []
+    if v["bf16"] and v["precision"] == "fp32":
+        problems.append("bf16 and precision fp32 exclude each other")
+    if "bf16" in given and not v["bf16"] and v["precision"] == "bf16":
+        problems.append("bf16 false and precision bf16 exclude each other")
+    if v["fp16"] and v["precision"] != "auto":
+        problems.append(f"fp16 and precision {v['precision']} exclude each other")
+    if v["fp16"] and (v["use_cpu"] or not torch.accelerator.is_available()):
+        problems.append(
+            "fp16 needs a GPU and use_cpu false; on a CPU use precision bf16 or auto"
+        )
+    return problems
 
 
 def require_something_to_do(v: dict[str, Any]) -> list[str]:
@@ -289,3 +337,13 @@ def require_data(v: dict[str, Any]) -> list[str]:
     if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
         problems.append("do_train needs --dataset_name or --train_file")
     return problems
+
+
+def require_step_for_data(v: dict[str, Any]) -> list[str]:
+    """Return a problem where data is named that no step of the run would use."""
+    named = ("dataset_name", "train_file", "validation_file", "test_file")
+    return [
+        f"{name} is used by --do_train, --do_eval or --do_predict only"
+        for name in named
+        if v[name]
+    ]

@@ -206,18 +206,58 @@ def quiet_libraries() -> None:
         disable_progress_bar()
 
 
+class _Stop:
+    """The handler of Ctrl-C and SIGTERM: raises, and remembers that it did.
+
+    The exception can get lost: Python ignores it inside ``__del__`` and in what runs
+    after a fork. Or another one follows, of the data loader whose workers end too.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received: type[BaseException] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a worker, forked with this handler
+            os._exit(128 + number)
+        # What workers say from now on, and ``__del__`` about them, is noise of ending.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.unraisablehook = lambda lost: logger.debug("ignored: %r", lost.exc_value)
+        self.received = KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise self.received
+
+    def excepthook(self, kind: Any, error: Any, trace: Any) -> None:
+        """Let a thread of a worker whose parent has gone end in silence."""
+        if os.getpid() == self.process or not issubclass(kind, ConnectionError):
+            sys.__excepthook__(kind, error, trace)
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Turn SIGTERM into ``Terminated`` inside the block; restore the handler after."""
+    """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
 
-    def raise_terminated(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
+    one of these signals becomes that of the signal.
+    """
+    stop, ours = _Stop(), [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        ours.append(signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in ours}
     try:
         yield
+    except Exception as error:
+        if stop.received:
+            raise stop.received from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stopped_by() -> type[BaseException] | None:
+    """Return what Ctrl-C or SIGTERM has raised in this ``terminable`` block, if any."""
+    stop = signal.getsignal(signal.SIGTERM)
+    return stop.received if isinstance(stop, _Stop) else None
 
 
 @contextmanager
@@ -239,7 +279,7 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     """
     # The work is done then: Ctrl-C could only interrupt Python's own end.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with _lenient_stderr():
+    with _lenient_stderr(), _quiet_end():
         try:
             quiet_libraries()
             with terminable():
@@ -249,6 +289,19 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
             return stop.code if isinstance(stop.code, int) else 1
         except BaseException as error:
             return _say_why(error, "--debug" in argv)
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    """Restore what a stop by signal changes, so that commands can follow each other."""
+    unraisable, excepthook = sys.unraisablehook, sys.excepthook
+    child = signal.getsignal(signal.SIGCHLD)
+    sys.excepthook = _Stop().excepthook
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = unraisable, excepthook
+        signal.signal(signal.SIGCHLD, child)
 
 
 def _say_why(error: BaseException, debug: bool) -> int:

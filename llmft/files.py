@@ -88,4 +88,6 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         sync(target.parent)
         shutil.rmtree(older, ignore_errors=True)
     finally:
+        if older.is_dir() and not target.exists():  # stopped between the two renames
+            os.rename(older, target)
         shutil.rmtree(staging, ignore_errors=True)

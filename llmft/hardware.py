@@ -138,19 +138,22 @@ def prepare(args: TrainingArguments) -> list[Choice]:
 
 
 def _choose_precision(args: TrainingArguments) -> Choice:
-    if not args.use_cpu or args.fp16:
-        return Choice("precision", "as given", "fp16 or no CPU asked for")
+    wants_bf16 = args.bf16 or args.precision == "bf16"
+    if args.device.type != "cpu":
+        value = "fp16" if args.fp16 else "bf16" if wants_bf16 else "fp32"
+        if value == "bf16":
+            args.bf16, args.mixed_precision = True, "bf16"
+        return Choice("precision", value, f"not measured on {args.device.type}")
+    no_gpu = "" if args.use_cpu else "; use_cpu is false, but there is no GPU"
     if args.precision == "fp32":
-        return Choice("precision", "fp32", "precision fp32 was given")
+        return Choice("precision", "fp32", "precision fp32 was given" + no_gpu)
     fp32 = matmul_gflops(torch.float32)
     bf16 = matmul_gflops(torch.bfloat16)
     measured = f"matrix multiply: {bf16:,.0f} GFLOP/s in bf16, {fp32:,.0f} in fp32"
     pays = bf16 >= BF16_MUST_GAIN * fp32
-    asked = args.bf16 or args.precision == "bf16"
-    if asked or pays:
+    if wants_bf16 or pays:
         args.bf16, args.mixed_precision = True, "bf16"
+        given = "; was given" if wants_bf16 else ""
         slow = "" if pays else "; bf16 is slower here"
-        return Choice(
-            "precision", "bf16", measured + ("; was given" if asked else "") + slow
-        )
-    return Choice("precision", "fp32", measured)
+        return Choice("precision", "bf16", measured + given + slow + no_gpu)
+    return Choice("precision", "fp32", measured + no_gpu)

@@ -13,6 +13,7 @@ import difflib
 import enum
 import json
 import math
+import textwrap
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,12 @@ from llmft.errors import ConfigError
 
 COMMAND_LINE = "command line"
 _NOTHING = ("none", "null")
+# Names of files need not be UTF-8; any other text must be.
+_PATHS = {
+    *("model_name_or_path", "tokenizer_name", "dataset_name", "train_file"),
+    *("validation_file", "test_file", "output_dir", "resume_from_checkpoint"),
+}
+_LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,19 @@ class Group:
 
     title: str
     names: tuple[str, ...]
+    shown: bool = True
+
+
+class _Help(argparse.HelpFormatter):
+    """Keeps the lines of the description: its command lines are there to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrap = textwrap.TextWrapper(width)
+        lines = [
+            line if line.startswith("python ") else wrap.fill(line)
+            for line in text.strip().splitlines()
+        ]
+        return "\n".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +78,7 @@ def read_command_line(
     parser = _Parser(
         usage="%(prog)s [--args FILE.json] [--NAME VALUE ...]",
         description=description,
+        formatter_class=_Help,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -65,7 +86,7 @@ def read_command_line(
     for group in groups:
         section = parser.add_argument_group(group.title)
         for name in group.names:
-            _add_flag(section, name, *fields[name], defaults)
+            _add_flag(section, name, *fields[name], defaults, group.shown)
     argv = [_underscored(word) for word in argv]
     namespace, unknown = parser.parse_known_args(argv)
     problems = []
@@ -101,6 +122,10 @@ def read_json(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[st
     except json.JSONDecodeError as error:
         said = f"not JSON: line {error.lineno} column {error.colno}: {error.msg}"
         raise ConfigError(said, path=path) from None
+    except RecursionError:
+        raise ConfigError("nested too deeply", path=path) from None
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise ConfigError(f"not JSON: {error}", path=path) from None
     if not isinstance(values, dict):
         raise ConfigError("not a JSON object of argument names and values", path=path)
     unknown = [name for name in values if name not in names]
@@ -124,12 +149,35 @@ def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
     """
     kinds = _kinds(hint)
     value = _from_text(raw, kinds) if isinstance(raw, Text) else _from_json(raw, kinds)
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
+    for part in _parts(value):
+        if isinstance(part, str) and name not in _PATHS and not _is_utf8(part):
+            raise ValueError("text in UTF-8")
+        if isinstance(part, float) and not math.isfinite(part):
             raise ValueError("a finite number")
-        if allowed and isinstance(number, int | float) and not _inside(number, allowed):
-            raise ValueError(f"a number in {allowed}")
+        if isinstance(part, int | float):
+            if allowed and not _inside(part, allowed):
+                raise ValueError(f"a number in {allowed}")
+            if abs(part) >= _LARGEST and (not allowed or "inf" in allowed):
+                raise ValueError(f"a number below {_LARGEST}")
     return value
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the numbers and texts of a value, also those inside a list or object."""
+    if isinstance(value, dict):
+        return [part for pair in value.items() for v in pair for part in _parts(v)]
+    if isinstance(value, list):
+        return [part for item in value for part in _parts(item)]
+    return [value]
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether no byte of a command line was left undecoded in ``text``."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +234,9 @@ def _from_text(raw: Text, kinds: list[Any]) -> Any:
     if is_dict and text.startswith("{"):
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
+        except RecursionError:
+            raise ValueError("a JSON object nested less deeply") from None
+        except ValueError as error:
             raise ValueError(f"a JSON object ({error})") from None
     if str in kinds:
         return text
@@ -239,7 +289,12 @@ def _underscored(word: str) -> str:
 
 
 def _add_flag(
-    section: Any, name: str, field: dataclasses.Field, hint: Any, defaults: dict
+    section: Any,
+    name: str,
+    field: dataclasses.Field,
+    hint: Any,
+    defaults: dict,
+    shown_in_help: bool,
 ) -> None:
     class Keep(argparse.Action):
         def __call__(
@@ -257,9 +312,11 @@ def _add_flag(
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
     shown = default.value if isinstance(default, enum.Enum) else default
     said = " ".join(f"{said} (default: {shown})".split()).replace("%", "%%")
+    said = said if shown_in_help else argparse.SUPPRESS
     options: dict[str, Any] = {"action": Keep, "dest": name, "help": said}
     if bool in kinds:
-        options |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
+        metavar = "VALUE" if str in kinds else "BOOL"
+        options |= {"nargs": "?", "const": "true", "metavar": metavar}
     elif any(get_origin(kind) is list for kind in kinds):
         options |= {"nargs": "+", "metavar": "VALUE"}
     else:

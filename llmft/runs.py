@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmft import callbacks, hardware
+from llmft import callbacks, checkpoint, hardware
 from llmft.arguments import TrainingArguments
 from llmft.callbacks import finite
 from llmft.card import model_card
 from llmft.config import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, table
+from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
 from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import publish_folder, to_json, write_json, write_text
 from llmft.hardware import Choice
@@ -118,7 +118,7 @@ def start(
         with log_to_file(folder / "logs" / "debug.log"):
             yield run
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | Terminated)
+        stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
         fault = as_fault(error, folder)
         if run.progress:
@@ -126,6 +126,10 @@ def start(
         with suppress(OSError):  # a full disk is what ended the run
             run.save(status=status, error=str(fault or repr(error)))
         say(f"run        {_short(folder)} ({status})")
+        whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
+        if whole and (stopped or isinstance(fault, EnvironmentFault)):
+            command = checkpoint.resume_command(sys.argv, whole)
+            say("go on      " + _SECRET.sub(r"\1<hidden>", command))
         if fault is None or fault is error:
             raise
         raise fault from error
@@ -134,10 +138,20 @@ def start(
 
 
 def check_output_dir(args: TrainingArguments) -> None:
-    """Raise EnvironmentFault where ``output_dir`` is a file, or in use by another run.
+    """Find the checkpoint to resume, and make sure that ``output_dir`` can be used.
 
-    Writes nothing; recipes call it before they load anything.
+    Writes nothing; recipes call it before they load anything. Sets
+    ``resume_from_checkpoint`` to the path of a verified checkpoint or to None.
+
+    Raises:
+        CheckpointError: where there is none to resume, or it is not whole.
+        EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
     """
+    checkpoint.locate(args)
+    _require_free(args)
+
+
+def _require_free(args: TrainingArguments) -> None:
     if not args.output_dir:
         return
     folder = Path(args.output_dir).expanduser()
@@ -156,7 +170,7 @@ def check_output_dir(args: TrainingArguments) -> None:
 
 def _make_folder(recipe: str, args: TrainingArguments) -> Path:
     """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
-    check_output_dir(args)
+    _require_free(args)
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     folder = Path(args.output_dir or Path("outputs") / recipe / stamp).expanduser()
     try:

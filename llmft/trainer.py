@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from llmft import checkpoint
 from llmft.errors import NonFiniteError
 from llmft.losses import labelled_cross_entropy, labelled_positions_only
 
@@ -87,6 +88,20 @@ class LlmftTrainer(Trainer):
         if not losses and not np.isfinite(output.predictions).all():
             self._refuse("prediction", math.nan)
         return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint that is whole or not there."""
+        checkpoint.save(self)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run an epoch, unless the checkpoint of the last step was resumed.
+
+        Trainer would take one step more than was asked for.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a micro-batch; raise NonFiniteError before it can reach the weights."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import hardware, metrics, models, predictions, runs
+from llmft import checkpoint, hardware, metrics, models, predictions, runs
 from llmft.arguments import ClassificationDataArguments, ModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say
@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
         split: classification_features(texts, tokenizer, args.data, split, labels)
         for split, texts in splits.parts.items()
     }
+    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    checkpoint.require_match("classify", args, facts, features.get("train"))
     model = models.load_model(
         located,
         args.model,
@@ -58,7 +60,6 @@ def main(argv: list[str]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     with runs.start("classify", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,

@@ -10,9 +10,9 @@ import sys
 import torch
 from transformers import set_seed
 
-from llmft import generation, hardware, metrics, models, runs
+from llmft import checkpoint, generation, hardware, metrics, models, runs
 from llmft.arguments import GenerationModelArguments, LanguageModelingDataArguments
-from llmft.config import Arguments, parse, require_data
+from llmft.config import Arguments, parse, require_data, require_step_for_data
 from llmft.console import run_command, say
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
@@ -50,6 +50,7 @@ def check(values: dict) -> list[str]:
         problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
     if values["do_train"] or values["do_eval"] or values["do_predict"]:
         return problems + require_data(values)
+    problems += require_step_for_data(values)
     if not any(text.strip() for text in values["prompt"]):
         problems.append(
             'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
@@ -89,6 +90,8 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         split: lm_blocks(texts, tokenizer, args.data, split, end_documents=True)
         for split, texts in splits.parts.items()
     }
+    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    checkpoint.require_match("generate", args, facts, blocks.get("train"))
     model = models.load_model(
         located,
         args.model,
@@ -102,7 +105,6 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     with runs.start("generate", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import generation, hardware, heads, metrics, models, runs
+from llmft import checkpoint, generation, hardware, heads, metrics, models, runs
 from llmft.arguments import MaskedLMDataArguments, ModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> None:
     }
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
+    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    checkpoint.require_match("mlm", args, facts, blocks.get("train"))
     model = models.load_model(
         located,
         args.model,
@@ -61,7 +63,6 @@ def main(argv: list[str]) -> None:
     if training.dry_run:
         return
 
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     with runs.start("mlm", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,

@@ -92,7 +92,10 @@ def run_well(
 def start(
     recipe: str, *flags: object, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start ``recipe`` and return at once. Its output goes to pipes."""
+    """Start ``recipe`` in a process group of its own and return at once.
+
+    Its output goes to pipes.
+    """
     cwd.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
         command(recipe, *flags),
@@ -101,6 +104,7 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
         # A shell may start what it runs in the background with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import recipe_process as process
 import tiny
+
+from llmft import checkpoint
 
 NO_CHECKPOINTS = ("--save_strategy", "no", "--eval_strategy", "no")
 ENDLESS = ("--num_train_epochs", 100_000, "--logging_steps", 1)
@@ -42,7 +45,7 @@ def wait_for_training(run: Path) -> None:
     """Wait until there is a checkpoint and training goes on."""
 
     def trains() -> bool:
-        return any(run.glob("checkpoints/*/trainer_state.json"))
+        return any(run.glob("checkpoints/checkpoint-*"))
 
     process.wait_until(trains, "a checkpoint")
 
@@ -66,36 +69,67 @@ def test_a_signal_in_training(
     assert running.returncode == code
     assert process.problems(stderr.decode()) == [said]
     assert b"Traceback" not in stderr
-    assert stdout.decode().splitlines()[-1] == "run        run (interrupted)"
+    last, hint = stdout.decode().splitlines()[-2:]
+    assert last == "run        run (interrupted)"
+    assert hint.startswith(f"go on      python {process.RECIPES / 'classify.py'} --num")
+    assert shlex.split(hint)[-2] == "--resume_from_checkpoint"
+    assert checkpoint.fault(cwd / shlex.split(hint)[-1]) is None
     record = process.read_json(run / "run.json")
     assert record["status"] == "interrupted"
     assert process.losses(run)
     assert not (run / "model").exists()
 
 
-def test_kill_in_training_and_resume(given: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "llmft: terminated"),
+        (signal.SIGINT, 130, "llmft: interrupted"),
+    ],
+)
+def test_a_signal_to_the_workers_too(
+    number: int, code: int, said: str, given: Path, tmp_path: Path
+) -> None:
+    """As Ctrl-C in a terminal, where data loader workers are started all the time."""
     cwd, run = tmp_path / "work", tmp_path / "work" / "run"
-    flags = classify(given, *ENDLESS, "--output_dir", "run")
+    workers = ("--dataloader_num_workers", 2, "--output_dir", "run")
+    with process.start(*classify(given, *ENDLESS, *workers), cwd=cwd) as running:
+        wait_for_training(run)
+        os.killpg(running.pid, number)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert process.problems(stderr.decode()) == [said]
+    assert b"Traceback" not in stderr
+    assert process.read_json(run / "run.json")["status"] == "interrupted"
+
+
+def test_kill_while_saving_and_resume(given: Path, tmp_path: Path) -> None:
+    """Each step is saved, so that the kill comes in the midst of it."""
+    cwd, run = tmp_path / "work", tmp_path / "work" / "run"
+    saving = ("--save_strategy", "steps", "--save_steps", 1, "--eval_strategy", "no")
+    flags = classify(given, *ENDLESS, *saving, "--output_dir", "run")
     with process.start(*flags, cwd=cwd) as running:
         wait_for_training(run)
+        process.wait_until(
+            lambda: any((run / "checkpoints").glob(".*staging*")), "a save"
+        )
         running.kill()
         running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
     assert process.read_json(run / "run.json")["status"] == "running"
-    events = process.read_jsonl(run / "metrics.jsonl")
-    assert events
+    assert process.read_jsonl(run / "metrics.jsonl")
     assert not (run / "model").exists()
-    whole = list((run / "checkpoints").glob("*/trainer_state.json"))
-    steps = min(int(path.parent.name.split("-")[1]) for path in whole)
-    epoch = 36 // 4
-    process.run_well(
-        *flags,
-        *("--num_train_epochs", steps // epoch + 1, "--resume_from_checkpoint"),
-        f"run/checkpoints/checkpoint-{steps}",
-        cwd=cwd,
+    found = checkpoint.checkpoints(run / "checkpoints")
+    assert found
+    assert [checkpoint.fault(folder) for folder in found] == [None] * len(found)
+    steps = int(found[-1].name.split("-")[1])
+    said = process.run_well(
+        *flags, "--max_steps", steps + 2, "--resume_from_checkpoint", cwd=cwd
     )
+    assert f"resume     run/checkpoints/checkpoint-{steps}, in run\n" in said
     assert process.read_json(run / "run.json")["status"] == "complete"
-    assert process.read_json(run / "metrics.json")["run"]["steps"] == steps + epoch
+    assert process.read_json(run / "metrics.json")["run"]["steps"] == steps + 2
+    assert not list((run / "checkpoints").glob(".*"))
     assert (run / "model" / "model.safetensors").is_file()
 
 

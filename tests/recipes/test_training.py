@@ -92,21 +92,42 @@ def test_accumulation_and_resume(runs: dict[str, Path], given: Path) -> None:
     weights_before = weights(run)
     shutil.rmtree(run / "model")  # as if the run had been killed at its end
 
-    def resume(epochs: int) -> dict:
+    def command(epochs: int, *more: object) -> tuple[object, ...]:
         flags = ("--gradient_accumulation_steps", 3, "--num_train_epochs", epochs)
-        process.run_well(
-            *classify(given, *flags, "--seed", 3, "--output_dir", "run"),
+        return (
+            *classify(given, *flags, "--seed", 3, *more),
             *("--resume_from_checkpoint", f"run/checkpoints/checkpoint-{steps}"),
-            cwd=run.parent,
         )
+
+    def resume(epochs: int, *more: object) -> dict:
+        said = process.run_well(*command(epochs, *more), cwd=run.parent)
+        assert f"resume     run/checkpoints/checkpoint-{steps}, in run\n" in said
+        assert "\nbest       checkpoint-" in said
         assert process.read_json(run / "run.json")["status"] == "complete"
         return process.read_json(run / "metrics.json")
 
-    after = resume(epochs=2)
+    after = resume(2, "--output_dir", "run")
     assert after["run"]["steps"] == 2 * steps
     assert weights(run) == weights_before
     assert after["eval"] == before["eval"]
-    after = resume(epochs=3)  # of a complete run, for longer
+    held = process.tree(run)
+    wrong = {
+        "another seed": (*command(3, "--output_dir", "run"), "--seed", 4),
+        "planned": (*command(3), "--learning_rate", 1, "--dry_run"),
+    }
+    done = process.run_all(
+        {
+            name: lambda flags=flags: process.run(*flags, cwd=run.parent)
+            for name, flags in wrong.items()
+        }
+    )
+    for name, found in (("another seed", "seed was 3, is 4"), ("planned", "rate was")):
+        assert done[name].returncode == 4, done[name].stderr
+        (said,) = process.problems(done[name].stderr)
+        assert "it does not belong to this run: " in said
+        assert found in said
+    assert process.tree(run) == held
+    after = resume(3)  # of a complete run, for longer, in its own folder
     assert after["run"]["steps"] == max(process.losses(run, "step")) == 3 * steps
     assert weights(run) != weights_before
 

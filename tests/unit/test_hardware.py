@@ -103,13 +103,31 @@ def test_precision(monkeypatch, speeds, given, value, reason):
     assert args.mixed_precision == ("bf16" if value == "bf16" else "no")
 
 
-@pytest.mark.parametrize("given", [{"use_cpu": False}, {"fp16": True}])
-def test_precision_is_left_alone_off_the_cpu(monkeypatch, given):
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({}, "fp32"),
+        ({"fp16": True}, "fp16"),
+        ({"bf16": True}, "bf16"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"precision": "fp32"}, "fp32"),
+    ],
+)
+def test_precision_on_a_gpu_is_what_was_asked_for(monkeypatch, given, value):
     faked(monkeypatch, *AMX)
-    args = SimpleNamespace(use_cpu=True, fp16=False, bf16=False, precision="auto")
-    vars(args).update(given)
+    args = SimpleNamespace(use_cpu=False, fp16=False, bf16=False, precision="auto")
+    vars(args).update(given, device=torch.device("cuda"))
     choice = hardware._choose_precision(args)
-    assert (choice.value, args.bf16) == ("as given", False)
+    assert choice == hardware.Choice("precision", value, "not measured on cuda")
+    assert args.bf16 is (value == "bf16")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_use_cpu_false_without_a_gpu_is_said(monkeypatch):
+    faked(monkeypatch, *AMX)
+    choice = hardware.prepare(TrainingArguments(use_cpu=False))[-1]
+    note = "; use_cpu is false, but there is no GPU"
+    assert choice == hardware.Choice("precision", "bf16", FAST + note)
 
 
 @pytest.mark.parametrize(

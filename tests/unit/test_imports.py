@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
-    "config hardware assets metrics parser arguments hub hubdata wheels",
+    "config hardware assets metrics parser supported arguments hub hubdata wheels",
     "data data.formats data.read data.splits data.tokenize data.collate data.audit",
     "models heads losses memory",
     "trainer callbacks checkpoint",
