@@ -227,7 +227,7 @@ def test_predicting_with_a_config_that_hides_what_it_is(tmp_path, wordpiece):
 def test_numbers_stand_for_classes_without_names():
     names = LabelNames(("LABEL_0", "LABEL_1"))
     assert names.ids(["1", "0", "LABEL_1"], "test") == [1, 0, 1]
-    with pytest.raises(DataError, match="test has labels that train has not: 2"):
+    with pytest.raises(DataError, match="test has labels that train has not: '2'"):
         names.ids(["2"], "test")
     with pytest.raises(DataError):
         LabelNames(("LABEL_1", "LABEL_0")).ids(["1"], "test")
