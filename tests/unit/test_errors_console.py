@@ -234,6 +234,49 @@ sys.exit(run_command(main, []))
         assert process.stderr.read() == said
 
 
+class _Deaf:
+    """An object in whose end Python ignores every exception."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_that_gets_lost_is_remembered(capsys):
+    """And what fails because of it does not hide it, nor do others' tracebacks."""
+    seen = []
+
+    def main(argv):
+        _Deaf()
+        seen.append(console.stopped_by())
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
+
+    hooks = sys.unraisablehook, sys.excepthook, signal.getsignal(signal.SIGCHLD)
+    assert run_command(main, []) == console.TERMINATED
+    assert seen == [console.Terminated]
+    assert capsys.readouterr().err == "llmft: terminated\n"
+    now = sys.unraisablehook, sys.excepthook, signal.getsignal(signal.SIGCHLD)
+    assert now == hooks
+    assert console.stopped_by() is None
+
+
+def test_a_fork_that_gets_the_signal_ends_at_once(capfd):
+    def main(argv):
+        child = os.fork()
+        if not child:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                os._exit(1)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    seen = []
+    assert run_command(main, []) == 0
+    assert seen == [143]
+    assert capfd.readouterr().err == ""
+
+
 def test_say_goes_on_when_the_reader_has_gone():
     program = """
 import sys

@@ -98,6 +98,28 @@ def test_publish_folder_leaves_nothing_on_an_error(tmp_path, error):
     assert names(tmp_path) == []
 
 
+def test_what_is_being_replaced_comes_back_when_stopped(tmp_path, monkeypatch):
+    """Ctrl-C between the rename of the older folder and that of the new one."""
+    target = tmp_path / "model"
+    with publish_folder(target) as staging:
+        (staging / "a.txt").write_text("older")
+    rename = os.rename
+
+    def stopped(source, destination):
+        if ".staging-" in str(source):
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        publish_folder(target, replace=True) as staging,
+    ):
+        (staging / "a.txt").write_text("newer")
+    assert (target / "a.txt").read_text() == "older"
+    assert names(tmp_path) == ["model"]
+
+
 def test_the_loser_of_a_race_keeps_what_the_winner_wrote(tmp_path):
     target = tmp_path / "model"
     with publish_folder(target) as slow:
