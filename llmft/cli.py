@@ -106,4 +106,17 @@ def _verify_assets(arguments: argparse.Namespace) -> None:
         )
 
 
-COMMANDS = {"assets": ("models and data that pip can download", _add_assets)}
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from llmft import doctor  # torch, which the other commands do without
+
+    doctor.report()
+
+
+COMMANDS = {
+    "assets": ("models and data that pip can download", _add_assets),
+    "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
+}

@@ -1,58 +1,125 @@
-"""What this machine can do, and the settings that follow from it.
+"""What machine this is, and how much of it this process may use.
 
-Nothing here runs at import; ``prepare`` sets threads, allocator and precision for a
-run and returns each choice with its reason.
+``detect`` only reads; ``measure`` times, ``fastpath`` chooses and sets.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import platform
-import resource
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
-from llmft.arguments import TrainingArguments
-
-# bf16 autocast also casts weights and activations: below this, fp32 wins.
-BF16_MUST_GAIN = 1.3
-# Feed-forward layer of a small encoder for 8 x 128 tokens.
-_SHAPE = (1024, 384, 1536)
+# What decides the speed of a matrix multiplication, in torch's names, best first.
+_FEATURES = "amx_bf16 avx512_fp16 avx512_bf16 avx512_f avx2 sve2 sve bf16 neon".split()
+_LAUNCHER_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One setting of the run, and why it is what it is."""
+class Machine:
+    """The machine as this process sees it.
 
-    name: str
-    value: str
-    reason: str
+    Attributes:
+        cpu: the processor's name. architecture: as ``platform.machine()`` has it.
+        cores: that this process may use: affinity, and the cgroup's quota rounded up.
+        physical_cores: among those; two threads of one core share its multipliers.
+        logical_cores: of the whole machine.
+        quota: CPUs that the cgroup grants; None where unlimited.
+        memory_bytes: that this process may use; total_bytes: of the machine.
+        available_bytes: free now. swap_bytes: of the machine's memory, swapped out.
+        features: those of the CPU that matter here, in torch's names.
+        emulated: whether another processor plays this one.
+        variables: settings of threads in the environment, as OMP_NUM_THREADS=1.
+        load: cores that other programs keep busy just now.
+    """
+
+    cpu: str
+    architecture: str
+    cores: int
+    physical_cores: int
+    logical_cores: int
+    quota: float | None
+    memory_bytes: int
+    total_bytes: int
+    available_bytes: int
+    swap_bytes: int
+    features: tuple[str, ...]
+    emulated: bool
+    variables: dict[str, str]
+    load: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs would disturb a measurement, and a run."""
+        return self.load > 0.25 * self.logical_cores
 
 
-def usable_cores() -> int:
+def detect(root: Path = Path("/")) -> Machine:
+    """Look at the machine, which takes 0.1 s to see what else runs on it.
+
+    ``root`` is where ``/proc`` and ``/sys`` are found.
+    """
+    memory = psutil.virtual_memory()
+    limit = _cgroup_memory(root)
+    has = torch.cpu.get_capabilities()
+    name = cpu_name(root)
+    return Machine(
+        cpu=name,
+        architecture=platform.machine(),
+        cores=usable_cores(root),
+        physical_cores=_physical_cores(root),
+        logical_cores=os.cpu_count() or 1,
+        quota=_cgroup_quota(root),
+        memory_bytes=min(memory.total, limit or memory.total),
+        total_bytes=memory.total,
+        available_bytes=min(memory.available, limit or memory.available),
+        swap_bytes=psutil.swap_memory().used,
+        features=tuple(f for f in _FEATURES if has.get(f)),
+        emulated=_emulated(name),
+        variables={n: os.environ[n] for n in _LAUNCHER_VARIABLES if n in os.environ},
+        load=psutil.cpu_percent(0.1) / 100 * (os.cpu_count() or 1),
+    )
+
+
+def usable_cores(root: Path = Path("/")) -> int:
     """Return the cores that this process may use: affinity and cgroup quota."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    cores, quota = len(_affinity()), _cgroup_quota(root)
     return max(1, min(cores, math.ceil(quota))) if quota else cores
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(root: Path) -> int:
+    """Return how many whole cores are among those that this process may use."""
+    topology = root / "sys/devices/system/cpu"
+    try:
+        siblings = {
+            (topology / f"cpu{i}/topology/thread_siblings_list").read_text()
+            for i in _affinity()
+        }
+        physical = len(siblings)
+    except OSError:  # not Linux: no affinity there either
+        physical = psutil.cpu_count(logical=False) or len(_affinity())
+    return max(1, min(physical, usable_cores(root)))
+
+
+def _cgroup_quota(root: Path = Path("/")) -> float | None:
     """Return the CPUs that a cgroup (v2 or v1) grants, None where unlimited."""
     try:
-        limit, period = (root / "cpu.max").read_text().split()
+        limit, period = _cgroup(root, "cpu.max").split()
     except (OSError, ValueError):
         try:
-            limit = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+            limit = _cgroup(root, "cpu/cpu.cfs_quota_us").strip()
+            period = _cgroup(root, "cpu/cpu.cfs_period_us").strip()
         except OSError:
             return None
     if limit in ("max", "-1"):
@@ -60,100 +127,98 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     return int(limit) / int(period)
 
 
-def cpu_name() -> str:
+def _cgroup_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that a cgroup (v2 or v1) grants, None where unlimited."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = _cgroup(root, name).strip()
+        except OSError:
+            continue
+        return int(limit) if limit.isdecimal() and int(limit) < 2**60 else None
+    return None
+
+
+def _cgroup(root: Path, name: str) -> str:
+    return (root / "sys/fs/cgroup" / name).read_text()
+
+
+def cpu_name(root: Path = Path("/")) -> str:
     """Return the processor's name as the system gives it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    known = torch.cpu.get_capabilities().get("cpu_name")
+    return str(known or platform.processor() or platform.machine())
+
+
+def _emulated(name: str) -> bool:
+    """Return whether an x86 Python runs on an ARM Mac, or under QEMU's emulation."""
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        return "Apple" in name or "VirtualApple" in name
+    return "QEMU TCG" in name
+
+
+def warnings(machine: Machine) -> list[str]:
+    """Return what holds this machine back, each with what to do about it."""
+    m, said = machine, []
+    if m.emulated:
+        said.append(
+            f"Python is built for {m.architecture}, which this processor only emulates:"
+            " install a Python for the processor itself, several times faster"
+        )
+    if m.architecture in ("x86_64", "AMD64") and "avx2" not in m.features:
+        said.append("no AVX2: expect a tenth of the speed of a current processor")
+    # Every Xeon with fp16 arithmetic has AMX; a virtual machine or kernel may hide it.
+    if {"avx512_fp16", "amx_bf16"} & set(m.features) == {"avx512_fp16"}:
+        if "Intel" in m.cpu:
+            said.append(
+                "this processor has AMX, which is not enabled here: ask whoever runs"
+                " the machine for it; bf16 would be several times faster"
+            )
+    if m.cores < m.logical_cores:
+        why = "the cgroup's quota" if m.quota and m.quota < m.logical_cores else ""
+        said.append(
+            f"{m.cores} of {m.logical_cores} cores may be used"
+            f" ({why or 'the affinity of the process'}): raise it where you can"
+        )
+    if m.quota and m.quota < 1:
+        said.append(f"the cgroup grants {m.quota:g} of a core: it stalls in between")
+    for name, value in m.variables.items():
+        if value == "1" and m.cores > 1:
+            said.append(
+                f"{name}=1 is set, by a launcher perhaps: llmft uses"
+                f" {m.physical_cores} threads all the same; --num_threads changes that"
+            )
+    if m.memory_bytes < m.total_bytes:
+        said.append(
+            f"{gib(m.memory_bytes)} of {gib(m.total_bytes)} memory may be used (cgroup)"
+        )
+    if m.swap_bytes > 2**28:
+        said.append(
+            f"{gib(m.swap_bytes)} are swapped out: training that swaps takes for ever;"
+            " close programs or lower the batch size"
+        )
+    if m.busy:
+        said.append(
+            f"other programs keep {m.load:.1f} of {m.logical_cores} cores busy: threads"
+            " wait for each other, and a measurement now says little"
+        )
+    return said
+
+
+def gib(count: float) -> str:
+    """Return bytes in words: ``1.5 GiB``."""
+    return f"{count / 2**30:.1f} GiB"
 
 
 def peak_rss_bytes() -> int:
     """Return the most memory that this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def matmul_gflops(dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Measure matrix multiplication in ``dtype``, in 1e9 operations per second.
-
-    Stops after ``seconds``, and after small products where these already show a CPU
-    that emulates the type (bf16 on AVX2: 1-2 GFLOP/s).
-    """
-    rows, inner, columns = _SHAPE
-    a = torch.randn(rows, inner).to(dtype)
-    b = torch.randn(inner, columns).to(dtype)
-    probe = math.inf
-    for _ in range(3):  # the first starts threads; other programs may hold the cores
-        start = time.perf_counter()
-        a[:64] @ b
-        probe = min(probe, time.perf_counter() - start)
-    if probe > seconds / 4:
-        return 2e-9 * 64 * inner * columns / probe
-    a @ b
-    best = math.inf
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2e-9 * rows * inner * columns / best
-
-
-def tune_allocator() -> bool:
-    """Keep glibc from giving memory back after every step; False elsewhere.
-
-    Large tensors are otherwise unmapped and faulted in again each step: a log-softmax
-    loop had 610,000 page faults before and 92,000 after, and took 40 % less time (2
-    cores, AVX512-BF16).
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 64 * 2**20)
-    return bool(mallopt(mmap_max, 0))
-
-
-def prepare(args: TrainingArguments) -> list[Choice]:
-    """Set threads, allocator and precision for this run; return what and why.
-
-    Values that the user gave win; ``args.bf16`` and ``args.mixed_precision`` are set
-    where ``args.precision`` is auto and bf16 pays here.
-    """
-    cores = usable_cores()
-    threads = args.num_threads or cores
-    torch.set_num_threads(threads)
-    why = "num_threads" if args.num_threads else "cores this process may use"
-    choices = [Choice("threads", str(threads), why)]
-    if tune_allocator():
-        choices.append(Choice("allocator", "keeps memory", "fewer page faults (glibc)"))
-    choices.append(_choose_precision(args))
-    return choices
-
-
-def _choose_precision(args: TrainingArguments) -> Choice:
-    wants_bf16 = args.bf16 or args.precision == "bf16"
-    if args.device.type != "cpu":
-        value = "fp16" if args.fp16 else "bf16" if wants_bf16 else "fp32"
-        if value == "bf16":
-            args.bf16, args.mixed_precision = True, "bf16"
-        return Choice("precision", value, f"not measured on {args.device.type}")
-    no_gpu = "" if args.use_cpu else "; use_cpu is false, but there is no GPU"
-    if args.precision == "fp32":
-        return Choice("precision", "fp32", "precision fp32 was given" + no_gpu)
-    fp32 = matmul_gflops(torch.float32)
-    bf16 = matmul_gflops(torch.bfloat16)
-    measured = f"matrix multiply: {bf16:,.0f} GFLOP/s in bf16, {fp32:,.0f} in fp32"
-    pays = bf16 >= BF16_MUST_GAIN * fp32
-    if wants_bf16 or pays:
-        args.bf16, args.mixed_precision = True, "bf16"
-        given = "; was given" if wants_bf16 else ""
-        slow = "" if pays else "; bf16 is slower here"
-        return Choice("precision", "bf16", measured + given + slow + no_gpu)
-    return Choice("precision", "fp32", measured + no_gpu)

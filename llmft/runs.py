@@ -33,8 +33,8 @@ from llmft.card import model_card
 from llmft.config import Arguments
 from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
 from llmft.errors import ConfigError, EnvironmentFault
+from llmft.fastpath import Choice
 from llmft.files import publish_folder, to_json, write_json, write_text
-from llmft.hardware import Choice
 from llmft.trainer import LlmftTrainer
 
 _PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
@@ -95,7 +95,7 @@ def start(
     Args:
         recipe: its name.
         args: what was asked; ``args.training.output_dir`` is set to the checkpoints.
-        choices: what ``hardware.prepare`` chose.
+        choices: what ``fastpath.prepare`` chose.
         facts: more for ``run.json``: data, model, tokenizer.
     """
     folder = _make_folder(recipe, args.training)

@@ -1,24 +1,17 @@
-"""What the machine grants, and which precision a measurement chooses."""
+"""What the machine grants this process, and what is said about it."""
 
 import os
-import time
-from types import SimpleNamespace
+import platform
+from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
 from llmft import hardware
-from llmft.arguments import TrainingArguments
 
 
-@pytest.fixture(autouse=True)
-def _threads_restored():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def cgroup(folder, files):
+def lay_out(folder, files):
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -48,148 +41,111 @@ def v1(quota, period="100000"):
     ],
 )
 def test_quota_and_affinity(tmp_path, monkeypatch, files, quota, cores):
-    root = cgroup(tmp_path, files)
-    read = hardware._cgroup_quota
-    assert read(root) == quota
-    monkeypatch.setattr(hardware, "_cgroup_quota", lambda: read(root))
+    lay_out(tmp_path / "sys/fs/cgroup", files)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
-    assert hardware.usable_cores() == cores
+    assert hardware._cgroup_quota(tmp_path) == quota
+    assert hardware.usable_cores(tmp_path) == cores
 
 
-def test_cores_where_there_is_no_affinity(monkeypatch):
-    monkeypatch.setattr(hardware, "_cgroup_quota", lambda: None)
+def test_cores_where_there_is_no_affinity(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert hardware.usable_cores() == 3
+    assert hardware.usable_cores(tmp_path) == 3
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert hardware.usable_cores() == 1
-
-
-def faked(monkeypatch, fp32, bf16):
-    speeds = {torch.float32: fp32, torch.bfloat16: bf16}
-    monkeypatch.setattr(hardware, "matmul_gflops", speeds.__getitem__)
-    monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
-
-
-AMX, AVX2 = (165, 390), (165, 2)
-FAST = "matrix multiply: 390 GFLOP/s in bf16, 165 in fp32"
-SLOW = "matrix multiply: 2 GFLOP/s in bf16, 165 in fp32"
+    assert hardware.usable_cores(tmp_path) == 1
 
 
 @pytest.mark.parametrize(
-    ("speeds", "given", "value", "reason"),
+    ("affinity", "physical"), [({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({3}, 1)]
+)
+def test_two_threads_of_a_core_count_once(tmp_path, monkeypatch, affinity, physical):
+    siblings = {
+        f"cpu{i}/topology/thread_siblings_list": f"{i % 2},{i % 2 + 2}\n"
+        for i in range(4)
+    }
+    lay_out(tmp_path / "sys/devices/system/cpu", siblings)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity)
+    assert hardware.detect(tmp_path).physical_cores == physical
+
+
+def test_physical_cores_without_a_topology(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+    assert hardware.detect(tmp_path).physical_cores == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
     [
-        (AMX, {}, "bf16", FAST),
-        (AVX2, {}, "fp32", SLOW),
-        ((100, 130), {}, "bf16", "matrix multiply: 130 GFLOP/s in bf16, 100 in fp32"),
-        ((100, 129), {}, "fp32", "matrix multiply: 129 GFLOP/s in bf16, 100 in fp32"),
-        (AMX, {"precision": "fp32"}, "fp32", "precision fp32 was given"),
-        (AMX, {"precision": "bf16"}, "bf16", FAST + "; was given"),
-        (
-            AVX2,
-            {"precision": "bf16"},
-            "bf16",
-            SLOW + "; was given; bf16 is slower here",
-        ),
-        (AVX2, {"bf16": True}, "bf16", SLOW + "; was given; bf16 is slower here"),
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "2147483648\n"}, 2**31),
+        ({"memory/memory.limit_in_bytes": "1073741824\n"}, 2**30),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
     ],
 )
-def test_precision(monkeypatch, speeds, given, value, reason):
-    faked(monkeypatch, *speeds)
-    args = TrainingArguments(**given)
-    choice = hardware.prepare(args)[-1]
-    assert choice == hardware.Choice("precision", value, reason)
-    assert args.bf16 is (value == "bf16")
-    assert args.mixed_precision == ("bf16" if value == "bf16" else "no")
+def test_memory_limit(tmp_path, files, limit):
+    lay_out(tmp_path / "sys/fs/cgroup", files)
+    total = psutil.virtual_memory().total
+    found = hardware.detect(tmp_path)
+    assert (found.memory_bytes, found.total_bytes) == (limit or total, total)
+
+
+def test_the_name_comes_from_cpuinfo_or_from_torch(tmp_path):
+    named = lay_out(tmp_path, {"proc/cpuinfo": "processor: 0\nmodel name\t: Fast 9\n"})
+    assert hardware.cpu_name(named) == "Fast 9"
+    known = torch.cpu.get_capabilities().get("cpu_name")
+    other = hardware.cpu_name(tmp_path / "nowhere")
+    assert other == (known or platform.processor() or platform.machine())
+
+
+PLAIN = hardware.Machine(
+    cpu="Intel(R) Xeon(R) Processor",
+    architecture="x86_64",
+    cores=8,
+    physical_cores=8,
+    logical_cores=8,
+    quota=None,
+    memory_bytes=2**34,
+    total_bytes=2**34,
+    available_bytes=2**33,
+    swap_bytes=0,
+    features=("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_f", "avx2"),
+    emulated=False,
+    variables={},
+    load=0.1,
+)
 
 
 @pytest.mark.parametrize(
-    ("given", "value"),
+    ("changes", "said"),
     [
-        ({}, "fp32"),
-        ({"fp16": True}, "fp16"),
-        ({"bf16": True}, "bf16"),
-        ({"precision": "bf16"}, "bf16"),
-        ({"precision": "fp32"}, "fp32"),
+        ({}, []),
+        ({"features": ("avx512_fp16", "avx2")}, ["has AMX, which is not enabled"]),
+        ({"features": ("avx512_fp16", "avx2"), "cpu": "AMD EPYC"}, []),
+        ({"features": ()}, ["no AVX2"]),
+        ({"features": ("neon", "bf16"), "architecture": "arm64"}, []),
+        ({"emulated": True}, ["Python is built for x86_64"]),
+        ({"cores": 2, "quota": 2.0}, ["2 of 8 cores may be used (the cgroup's quota)"]),
+        ({"cores": 4}, ["4 of 8 cores may be used (the affinity of the process)"]),
+        ({"cores": 1, "quota": 0.5}, ["1 of 8 cores", "grants 0.5 of a core"]),
+        ({"variables": {"OMP_NUM_THREADS": "1"}}, ["OMP_NUM_THREADS=1 is set"]),
+        ({"variables": {"OMP_NUM_THREADS": "8"}}, []),
+        ({"memory_bytes": 2**31}, ["2.0 GiB of 16.0 GiB memory may be used"]),
+        ({"swap_bytes": 2**30}, ["1.0 GiB are swapped out"]),
+        ({"load": 5.0}, ["other programs keep 5.0 of 8 cores busy"]),
     ],
 )
-def test_precision_on_a_gpu_is_what_was_asked_for(monkeypatch, given, value):
-    faked(monkeypatch, *AMX)
-    args = SimpleNamespace(use_cpu=False, fp16=False, bf16=False, precision="auto")
-    vars(args).update(given, device=torch.device("cuda"))
-    choice = hardware._choose_precision(args)
-    assert choice == hardware.Choice("precision", value, "not measured on cuda")
-    assert args.bf16 is (value == "bf16")
+def test_what_holds_a_machine_back(changes, said):
+    found = hardware.warnings(replace(PLAIN, **changes))
+    assert len(found) == len(said)
+    for line, part in zip(found, said, strict=True):
+        assert part in line
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
-def test_use_cpu_false_without_a_gpu_is_said(monkeypatch):
-    faked(monkeypatch, *AMX)
-    choice = hardware.prepare(TrainingArguments(use_cpu=False))[-1]
-    note = "; use_cpu is false, but there is no GPU"
-    assert choice == hardware.Choice("precision", "bf16", FAST + note)
-
-
-@pytest.mark.parametrize(
-    ("given", "threads", "reason"),
-    [(None, 2, "cores this process may use"), (1, 1, "num_threads")],
-)
-def test_threads(monkeypatch, given, threads, reason):
-    faked(monkeypatch, *AVX2)
-    torch.set_num_threads(3 - threads)
-    choices = hardware.prepare(TrainingArguments(num_threads=given))
-    assert choices[0] == hardware.Choice("threads", str(threads), reason)
-    assert torch.get_num_threads() == threads
-    allocator = [c.value for c in choices if c.name == "allocator"]
-    assert allocator in ([], ["keeps memory"])
-
-
-def test_matmul_gflops_measures_within_its_time():
-    start = time.perf_counter()
-    assert hardware.matmul_gflops(torch.float32, seconds=0.05) > 0
-    assert time.perf_counter() - start < 5
-
-
-@pytest.mark.parametrize(
-    ("gflops", "first", "rows"),
-    [
-        (1.5, 0.05, {64}),  # bf16 on AVX2: a product of all rows would take 0.8 s
-        (100, 0.001, {64, 1024}),
-        (100, 0.3, {64, 1024}),  # only the start of the threads was slow
-    ],
-)
-def test_matmul_gflops_gives_up_on_an_emulated_type(monkeypatch, gflops, first, rows):
-    clock, seen = [0.0], []
-
-    def product(a, b):
-        seen.append(len(a))
-        took = 2e-9 * a.numel() * b.shape[1] / gflops
-        clock[0] += max(took, first) if len(seen) == 1 else took
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    clocks = SimpleNamespace(perf_counter=lambda: clock[0])
-    monkeypatch.setattr(hardware, "time", clocks)
-    measured = hardware.matmul_gflops(torch.float32, seconds=0.15)
-    assert measured == pytest.approx(gflops)
-    assert set(seen) == rows
-    assert clock[0] < 0.5
-
-
-def test_the_allocator_can_be_tuned_twice():
-    first = hardware.tune_allocator()
-    assert hardware.tune_allocator() is first
-    assert isinstance(first, bool)
-    assert torch.ones(1000, 1000).sum().item() == 1e6
-
-
-def test_the_allocator_elsewhere(monkeypatch):
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(hardware.ctypes, "CDLL", missing)
-    assert hardware.tune_allocator() is False
-
-
-def test_facts_of_the_machine():
-    assert hardware.cpu_name().strip()
+def test_facts_of_this_machine():
+    found = hardware.detect()
+    assert 1 <= found.physical_cores <= found.cores <= found.logical_cores
+    assert 2**28 < found.available_bytes <= found.memory_bytes <= found.total_bytes
+    assert found.cpu.strip()
     assert 20e6 < hardware.peak_rss_bytes() < 1e12

@@ -1,0 +1,155 @@
+"""How fast this machine multiplies, reads memory and attends: measured, then kept.
+
+Together under two seconds, once per machine, thread count and version of torch; the
+figures are in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from llmft import assets
+from llmft.files import write_json
+from llmft.hardware import Machine
+
+# rows x inner x columns: the feed-forward layers of MiniLM and of SmolLM2-135M for
+# batches of 8 x 128 tokens.
+SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
+_SECONDS = 0.12
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Speeds of this machine.
+
+    Attributes:
+        threads: that all of it was measured with.
+        fp32_gflops, bf16_gflops: matrix multiplication, 1e9 operations per second.
+        bandwidth_gb_s: of copying memory, read and written bytes together.
+        eager_ms, sdpa_ms: one attention, forward and backward, of 8 x 12 heads of 32
+            at ``length``; None where the run does not train.
+        busy: other programs held the cores meanwhile: take the figures with care.
+    """
+
+    threads: int
+    fp32_gflops: float
+    bf16_gflops: float
+    bandwidth_gb_s: float
+    length: int
+    eager_ms: float
+    sdpa_ms: float
+    busy: bool = False
+
+
+def measure(machine: Machine, threads: int, length: int) -> Measurement:
+    """Return the speeds with ``threads`` threads, and attention at ``length``.
+
+    Measured figures are kept in the cache folder, but not those of a busy machine.
+    torch's thread count is ``threads`` afterwards.
+    """
+    torch.set_num_threads(threads)
+    known = [machine.cpu, machine.features, machine.cores, threads, length]
+    key = json.dumps([_CACHE_VERSION, torch.__version__, *known])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = assets.cache_home() / "hardware" / f"{digest}.json"
+    try:
+        return Measurement(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        pass
+    eager, sdpa = attention_ms(length)
+    found = Measurement(
+        threads=threads,
+        fp32_gflops=matmul_gflops(torch.float32),
+        bf16_gflops=matmul_gflops(torch.bfloat16),
+        bandwidth_gb_s=bandwidth_gb_s(),
+        length=length,
+        eager_ms=eager,
+        sdpa_ms=sdpa,
+        busy=machine.busy,
+    )
+    if not found.busy:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(found))
+        except OSError:
+            pass  # a cache that cannot be written costs two seconds a run
+    return found
+
+
+def matmul_gflops(dtype: torch.dtype, seconds: float | None = None) -> float:
+    """Measure matrix multiplication in ``dtype``, in 1e9 operations per second.
+
+    The geometric mean over ``SHAPES``. Stops after ``seconds`` for each, and after a
+    small product where that already shows a CPU that emulates the type (bf16 on AVX2:
+    1-2 GFLOP/s).
+    """
+    given = _SECONDS if seconds is None else seconds
+    speeds = [_gflops(dtype, shape, given) for shape in SHAPES]
+    return math.exp(sum(math.log(speed) for speed in speeds) / len(speeds))
+
+
+def _gflops(dtype: torch.dtype, shape: tuple[int, int, int], seconds: float) -> float:
+    rows, inner, columns = shape
+    a = torch.randn(rows, inner).to(dtype)
+    b = torch.randn(inner, columns).to(dtype)
+    # Three, since the first starts threads, and other programs may hold the cores.
+    probe = best_seconds(lambda: a[:64] @ b, 0.0, least=3)
+    if probe > seconds / 4:
+        return 2e-9 * 64 * inner * columns / probe
+    return 2e-9 * rows * inner * columns / best_seconds(lambda: a @ b, seconds)
+
+
+def best_seconds(work: Callable[[], Any], seconds: float, least: int = 2) -> float:
+    """Return the fastest of ``work``'s runs within ``seconds``, at least ``least``."""
+    best, runs = math.inf, 0
+    deadline = time.perf_counter() + seconds
+    while runs < least or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+        runs += 1
+    return best
+
+
+def bandwidth_gb_s(seconds: float | None = None) -> float:
+    """Measure copying of memory, in 1e9 bytes per second, read and written."""
+    source = torch.ones(2**25)  # 128 MiB, beyond most caches
+    target = torch.ones_like(source)
+    size = 2 * source.numel() * source.element_size()
+    return 1e-9 * size / best_seconds(lambda: target.copy_(source), seconds or _SECONDS)
+
+
+def attention_ms(length: int, seconds: float | None = None) -> tuple[float, float]:
+    """Measure attention forward and backward, eager and sdpa, in milliseconds.
+
+    Queries, keys and values have shape (8, 12, length, 32), float32; fewer sequences
+    where ``length`` is large, so that the scores stay below 200 MB.
+    """
+    batch = max(1, min(8, 2**22 // (12 * length * length) or 1))
+    shape = (batch, 12, length, 32)
+    q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    weight = torch.randn(shape)
+
+    def eager() -> torch.Tensor:
+        scores = q @ k.transpose(2, 3) * 32**-0.5
+        return scores.softmax(-1) @ v
+
+    def run(attention: Callable[[], torch.Tensor]) -> float:
+        return best_seconds(
+            lambda: torch.autograd.grad((attention() * weight).sum(), (q, k, v)),
+            _SECONDS if seconds is None else seconds,
+        )
+
+    scale = 8e3 / batch
+    sdpa = run(lambda: scaled_dot_product_attention(q, k, v))
+    return run(eager) * scale, sdpa * scale

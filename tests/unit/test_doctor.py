@@ -1,0 +1,53 @@
+"""What ``llmft doctor`` tells, on a machine whose speeds are known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from unit.test_fastpath import SPEEDS
+from unit.test_hardware import PLAIN
+
+from llmft import cli, doctor, hardware
+
+
+@pytest.fixture(autouse=True)
+def _threads_restored():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def told(monkeypatch, capsys, machine, speeds):
+    monkeypatch.setattr(hardware, "detect", lambda: machine)
+    monkeypatch.setattr(doctor, "measure", lambda machine, threads, length: speeds)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_whole_table(monkeypatch, capsys):
+    machine = replace(PLAIN, features=("avx512_fp16", "avx512_bf16"))
+    said = told(monkeypatch, capsys, machine, SPEEDS)
+    for part in (
+        "Intel(R) Xeon(R) Processor (x86_64)",
+        "8 usable, 8 whole, of 8",
+        "16.0 GiB, 8.0 GiB free",
+        "160 GFLOP/s",
+        "390 GFLOP/s",
+        "20 GB/s",
+        "eager 5.0 ms, sdpa 8.0 ms",
+        "has AMX, which is not enabled",
+    ):
+        assert part in said
+    assert said.index("found") < said.index("measured") < said.index("chosen")
+
+
+def test_expectations_follow_the_chosen_precision(monkeypatch, capsys):
+    # 0.55 * 390e9 / 78e6 tokens a second, of 400,000.
+    said = told(monkeypatch, capsys, PLAIN, SPEEDS)
+    assert "about 2,750 tokens/s" in said
+    assert "2.4 min" in said
+    assert "nothing that was found" in said
+    slow = replace(SPEEDS, bf16_gflops=2.0)
+    assert "about 1,128 tokens/s" in told(monkeypatch, capsys, PLAIN, slow)
