@@ -11,6 +11,9 @@ from torch import nn
 
 from llmft.data.collate import IGNORED
 
+# Positions whose logits are held at a time: 256 x 151,936 (Qwen) in fp32 is 156 MB.
+LOGIT_ROWS = 256
+
 
 @contextmanager
 def labelled_positions_only(
@@ -45,8 +48,14 @@ def labelled_positions_only(
         handle.remove()
 
 
+def transformers_model(model: Any) -> Any:
+    """Return the transformers model inside DistributedDataParallel and PEFT."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def labelled_cross_entropy(
-    outputs: Any,
+    logits: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
@@ -58,7 +67,7 @@ def labelled_cross_entropy(
     gradient is then that many times too large.
 
     Args:
-        outputs: of the model; ``logits`` as ``labelled_logits`` takes them.
+        logits: as ``labelled_logits`` takes them.
         labels: int64, -100 where there is none.
         num_items_in_batch: labels in all micro-batches of the step; None: in this.
         label_smoothing: as in ``torch.nn.functional.cross_entropy``.
@@ -66,7 +75,7 @@ def labelled_cross_entropy(
     Returns:
         a scalar; 0 with zero gradients where nothing is labelled.
     """
-    logits, wanted = labelled_logits(outputs["logits"], labels)
+    logits, wanted = labelled_logits(logits, labels)
     total = nn.functional.cross_entropy(
         logits.float(), wanted, reduction="sum", label_smoothing=label_smoothing
     )
@@ -94,7 +103,7 @@ def labelled_logits(
 def token_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Reduce the logits of a batch to what ``metrics.TokenPrediction`` needs.
 
-    Used as ``preprocess_logits_for_metrics``: an evaluation never keeps logits.
+    So an evaluation never keeps logits.
 
     Args:
         logits: as ``labelled_logits`` takes them.
@@ -105,15 +114,125 @@ def token_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
         tokens, right guesses.
     """
     logits, wanted = labelled_logits(logits, labels)
+    owner = (labels != IGNORED).nonzero()[:, 0]
+    sums = torch.zeros(len(labels), 3, dtype=torch.float64)
+    return sums.index_add_(0, owner, token_columns(logits, wanted))
+
+
+def token_columns(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return float64 (tokens, 3): negative log-likelihood, 1, and whether it is right.
+
+    Args:
+        logits: (tokens, vocabulary). wanted: (tokens,), the right ids.
+    """
     nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
     right = logits.argmax(-1) == wanted
-    columns = torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()])
-    owner = (labels != IGNORED).nonzero()[:, 0]
-    sums = torch.zeros(3, len(labels), dtype=torch.float64)
-    return sums.index_add_(1, owner, columns).T.contiguous()
+    return torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()], 1)
 
 
-def next_token_statistics(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """As ``token_statistics``, for a causal model: position t predicts t + 1."""
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return token_statistics(logits[:, :-1], labels[:, 1:])
+@contextmanager
+def last_position_only(base_model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Let a ``*ForCausalLM`` run its head at the last position only.
+
+    Inside the block each forward pass appends the hidden states that its head would
+    have seen, shape (batch, length, hidden), to the list that is yielded.
+    """
+    states: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
+        states.append(output[0])
+        output["last_hidden_state"] = output[0][:, -1:]
+        return output
+
+    handle = base_model.register_forward_hook(keep)
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def plain_head(model: Any) -> nn.Linear | None:
+    """Return the output layer of a causal model whose logits are just what it gives.
+
+    None where the model also scales or caps its logits (Gemma 2, Cohere, Granite), or
+    has no such layer. This is tried on one position with large hidden states, since
+    a cap shows at large logits only.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return None
+    states = torch.full((1, 1, head.in_features), 100.0, dtype=head.weight.dtype)
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        output["last_hidden_state"] = states
+        return output
+
+    training = model.training
+    model.eval()
+    handle = model.base_model.register_forward_hook(replace)
+    try:
+        ids = torch.zeros((1, 1), dtype=torch.int64)
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+        model.train(training)
+    return head if torch.allclose(head(states), logits, rtol=1e-3) else None
+
+
+def next_token_loss(
+    states: torch.Tensor,
+    head: nn.Linear,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Return the next-token cross entropy without ever holding all logits.
+
+    torch computes logits and gradients for ``LOGIT_ROWS`` positions at a time.
+
+    Args:
+        states: hidden states before the head, shape (batch, length, hidden).
+        head: the output layer, as ``plain_head`` returns it.
+        labels: (batch, length), int64, -100 where there is none; position t predicts
+            the label of t + 1.
+        num_items_in_batch: as in ``labelled_cross_entropy``.
+    """
+    wanted = labels[:, 1:].flatten()
+    keep = (wanted != IGNORED).nonzero()[:, 0]
+    count = len(keep) if num_items_in_batch is None else int(num_items_in_batch)
+    operands = [states[:, :-1].flatten(0, 1), head.weight, head.bias]
+    if len(keep) < len(wanted):
+        operands[0], wanted = operands[0][keep], wanted[keep]
+    if torch.is_autocast_enabled("cpu"):  # which does not reach into a custom op
+        dtype = torch.get_autocast_dtype("cpu")
+        operands = [None if x is None else x.to(dtype) for x in operands]
+    rows, weight, bias = operands
+    total = nn.functional.linear_cross_entropy(
+        rows,
+        weight,
+        wanted,
+        linear_bias=bias,
+        reduction="sum",
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=LOGIT_ROWS, chunking_method=None
+        ),
+    )
+    return total.float() / max(count, 1)
+
+
+def next_token_statistics(
+    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor
+) -> torch.Tensor:
+    """As ``token_statistics``, from hidden states, ``LOGIT_ROWS`` positions at a time.
+
+    Args: as ``next_token_loss`` takes them.
+    """
+    wanted = labels[:, 1:]
+    owner, position = (wanted != IGNORED).nonzero(as_tuple=True)
+    sums = torch.zeros(len(labels), 3, dtype=torch.float64)
+    for start in range(0, len(owner), LOGIT_ROWS):
+        rows = owner[start : start + LOGIT_ROWS]
+        places = position[start : start + LOGIT_ROWS]
+        logits = head(states[rows, places])
+        sums.index_add_(0, rows, token_columns(logits, wanted[rows, places]))
+    return sums

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
-from llmft import checkpoint
+from llmft import checkpoint, losses
 from llmft.errors import NonFiniteError
-from llmft.losses import labelled_cross_entropy, labelled_positions_only
 
 
 class LlmftTrainer(Trainer):
-    """``transformers.Trainer`` that stops at a loss or gradient which is not finite.
+    """``transformers.Trainer`` that computes only what a loss needs, and stops at NaN.
 
     Args:
-        masked_lm: run the head of a ``*ForMaskedLM`` at the masked positions only.
-        Otherwise as Trainer. Tasks other than causal language modelling take
-        ``labelled_cross_entropy``, right also with gradient accumulation.
+        task: ``masked-lm`` runs the head at the masked positions only, ``causal-lm``
+            at a few positions at a time, ``classification`` evaluates by length.
+        Otherwise as Trainer. What ``compute_metrics`` of a language model gets as
+        predictions are the sums of ``losses.token_statistics`` for each example.
     """
 
     def __init__(
-        self, *, masked_lm: bool = False, causal_lm: bool = False, **kwargs: Any
+        self,
+        *,
+        task: Literal["masked-lm", "causal-lm", "classification"],
+        **kwargs: Any,
     ):
-        args = kwargs["args"]
-        if not causal_lm:
-            kwargs["compute_loss_func"] = partial(
-                labelled_cross_entropy, label_smoothing=args.label_smoothing_factor
-            )
-        super().__init__(**kwargs)
-        self.masked_lm = masked_lm
-        if not causal_lm:
-            self.model_accepts_loss_kwargs = False  # the count goes to our loss
+        super().__init__(compute_loss_func=self._loss, **kwargs)
+        self.task = task
+        self.model_accepts_loss_kwargs = False  # the count of labels goes to our loss
+        self._states: list[torch.Tensor] | None = None
+        self._statistics: torch.Tensor | None = None
 
     def compute_loss(
         self,
@@ -47,13 +48,56 @@ class LlmftTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss; for masked LM at the labelled positions only."""
-        given = (model, inputs, return_outputs, num_items_in_batch)
-        if not self.masked_lm:
-            return super().compute_loss(*given)
-        base = self.accelerator.unwrap_model(model).base_model
-        with labelled_positions_only(base, inputs["labels"]):
-            return super().compute_loss(*given)
+        """Compute the loss as ``task`` says; see the class."""
+        base = losses.transformers_model(model).base_model
+        only: Any = nullcontext()
+        if self.task == "masked-lm":
+            only = losses.labelled_positions_only(base, inputs["labels"])
+        elif self._head is not None:
+            only = losses.last_position_only(base)
+        self._evaluates = return_outputs and self.task != "classification"
+        with only as self._states:
+            found = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._evaluates:
+            return found[0], {"statistics": self._statistics}
+        return found if return_outputs else found[0]
+
+    @cached_property
+    def _head(self) -> nn.Linear | None:
+        """The output layer, where the loss of a causal model can do without logits."""
+        if self.task != "causal-lm" or self.args.label_smoothing_factor:
+            return None
+        return losses.plain_head(losses.transformers_model(self.model))
+
+    def _loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        if self._evaluates:
+            self._statistics = self._sums(outputs, labels)
+            nll, count, _ = self._statistics.sum(0)
+            return (nll / count.clamp(min=1)).float()
+        if self._states:
+            states, head = self._states[-1], self._head
+            assert head is not None
+            return losses.next_token_loss(states, head, labels, num_items_in_batch)
+        logits = outputs["logits"]
+        if self.task == "causal-lm":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return losses.labelled_cross_entropy(
+            logits, labels, num_items_in_batch, self.args.label_smoothing_factor
+        )
+
+    def _sums(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        if self._states:
+            assert self._head is not None
+            return losses.next_token_statistics(self._states[-1], self._head, labels)
+        logits = outputs["logits"]
+        if self.task == "causal-lm":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return losses.token_statistics(logits, labels)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Return the one of Trainer, with its lengths as a list.
@@ -67,19 +111,19 @@ class LlmftTrainer(Trainer):
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Evaluate in the order of the data.
+        """Evaluate texts of like length together; ``evaluation_loop`` undoes that."""
+        return _by_length(eval_dataset)
 
-        Trainer would shuffle it by length where training groups by length, and its
-        predictions would then belong to other texts.
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict, in the order of the data.
+
+        Trainer leaves predictions as its sampler had them, by length where training
+        groups by length, and they would then belong to other texts.
+
+        Raises:
+            NonFiniteError: a loss or, without labels, a prediction is not a number.
         """
-        return SequentialSampler(eval_dataset)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate or predict; raise NonFiniteError for a result that is not a number.
-
-        Without labels there is no loss: the predictions themselves are looked at.
-        """
-        output = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = output.metrics or {}
         losses = {n: x for n, x in found.items() if n.endswith("_loss")}
         for name, loss in losses.items():
@@ -87,7 +131,16 @@ class LlmftTrainer(Trainer):
                 self._refuse(name, loss)
         if not losses and not np.isfinite(output.predictions).all():
             self._refuse("prediction", math.nan)
-        return output
+        order = np.fromiter(_by_length(dataloader.dataset), dtype=np.int64)
+        rows: list[Any] = [output.predictions, output.label_ids]
+        for i, values in enumerate(rows):
+            if values is not None:
+                rows[i] = np.empty_like(values)
+                rows[i][order] = values
+        predictions, label_ids = rows
+        return EvalLoopOutput(
+            predictions, label_ids, output.metrics, output.num_samples
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint that is whole or not there."""
@@ -131,3 +184,23 @@ class LlmftTrainer(Trainer):
             "weights of the model that are not finite give this, or bf16 where fp32"
             " is needed: try --precision fp32, or another model",
         )
+
+
+class _Order(SequentialSampler):
+    """Yields the rows in a fixed order."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _by_length(dataset: Any) -> Any:
+    """Return a sampler of all rows, longest first where there is a length column."""
+    if "length" not in dataset.column_names:
+        return SequentialSampler(dataset)
+    return _Order(np.argsort(-np.asarray(dataset["length"][:]), kind="stable").tolist())

@@ -48,6 +48,7 @@ def train(args, wordpiece, *also, recipe="classify"):
     data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
     with runs.start(recipe, args, [], **FACTS) as run:
         trainer = LlmftTrainer(
+            task="classification",
             model=tiny.model("bert", "classification", len(wordpiece)),
             args=args.training,
             data_collator=ClassificationCollator(wordpiece),

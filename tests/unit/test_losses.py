@@ -9,7 +9,10 @@ from torch.nn import functional
 from llmft.losses import (
     labelled_cross_entropy,
     labelled_positions_only,
+    last_position_only,
+    next_token_loss,
     next_token_statistics,
+    plain_head,
     token_statistics,
 )
 
@@ -46,7 +49,7 @@ def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
     with labelled_positions_only(model.base_model, labels):
         outputs = model(**inputs)
     assert outputs.logits.ndim == 2  # the head saw chosen positions, not texts
-    return labelled_cross_entropy(outputs, labels, count, smoothing)
+    return labelled_cross_entropy(outputs.logits, labels, count, smoothing)
 
 
 def gradients(model, *losses):
@@ -131,7 +134,7 @@ def test_label_smoothing_is_torchs(model):
     )
     ours = fast_loss(model, inputs, labels, smoothing=0.2)
     torch.testing.assert_close(ours, wanted, rtol=LOSS_RTOL, atol=0)
-    full = labelled_cross_entropy({"logits": logits}, labels, label_smoothing=0.2)
+    full = labelled_cross_entropy(logits, labels, label_smoothing=0.2)
     torch.testing.assert_close(full, wanted, rtol=LOSS_RTOL, atol=0)
 
 
@@ -157,10 +160,10 @@ def test_classes_and_low_precision():
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.bfloat16)
     labels = torch.tensor([2, 0])
     wanted = functional.cross_entropy(logits.float(), labels)
-    loss = labelled_cross_entropy({"logits": logits}, labels)
+    loss = labelled_cross_entropy(logits, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, wanted, rtol=LOSS_RTOL, atol=0)
-    of_eight = labelled_cross_entropy({"logits": logits}, labels, torch.tensor(8))
+    of_eight = labelled_cross_entropy(logits, labels, torch.tensor(8))
     torch.testing.assert_close(of_eight, wanted * 2 / 8, rtol=LOSS_RTOL, atol=0)
 
 
@@ -202,22 +205,98 @@ def test_token_statistics_of_gathered_and_of_all_logits(scored):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_next_token_statistics_shift_by_one(scored):
-    logits, labels = scored
-    wanted = statistics_by_hand(logits[:, :-1], labels[:, 1:])
-    scores, targets = torch.tensor(logits), torch.tensor(labels)
-    for given in (scores, (scores, "past key values")):
-        found = next_token_statistics(given, targets)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+CAUSAL = "llama gpt2 gpt_neox".split()
 
 
-def test_statistics_of_a_causal_model_are_its_own_loss():
-    model = tiny.model("gpt2", "causal-lm", VOCABULARY).eval()
-    ids = torch.randint(0, VOCABULARY, (3, 7), generator=torch.manual_seed(0))
+@pytest.fixture(scope="module", params=CAUSAL)
+def causal(request):
+    return tiny.model(request.param, "causal-lm", VOCABULARY).eval()
+
+
+def causal_batch(rows=3, length=9, ignored=()):
+    ids = torch.randint(0, VOCABULARY, (rows, length), generator=torch.manual_seed(0))
     labels = ids.clone()
-    labels[1, 4:] = -100
+    for row, start in ignored:
+        labels[row, start:] = -100
+    return ids, labels
+
+
+def chunked_loss(model, ids, labels, count=None):
+    with last_position_only(model.base_model) as states:
+        outputs = model(input_ids=ids, use_cache=False)
+    assert outputs.logits.shape[1] == 1  # the head saw one position of each text
+    return next_token_loss(states[0], plain_head(model), labels, count)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ignored"),
+    [(3, ()), (1, ()), (4, [(0, 5), (2, 1), (3, 0)]), (70, [(5, 4)])],
+    ids=["all", "batch of one", "padded", "several chunks"],
+)
+def test_the_chunked_loss_is_the_models_own(causal, rows, ignored):
+    ids, labels = causal_batch(rows, ignored=ignored)
+    own = causal(input_ids=ids, labels=labels).loss
+    ours = chunked_loss(causal, ids, labels)
+    torch.testing.assert_close(ours, own, rtol=LOSS_RTOL, atol=0)
+    found = gradients(causal, ours)
+    assert_same_gradients(found, gradients(causal, own))
+
+
+def test_nothing_to_predict_is_zero_and_finite(causal):
+    ids, labels = causal_batch(2, ignored=[(0, 1), (1, 1)])
+    loss = chunked_loss(causal, ids, labels)
+    assert loss.item() == 0
+    for name, gradient in gradients(causal, loss).items():
+        assert not gradient.any(), name
+
+
+def test_micro_batches_of_a_causal_model_add_up(causal):
+    ids, labels = causal_batch(3, ignored=[(1, 3), (2, 0)])
+    whole = chunked_loss(causal, ids, labels)
+    wanted = gradients(causal, whole)
+    count = (labels[:, 1:] != -100).sum()
+    parts = [
+        chunked_loss(causal, ids[i : i + 1], labels[i : i + 1], count) for i in range(3)
+    ]
+    torch.testing.assert_close(sum(parts), whole, rtol=LOSS_RTOL, atol=0)
+    assert_same_gradients(gradients(causal, *parts), wanted)
+
+
+def test_the_chunked_loss_in_bf16_is_near():
+    """bf16 keeps 8 bits: logits and with them the loss are off by under a percent."""
+    model = tiny.model("llama", "causal-lm", VOCABULARY).eval()
+    ids, labels = causal_batch()
+    exact = model(input_ids=ids, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_loss(model, ids, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+    found = gradients(model, loss)["lm_head.weight"]
+    wanted = gradients(model, exact)["lm_head.weight"]
+    assert (found - wanted).norm() < 0.03 * wanted.norm()
+
+
+def test_a_head_that_is_not_plain_is_noticed():
+    """Gemma 2 caps its logits at 30; Granite divides them."""
+    sizes = {"head_dim": 16, "num_key_value_heads": 2}
+    capped = tiny.model("gemma2", "causal-lm", VOCABULARY, **sizes)
+    scaled = tiny.model("granite", "causal-lm", VOCABULARY, logits_scaling=8.0)
+    assert plain_head(capped) is None
+    assert plain_head(scaled) is None
+    assert capped.training
+    assert not capped.base_model._forward_hooks
+    biased = tiny.model("phi", "causal-lm", VOCABULARY)
+    assert plain_head(biased).bias is not None
+
+
+@pytest.mark.parametrize("rows", [4, 70])
+def test_next_token_statistics_are_those_of_all_logits(rows):
+    model = tiny.model("llama", "causal-lm", VOCABULARY).eval()
+    ids, labels = causal_batch(rows, ignored=[(0, 5), (2, 0)])
+    with torch.no_grad(), last_position_only(model.base_model) as states:
+        model(input_ids=ids, use_cache=False)
+        found = next_token_statistics(states[0], plain_head(model), labels)
     with torch.no_grad():
-        outputs = model(input_ids=ids, labels=labels)
-    nll, tokens, _ = next_token_statistics(outputs.logits, labels).sum(0)
-    assert tokens == 6 + 3 + 6
-    torch.testing.assert_close((nll / tokens).float(), outputs.loss)
+        logits = model(input_ids=ids).logits.numpy()
+    wanted = statistics_by_hand(logits[:, :-1], labels[:, 1:].numpy())
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -25,7 +25,7 @@ from llmft.config import Arguments
 from llmft.console import Terminated
 from llmft.data.collate import ClassificationCollator
 from llmft.errors import ConfigError, DataError, EnvironmentFault
-from llmft.hardware import Choice
+from llmft.fastpath import Choice
 from llmft.trainer import LlmftTrainer
 
 CHOICES = [Choice("threads", "1", "for the test")]
@@ -226,6 +226,7 @@ def classification(folder, wordpiece):
     model.config.id2label = {0: "good", 1: "bad"}
     with runs.start("classify", args, CHOICES) as run:
         trainer = LlmftTrainer(
+            task="classification",
             model=model,
             args=args.training,
             data_collator=ClassificationCollator(wordpiece),
@@ -336,6 +337,7 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             continue
         data = Dataset.from_dict({"input_ids": [[1]] * examples})
         trainer = LlmftTrainer(
+            task="classification",
             model=tiny.model("bert", "classification", 10),
             args=args,
             train_dataset=data,

@@ -22,7 +22,7 @@ from llmft.data.collate import (
     fix_masks,
 )
 from llmft.errors import NonFiniteError
-from llmft.losses import next_token_statistics, token_statistics
+from llmft.losses import token_statistics
 from llmft.trainer import LlmftTrainer
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -47,7 +47,9 @@ def blocks(wordpiece, count=16, seed=0):
 def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
     collator = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
     if cls is LlmftTrainer:
-        options = {"masked_lm": True, **options}
+        options = {"task": "masked-lm", **options}
+    else:
+        options["preprocess_logits_for_metrics"] = token_statistics
     return cls(
         model=tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT),
         args=args,
@@ -55,8 +57,32 @@ def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
         train_dataset=blocks(wordpiece),
         eval_dataset=fix_masks(blocks(wordpiece, 11, seed=50), collator),
         processing_class=wordpiece,
-        preprocess_logits_for_metrics=token_statistics,
         compute_metrics=metrics.token_metrics("masked_accuracy"),
+        **options,
+    )
+
+
+def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    data = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9], [4]], "row": [0, 1, 2]})
+    sizes = {"attention_dropout": 0.0}
+    if kind == "gpt2":
+        sizes = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    if kind == "gemma2":
+        sizes |= {"head_dim": 16, "num_key_value_heads": 2}
+        sizes |= {"attn_implementation": "eager", "final_logit_softcapping": 0.2}
+    options = {"task": "causal-lm"} if cls is LlmftTrainer else {}
+    return cls(
+        model=tiny.model(kind, "causal-lm", len(tokenizer), **sizes),
+        args=args,
+        data_collator=LanguageModelingCollator(tokenizer, mlm=False),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [[i, i + 1, i + 2, i + 5] for i in range(9)], "row": [0] * 9}
+        ),
+        eval_dataset=data,
+        processing_class=tokenizer,
+        compute_metrics=metrics.token_metrics("token_accuracy"),
         **options,
     )
 
@@ -79,6 +105,7 @@ def texts_with_labels(wordpiece, count=13):
 def classifier(wordpiece, args, **options):
     data = texts_with_labels(wordpiece)
     return LlmftTrainer(
+        task="classification",
         model=tiny.model(
             "bert", "classification", len(wordpiece), num_labels=3, **NO_DROPOUT
         ),
@@ -203,23 +230,28 @@ def test_evaluation_is_the_loss_over_all_tokens(wordpiece, tmp_path):
 def test_evaluation_keeps_no_logits(wordpiece, tmp_path):
     trainer = masked_lm(wordpiece, arguments(tmp_path))
     assert trainer.predict(trainer.eval_dataset).predictions.shape == (11, 3)
-    tokenizer = tiny.bpe_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
-    data = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9], [4]], "row": [0, 1, 2]})
-    causal = LlmftTrainer(
-        model=tiny.model("gpt2", "causal-lm", len(tokenizer)),
-        args=arguments(tmp_path, per_device_eval_batch_size=2),
-        data_collator=LanguageModelingCollator(tokenizer, mlm=False),
-        eval_dataset=data,
-        processing_class=tokenizer,
-        preprocess_logits_for_metrics=next_token_statistics,
-        compute_metrics=metrics.token_metrics("token_accuracy"),
-        causal_lm=True,
-    )
-    predicted = causal.predict(data)
+    trainer = causal_lm(arguments(tmp_path, per_device_eval_batch_size=2))
+    predicted = trainer.predict(trainer.eval_dataset)
     assert predicted.predictions.shape == (3, 3)
     assert predicted.predictions[:, 1].tolist() == [2, 1, 0]
     assert predicted.metrics["test_n"] == 3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_causal_lm_takes_the_steps_of_the_plain_trainer(tmp_path, kind, smoothing):
+    """gemma2 caps its logits, so that its loss cannot come from the head alone."""
+    options = {"max_steps": 4, "optim": "sgd", "learning_rate": 0.3}
+    options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    options |= {"label_smoothing_factor": smoothing}
+    found = []
+    for cls in (LlmftTrainer, Trainer):
+        trainer = causal_lm(arguments(tmp_path, **options), kind, cls)
+        trainer.train()
+        found.append((weights(trainer), losses(trainer)))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+    assert_same_weights(found[0][0], found[1][0])
+    assert len(found[0][1]) == 4
 
 
 def test_predictions_come_in_the_order_of_the_data(wordpiece, tmp_path):
@@ -244,7 +276,9 @@ def test_lengths_are_a_list_to_the_sampler(wordpiece, tmp_path):
     orders = []
     for cls in (LlmftTrainer, Trainer):
         grouped = arguments(tmp_path, train_sampling_strategy="group_by_length")
+        options = {"task": "classification"} if cls is LlmftTrainer else {}
         trainer = cls(
+            **options,
             model=tiny.model("bert", "classification", len(wordpiece)),
             args=grouped,
             train_dataset=texts_with_labels(wordpiece, 60),
