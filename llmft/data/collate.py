@@ -29,8 +29,12 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     parent would also ignore every eos token of a model that pads with eos, such as
     GPT-2, which then never learns to stop.
 
-    Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)) and,
-    only where there is padding, ``attention_mask``.
+    Examples with ``position_ids`` hold several documents, each counted from 0: the
+    first token of a document is no label, since what stands before it belongs to
+    another one.
+
+    Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)),
+    ``position_ids`` where given and, only with padding, ``attention_mask``.
     """
 
     mask_seed: int = 42
@@ -55,6 +59,15 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
             "input_ids": pad_sequence(ids, True, 0 if pad is None else pad),
             "labels": pad_sequence(labels, True, IGNORED),
         }
+        if "position_ids" in examples[0]:
+            positions = torch.stack(
+                [
+                    torch.as_tensor(e["position_ids"], dtype=torch.int64)
+                    for e in examples
+                ]
+            )
+            batch["position_ids"] = positions
+            batch["labels"][positions == 0] = IGNORED
         lengths = torch.tensor([len(row) for row in ids])
         longest = batch["input_ids"].shape[1]
         if (lengths < longest).any():

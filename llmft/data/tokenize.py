@@ -205,7 +205,8 @@ def lm_blocks(
         end_documents: end each with the tokenizer's eos token (causal models).
 
     Returns:
-        columns ``input_ids`` (list of int32) and ``row`` (int64, its position).
+        columns ``input_ids`` (list of int32), ``row`` (int64, its position) and, where
+        documents end within blocks, ``position_ids``: counted from each one's start.
     """
     tokens, lengths = _tokenize(data, tokenizer, args, split)
     lost = _lost(tokens, data["text"][:], tokenizer, split)
@@ -238,7 +239,22 @@ def lm_blocks(
     if empty:
         note += f"; {empty:,} documents without a token"
     say(f"  {split:<10} {note}{lost}")
-    return Dataset(pa.table({"input_ids": blocks, "row": rows}))
+    columns = {"input_ids": blocks, "row": rows}
+    if end_documents and args.block_policy == "pack":
+        columns["position_ids"] = _lists(_positions(lengths, offsets), offsets)
+    return Dataset(pa.table(columns))
+
+
+def _positions(lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the position of each token in its document, as far as its block holds it.
+
+    Args:
+        lengths: tokens of each document. offsets: where each block begins, and the end.
+    """
+    used = int(offsets[-1])
+    of_document = np.repeat(np.cumsum(lengths) - lengths, lengths)[:used]
+    of_block = np.repeat(offsets[:-1], np.diff(offsets))
+    return (np.arange(used) - np.maximum(of_document, of_block)).astype(np.int32)
 
 
 def _lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:

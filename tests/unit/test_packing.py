@@ -1,0 +1,80 @@
+"""Packed documents do not see each other, where the model can keep them apart."""
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from llmft.arguments import LanguageModelingDataArguments
+from llmft.data.collate import LanguageModelingCollator
+from llmft.data.tokenize import lm_blocks
+from llmft.losses import last_position_only, next_token_loss, plain_head
+from llmft.packing import keep_documents_apart, separates_documents
+
+
+@pytest.fixture
+def tokenizer():
+    found = tiny.bpe_tokenizer()
+    found.pad_token = found.eos_token
+    return found
+
+
+@pytest.fixture
+def blocks(tokenizer):
+    texts = Dataset.from_dict({"text": [tiny.sentences(1, i, 4)[0] for i in range(9)]})
+    args = LanguageModelingDataArguments(max_seq_length=16)
+    return lm_blocks(texts, tokenizer, args, "train", end_documents=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "separates"),
+    [("llama", True), ("gpt2", True), ("qwen2", True), ("bloom", False)],
+)
+def test_which_models_keep_documents_apart(kind, separates, blocks, capsys):
+    extra = {"qwen2": {"num_key_value_heads": 2}, "bloom": {"n_head": 2}}
+    model = tiny.model(kind, "causal-lm", 500, **extra.get(kind, {}))
+    assert separates_documents(model) is separates
+    found = keep_documents_apart(model, {"train": blocks})["train"]
+    assert ("position_ids" in found.column_names) is separates
+    assert ("attends across" in capsys.readouterr().out) is not separates
+
+
+def test_positions_begin_with_each_document_and_block(blocks, tokenizer):
+    for row in blocks:
+        expected, position, fresh = [], 0, True
+        for token in row["input_ids"]:
+            position = 0 if fresh else position
+            expected.append(position)
+            position += 1
+            fresh = token == tokenizer.eos_token_id
+        assert row["position_ids"] == expected
+
+
+def test_the_loss_of_a_block_is_that_of_its_documents(blocks, tokenizer):
+    model = tiny.model("llama", "causal-lm", len(tokenizer)).eval()
+    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
+    labels = batch.pop("labels")
+    with torch.no_grad(), last_position_only(model.base_model) as states:
+        model(**batch, use_cache=False)
+        packed = next_token_loss(states[0], plain_head(model), labels)
+    total, count = 0.0, 0
+    for row in blocks:
+        starts = [i for i, p in enumerate(row["position_ids"]) if p == 0]
+        for start, end in zip(
+            starts, [*starts[1:], len(row["input_ids"])], strict=True
+        ):
+            ids = torch.tensor([row["input_ids"][start:end]])
+            if ids.shape[1] > 1:
+                with torch.no_grad():
+                    loss = model(input_ids=ids, labels=ids).loss.item()
+                total += loss * (ids.shape[1] - 1)
+                count += ids.shape[1] - 1
+    assert count == int((labels[:, 1:] != -100).sum())
+    assert packed.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_row_policy_needs_no_positions(tokenizer):
+    texts = Dataset.from_dict({"text": tiny.sentences(4)})
+    args = LanguageModelingDataArguments(max_seq_length=16, block_policy="row")
+    found = lm_blocks(texts, tokenizer, args, "train", end_documents=True)
+    assert found.column_names == ["input_ids", "row"]
