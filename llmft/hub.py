@@ -139,7 +139,7 @@ def _is_folder(name: str) -> bool:
 
 def _local(name: str, option: str, revision: str | None) -> Located:
     path = Path(os.path.expanduser(name))
-    files = ["config.json"]
+    files = ["config.json", "adapter_config.json"]
     if option == "tokenizer_name":
         files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():

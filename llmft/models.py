@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmft import assets, heads, hub
+from llmft import assets, heads, hub, lora
 from llmft.arguments import ModelArguments
 from llmft.console import as_fault, say, warn
 from llmft.data.tokenize import LabelNames, tokenizer_fingerprint
@@ -214,7 +215,9 @@ def load_tokenizer(
             be chosen; or the config.json of the model is not one.
         UnsafeArtifactError: the model would have to run foreign code.
     """
-    config = _from_pretrained(AutoConfig, located)  # its faults come first
+    config = None
+    if not lora.base_of(located.path_or_id):
+        config = _from_pretrained(AutoConfig, located)  # its faults come first
     if args.tokenizer_name:
         located, config = _find(args.tokenizer_name, None, weights=False), None
     tokenizer = _from_pretrained(AutoTokenizer, located, config=config)
@@ -263,10 +266,16 @@ def load_model(
         will_train: whether a head that is new will be trained before it is used.
 
     Raises:
-        ConfigError: weights that config.json does not fit, no trained classifier
+        ConfigError: config.json does not fit the weights, no trained classifier
             where none is trained, too few positions for ``max_seq_length``, or too
             few embeddings for the tokenizer.
     """
+    if base := lora.base_of(located.path_or_id):
+        found = locate(replace(args, model_name_or_path=base), task)
+        say(f"adapter    {located.name}, merged into {base}")
+        model = load_model(found, args, task, tokenizer, dtype=dtype)
+        check_fits(model, tokenizer, max_seq_length)
+        return lora.apply_adapter(model, located.path_or_id)
     config = _from_pretrained(AutoConfig, located)
     why, note = heads.set_names(config, label_names) if label_names else ("", "")
     if args.dropout is not None:
@@ -277,13 +286,11 @@ def load_model(
         "config": config,
         "dtype": dtype,
         "use_safetensors": True,
+        "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # new_weights tells which of them may be
+        "attn_implementation": args.attn_implementation,
     }
-    if args.attn_implementation:
-        options["attn_implementation"] = args.attn_implementation
-    model, loaded = _from_pretrained(
-        _CLASSES[task], located, output_loading_info=True, **options
-    )
+    model, loaded = _from_pretrained(_CLASSES[task], located, **options)
     new = heads.new_weights(model, loaded, located.name, bool(label_names))
     if why:
         new += heads.renew_classifier(model, new)
@@ -293,10 +300,8 @@ def load_model(
         raise heads.untrained(f"{heads.modules(new)} would be random", located.name)
     heads.say_loaded(model, new, loaded["unexpected_keys"], note)
     if new and not will_train:
-        warn(
-            f"{located.name} has no trained {task} head: what it predicts means"
-            " nothing; --do_train trains one"
-        )
+        meaning = "what it predicts means nothing; --do_train trains one"
+        warn(f"{located.name} has no trained {task} head: {meaning}")
     if task == "masked-lm":
         heads.start_as_identity(model, new)
     check_fits(model, tokenizer, max_seq_length)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import checkpoint, hardware, metrics, models, predictions, runs
-from llmft.arguments import ClassificationDataArguments, ModelArguments
+from llmft import checkpoint, fastpath, frozen, metrics, models, predictions, runs
+from llmft.arguments import ClassificationDataArguments, ClassificationModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say
 from llmft.data.collate import ClassificationCollator
@@ -23,7 +23,7 @@ from llmft.trainer import LlmftTrainer
 def main(argv: list[str]) -> None:
     args = parse(
         argv,
-        ModelArguments,
+        ClassificationModelArguments,
         ClassificationDataArguments,
         description=__doc__,
         metrics=metrics.CLASSIFICATION,
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     # Data and model: everything is checked before the run folder is made.
     located = models.locate(args.model, "classification")
-    choices = hardware.prepare(training)
+    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
     tokenizer = models.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
@@ -61,10 +61,14 @@ def main(argv: list[str]) -> None:
         return
 
     with runs.start("classify", args, choices, **facts) as run:
+        collator = ClassificationCollator(tokenizer)
+        if args.model.freeze_backbone:
+            features = frozen.freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
+            task="classification",
             model=model,
             args=training,
-            data_collator=ClassificationCollator(tokenizer),
+            data_collator=collator,
             train_dataset=features.get("train"),
             eval_dataset=features.get("validation"),
             processing_class=tokenizer,
@@ -87,6 +91,7 @@ def main(argv: list[str]) -> None:
             )
             run.write_predictions(rows)
 
+        frozen.restore_backbone(model)
         run.finish(trainer, results, f"Text classifier for {', '.join(labels.names)}")
         notes = []
         if held_out:

@@ -10,16 +10,15 @@ import sys
 import torch
 from transformers import set_seed
 
-from llmft import checkpoint, generation, hardware, metrics, models, runs
+from llmft import checkpoint, fastpath, generation, lora, metrics, models, packing, runs
 from llmft.arguments import GenerationModelArguments, LanguageModelingDataArguments
-from llmft.config import Arguments, parse, require_data, require_step_for_data
+from llmft.config import Arguments, parse, require_prompt_or_data
 from llmft.console import run_command, say
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import lm_blocks
-from llmft.hardware import Choice
+from llmft.fastpath import Choice
 from llmft.hub import Located
-from llmft.losses import next_token_statistics
 from llmft.trainer import LlmftTrainer
 
 
@@ -30,33 +29,16 @@ def main(argv: list[str]) -> None:
         LanguageModelingDataArguments,
         description=__doc__,
         metrics=metrics.CAUSAL_LM,
-        check=check,
+        check=require_prompt_or_data,
     )
     training = args.training
     runs.check_output_dir(training)
     located = models.locate(args.model, "causal-lm")
-    choices = hardware.prepare(training)
+    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
     if training.do_train or training.do_eval or training.do_predict:
         fine_tune(args, located, choices)
     else:
         sample(args, located, choices)
-
-
-def check(values: dict) -> list[str]:
-    """Ask for data where there is a step that needs it, else for a prompt."""
-    problems = []
-    least, most = values["min_new_tokens"], values["max_new_tokens"]
-    if least > most:
-        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
-    if values["do_train"] or values["do_eval"] or values["do_predict"]:
-        return problems + require_data(values)
-    problems += require_step_for_data(values)
-    if not any(text.strip() for text in values["prompt"]):
-        problems.append(
-            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
-            ' file, add "do_train": true'
-        )
-    return problems
 
 
 def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
@@ -100,6 +82,8 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         max_seq_length=args.data.max_seq_length,
         will_train=training.do_train,
     )
+    blocks = packing.keep_documents_apart(model, blocks)
+    model = lora.add_lora(model, args.model)
     generation.check_prompts(model, tokenizer, args.model)
     runs.plan(args, choices, blocks.get("train"))
     if training.dry_run:
@@ -113,9 +97,8 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            preprocess_logits_for_metrics=next_token_statistics,
             compute_metrics=metrics.token_metrics("token_accuracy"),
-            causal_lm=True,
+            task="causal-lm",
         )
         run.attach(trainer)
         results, held_out = {}, splits.held_out()
@@ -133,6 +116,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         if training.do_predict:
             results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
 
+        trainer.model = lora.merged(model, args.model)
         run.finish(trainer, results, f"Causal language model on {splits.name}")
         after = generation.sample(model, tokenizer, args.model, training.seed)
         generation.show(before, after)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import checkpoint, generation, hardware, heads, metrics, models, runs
+from llmft import checkpoint, fastpath, generation, heads, metrics, models, runs
 from llmft.arguments import MaskedLMDataArguments, ModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
 from llmft.data.collate import LanguageModelingCollator, fix_masks
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import lm_blocks
-from llmft.losses import token_statistics
 from llmft.trainer import LlmftTrainer
 
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     # Data and model: everything is checked before the run folder is made.
     located = models.locate(args.model, "masked-lm")
-    choices = hardware.prepare(training)
+    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
     tokenizer = models.load_tokenizer(located, args.model, "masked-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
@@ -71,9 +70,8 @@ def main(argv: list[str]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
-            preprocess_logits_for_metrics=token_statistics,
             compute_metrics=metrics.token_metrics("masked_accuracy"),
-            masked_lm=True,
+            task="masked-lm",
         )
         run.attach(trainer)
         results, held_out = {}, splits.held_out()

@@ -18,8 +18,8 @@ from llmft.config import (
     _RANGE_OF,
     parse,
     require_data,
+    require_prompt_or_data,
     require_something_to_do,
-    require_step_for_data,
 )
 from llmft.console import run_command
 from llmft.errors import ConfigError
@@ -164,17 +164,18 @@ def test_a_wrong_name_or_type(problems, flags, file, expected):
 
 # Every number with a range, by which of -1 and 0 it refuses; all refuse nan and inf.
 REFUSES_MINUS_AND_ZERO = """
- max_new_tokens temperature top_p num_return_sequences max_seq_length
+ lora_r lora_alpha max_new_tokens temperature top_p num_return_sequences max_seq_length
  max_train_samples max_eval_samples preprocessing_num_workers mlm_probability
  per_device_train_batch_size per_device_eval_batch_size num_train_epochs
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
  early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps""".split()
 REFUSES_MINUS = """
- dropout top_k min_new_tokens no_repeat_ngram_size validation_split_percentage
- test_split_percentage num_examples num_mistakes warmup_steps weight_decay adam_beta1
- adam_beta2 max_grad_norm label_smoothing_factor neftune_noise_alpha eval_delay seed
- data_seed dataloader_num_workers early_stopping_threshold""".split()
+ dropout lora_dropout top_k min_new_tokens no_repeat_ngram_size
+ validation_split_percentage test_split_percentage num_examples num_mistakes
+ warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm label_smoothing_factor
+ neftune_noise_alpha eval_delay seed data_seed dataloader_num_workers
+ early_stopping_threshold""".split()
 RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 
@@ -519,11 +520,13 @@ def test_the_checks_of_the_recipes(problems, read):
 
 
 def test_data_that_no_step_would_use():
-    values = dict.fromkeys(["dataset_name", "validation_file", "test_file"])
-    assert require_step_for_data({**values, "train_file": "a.txt"}) == [
+    names = "dataset_name train_file validation_file test_file do_train do_eval"
+    values = dict.fromkeys([*names.split(), "do_predict"])
+    values |= {"min_new_tokens": 0, "max_new_tokens": 5, "prompt": ["Once"]}
+    assert require_prompt_or_data({**values, "train_file": "a.txt"}) == [
         "train_file is used by --do_train, --do_eval or --do_predict only"
     ]
-    assert require_step_for_data({**values, "train_file": None}) == []
+    assert require_prompt_or_data(values) == []
 
 
 TASKS = {

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
-    "config hardware assets metrics parser supported arguments hub hubdata wheels",
+    "config hardware measure fastpath assets metrics parser supported arguments hub"
+    " hubdata wheels",
     "data data.formats data.read data.splits data.tokenize data.collate data.audit",
-    "models heads losses memory",
+    "models heads losses memory lora frozen packing",
     "trainer callbacks checkpoint",
-    "runs card report generation predictions",
+    "runs card report doctor generation predictions",
     "cli",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

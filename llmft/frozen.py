@@ -1,0 +1,151 @@
+"""Training a classifier's head on features that the frozen encoder made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from llmft.console import say
+
+_BATCH_TOKENS = 4096
+_PROBES = 4
+
+
+class CachedBackbone(nn.Module):
+    """Stands in for an encoder: ``input_ids`` of shape (batch, 1) are row numbers.
+
+    Args:
+        states: shape (rows, hidden), what the head reads of each text.
+        pooler: the encoder's own, or None.
+    """
+
+    def __init__(self, states: torch.Tensor, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.states = states  # no buffer: not to be saved
+        self.pooler = pooler
+
+    def forward(self, input_ids: torch.Tensor, **unused: Any) -> Any:
+        """Return the features of the rows."""
+        states = self.states[input_ids]
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=states,
+            pooler_output=None if self.pooler is None else self.pooler(states),
+        )
+
+
+def freeze_backbone(
+    model: Any, features: dict[str, Dataset], collate: Callable[[list[dict]], Any]
+) -> dict[str, Dataset]:
+    """Leave the head to be trained, on features that the encoder makes of each text.
+
+    A pooler counts as part of the head: sentence encoders come with an untrained one.
+
+    Equal texts are encoded once, texts of like length together. Where the head reads
+    more than the first or the last state of a text, nothing is cached, which is said.
+
+    Args:
+        features: ``input_ids`` and what else an example has, by split.
+        collate: makes a batch of examples with ``input_ids``.
+
+    Returns:
+        the data sets to train and evaluate on, whose ``input_ids`` are row numbers.
+        ``restore_backbone`` puts the encoder back.
+    """
+    for name, weight in model.base_model.named_parameters():
+        weight.requires_grad_(name.startswith("pooler."))
+    rows: dict[tuple[int, ...], int] = {}
+    numbers = {
+        split: [rows.setdefault(tuple(ids), len(rows)) for ids in data["input_ids"]]
+        for split, data in features.items()
+    }
+    texts = list(rows)
+    place = _place_that_the_head_reads(model, texts, collate)
+    if place is None:
+        say("  the head reads whole texts: features of the encoder are not cached")
+        return features
+    states = _encode(model, texts, collate, place)
+    total = sum(map(len, numbers.values()))
+    say(f"  features   {len(texts):,} different texts of {total:,} encoded once")
+    _replace(model, states)
+    return {
+        split: data.remove_columns(
+            [n for n in ("input_ids", "length") if n in data.column_names]
+        ).add_column("input_ids", [[i] for i in numbers[split]])
+        for split, data in features.items()
+    }
+
+
+def _replace(model: Any, states: torch.Tensor) -> None:
+    if "llmft_backbone" not in vars(model):
+        # Outside of the registered modules: neither saved nor trained meanwhile.
+        object.__setattr__(model, "llmft_backbone", model.base_model)
+    pooler = getattr(model.base_model, "pooler", None)
+    setattr(model, model.base_model_prefix, CachedBackbone(states, pooler))
+
+
+def restore_backbone(model: Any) -> None:
+    """Put the encoder back where ``freeze_backbone`` replaced it; else do nothing."""
+    backbone = vars(model).pop("llmft_backbone", None)
+    if backbone is not None:
+        setattr(model, model.base_model_prefix, backbone)
+
+
+def _place_that_the_head_reads(
+    model: Any, texts: list[tuple[int, ...]], collate: Callable
+) -> str | None:
+    """Return ``first`` or ``last`` if the logits follow from that state alone."""
+    probes = [texts[i] for i in range(0, len(texts), -(-len(texts) // _PROBES))]
+    training = model.training
+    model.eval()
+    batch = collate([{"input_ids": list(ids)} for ids in probes])
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        for place in ("first", "last"):
+            _replace(model, _encode(model, probes, collate, place, quiet=True))
+            rows = torch.arange(len(probes))[:, None]
+            try:
+                given = model(
+                    input_ids=rows, attention_mask=torch.ones_like(rows)
+                ).logits
+            finally:
+                restore_backbone(model)
+            if torch.allclose(given, wanted, atol=1e-4, rtol=1e-3):
+                model.train(training)
+                return place
+    model.train(training)
+    return None
+
+
+@torch.no_grad()
+def _encode(
+    model: Any,
+    texts: list[tuple[int, ...]],
+    collate: Callable,
+    place: str,
+    quiet: bool = False,
+) -> torch.Tensor:
+    """Return the state at ``place`` of each text, shape (texts, hidden)."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    states: list[Any] = [None] * len(texts)
+    bar = tqdm(total=len(texts), desc="encoding", unit="text", disable=quiet or None)
+    start = 0
+    while start < len(order):
+        size = max(1, _BATCH_TOKENS // len(texts[order[start]]))
+        chosen = order[start : start + size]
+        batch = collate([{"input_ids": list(texts[i])} for i in chosen])
+        output = model.base_model(**batch)
+        last = batch["attention_mask"].sum(1) - 1
+        at = torch.zeros_like(last) if place == "first" else last
+        kept = output[0][torch.arange(len(chosen)), at]
+        for k, i in enumerate(chosen):
+            states[i] = kept[k]
+        start += size
+        bar.update(len(chosen))
+    bar.close()
+    return torch.stack(states)
