@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from llmft import hardware, models
+from llmft import hardware, measure, models
 from llmft.arguments import ModelArguments
 from llmft.console import say, table
 from llmft.runs import versions
@@ -65,6 +65,9 @@ JOBS = {
     "mlm": Job("mlm", "mlm", 1800, 350, ("--num_examples", "0")),
     "classify": Job("classify", "classify", 1024, 192, ("--baseline", "false")),
     "causal": Job("generate", "generate", 80, 28, ("--max_new_tokens", "1")),
+    "lora": Job(
+        "generate", "generate", 80, 28, ("--max_new_tokens", "1", "--lora_r", "8")
+    ),
     "evaluation": Job("mlm", "evaluation", 1223, 300, ("--num_examples", "0"), 2),
     "sampling": Job("generate", "sampling", 160, 64, passes=2),
 }
@@ -128,7 +131,7 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
 def matmul_limit() -> float:
     """Return the fastest matrix multiplication of the two types, in GFLOP/s."""
     torch.set_num_threads(hardware.usable_cores())
-    return max(hardware.matmul_gflops(t, 0.5) for t in (torch.float32, torch.bfloat16))
+    return max(measure.matmul_gflops(t, 0.5) for t in (torch.float32, torch.bfloat16))
 
 
 def operations_per_token(job: Job, length: float) -> float:
