@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from llmft.hardware import Machine
 # batches of 8 x 128 tokens.
 SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
 _SECONDS = 0.12
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ def measure(machine: Machine, threads: int, length: int) -> Measurement:
         return Measurement(**json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         pass
+    fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
     eager, sdpa = attention_ms(length)
     found = Measurement(
         threads=threads,
-        fp32_gflops=matmul_gflops(torch.float32),
-        bf16_gflops=matmul_gflops(torch.bfloat16),
+        fp32_gflops=fp32,
+        bf16_gflops=bf16,
         bandwidth_gb_s=bandwidth_gb_s(),
         length=length,
         eager_ms=eager,
@@ -86,38 +87,53 @@ def measure(machine: Machine, threads: int, length: int) -> Measurement:
     return found
 
 
-def matmul_gflops(dtype: torch.dtype, seconds: float | None = None) -> float:
-    """Measure matrix multiplication in ``dtype``, in 1e9 operations per second.
+def matmul_gflops(*dtypes: torch.dtype, seconds: float | None = None) -> list[float]:
+    """Measure matrix multiplication in each of ``dtypes``, in 1e9 operations a second.
 
-    The geometric mean over ``SHAPES``. Stops after ``seconds`` for each, and after a
-    small product where that already shows a CPU that emulates the type (bf16 on AVX2:
-    1-2 GFLOP/s).
+    The geometric mean over ``SHAPES``, of at most ``seconds`` for each shape and type.
+    A small product already shows a CPU that emulates a type (bf16 on AVX2: 1-2
+    GFLOP/s): large ones are not tried then.
     """
-    given = _SECONDS if seconds is None else seconds
-    speeds = [_gflops(dtype, shape, given) for shape in SHAPES]
-    return math.exp(sum(math.log(speed) for speed in speeds) / len(speeds))
+    seconds = _SECONDS if seconds is None else seconds
+    logs = [0.0] * len(dtypes)
+    for rows, inner, columns in SHAPES:
+        operands = [
+            (torch.randn(rows, inner).to(t), torch.randn(inner, columns).to(t))
+            for t in dtypes
+        ]
+        # Three, since the first starts threads, and other programs may hold the cores.
+        probes = best_seconds([_product(a[:64], b) for a, b in operands], 0.0, least=3)
+        slow = [probe > seconds / 4 for probe in probes]
+        chosen = [
+            _product(a[:64] if emulated else a, b)
+            for (a, b), emulated in zip(operands, slow, strict=True)
+        ]
+        found = best_seconds(chosen, 0.0 if all(slow) else seconds * len(dtypes))
+        for i, took in enumerate(found):
+            size = 2e-9 * (64 if slow[i] else rows) * inner * columns
+            logs[i] += math.log(size / took) / len(SHAPES)
+    return [math.exp(x) for x in logs]
 
 
-def _gflops(dtype: torch.dtype, shape: tuple[int, int, int], seconds: float) -> float:
-    rows, inner, columns = shape
-    a = torch.randn(rows, inner).to(dtype)
-    b = torch.randn(inner, columns).to(dtype)
-    # Three, since the first starts threads, and other programs may hold the cores.
-    probe = best_seconds(lambda: a[:64] @ b, 0.0, least=3)
-    if probe > seconds / 4:
-        return 2e-9 * 64 * inner * columns / probe
-    return 2e-9 * rows * inner * columns / best_seconds(lambda: a @ b, seconds)
+def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: a @ b
 
 
-def best_seconds(work: Callable[[], Any], seconds: float, least: int = 2) -> float:
-    """Return the fastest of ``work``'s runs within ``seconds``, at least ``least``."""
-    best, runs = math.inf, 0
+def best_seconds(
+    works: Sequence[Callable[[], Any]], seconds: float, least: int = 2
+) -> list[float]:
+    """Return the fastest run of each of ``works`` within ``seconds`` in all.
+
+    They take turns, so that a pause of the machine hits all alike; at least ``least``.
+    """
+    best, rounds = [math.inf] * len(works), 0
     deadline = time.perf_counter() + seconds
-    while runs < least or time.perf_counter() < deadline:
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-        runs += 1
+    while rounds < least or time.perf_counter() < deadline:
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            best[i] = min(best[i], time.perf_counter() - start)
+        rounds += 1
     return best
 
 
@@ -126,7 +142,8 @@ def bandwidth_gb_s(seconds: float | None = None) -> float:
     source = torch.ones(2**25)  # 128 MiB, beyond most caches
     target = torch.ones_like(source)
     size = 2 * source.numel() * source.element_size()
-    return 1e-9 * size / best_seconds(lambda: target.copy_(source), seconds or _SECONDS)
+    (took,) = best_seconds([lambda: target.copy_(source)], seconds or _SECONDS)
+    return 1e-9 * size / took
 
 
 def attention_ms(length: int, seconds: float | None = None) -> tuple[float, float]:
@@ -140,16 +157,17 @@ def attention_ms(length: int, seconds: float | None = None) -> tuple[float, floa
     q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
     weight = torch.randn(shape)
 
-    def eager() -> torch.Tensor:
+    def backward(attended: torch.Tensor) -> None:
+        torch.autograd.grad((attended * weight).sum(), (q, k, v))
+
+    def eager() -> None:
         scores = q @ k.transpose(2, 3) * 32**-0.5
-        return scores.softmax(-1) @ v
+        backward(scores.softmax(-1) @ v)
 
-    def run(attention: Callable[[], torch.Tensor]) -> float:
-        return best_seconds(
-            lambda: torch.autograd.grad((attention() * weight).sum(), (q, k, v)),
-            _SECONDS if seconds is None else seconds,
-        )
+    def sdpa() -> None:
+        backward(scaled_dot_product_attention(q, k, v))
 
+    given = 3 * _SECONDS if seconds is None else seconds
+    eager_seconds, sdpa_seconds = best_seconds([eager, sdpa], given)
     scale = 8e3 / batch
-    sdpa = run(lambda: scaled_dot_product_attention(q, k, v))
-    return run(eager) * scale, sdpa * scale
+    return eager_seconds * scale, sdpa_seconds * scale

@@ -131,7 +131,7 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
 def matmul_limit() -> float:
     """Return the fastest matrix multiplication of the two types, in GFLOP/s."""
     torch.set_num_threads(hardware.usable_cores())
-    return max(measure.matmul_gflops(t, 0.5) for t in (torch.float32, torch.bfloat16))
+    return max(measure.matmul_gflops(torch.float32, torch.bfloat16, seconds=0.3))
 
 
 def operations_per_token(job: Job, length: float) -> float:

@@ -26,7 +26,7 @@ def test_figures_are_kept_for_the_machine_threads_and_length(tmp_path, monkeypat
     first = measure(PLAIN, 1, 32)
     assert first.threads == torch.get_num_threads() == 1
     assert min(first.fp32_gflops, first.bf16_gflops, first.bandwidth_gb_s) > 0
-    monkeypatch.setattr(module, "matmul_gflops", lambda dtype: 123.0)
+    monkeypatch.setattr(module, "matmul_gflops", lambda *types: [123.0, 45.0])
     assert measure(PLAIN, 1, 32) == first
     assert measure(PLAIN, 1, 48).fp32_gflops == 123
     assert measure(PLAIN, 2, 32).fp32_gflops == 123
@@ -75,9 +75,46 @@ def test_an_emulated_type_is_given_up_early(monkeypatch, gflops, first, rows):
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
     clocks = SimpleNamespace(perf_counter=lambda: clock[0])
     monkeypatch.setattr(module, "time", clocks)
-    assert matmul_gflops(torch.float32, seconds=0.15) == pytest.approx(gflops)
+    found = matmul_gflops(torch.float32, torch.bfloat16, seconds=0.15)
+    assert found == pytest.approx([gflops] * 2)
     assert set(seen) == rows
-    assert clock[0] < 0.9
+    assert clock[0] < 1.5
+
+
+def test_only_the_emulated_of_two_types_is_given_up(monkeypatch):
+    clock, seen = [0.0], set()
+
+    def product(a, b):
+        speed = {torch.float32: 160, torch.bfloat16: 1.5}[a.dtype]
+        seen.add((a.dtype, len(a)))
+        clock[0] += 2e-9 * a.numel() * b.shape[1] / speed
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    clocks = SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(module, "time", clocks)
+    found = matmul_gflops(torch.float32, torch.bfloat16, seconds=0.15)
+    assert found == pytest.approx([160, 1.5])
+    assert (torch.float32, 1024) in seen
+    assert (torch.bfloat16, 1024) not in seen
+
+
+def test_works_take_turns(monkeypatch):
+    clock, order = [0.0], []
+    clocks = SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(module, "time", clocks)
+
+    def work(name, *times):
+        left = iter(times)
+
+        def run():
+            order.append(name)
+            clock[0] += next(left)
+
+        return run
+
+    works = [work("a", 3.0, 1.0, 2.0), work("b", 5.0, 6.0, 4.0)]
+    assert module.best_seconds(works, 16.0) == [1.0, 4.0]
+    assert order == ["a", "b"] * 3
 
 
 def test_attention_of_long_sequences_stays_small():
