@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
             ["accuracy", "f1_macro", "matthews_correlation", "log_loss"],
             "classify",
             *("--do_predict", "--test_file", "NEW.csv"),
-            keep=["max_seq_length", "text_column_name"],
+            keep=["max_seq_length", "text_column_name", "label_column_name"],
             notes=notes,
         )
 

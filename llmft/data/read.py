@@ -126,7 +126,7 @@ def from_rows(lines: list[Line], name: str, columns: Columns) -> Source:
             first |= {n: v for n, v in row.items() if first.get(n) is None}
     strings = [n for n, value in first.items() if isinstance(value, str)]
     wanted = _choose(list(first), strings, columns, name)
-    source = _source(rows, wanted, name, list(first), columns.label_optional)
+    source = _source(rows, wanted, name, list(first), columns)
     if len(rows) < len(lines):
         passed = f"{len(lines) - len(rows):,} empty lines passed over"
         return replace(source, notes=[*source.notes, passed])
@@ -138,7 +138,7 @@ def _source(
     wanted: dict[str, str],
     name: str,
     names: list[str],
-    label_optional: bool,
+    columns: Columns,
 ) -> Source:
     """Make a ``Source`` of the ``wanted`` columns; check every value.
 
@@ -147,12 +147,14 @@ def _source(
     wanted, notes = dict(wanted), []
     label = wanted.get("label")
     if (
-        label_optional
+        columns.label_optional
         and label is not None
         and all(row.get(label) in (None, "") for _, row in rows)
     ):
         del wanted["label"]
         notes = [f"{label!r} is empty in all rows"]
+    elif columns.label_optional and columns.label not in (None, *names):
+        notes = [f"there is no column {columns.label!r}"]
     values: dict[str, list[str]] = {key: [] for key in wanted}
     for line, row in rows:
         for key, column in wanted.items():
@@ -205,21 +207,24 @@ def pick(
 ) -> tuple[str, str | None]:
     """Choose the text and label columns; raise DataError where that is a guess."""
     text, label = columns.text, columns.label
+    optional = columns.label_optional
+    if optional and label not in names:
+        label = None
     if not names:
         raise DataError("rows without columns", "expected text", path=source)
     if columns.needs_label and label is None:
         known = [n for n in _LABEL_NAMES if n in names and n != text]
         others = [n for n in names if n != text]
-        if not known and text is not None and len(others) == 1:
+        if not known and text is not None and len(others) == 1 and not optional:
             known = others
-        if not known and not columns.label_optional:
+        if not known and not optional:
             raise DataError(
                 "no label column found",
                 f"columns are {listed(names)}",
                 "name it with --label_column_name",
                 path=source,
             )
-        label = known[0] if known else None
+        label = known[0] if known and not (optional and columns.label) else None
     if text is None:
         candidates = [n for n in strings if n not in (label, columns.group)]
         known = [n for n in _TEXT_NAMES if n in names] or candidates
@@ -269,7 +274,7 @@ def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
         for cells in zip(*read.values(), strict=True)
     )
     numbered = list(enumerate(rows, 1))
-    return _source(numbered, wanted, name, names, columns.label_optional)
+    return _source(numbered, wanted, name, names, columns)
 
 
 def read_asset(name: str, config: str | None) -> Source:

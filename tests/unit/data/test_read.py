@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -506,6 +507,24 @@ def test_a_test_with_labels_in_some_rows(tmp_path, name):
     assert source.notes == ["columns not used: 'label'", "'label' is empty in all rows"]
     with pytest.raises(DataError, match=r"b\.csv:2: 'label' is ''"):
         read_file(tmp_path / "b.csv", LABELLED)
+
+
+def test_a_test_without_its_label_column_is_only_predicted(tmp_path):
+    """Another column is never taken for the label there, were it the only one."""
+    write_csv(tmp_path / "a.csv", [{"id": "1", "review": "fine"}])
+    unnamed = Columns("review", None, needs_label=True, label_optional=True)
+    source = read_file(tmp_path / "a.csv", unnamed)
+    assert source.dataset.to_dict() == {"text": ["fine"]}
+    assert source.notes == ["text = 'review'", "columns not used: 'id'"]
+    named = replace(unnamed, label="verdict")
+    assert read_file(tmp_path / "a.csv", named).notes == [
+        *source.notes,
+        "there is no column 'verdict'",
+    ]
+    write_csv(tmp_path / "b.csv", [{"label": "x", "review": "fine"}])
+    assert "label" not in read_file(tmp_path / "b.csv", named).dataset.column_names
+    with pytest.raises(DataError, match="no column 'verdict'"):
+        read_file(tmp_path / "b.csv", replace(named, label_optional=False))
 
 
 def test_missing_files(tmp_path):
