@@ -215,9 +215,12 @@ def _follow(
         follows["load_best_model_at_end"] = (False, "no evaluation in training")
         follows["early_stopping_patience"] = (None, "no evaluation in training")
     elif values["do_train"] and values["load_best_model_at_end"]:
+        # What is given of one holds for the other: the best checkpoint needs both.
         for part in ("strategy", "steps"):
-            if f"eval_{part}" in given:
-                follows[f"save_{part}"] = (values[f"eval_{part}"], f"eval_{part}")
+            for one, other in (("save", "eval"), ("eval", "save")):
+                if f"{one}_{part}" in given and values[f"{one}_{part}"] != "best":
+                    followed = (values[f"{one}_{part}"], f"{one}_{part}")
+                    follows[f"{other}_{part}"] = followed
     if "bf16" in given and values["precision"] == "auto":
         origins.pop("precision", None)
         bf16 = values["bf16"]
@@ -329,6 +332,8 @@ def require_something_to_do(v: dict[str, Any]) -> list[str]:
 def require_data(v: dict[str, Any]) -> list[str]:
     """Return the problems of a recipe's model and data source."""
     problems = []
+    if v.get("freeze_backbone") and not v["do_train"]:
+        problems.append("freeze_backbone is of training: add --do_train")
     if not v["model_name_or_path"]:
         problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
     files = [v["train_file"], v["validation_file"], v["test_file"]]
@@ -345,6 +350,12 @@ def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
     least, most = v["min_new_tokens"], v["max_new_tokens"]
     if least > most:
         problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    lora = [n for n in v if n.startswith("lora_") and n != "lora_r"]
+    changed = [n for n in lora if v[n] not in (None, 0.0, "merged")]
+    if v["lora_r"] is None and changed:
+        problems.append(f"{', '.join(changed)} without lora_r has no effect")
+    if v["lora_r"] is not None and not v["do_train"]:
+        problems.append("lora_r is of training: add --do_train")
     if any(v[name] for name in _ACTIONS):
         return problems + require_data(v)
     problems += [

@@ -342,6 +342,9 @@ def as_fault(
             " to keep the same total) or max_seq_length",
         )
     reason, path = None, None
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ValueError) and "closed file" in said and cause:
+        return as_fault(cause, place)  # what closed it, as a full disk under datasets
     if isinstance(error, OSError) and error.errno is not None:
         reason, path = os.strerror(error.errno), error.filename
     elif number := re.search(r"\(os error (\d+)\)", said):  # safetensors, tokenizers

@@ -7,17 +7,24 @@ always wins.
 from __future__ import annotations
 
 import ctypes
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from llmft import hardware
 from llmft.arguments import ModelArguments, TrainingArguments
 from llmft.hardware import Machine
-from llmft.measure import Measurement, measure
+from llmft.measure import LONGEST, Measurement, measure
 
 # bf16 autocast also casts weights and activations: below this, fp32 wins.
 BF16_MUST_GAIN = 1.3
+# Where other programs disturb the measurement, only a clear difference counts.
+BF16_MUST_GAIN_BUSY = 3.0
+EAGER_UP_TO = 256
+_BUSY = "other programs run, so that little can be measured"
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,14 @@ def choose_threads(machine: Machine, given: int | None) -> Choice:
 
 def choose_precision(m: Measurement, given: str | None) -> Choice:
     """Choose bf16 where it multiplies at least ``BF16_MUST_GAIN`` times as fast."""
-    pays = m.bf16_gflops >= BF16_MUST_GAIN * m.fp32_gflops
+    must_gain = BF16_MUST_GAIN_BUSY if m.busy else BF16_MUST_GAIN
+    pays = m.bf16_gflops >= must_gain * m.fp32_gflops
     measured = (
         f"matrix multiply: {m.bf16_gflops:,.0f} GFLOP/s in bf16,"
         f" {m.fp32_gflops:,.0f} in fp32"
     )
+    if m.busy:
+        measured += f"; {_BUSY}"
     if given is None:
         return Choice("precision", "bf16" if pays else "fp32", measured)
     slow = "; the other is faster here" if pays != (given == "bf16") else ""
@@ -76,6 +86,9 @@ def choose_attention(m: Measurement, given: Given) -> Choice:
         return Choice("attention", given.attn_implementation, "was given")
     if not given.trains:
         return Choice("attention", "sdpa", "fast where nothing is trained")
+    if m.busy:
+        likely = "eager" if m.length <= EAGER_UP_TO else "sdpa"
+        return Choice("attention", likely, f"{_BUSY}: by the length")
     faster = "eager" if m.eager_ms < m.sdpa_ms else "sdpa"
     measured = (
         f"forward and backward at length {m.length}: eager {m.eager_ms:.1f} ms,"
@@ -99,13 +112,14 @@ def prepare(
     """Measure, choose and set for this run; return what and why.
 
     Sets torch's threads, the allocator, ``args.bf16`` with ``args.mixed_precision``,
-    and ``model_args.attn_implementation``.
+    and ``model_args.attn_implementation``. A run that is resumed keeps its choices.
     """
     asked = "bf16" if args.bf16 else args.precision
+    before = _choices_of(args.resume_from_checkpoint)
     given = Given(
         threads=args.num_threads,
-        precision=None if asked == "auto" else asked,
-        attn_implementation=model_args.attn_implementation,
+        precision=before.get("precision") if asked == "auto" else asked,
+        attn_implementation=model_args.attn_implementation or before.get("attention"),
         trains=args.do_train,
     )
     if args.device.type != "cpu":
@@ -113,7 +127,7 @@ def prepare(
     machine = hardware.detect()
     threads = int(choose_threads(machine, given.threads).value)
     torch.set_num_threads(threads)
-    choices = choose(machine, measure(machine, threads, length), given)
+    choices = choose(machine, measure(machine, threads, min(length, LONGEST)), given)
     if not args.use_cpu:
         choices.append(Choice("device", "cpu", "use_cpu is false, but there is no GPU"))
     if tune_allocator():
@@ -124,6 +138,17 @@ def prepare(
     if values["attention"] == "eager":  # else transformers takes the best it has
         model_args.attn_implementation = "eager"
     return choices
+
+
+def _choices_of(checkpoint: Any) -> dict[str, str]:
+    """Return the choices of the run that goes on from ``checkpoint``, by name."""
+    if not checkpoint:
+        return {}
+    try:
+        text = (Path(checkpoint).parent.parent / "run.json").read_text("utf-8")
+        return {n: c["value"] for n, c in json.loads(text)["choices"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _as_asked(args: TrainingArguments) -> Choice:

@@ -22,7 +22,7 @@ from llmft import hardware
 from llmft.arguments import GenerationModelArguments
 from llmft.console import say
 from llmft.errors import ConfigError, NonFiniteError
-from llmft.models import position_limit
+from llmft.fits import position_limit
 
 
 class _Terminal(TextStreamer):

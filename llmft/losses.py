@@ -188,8 +188,6 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Return the next-token cross entropy without ever holding all logits.
 
-    torch computes logits and gradients for ``LOGIT_ROWS`` positions at a time.
-
     Args:
         states: hidden states before the head, shape (batch, length, hidden).
         head: the output layer, as ``plain_head`` returns it.
@@ -200,24 +198,65 @@ def next_token_loss(
     wanted = labels[:, 1:].flatten()
     keep = (wanted != IGNORED).nonzero()[:, 0]
     count = len(keep) if num_items_in_batch is None else int(num_items_in_batch)
-    operands = [states[:, :-1].flatten(0, 1), head.weight, head.bias]
+    rows = states[:, :-1].flatten(0, 1)
     if len(keep) < len(wanted):
-        operands[0], wanted = operands[0][keep], wanted[keep]
-    if torch.is_autocast_enabled("cpu"):  # which does not reach into a custom op
-        dtype = torch.get_autocast_dtype("cpu")
-        operands = [None if x is None else x.to(dtype) for x in operands]
-    rows, weight, bias = operands
-    total = nn.functional.linear_cross_entropy(
-        rows,
-        weight,
-        wanted,
-        linear_bias=bias,
-        reduction="sum",
-        options=nn.LinearCrossEntropyOptions(
-            batch_chunk_size=LOGIT_ROWS, chunking_method=None
-        ),
-    )
-    return total.float() / max(count, 1)
+        rows, wanted = rows[keep], wanted[keep]
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else rows.dtype
+    total = _ChunkedCrossEntropy.apply(rows, head.weight, head.bias, wanted, dtype)
+    return total / max(count, 1)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of a linear layer, ``LOGIT_ROWS`` rows at a time.
+
+    Gradients are made together with the loss, while the logits are there. Products
+    are in ``dtype``, sums in float32. torch's own ``linear_cross_entropy`` also sums
+    in bf16: its loss was 9 % off for 32,768 tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        wanted: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Return the sum over ``rows`` (n, hidden) for ``weight`` (classes, hidden)."""
+        inputs, matrix = rows.detach().to(dtype), weight.detach().to(dtype)
+        total = torch.zeros((), dtype=torch.float64)
+        of_rows = torch.empty_like(inputs)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        for start in range(0, len(inputs), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            logits = (inputs[part] @ matrix.T).float()
+            if bias is not None:
+                logits += bias.detach()
+            chosen = wanted[part, None]
+            norms = logits.logsumexp(-1, keepdim=True)
+            total += (norms - logits.gather(1, chosen)).sum(dtype=torch.float64)
+            slope = logits.sub_(norms).exp_()
+            slope.scatter_add_(1, chosen, torch.full_like(norms, -1.0))
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+            slope = slope.to(dtype)
+            of_rows[part] = slope @ matrix
+            if of_weight is not None and dtype == of_weight.dtype:
+                of_weight.addmm_(slope.T, inputs[part])
+            elif of_weight is not None:
+                of_weight += slope.T @ inputs[part]
+        ctx.gradients = (of_rows.to(rows.dtype), of_weight, of_bias)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> Any:
+        """Scale the gradients; they are used up."""
+        found = [None if g is None else g.mul_(scale) for g in ctx.gradients]
+        del ctx.gradients
+        return (*found, None, None)
 
 
 def next_token_statistics(

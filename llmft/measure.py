@@ -25,6 +25,7 @@ from llmft.hardware import Machine
 # batches of 8 x 128 tokens.
 SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
 _SECONDS = 0.12
+LONGEST = 1024  # a measurement at more would take longer than it saves
 _CACHE_VERSION = 2
 
 
@@ -63,8 +64,10 @@ def measure(machine: Machine, threads: int, length: int) -> Measurement:
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = assets.cache_home() / "hardware" / f"{digest}.json"
     try:
-        return Measurement(**json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text("utf-8"))
+        if all(isinstance(value, int | float) for value in kept.values()):
+            return Measurement(**kept)
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
     fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
     eager, sdpa = attention_ms(length)

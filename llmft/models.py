@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmft import assets, heads, hub, lora
+from llmft import assets, fits, heads, hub, lora
 from llmft.arguments import ModelArguments
 from llmft.console import as_fault, say, warn
 from llmft.data.tokenize import LabelNames, tokenizer_fingerprint
@@ -64,6 +64,12 @@ def locate(args: ModelArguments, task: Task) -> Located:
     name = args.model_name_or_path or ""
     located = _find(name, args.model_revision, alternative)
     folder = Path(located.path_or_id)
+    if task != "causal-lm" and lora.base_of(located.path_or_id):
+        raise ConfigError(
+            "an adapter of a causal model; expected a model for this task; see"
+            " recipes/generate.py",
+            path=located.name,
+        )
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise _no_safetensors(located)
     return located
@@ -271,10 +277,9 @@ def load_model(
             few embeddings for the tokenizer.
     """
     if base := lora.base_of(located.path_or_id):
-        found = locate(replace(args, model_name_or_path=base), task)
-        say(f"adapter    {located.name}, merged into {base}")
-        model = load_model(found, args, task, tokenizer, dtype=dtype)
-        check_fits(model, tokenizer, max_seq_length)
+        inner = _base_of_adapter(base, located, args, task)
+        model = load_model(inner, args, task, tokenizer, dtype=dtype)
+        fits.check_fits(model, tokenizer, max_seq_length)
         return lora.apply_adapter(model, located.path_or_id)
     config = _from_pretrained(AutoConfig, located)
     why, note = heads.set_names(config, label_names) if label_names else ("", "")
@@ -304,8 +309,22 @@ def load_model(
         warn(f"{located.name} has no trained {task} head: {meaning}")
     if task == "masked-lm":
         heads.start_as_identity(model, new)
-    check_fits(model, tokenizer, max_seq_length)
+    if task == "causal-lm":
+        fits.require_causal(model, located.name)
+    fits.check_fits(model, tokenizer, max_seq_length)
     return model
+
+
+def _base_of_adapter(
+    base: str, located: Located, args: ModelArguments, task: Task
+) -> Located:
+    try:
+        found = locate(replace(args, model_name_or_path=base), task)
+    except LlmftError as error:
+        said = f"the adapter's base model {base}: {error.found}"
+        raise type(error)(said, path=located.name) from error
+    say(f"adapter    {located.name}, merged into {base}")
+    return found
 
 
 def label_names(located: Located, train: Dataset | None) -> LabelNames:
@@ -328,34 +347,6 @@ def set_dropout(config: Any, dropout: float) -> None:
         is_rate = "dropout" in name or name.endswith("pdrop")
         if is_rate and isinstance(value, float | int) and not isinstance(value, bool):
             setattr(config, name, dropout)
-
-
-def check_fits(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
-) -> None:
-    """Raise ConfigError where token ids or positions would run out of the tables."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for"
-            f" {rows:,}: use the tokenizer that the model was made with"
-        )
-    positions = position_limit(model)
-    if positions is not None and max_seq_length > positions:
-        raise ConfigError(
-            f"max_seq_length is {max_seq_length}, this model has {positions} positions"
-        )
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Return the longest sequence that the model's position table allows, if any."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    embeddings = getattr(model.base_model, "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    if limit is not None and padding is not None:
-        return limit - padding - 1  # RoBERTa counts from padding_idx + 1
-    return limit
 
 
 def identity(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -311,7 +311,8 @@ def _add_flag(
     choices = [str(c) for kind in kinds for c in _choices(kind)]
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
     shown = default.value if isinstance(default, enum.Enum) else default
-    said = " ".join(f"{said} (default: {shown})".split()).replace("%", "%%")
+    said = " ".join(f"{said} (default: {shown})".split())
+    said = said.replace("%%", "%").replace("%", "%%")
     said = said if shown_in_help else argparse.SUPPRESS
     options: dict[str, Any] = {"action": Keep, "dest": name, "help": said}
     if bool in kinds:

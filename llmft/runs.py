@@ -130,6 +130,8 @@ def start(
         if whole and (stopped or isinstance(fault, EnvironmentFault)):
             command = checkpoint.resume_command(sys.argv, whole)
             say("go on      " + _SECRET.sub(r"\1<hidden>", command))
+        elif stopped and args.training.do_train:
+            say("no checkpoint was due yet: start anew; --save_steps saves more often")
         if fault is None or fault is error:
             raise
         raise fault from error
@@ -226,10 +228,12 @@ def _speed(trainer: LlmftTrainer, seconds: float) -> dict[str, Any]:
         speed |= {
             "train_seconds": runtime,
             "train_samples_per_second": samples,
-            "train_tokens_per_second": round(samples * sum(lengths) / len(lengths), 1),
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
         }
+        if max(lengths) > 1:  # else these are numbers of cached features
+            rate = samples * sum(lengths) / len(lengths)
+            speed["train_tokens_per_second"] = round(rate, 1)
     return speed
 
 
@@ -239,14 +243,15 @@ def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
     for choice in choices:
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     t = args.training
-    if train is None or not t.do_train:
-        return
-    batch = t.train_batch_size * t.gradient_accumulation_steps
-    steps, per_epoch = training_steps(t, len(train))
-    say(
-        f"  {'training':<10} {steps:,} steps of {batch} examples,"
-        f" {steps / per_epoch:.3g} epochs, learning rate {t.learning_rate:g}"
-    )
+    if train is not None and t.do_train:
+        batch = t.train_batch_size * t.gradient_accumulation_steps
+        steps, per_epoch = training_steps(t, len(train))
+        say(
+            f"  {'training':<10} {steps:,} steps of {batch} examples,"
+            f" {steps / per_epoch:.3g} epochs, learning rate {t.learning_rate:g}"
+        )
+    if t.dry_run:
+        say("\ndry run    all checks passed; nothing was written")
 
 
 def training_steps(args: TrainingArguments, examples: int) -> tuple[int, int]:
@@ -305,6 +310,8 @@ def report(
         say(note)
     given = {name: entry["value"] for name, entry in run.record["arguments"].items()}
     say(f"\nrun        {_short(run.folder)}")
+    if (run.folder / "predictions.jsonl").is_file():
+        say(f"rows       {_short(run.folder / 'predictions.jsonl')}")
     if given["do_train"] and "tensorboard" in given["report_to"]:
         logs = shlex.quote(_short(run.folder / "logs"))
         say(f"curves     {_tool('tensorboard')} --logdir {logs}")

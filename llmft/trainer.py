@@ -35,6 +35,7 @@ class LlmftTrainer(Trainer):
         task: Literal["masked-lm", "causal-lm", "classification"],
         **kwargs: Any,
     ):
+        kwargs.setdefault("preprocess_logits_for_metrics", _logits_alone)
         super().__init__(compute_loss_func=self._loss, **kwargs)
         self.task = task
         self.model_accepts_loss_kwargs = False  # the count of labels goes to our loss
@@ -184,6 +185,11 @@ class LlmftTrainer(Trainer):
             "weights of the model that are not finite give this, or bf16 where fp32"
             " is needed: try --precision fp32, or another model",
         )
+
+
+def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:
+    """Return the logits of a model that also returns states (BART)."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class _Order(SequentialSampler):

@@ -287,7 +287,7 @@ def test_all_problems_in_one_message(problems):
             " load_best_model_at_end is on",
         ),
         (
-            "--do_train --eval_strategy steps --save_steps 25",
+            "--do_train --eval_strategy steps --eval_steps 10 --save_steps 25",
             "save_steps (25) must be a multiple of eval_steps (10) where"
             " load_best_model_at_end is on",
         ),
@@ -523,10 +523,17 @@ def test_data_that_no_step_would_use():
     names = "dataset_name train_file validation_file test_file do_train do_eval"
     values = dict.fromkeys([*names.split(), "do_predict"])
     values |= {"min_new_tokens": 0, "max_new_tokens": 5, "prompt": ["Once"]}
+    values |= {"lora_r": None, "lora_alpha": None, "lora_save": "merged"}
     assert require_prompt_or_data({**values, "train_file": "a.txt"}) == [
         "train_file is used by --do_train, --do_eval or --do_predict only"
     ]
     assert require_prompt_or_data(values) == []
+    assert require_prompt_or_data({**values, "lora_alpha": 4}) == [
+        "lora_alpha without lora_r has no effect"
+    ]
+    assert require_prompt_or_data({**values, "lora_r": 4}) == [
+        "lora_r is of training: add --do_train"
+    ]
 
 
 TASKS = {

@@ -1,5 +1,6 @@
 """The table of choices, on machines that are faked, and their effect on a run."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -88,6 +89,29 @@ def test_what_the_user_gave_wins_with_a_word_where_it_is_slower():
     ]
 
 
+def test_a_busy_machine_decides_by_what_is_clear():
+    noisy = replace(SPEEDS, busy=True, eager_ms=9.0)
+    assert [c.value for c in choose(PLAIN, noisy, Given())] == ["8", "fp32", "eager"]
+    assert "other programs run" in choose(PLAIN, noisy, Given())[1].reason
+    amx = replace(noisy, bf16_gflops=900, length=512)
+    assert [c.value for c in choose(PLAIN, amx, Given())] == ["8", "bf16", "sdpa"]
+
+
+def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "detect", lambda: PLAIN)
+    monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: SPEEDS)
+    choices = {"precision": {"value": "fp32"}, "attention": {"value": "sdpa"}}
+    (tmp_path / "run.json").write_text(json.dumps({"choices": choices}))
+    args = TrainingArguments(do_train=True, num_threads=1)
+    args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
+    found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
+    assert (found["precision"], found["attention"]) == ("fp32", "sdpa")
+    assert args.bf16 is False
+    (tmp_path / "run.json").write_text("[]")
+    found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
+    assert (found["precision"], found["attention"]) == ("bf16", "eager")
+
+
 def test_reasons_of_the_threads():
     two = replace(PLAIN, cores=16, physical_cores=8, logical_cores=16)
     assert choose(two, SPEEDS, Given())[0].reason == (
@@ -140,6 +164,7 @@ def test_prepare_sets_what_it_chose(monkeypatch, bf16, given, precision):
 def test_precision_on_a_gpu_is_what_was_asked_for(given, value):
     args = SimpleNamespace(use_cpu=False, fp16=False, bf16=False, precision="auto")
     vars(args).update(num_threads=None, do_train=True, device=torch.device("cuda"))
+    args.resume_from_checkpoint = None
     vars(args).update(given)
     choices = fastpath.prepare(args, ModelArguments(), 128)
     assert choices == [Choice("precision", value, "not measured on cuda")]

@@ -94,6 +94,76 @@ def test_without_rank_nothing_changes(base):
 
 def test_layers_that_are_not_there_are_named(base):
     args = GenerationModelArguments(lora_r=4, lora_target_modules=["query"])
-    with pytest.raises(ConfigError, match=r"lora_target_modules is \['query'\]") as e:
+    with pytest.raises(ConfigError, match="no layer is called query; there are") as e:
         add_lora(AutoModelForCausalLM.from_pretrained(base), args)
     assert "q_proj" in str(e.value)
+
+
+def save_adapter(tmp_path, base):
+    args = GenerationModelArguments(lora_r=4, lora_save="adapter")
+    trained(tmp_path, base, args).save_pretrained(tmp_path / "model")
+    tiny.bpe_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def load(folder, task="causal-lm"):
+    args = ModelArguments(model_name_or_path=str(folder))
+    located = models.locate(args, task)
+    tokenizer = models.load_tokenizer(located, args, task)
+    return models.load_model(located, args, task, tokenizer)
+
+
+def test_a_second_adapter_needs_the_first_merged(tmp_path, base):
+    folder = save_adapter(tmp_path, base)
+    args = GenerationModelArguments(
+        model_name_or_path=str(folder), lora_r=4, lora_save="adapter"
+    )
+    with pytest.raises(ConfigError, match="is an adapter, merged before training"):
+        add_lora(load(folder), args)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_embeddings_are_no_targets(base, layer):
+    args = GenerationModelArguments(lora_r=4, lora_target_modules=["q_proj", layer])
+    with pytest.raises(ConfigError, match=f"{layer} is an embedding, which may be"):
+        add_lora(AutoModelForCausalLM.from_pretrained(base), args)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("{", "does not name a model"),
+        ('{"base_model_name_or_path": null}', "does not name a model"),
+        ('{"base_model_name_or_path": "SELF"}', "does not name a model"),
+        ('{"base_model_name_or_path": "/nowhere/x"}', "the adapter's base model /now"),
+    ],
+)
+def test_a_damaged_adapter_config(tmp_path, base, damage, said):
+    folder = save_adapter(tmp_path, base)
+    text = damage.replace("SELF", str(folder))
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load(folder)
+
+
+def test_damaged_adapter_weights(tmp_path, base):
+    folder = save_adapter(tmp_path, base)
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ConfigError, match="the adapter does not fit its base model"):
+        load(folder)
+
+
+def test_an_adapter_is_no_model_for_other_tasks(tmp_path, base):
+    folder = save_adapter(tmp_path, base)
+    with pytest.raises(ConfigError, match="an adapter of a causal model"):
+        load(folder, "classification")
+
+
+def test_an_adapter_loads_from_every_folder(tmp_path, base, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained("base")
+    args = GenerationModelArguments(lora_r=4, lora_save="adapter")
+    add_lora(model, args).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)

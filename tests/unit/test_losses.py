@@ -300,3 +300,29 @@ def test_next_token_statistics_are_those_of_all_logits(rows):
         logits = model(input_ids=ids).logits.numpy()
     wanted = statistics_by_hand(logits[:, :-1], labels[:, 1:].numpy())
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_the_chunked_loss_in_bf16_does_not_drift_with_the_tokens():
+    """Sums are float32: in bf16, 8,192 tokens were 1 % off, 32,768 were 9 %."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, VOCABULARY, bias=False)
+    states = torch.randn(4, 2049, 16)
+    labels = torch.randint(0, VOCABULARY, (4, 2049))
+    wanted = functional.cross_entropy(
+        head(states)[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_token_loss(states, head, labels)
+    torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=0)
+    (found,) = torch.autograd.grad(loss, head.weight)
+    (exact,) = torch.autograd.grad(wanted, head.weight)
+    assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    model = tiny.model("llama", "causal-lm", VOCABULARY).eval()
+    model.lm_head.weight.requires_grad_(False)
+    ids, labels = causal_batch()
+    chunked_loss(model, ids, labels).backward()
+    assert model.lm_head.weight.grad is None
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.any()

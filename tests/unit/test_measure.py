@@ -34,7 +34,10 @@ def test_figures_are_kept_for_the_machine_threads_and_length(tmp_path, monkeypat
     assert len(list((tmp_path / "hardware").glob("*.json"))) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"threads": 1}', '{"x": 1}'])
+NULLS = json.dumps(dict.fromkeys(Measurement.__dataclass_fields__))
+
+
+@pytest.mark.parametrize("content", ["", '{"x": 1}', NULLS])
 def test_a_damaged_file_is_measured_again(tmp_path, monkeypatch, content):
     monkeypatch.setattr(module, "_SECONDS", 0.01)
     measure(PLAIN, 1, 32)

@@ -13,7 +13,7 @@ from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
 from torch import nn
 
-from llmft import models
+from llmft import fits, models
 from llmft.arguments import ModelArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.hub import Located
@@ -91,7 +91,7 @@ def test_another_tokenizer(tiny_gpt2, tiny_bert):
 )
 def test_position_limit_is_where_the_model_itself_gives_up(kind, task, limit):
     model = tiny.model(kind, task, 160).eval()
-    assert models.position_limit(model) == limit
+    assert fits.position_limit(model) == limit
     with torch.no_grad():
         model(torch.full((1, limit), 7))
         with pytest.raises((IndexError, RuntimeError)):
@@ -398,3 +398,10 @@ def test_a_pickle_on_the_hub_is_asked_for_at_the_commit(
     assert [error.exit_code for error in errors] == [7, 5]
     assert str(errors[0]).startswith("UnsafeArtifactError owner/pickle: the weights")
     assert {path.split("/")[4] for _, path in server.log} == {COMMIT}
+
+
+def test_a_model_that_sees_the_future_is_no_causal_one():
+    with pytest.raises(ConfigError, match="sees the words that it should predict"):
+        fits.require_causal(tiny.model("bert", "causal-lm", 500), "b")
+    for kind in ("llama", "gpt2", "opt", "bloom"):
+        fits.require_causal(tiny.model(kind, "causal-lm", 500), kind)

@@ -271,6 +271,18 @@ def test_predictions_come_in_the_order_of_the_data(wordpiece, tmp_path):
         np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_classifier_that_also_returns_states(wordpiece, tmp_path):
+    """As BART does: what is judged are the logits."""
+    trainer = classifier(wordpiece, arguments(tmp_path))
+    plain = trainer.predict(trainer.eval_dataset).predictions
+    trainer.model.config.output_hidden_states = True
+    predicted = trainer.predict(trainer.eval_dataset)
+    np.testing.assert_array_equal(predicted.predictions, plain)
+    unlabelled = trainer.eval_dataset.remove_columns("label")
+    found = trainer.predict(unlabelled).predictions
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_lengths_are_a_list_to_the_sampler(wordpiece, tmp_path):
     """A column reads each length by itself. The order is that of Trainer."""
     orders = []
