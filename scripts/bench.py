@@ -50,7 +50,8 @@ class Job:
 
     Attributes:
         size, quick_size: rows of training data, or tokens to write.
-        passes: operations for a multiply-add of the forward pass, see above.
+        passes: operations for a multiply-add of the forward pass, see above; 4 where
+            the weights are frozen and have no gradient.
     """
 
     recipe: str
@@ -66,7 +67,9 @@ JOBS = {
     "classify": Job("classify", "classify", 1024, 192, ("--baseline", "false")),
     "causal": Job("generate", "generate", 80, 28, ("--max_new_tokens", "1")),
     "lora": Job(
-        "generate", "generate", 80, 28, ("--max_new_tokens", "1", "--lora_r", "8")
+        *("generate", "generate", 80, 28),
+        ("--max_new_tokens", "1", "--lora_r", "8"),
+        passes=4,
     ),
     "evaluation": Job("mlm", "evaluation", 1223, 300, ("--num_examples", "0"), 2),
     "sampling": Job("generate", "sampling", 160, 64, passes=2),
@@ -265,13 +268,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     args = parser.parse_args()
     extra = ["--precision", args.precision]
+    machine = hardware.detect()
     about = {
-        "cpu": hardware.cpu_name(),
-        "cores": hardware.usable_cores(),
+        "cpu": machine.cpu,
+        "features": machine.features,
+        "cores": machine.cores,
+        "threads": machine.physical_cores,
         "precision": args.precision,
         "versions": versions(),
     }
-    say(f"{about['cpu']}, {about['cores']} cores, precision {args.precision}")
+    say(f"{machine.cpu}, {machine.cores} cores, precision {args.precision}")
+    for line in hardware.warnings(machine):
+        say(f"  - {line}")
     if args.quality:
         record = {**about, "quality": quality(args.jobs, extra)}
     else:

@@ -77,8 +77,9 @@ def examples(recipe, tokenizer, rows, seed):
         for split, part in parts.items()
     }
     if causal:
-        blocks = {s: b.remove_columns("row") for s, b in blocks.items()}
-        return blocks, DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        plain = blocks["train"].remove_columns(["row", "position_ids"])
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        return {"train": plain, "test": blocks["test"]}, collator
     # The masks that llmft evaluates on: else the two losses could not be compared.
     fixed = fix_masks(
         blocks["test"], LanguageModelingCollator(tokenizer, mask_seed=seed)
@@ -132,6 +133,9 @@ def judge(trainer, model, data, recipe: str) -> dict:
         rows = [data[i] for i in range(start, min(start + 32, len(data)))]
         if recipe == "mlm":  # masked already
             batch = {k: torch.tensor([r[k] for r in rows]) for k in rows[0]}
+        elif recipe == "generate":  # documents apart, as llmft judges
+            collate = LanguageModelingCollator(trainer.processing_class, mlm=False)
+            batch = collate(rows)
         else:
             batch = trainer.data_collator(rows)
         labels = batch.pop("labels")
