@@ -309,9 +309,9 @@ def report(
     for note in notes:
         say(note)
     given = {name: entry["value"] for name, entry in run.record["arguments"].items()}
-    say(f"\nrun        {_short(run.folder)}")
     if (run.folder / "predictions.jsonl").is_file():
-        say(f"rows       {_short(run.folder / 'predictions.jsonl')}")
+        say(f"\npredicted  {_short(run.folder / 'predictions.jsonl')}")
+    say(f"\nrun        {_short(run.folder)}")
     if given["do_train"] and "tensorboard" in given["report_to"]:
         logs = shlex.quote(_short(run.folder / "logs"))
         say(f"curves     {_tool('tensorboard')} --logdir {logs}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+# A shell starts its background jobs with Ctrl-C ignored; what tests start must not be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Read by huggingface_hub when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
