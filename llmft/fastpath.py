@@ -42,7 +42,8 @@ class Given:
 
     Attributes:
         precision: fp32 or bf16. attn_implementation: eager or sdpa.
-        trains: False for sampling only, where attention has no backward.
+        trains: False for sampling only, where attention has no backward; a model is
+            evaluated with the attention that it was trained with.
     """
 
     threads: int | None = None
@@ -120,7 +121,7 @@ def prepare(
         threads=args.num_threads,
         precision=before.get("precision") if asked == "auto" else asked,
         attn_implementation=model_args.attn_implementation or before.get("attention"),
-        trains=args.do_train,
+        trains=args.do_train or args.do_eval or args.do_predict,
     )
     if args.device.type != "cpu":
         return [_as_asked(args)]

@@ -20,7 +20,10 @@ import tiny
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # What keeps a test quick and its arithmetic the same on every machine.
-QUICK = ("--num_threads", "1", "--precision", "fp32", "--max_seq_length", "32")
+QUICK = (
+    *("--num_threads", "1", "--precision", "fp32", "--max_seq_length", "32"),
+    *("--attn_implementation", "eager"),
+)
 RUN_FOLDER = {
     "run.json",
     "metrics.jsonl",

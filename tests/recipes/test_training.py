@@ -141,8 +141,8 @@ def test_a_dry_run_writes_nothing(given: Path, tmp_path: Path) -> None:
         f"  train             {ROWS} rows of {given / 'train.csv'}",
         "BertForSequenceClassification",
         "new weights, to be trained: bert.pooler.dense, classifier",
-        "threads    1 (num_threads)",
-        "precision  fp32 (precision fp32 was given)",
+        "threads    1 (num_threads was given)",
+        "precision  fp32 (was given; matrix multiply: ",
         "30 steps of 8 examples, 3 epochs, learning rate 0.001",
     ):
         assert text in said

@@ -164,7 +164,7 @@ def test_prepare_sets_what_it_chose(monkeypatch, bf16, given, precision):
 def test_precision_on_a_gpu_is_what_was_asked_for(given, value):
     args = SimpleNamespace(use_cpu=False, fp16=False, bf16=False, precision="auto")
     vars(args).update(num_threads=None, do_train=True, device=torch.device("cuda"))
-    args.resume_from_checkpoint = None
+    vars(args).update(resume_from_checkpoint=None, do_eval=False, do_predict=False)
     vars(args).update(given)
     choices = fastpath.prepare(args, ModelArguments(), 128)
     assert choices == [Choice("precision", value, "not measured on cuda")]
