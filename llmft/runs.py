@@ -32,7 +32,7 @@ from llmft.callbacks import finite
 from llmft.card import model_card
 from llmft.config import Arguments
 from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
-from llmft.errors import ConfigError, EnvironmentFault
+from llmft.errors import EnvironmentFault
 from llmft.fastpath import Choice
 from llmft.files import publish_folder, to_json, write_json, write_text
 from llmft.trainer import LlmftTrainer
@@ -255,19 +255,9 @@ def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
 
 
 def training_steps(args: TrainingArguments, examples: int) -> tuple[int, int]:
-    """Return the optimizer steps of a training and of an epoch, as Trainer counts them.
-
-    Raises:
-        ConfigError: ``dataloader_drop_last`` leaves no batch.
-    """
-    batches = examples / args.train_batch_size
-    whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    if not whole:
-        raise ConfigError(
-            f"dataloader_drop_last drops all {examples:,} examples: they do not fill a"
-            f" batch of {args.train_batch_size}; lower per_device_train_batch_size"
-        )
-    per_epoch = math.ceil(whole / args.gradient_accumulation_steps)
+    """Return the optimizer steps of a training and of an epoch, as Trainer counts."""
+    batches = math.ceil(examples / args.train_batch_size)
+    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     if args.max_steps > 0:
         return args.max_steps, per_epoch
     return math.ceil(args.num_train_epochs * per_epoch), per_epoch
