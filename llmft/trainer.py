@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,14 +17,23 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llmft import checkpoint, losses
 from llmft.errors import NonFiniteError
+from llmft.positions import (
+    first_position_only,
+    head_inputs,
+    labelled_positions_only,
+    last_meeting,
+    plain_head,
+    transformers_model,
+)
 
 
 class LlmftTrainer(Trainer):
     """``transformers.Trainer`` that computes only what a loss needs, and stops at NaN.
 
     Args:
-        task: ``masked-lm`` runs the head at the masked positions only, ``causal-lm``
-            at a few positions at a time, ``classification`` evaluates by length.
+        task: ``masked-lm`` and ``classification`` run the end of the model at the
+            positions that count only, language models their head at a few at a time;
+            ``classification`` evaluates by length.
         Otherwise as Trainer. What ``compute_metrics`` of a language model gets as
         predictions are the sums of ``losses.token_statistics`` for each example.
     """
@@ -39,8 +48,13 @@ class LlmftTrainer(Trainer):
         super().__init__(compute_loss_func=self._loss, **kwargs)
         self.task = task
         self.model_accepts_loss_kwargs = False  # the count of labels goes to our loss
-        self._states: list[torch.Tensor] | None = None
+        self._last_meeting: tuple[nn.Module | None] | None = None  # of the first batch
+        self._states: list[torch.Tensor] = []
         self._statistics: torch.Tensor | None = None
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Return the autocast of the model for the loss, which has the head in it."""
+        return self.accelerator.autocast()
 
     def compute_loss(
         self,
@@ -50,25 +64,32 @@ class LlmftTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss as ``task`` says; see the class."""
-        base = losses.transformers_model(model).base_model
-        only: Any = nullcontext()
-        if self.task == "masked-lm":
-            only = losses.labelled_positions_only(base, inputs["labels"])
-        elif self._head is not None:
-            only = losses.last_position_only(base)
         self._evaluates = return_outputs and self.task != "classification"
-        with only as self._states:
+        head = self._head  # before the hooks of the next line
+        with self._needed_positions(inputs), head_inputs(head) as self._states:
             found = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self._evaluates:
             return found[0], {"statistics": self._statistics}
         return found if return_outputs else found[0]
 
+    def _needed_positions(self, inputs: Any) -> AbstractContextManager[None]:
+        """Return a context in which the model's end runs at these positions only."""
+        model = transformers_model(self.model)
+        if self.task == "causal-lm":
+            return nullcontext()
+        if self._last_meeting is None:
+            self._last_meeting = (last_meeting(model, inputs),)
+        (point,) = self._last_meeting
+        if self.task == "masked-lm":
+            return labelled_positions_only(model.base_model, inputs["labels"], point)
+        return nullcontext() if point is None else first_position_only(point)
+
     @cached_property
     def _head(self) -> nn.Linear | None:
-        """The output layer, where the loss of a causal model can do without logits."""
-        if self.task != "causal-lm" or self.args.label_smoothing_factor:
+        """The output layer, where the loss of a language model needs no logits."""
+        if self.task == "classification" or self.args.label_smoothing_factor:
             return None
-        return losses.plain_head(losses.transformers_model(self.model))
+        return plain_head(transformers_model(self.model))
 
     def _loss(
         self,
@@ -76,29 +97,18 @@ class LlmftTrainer(Trainer):
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
+        values = self._states[-1] if self._states else outputs["logits"]
+        if self.task == "causal-lm":  # position t predicts the label of t + 1
+            values, labels = values[:, :-1], labels[:, 1:]
+        head = self._head if self._states else None
         if self._evaluates:
-            self._statistics = self._sums(outputs, labels)
+            self._statistics = losses.token_statistics(values, labels, head)
             nll, count, _ = self._statistics.sum(0)
             return (nll / count.clamp(min=1)).float()
-        if self._states:
-            states, head = self._states[-1], self._head
-            assert head is not None
-            return losses.next_token_loss(states, head, labels, num_items_in_batch)
-        logits = outputs["logits"]
-        if self.task == "causal-lm":
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        smoothing = self.args.label_smoothing_factor
         return losses.labelled_cross_entropy(
-            logits, labels, num_items_in_batch, self.args.label_smoothing_factor
+            values, labels, num_items_in_batch, smoothing, head
         )
-
-    def _sums(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        if self._states:
-            assert self._head is not None
-            return losses.next_token_statistics(self._states[-1], self._head, labels)
-        logits = outputs["logits"]
-        if self.task == "causal-lm":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        return losses.token_statistics(logits, labels)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Return the one of Trainer, with its lengths as a list.

@@ -1,20 +1,21 @@
 """How much faster than the stock Trainer is llmft on this machine?
 
-python scripts/bench.py              every job, three pairs each
-python scripts/bench.py --quick      one short pair each
+python scripts/bench.py              every job, three rounds each
+python scripts/bench.py --quick      one short round of mlm, classify and sampling
 python scripts/bench.py --quality    loss and accuracy of both sides, three seeds
 python scripts/bench.py --jobs mlm classify --precision fp32
 
-Each side is a process of its own, and the two take turns: llmft is the shipped recipe,
-stock is scripts/stock.py. Both get the same model and the same examples, once. A ratio
-is the stock side's seconds over llmft's of the same pair; loading and preprocessing
-are not in them.
+Each side is a process of its own, and they take turns: llmft is the shipped recipe,
+stock is scripts/stock.py. All get the same model and the same examples, once. A ratio
+is the stock side's seconds over llmft's of the same round; loading and preprocessing
+are not in them. LoRA is compared with the full training of stock.
 
 The limit is the fastest matrix multiplication measured between the runs, divided by
 the operations that the job needs for a token: 6 for each multiply-add of the forward
 pass (2 forward, 4 backward), 2 without training. Those are the weights of its matrices,
 and 2 * layers * length * hidden of attention, half of it in a causal model; a masked-LM
-head counts for the masked 15 % of the positions.
+head counts for the masked 15 % of the positions. Text is written one token at a time:
+there the limit is reading the weights, 4 bytes for each, as fast as memory is copied.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.utils import logging
 
 from llmft import hardware, measure, models
 from llmft.arguments import ModelArguments
@@ -49,6 +51,7 @@ class Job:
     """One comparison: a recipe with flags, against a job of scripts/stock.py.
 
     Attributes:
+        stock: the job of scripts/stock.py, run once a round for all that name it.
         size, quick_size: rows of training data, or tokens to write.
         passes: operations for a multiply-add of the forward pass, see above; 4 where
             the weights are frozen and have no gradient.
@@ -63,8 +66,8 @@ class Job:
 
 
 JOBS = {
-    "mlm": Job("mlm", "mlm", 1800, 350, ("--num_examples", "0")),
-    "classify": Job("classify", "classify", 1024, 192, ("--baseline", "false")),
+    "mlm": Job("mlm", "mlm", 2700, 300, ("--num_examples", "0")),
+    "classify": Job("classify", "classify", 1024, 128, ("--baseline", "false")),
     "causal": Job("generate", "generate", 80, 28, ("--max_new_tokens", "1")),
     "lora": Job(
         *("generate", "generate", 80, 28),
@@ -74,6 +77,7 @@ JOBS = {
     "evaluation": Job("mlm", "evaluation", 1223, 300, ("--num_examples", "0"), 2),
     "sampling": Job("generate", "sampling", 160, 64, passes=2),
 }
+QUICK = ["mlm", "classify", "sampling"]
 
 
 def run_process(command: list[str]) -> str:
@@ -160,44 +164,49 @@ def operations_per_token(job: Job, length: float) -> float:
     return job.passes * (weights + attention)
 
 
-def compare(name: str, pairs: int, quick: bool, extra: list[str]) -> dict[str, Any]:
-    """Run ``pairs`` pairs of a job, each side first in turn; return all figures."""
-    job = JOBS[name]
+def compare(
+    names: list[str], rounds: int, quick: bool, extra: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Run jobs that share their stock side in turns; return all figures of each."""
+    job = JOBS[names[0]]
     size = job.quick_size if quick else job.size
-    sides: dict[str, list[dict[str, Any]]] = {"stock": [], "llmft": []}
+    sides: dict[str, list[dict[str, Any]]] = {side: [] for side in ["stock", *names]}
     limits = [matmul_limit()]
-    for pair in range(pairs):
-        order = ["stock", "llmft"] if pair % 2 == 0 else ["llmft", "stock"]
-        for side in order:
+    for turn in range(rounds):
+        for side in [*sides] if turn % 2 == 0 else [*reversed(sides)]:
             start = time.perf_counter()
             if side == "stock":
                 found = run_stock(job, size, 42, [])
             else:
-                found = run_llmft(job, size, 42, extra)
+                found = run_llmft(JOBS[side], size, 42, extra)
             sides[side].append(found)
             limits.append(matmul_limit())
             rate = found["examples"] / found["seconds"]
             wall = time.perf_counter() - start
-            say(f"{name:<11} {side:<6} {rate:8.2f} examples/s ({wall:.0f} s in all)")
-    for stock, ours in zip(sides["stock"], sides["llmft"], strict=True):
-        if stock["examples"] != ours["examples"]:
-            sys.exit(f"{name}: {stock['examples']} and {ours['examples']} examples")
-    return {"sides": sides, "gflops": max(limits), "job": job}
+            label = f"{job.stock} stock" if side == "stock" else f"{side} llmft"
+            say(f"{label:<17} {rate:8.2f} examples/s ({wall:.0f} s in all)")
+    counts = {run["examples"] for runs in sides.values() for run in runs}
+    if len(counts) > 1:
+        sys.exit(f"{', '.join(names)}: different numbers of examples, {counts}")
+    gflops = max(limits)
+    return {
+        n: {"stock": sides["stock"], "llmft": sides[n], "gflops": gflops} for n in names
+    }
 
 
 def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Reduce the pairs of a job to medians, their spread, and part of the limit."""
-    stock, ours = found["sides"]["stock"], found["sides"]["llmft"]
+    """Reduce the rounds of a job to medians, their spread, and part of the limit."""
+    stock, ours = found["stock"], found["llmft"]
     ratios = sorted(
         a["seconds"] / b["seconds"] for a, b in zip(stock, ours, strict=True)
     )
     rates = {
         side: statistics.median(r["examples"] / r["seconds"] for r in runs)
-        for side, runs in found["sides"].items()
+        for side, runs in (("stock", stock), ("llmft", ours))
     }
     memory = {
         side: statistics.median(r["peak_rss_bytes"] for r in runs) / 2**30
-        for side, runs in found["sides"].items()
+        for side, runs in (("stock", stock), ("llmft", ours))
     }
     length = 128.0
     if name == "classify":
@@ -205,8 +214,11 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
         length = trained["tokens_per_second"] * trained["seconds"]
         length /= trained["examples"]
     tokens = 1.0 if name == "sampling" else length
-    needed = operations_per_token(found["job"], length) * tokens
-    limit = found["gflops"] * 1e9 / needed
+    needed = operations_per_token(JOBS[name], length) * tokens
+    if name == "sampling":  # 2 operations and 4 bytes for each weight
+        limit = measure.bandwidth_gb_s() * 1e9 / (2 * needed)
+    else:
+        limit = found["gflops"] * 1e9 / needed
     return {
         "stock": rates["stock"],
         "llmft": rates["llmft"],
@@ -260,14 +272,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one short pair each")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one short round of {', '.join(QUICK)}"
+    )
     parser.add_argument("--quality", action="store_true", help="loss and accuracy")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     args = parser.parse_args()
     extra = ["--precision", args.precision]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     machine = hardware.detect()
     about = {
         "cpu": machine.cpu,
@@ -280,13 +296,16 @@ def main() -> None:
     say(f"{machine.cpu}, {machine.cores} cores, precision {args.precision}")
     for line in hardware.warnings(machine):
         say(f"  - {line}")
+    names = args.jobs or (QUICK if args.quick else list(JOBS))
     if args.quality:
-        record = {**about, "quality": quality(args.jobs, extra)}
+        record = {**about, "quality": quality(names, extra)}
     else:
-        pairs = 1 if args.quick else args.pairs
+        rounds = 1 if args.quick else args.rounds
         results = {}
-        for name in args.jobs:
-            results[name] = summary(name, compare(name, pairs, args.quick, extra))
+        for stock in dict.fromkeys(JOBS[name].stock for name in names):
+            group = [name for name in names if JOBS[name].stock == stock]
+            for name, found in compare(group, rounds, args.quick, extra).items():
+                results[name] = summary(name, found)
         show(results)
         record = {**about, "results": results}
     if args.output:

@@ -15,7 +15,7 @@ LAYERS = [
     "config hardware measure fastpath assets metrics parser supported arguments hub"
     " hubdata wheels",
     "data data.formats data.read data.splits data.tokenize data.collate data.audit",
-    "models fits heads losses memory lora frozen packing",
+    "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",
     "cli",

@@ -6,14 +6,13 @@ import tiny
 import torch
 from torch.nn import functional
 
-from llmft.losses import (
-    labelled_cross_entropy,
+from llmft import losses
+from llmft.losses import labelled_cross_entropy, token_statistics
+from llmft.positions import (
+    head_inputs,
     labelled_positions_only,
-    last_position_only,
-    next_token_loss,
-    next_token_statistics,
+    last_meeting,
     plain_head,
-    token_statistics,
 )
 
 KINDS = "bert distilbert roberta modernbert albert electra".split()
@@ -46,10 +45,17 @@ def batch(model, labelled, length=11):
 
 
 def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
-    with labelled_positions_only(model.base_model, labels):
+    """The loss as the trainer computes it: with the head's inputs, if not smoothed."""
+    point = last_meeting(model, inputs | {"labels": labels})
+    head = None if smoothing else plain_head(model)
+    with (
+        labelled_positions_only(model.base_model, labels, point),
+        head_inputs(head) as states,
+    ):
         outputs = model(**inputs)
     assert outputs.logits.ndim == 2  # the head saw chosen positions, not texts
-    return labelled_cross_entropy(outputs.logits, labels, count, smoothing)
+    values = states[0] if states else outputs.logits
+    return labelled_cross_entropy(values, labels, count, smoothing, head)
 
 
 def gradients(model, *losses):
@@ -101,10 +107,11 @@ def test_nothing_labelled_is_zero_and_finite(model):
 def test_the_head_runs_at_few_positions():
     model = tiny.model("bert", "masked-lm", VOCABULARY).eval()
     seen = []
-    model.cls.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    part = model.cls.predictions.transform
+    part.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     inputs, labels = batch(model, (6,) * 12, length=50)
     fast_loss(model, inputs, labels)
-    assert 6 * 12 <= seen[0][0] <= 128 < labels.numel() / 4
+    assert 6 * 12 <= seen[-1][0] <= 128 < labels.numel() / 4
 
 
 def test_micro_batches_add_up_to_the_whole_batch(model):
@@ -221,11 +228,22 @@ def causal_batch(rows=3, length=9, ignored=()):
     return ids, labels
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """About a hundred positions at a time."""
+    monkeypatch.setattr(losses, "LOGITS", 100 * VOCABULARY)
+
+
 def chunked_loss(model, ids, labels, count=None):
-    with last_position_only(model.base_model) as states:
+    head = plain_head(model)
+    with head_inputs(head) as states:
         outputs = model(input_ids=ids, use_cache=False)
     assert outputs.logits.shape[1] == 1  # the head saw one position of each text
-    return next_token_loss(states[0], plain_head(model), labels, count)
+    return next_token_loss(states[0], head, labels, count)
+
+
+def next_token_loss(states, head, labels, count=None):
+    return labelled_cross_entropy(states[:, :-1], labels[:, 1:], count, head=head)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +251,7 @@ def chunked_loss(model, ids, labels, count=None):
     [(3, ()), (1, ()), (4, [(0, 5), (2, 1), (3, 0)]), (70, [(5, 4)])],
     ids=["all", "batch of one", "padded", "several chunks"],
 )
-def test_the_chunked_loss_is_the_models_own(causal, rows, ignored):
+def test_the_chunked_loss_is_the_models_own(causal, rows, ignored, small_chunks):
     ids, labels = causal_batch(rows, ignored=ignored)
     own = causal(input_ids=ids, labels=labels).loss
     ours = chunked_loss(causal, ids, labels)
@@ -276,33 +294,21 @@ def test_the_chunked_loss_in_bf16_is_near():
     assert (found - wanted).norm() < 0.03 * wanted.norm()
 
 
-def test_a_head_that_is_not_plain_is_noticed():
-    """Gemma 2 caps its logits at 30; Granite divides them."""
-    sizes = {"head_dim": 16, "num_key_value_heads": 2}
-    capped = tiny.model("gemma2", "causal-lm", VOCABULARY, **sizes)
-    scaled = tiny.model("granite", "causal-lm", VOCABULARY, logits_scaling=8.0)
-    assert plain_head(capped) is None
-    assert plain_head(scaled) is None
-    assert capped.training
-    assert not capped.base_model._forward_hooks
-    biased = tiny.model("phi", "causal-lm", VOCABULARY)
-    assert plain_head(biased).bias is not None
-
-
 @pytest.mark.parametrize("rows", [4, 70])
-def test_next_token_statistics_are_those_of_all_logits(rows):
+def test_next_token_statistics_are_those_of_all_logits(rows, small_chunks):
     model = tiny.model("llama", "causal-lm", VOCABULARY).eval()
     ids, labels = causal_batch(rows, ignored=[(0, 5), (2, 0)])
-    with torch.no_grad(), last_position_only(model.base_model) as states:
+    head = plain_head(model)
+    with torch.no_grad(), head_inputs(head) as states:
         model(input_ids=ids, use_cache=False)
-        found = next_token_statistics(states[0], plain_head(model), labels)
+        found = token_statistics(states[0][:, :-1], labels[:, 1:], head)
     with torch.no_grad():
         logits = model(input_ids=ids).logits.numpy()
     wanted = statistics_by_hand(logits[:, :-1], labels[:, 1:].numpy())
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_the_chunked_loss_in_bf16_does_not_drift_with_the_tokens():
+def test_the_chunked_loss_in_bf16_does_not_drift_with_the_tokens(small_chunks):
     """Sums are float32: in bf16, 8,192 tokens were 1 % off, 32,768 were 9 %."""
     torch.manual_seed(0)
     head = torch.nn.Linear(16, VOCABULARY, bias=False)

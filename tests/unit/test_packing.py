@@ -8,8 +8,9 @@ from datasets import Dataset
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.tokenize import lm_blocks
-from llmft.losses import last_position_only, next_token_loss, plain_head
+from llmft.losses import labelled_cross_entropy
 from llmft.packing import keep_documents_apart, separates_documents
+from llmft.positions import head_inputs, plain_head
 
 
 @pytest.fixture
@@ -54,9 +55,10 @@ def test_the_loss_of_a_block_is_that_of_its_documents(blocks, tokenizer):
     model = tiny.model("llama", "causal-lm", len(tokenizer)).eval()
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
     labels = batch.pop("labels")
-    with torch.no_grad(), last_position_only(model.base_model) as states:
+    head = plain_head(model)
+    with torch.no_grad(), head_inputs(head) as states:
         model(**batch, use_cache=False)
-        packed = next_token_loss(states[0], plain_head(model), labels)
+        packed = labelled_cross_entropy(states[0][:, :-1], labels[:, 1:], head=head)
     total, count = 0.0, 0
     for row in blocks:
         starts = [i for i, p in enumerate(row["position_ids"]) if p == 0]

@@ -1,0 +1,148 @@
+"""The end of a model at few positions gives what it gives at all, or is not used."""
+
+import pytest
+import tiny
+import torch
+
+from llmft.positions import (
+    first_position_only,
+    head_inputs,
+    labelled_positions_only,
+    last_meeting,
+    plain_head,
+)
+
+VOCABULARY = 160
+# float32 products of other shapes, whose sums come in another order.
+RTOL, ATOL = 1e-4, 1e-6
+NARROWED = "bert distilbert roberta electra deberta-v2 mpnet".split()
+
+
+def batch(model, length=20):
+    """Four rows of random ids, two of them padded at the end."""
+    ids = torch.randint(5, VOCABULARY, (4, length), generator=torch.manual_seed(1))
+    mask = torch.ones_like(ids)
+    for row in (1, 3):
+        ids[row, -6:], mask[row, -6:] = model.config.pad_token_id, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def some_labels(ids, every):
+    labels = torch.full_like(ids, -100)
+    labels[:, ::every] = ids[:, ::every]
+    labels[2] = -100
+    return labels
+
+
+def gradients(model, output):
+    model.zero_grad(set_to_none=True)
+    output.pow(2).sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(model, found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=RTOL, atol=ATOL)
+    ours, plain = gradients(model, found), gradients(model, wanted)
+    assert ours.keys() == plain.keys()
+    assert any(g.abs().max() > 1e-4 for g in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("kind", NARROWED)
+@pytest.mark.parametrize("every", [1, 3, 11])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_masked_lm_from_the_last_layer_on(kind, every, attention):
+    if kind in ("deberta-v2", "mpnet") and attention == "sdpa":
+        pytest.skip("has an attention of its own")
+    model = tiny.model(kind, "masked-lm", VOCABULARY, attn_implementation=attention)
+    model.eval()
+    inputs = batch(model)
+    labels = some_labels(inputs["input_ids"], every)
+    point = last_meeting(model, inputs | {"labels": labels})
+    assert point is not None
+    seen = []
+    point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    with labelled_positions_only(model.base_model, labels, point):
+        logits = model(**inputs).logits
+    assert seen[0][:-1] == (64,)
+    wanted = model(**inputs).logits[labels != -100]
+    assert_same(model, logits[: len(wanted)], wanted)
+    assert not point._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", NARROWED)
+def test_a_classifier_at_its_first_token(kind):
+    model = tiny.model(kind, "classification", VOCABULARY).eval()
+    inputs = batch(model)
+    point = last_meeting(model, inputs | {"labels": torch.tensor([0, 1, 0, 1])})
+    seen = []
+    point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    with first_position_only(point):
+        logits = model(**inputs).logits
+    assert seen[0][:2] == (4, 1)
+    assert_same(model, logits, model(**inputs).logits)
+
+
+def test_a_classifier_that_reads_all_tokens_is_left_alone():
+    """ModernBERT may take the mean of all tokens; BERT with such a pooler stands for
+    others."""
+    model = tiny.model("bert", "classification", VOCABULARY)
+
+    class Mean(torch.nn.Module):
+        def forward(self, states):
+            return states.mean(1)
+
+    model.bert.pooler = Mean()
+    inputs = batch(model) | {"labels": torch.tensor([0, 1, 0, 1])}
+    assert last_meeting(model, inputs) is None
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["albert", "modernbert", "llama"])
+def test_other_models_are_left_alone(kind):
+    """ALBERT runs one layer many times; the others have no such place."""
+    model = tiny.model(kind, "classification", VOCABULARY).eval()
+    inputs = batch(model) | {"labels": torch.tensor([0, 1, 0, 1])}
+    assert last_meeting(model, inputs) is None
+
+
+def test_layers_that_are_run_again_are_left_alone():
+    model = tiny.model("bert", "masked-lm", VOCABULARY)
+    inputs = batch(model)
+    inputs["labels"] = some_labels(inputs["input_ids"], 3)
+    assert last_meeting(model, inputs) is not None
+    model.gradient_checkpointing_enable()
+    assert last_meeting(model, inputs) is None
+
+
+def test_in_bf16_the_same_place_and_head():
+    model = tiny.model("bert", "masked-lm", VOCABULARY)
+    inputs = batch(model)
+    inputs["labels"] = some_labels(inputs["input_ids"], 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert last_meeting(model, inputs) is not None
+        assert plain_head(model) is model.get_output_embeddings()
+
+
+@pytest.mark.parametrize("kind", "bert distilbert roberta modernbert albert".split())
+def test_the_head_of_masked_lm_is_plain(kind):
+    model = tiny.model(kind, "masked-lm", VOCABULARY).eval()
+    head, inputs = plain_head(model), batch(model)
+    with torch.no_grad(), head_inputs(head) as states:
+        assert model(**inputs).logits.shape == (4, 1, VOCABULARY)
+    wanted = model(**inputs).logits
+    torch.testing.assert_close(head(states[0]), wanted, rtol=RTOL, atol=ATOL)
+
+
+def test_a_head_that_is_not_plain_is_noticed():
+    """Gemma 2 caps its logits at 30; Granite divides them."""
+    sizes = {"head_dim": 16, "num_key_value_heads": 2}
+    capped = tiny.model("gemma2", "causal-lm", VOCABULARY, **sizes)
+    scaled = tiny.model("granite", "causal-lm", VOCABULARY, logits_scaling=8.0)
+    assert plain_head(capped) is None
+    assert plain_head(scaled) is None
+    assert capped.training
+    assert not capped.get_output_embeddings()._forward_pre_hooks
+    biased = tiny.model("phi", "causal-lm", VOCABULARY)
+    assert plain_head(biased).bias is not None
