@@ -10,8 +10,8 @@ from torch import nn
 
 from llmft.data.collate import IGNORED
 
-# Logits that are held at a time: 67 MB in fp32.
-LOGITS = 2**24
+# Logits that are held at a time: 134 MB in fp32.
+LOGITS = 2**25
 
 
 def labelled_cross_entropy(

@@ -26,7 +26,7 @@ from llmft.hardware import Machine
 SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
 _SECONDS = 0.12
 LONGEST = 1024  # a measurement at more would take longer than it saves
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -152,22 +152,31 @@ def bandwidth_gb_s(seconds: float | None = None) -> float:
 def attention_ms(length: int, seconds: float | None = None) -> tuple[float, float]:
     """Measure attention forward and backward, eager and sdpa, in milliseconds.
 
-    Queries, keys and values have shape (8, 12, length, 32), float32; fewer sequences
-    where ``length`` is large, so that the scores stay below 200 MB.
+    Queries, keys, values and the result have shape (8, length, 12 * 32), float32, and
+    are seen as heads by a transposed view, as models have them: eager attention must
+    copy them. Fewer sequences where ``length`` is large, so that the scores stay below
+    200 MB.
     """
-    batch = max(1, min(8, 2**22 // (12 * length * length) or 1))
-    shape = (batch, 12, length, 32)
-    q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    heads, size = 12, 32
+    batch = max(1, min(8, 2**22 // (heads * length * length) or 1))
+    shape = (batch, length, heads * size)
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
     weight = torch.randn(shape)
 
+    def views() -> list[torch.Tensor]:
+        return [x.view(batch, length, heads, size).transpose(1, 2) for x in inputs]
+
     def backward(attended: torch.Tensor) -> None:
-        torch.autograd.grad((attended * weight).sum(), (q, k, v))
+        joined = attended.transpose(1, 2).reshape(shape)
+        torch.autograd.grad((joined * weight).sum(), inputs)
 
     def eager() -> None:
-        scores = q @ k.transpose(2, 3) * 32**-0.5
+        q, k, v = views()
+        scores = q @ k.transpose(2, 3) * size**-0.5
         backward(scores.softmax(-1) @ v)
 
     def sdpa() -> None:
+        q, k, v = views()
         backward(scaled_dot_product_attention(q, k, v))
 
     given = 3 * _SECONDS if seconds is None else seconds

@@ -88,7 +88,9 @@ def _inputs(
 
 
 @torch.no_grad()
-def last_meeting(model: Any, inputs: dict[str, torch.Tensor]) -> nn.Module | None:
+def last_meeting(
+    model: Any, inputs: dict[str, torch.Tensor], task: str
+) -> nn.Module | None:
     """Return the module of the last layer that may see the needed positions only.
 
     Of the last layer only keys, values and the attention over them need all positions.
@@ -98,7 +100,8 @@ def last_meeting(model: Any, inputs: dict[str, torch.Tensor]) -> nn.Module | Non
 
     Args:
         model: a ``*ForMaskedLM``, or a ``*ForSequenceClassification``.
-        inputs: a batch with labels; those of masked LM have shape (batch, length).
+        inputs: a batch, with or without labels.
+        task: ``masked-lm`` or ``classification``.
     """
     base = model.base_model
     lists = (m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m))
@@ -109,14 +112,15 @@ def last_meeting(model: Any, inputs: dict[str, torch.Tensor]) -> nn.Module | Non
     again = layers is not None and getattr(layers[-1], "gradient_checkpointing", False)
     if point is None or again:
         return None
-    rows = {name: values[:2] for name, values in inputs.items()}
-    labels = rows.pop("labels")
+    rows = {name: values[:2] for name, values in inputs.items() if name != "labels"}
+    labels = torch.full_like(rows["input_ids"], IGNORED)
+    labels[:, ::3] = 0
     training = model.training
     model.eval()
     try:
         wanted = model(**rows).logits
         only: AbstractContextManager[None] = first_position_only(point)
-        if labels.ndim == 2:
+        if task == "masked-lm":
             wanted = wanted[labels != IGNORED]
             only = labelled_positions_only(base, labels, point)
         with only:
@@ -133,7 +137,7 @@ def last_meeting(model: Any, inputs: dict[str, torch.Tensor]) -> nn.Module | Non
 
 @contextmanager
 def head_inputs(head: nn.Linear | None) -> Iterator[list[torch.Tensor]]:
-    """Let an output layer run at the last position only, and keep what it was given.
+    """Let an output layer run at a single position, and keep what it was given.
 
     Inside the block each forward pass appends the hidden states that the layer would
     have seen to the list that is yielded, shape (..., positions, hidden).
@@ -145,7 +149,7 @@ def head_inputs(head: nn.Linear | None) -> Iterator[list[torch.Tensor]]:
 
     def keep(given: torch.Tensor) -> torch.Tensor:
         states.append(given)
-        return given[..., -1:, :]
+        return given[..., -1:, :][:1]
 
     with nullcontext() if head is None else _inputs(head, keep):
         yield states

@@ -78,7 +78,7 @@ class LlmftTrainer(Trainer):
         if self.task == "causal-lm":
             return nullcontext()
         if self._last_meeting is None:
-            self._last_meeting = (last_meeting(model, inputs),)
+            self._last_meeting = (last_meeting(model, inputs, self.task),)
         (point,) = self._last_meeting
         if self.task == "masked-lm":
             return labelled_positions_only(model.base_model, inputs["labels"], point)

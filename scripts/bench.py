@@ -68,9 +68,9 @@ class Job:
 JOBS = {
     "mlm": Job("mlm", "mlm", 2700, 300, ("--num_examples", "0")),
     "classify": Job("classify", "classify", 1024, 128, ("--baseline", "false")),
-    "causal": Job("generate", "generate", 80, 28, ("--max_new_tokens", "1")),
+    "causal": Job("generate", "generate", 120, 28, ("--max_new_tokens", "1")),
     "lora": Job(
-        *("generate", "generate", 80, 28),
+        *("generate", "generate", 120, 28),
         ("--max_new_tokens", "1", "--lora_r", "8"),
         passes=4,
     ),

@@ -46,7 +46,7 @@ def batch(model, labelled, length=11):
 
 def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
     """The loss as the trainer computes it: with the head's inputs, if not smoothed."""
-    point = last_meeting(model, inputs | {"labels": labels})
+    point = last_meeting(model, inputs, "masked-lm")
     head = None if smoothing else plain_head(model)
     with (
         labelled_positions_only(model.base_model, labels, point),

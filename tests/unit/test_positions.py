@@ -59,7 +59,7 @@ def test_masked_lm_from_the_last_layer_on(kind, every, attention):
     model.eval()
     inputs = batch(model)
     labels = some_labels(inputs["input_ids"], every)
-    point = last_meeting(model, inputs | {"labels": labels})
+    point = last_meeting(model, inputs, "masked-lm")
     assert point is not None
     seen = []
     point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
@@ -75,7 +75,7 @@ def test_masked_lm_from_the_last_layer_on(kind, every, attention):
 def test_a_classifier_at_its_first_token(kind):
     model = tiny.model(kind, "classification", VOCABULARY).eval()
     inputs = batch(model)
-    point = last_meeting(model, inputs | {"labels": torch.tensor([0, 1, 0, 1])})
+    point = last_meeting(model, inputs, "classification")
     seen = []
     point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     with first_position_only(point):
@@ -94,8 +94,7 @@ def test_a_classifier_that_reads_all_tokens_is_left_alone():
             return states.mean(1)
 
     model.bert.pooler = Mean()
-    inputs = batch(model) | {"labels": torch.tensor([0, 1, 0, 1])}
-    assert last_meeting(model, inputs) is None
+    assert last_meeting(model, batch(model), "classification") is None
     assert model.training
 
 
@@ -103,25 +102,22 @@ def test_a_classifier_that_reads_all_tokens_is_left_alone():
 def test_other_models_are_left_alone(kind):
     """ALBERT runs one layer many times; the others have no such place."""
     model = tiny.model(kind, "classification", VOCABULARY).eval()
-    inputs = batch(model) | {"labels": torch.tensor([0, 1, 0, 1])}
-    assert last_meeting(model, inputs) is None
+    assert last_meeting(model, batch(model), "classification") is None
 
 
 def test_layers_that_are_run_again_are_left_alone():
     model = tiny.model("bert", "masked-lm", VOCABULARY)
     inputs = batch(model)
-    inputs["labels"] = some_labels(inputs["input_ids"], 3)
-    assert last_meeting(model, inputs) is not None
+    assert last_meeting(model, inputs, "masked-lm") is not None
     model.gradient_checkpointing_enable()
-    assert last_meeting(model, inputs) is None
+    assert last_meeting(model, inputs, "masked-lm") is None
 
 
 def test_in_bf16_the_same_place_and_head():
     model = tiny.model("bert", "masked-lm", VOCABULARY)
     inputs = batch(model)
-    inputs["labels"] = some_labels(inputs["input_ids"], 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert last_meeting(model, inputs) is not None
+        assert last_meeting(model, inputs, "masked-lm") is not None
         assert plain_head(model) is model.get_output_embeddings()
 
 
@@ -130,7 +126,7 @@ def test_the_head_of_masked_lm_is_plain(kind):
     model = tiny.model(kind, "masked-lm", VOCABULARY).eval()
     head, inputs = plain_head(model), batch(model)
     with torch.no_grad(), head_inputs(head) as states:
-        assert model(**inputs).logits.shape == (4, 1, VOCABULARY)
+        assert model(**inputs).logits.shape == (1, 1, VOCABULARY)
     wanted = model(**inputs).logits
     torch.testing.assert_close(head(states[0]), wanted, rtol=RTOL, atol=ATOL)
 
