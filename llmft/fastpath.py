@@ -70,8 +70,8 @@ def choose_precision(m: Measurement, given: str | None) -> Choice:
     must_gain = BF16_MUST_GAIN_BUSY if m.busy else BF16_MUST_GAIN
     pays = m.bf16_gflops >= must_gain * m.fp32_gflops
     measured = (
-        f"matrix multiply: {m.bf16_gflops:,.0f} GFLOP/s in bf16,"
-        f" {m.fp32_gflops:,.0f} in fp32"
+        f"bf16 multiplies {m.bf16_gflops / m.fp32_gflops:.2g} times as fast as fp32:"
+        f" {m.bf16_gflops:,.0f} and {m.fp32_gflops:,.0f} GFLOP/s"
     )
     if m.busy:
         measured += f"; {_BUSY}"
@@ -86,7 +86,7 @@ def choose_attention(m: Measurement, given: Given) -> Choice:
     if given.attn_implementation:
         return Choice("attention", given.attn_implementation, "was given")
     if not given.trains:
-        return Choice("attention", "sdpa", "fast where nothing is trained")
+        return Choice("attention", "sdpa", "fast in inference; not measured")
     if m.busy:
         likely = "eager" if m.length <= EAGER_UP_TO else "sdpa"
         return Choice("attention", likely, f"{_BUSY}: by the length")

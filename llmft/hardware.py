@@ -175,8 +175,8 @@ def warnings(machine: Machine) -> list[str]:
     if {"avx512_fp16", "amx_bf16"} & set(m.features) == {"avx512_fp16"}:
         if "Intel" in m.cpu:
             said.append(
-                "this processor has AMX, which is not enabled here: ask whoever runs"
-                " the machine for it; bf16 would be several times faster"
+                "this processor has AMX, which the virtual machine or the kernel hides:"
+                " with it, bf16 would be several times as fast as fp32"
             )
     if m.cores < m.logical_cores:
         why = "the cgroup's quota" if m.quota and m.quota < m.logical_cores else ""
@@ -189,8 +189,8 @@ def warnings(machine: Machine) -> list[str]:
     for name, value in m.variables.items():
         if value == "1" and m.cores > 1:
             said.append(
-                f"{name}=1 is set, by a launcher perhaps: llmft uses"
-                f" {m.physical_cores} threads all the same; --num_threads changes that"
+                f"{name}=1 is set, by a launcher perhaps, and not heeded: llmft uses"
+                f" {m.physical_cores} threads; --num_threads changes that"
             )
     if m.memory_bytes < m.total_bytes:
         said.append(

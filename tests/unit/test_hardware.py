@@ -121,7 +121,7 @@ PLAIN = hardware.Machine(
     ("changes", "said"),
     [
         ({}, []),
-        ({"features": ("avx512_fp16", "avx2")}, ["has AMX, which is not enabled"]),
+        ({"features": ("avx512_fp16", "avx2")}, ["has AMX, which the virtual"]),
         ({"features": ("avx512_fp16", "avx2"), "cpu": "AMD EPYC"}, []),
         ({"features": ()}, ["no AVX2"]),
         ({"features": ("neon", "bf16"), "architecture": "arm64"}, []),
