@@ -15,8 +15,8 @@ from llmft.data.collate import IGNORED
 # module: what comes after it treats each position alone. BERT, RoBERTa, ELECTRA and
 # DeBERTa; DistilBERT; MPNet.
 _LAST_MEETINGS = ("attention.output", "sa_layer_norm", "attention.LayerNorm")
-# Relative, for the same numbers from products of other shapes.
-_SAME, _SAME_IN_BF16 = 1e-4, 0.05
+# Relative, for the same numbers in bf16 from products of other shapes.
+_SAME = 0.05
 
 
 def transformers_model(model: Any) -> Any:
@@ -77,8 +77,8 @@ def first_position_only(point: nn.Module) -> AbstractContextManager[None]:
 def _inputs(
     module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        return tuple(change(x) for x in args)
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return tuple(change(x) if isinstance(x, torch.Tensor) else x for x in args)
 
     handle = module.register_forward_pre_hook(hook)
     try:
@@ -87,52 +87,71 @@ def _inputs(
         handle.remove()
 
 
+@contextmanager
+def _trial(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield two rows of a batch, cut to an odd length, for the model in eval mode.
+
+    BigBird and Longformer pad inside to an even length and cut that off at the end.
+    """
+    length = inputs["input_ids"].shape[1]
+    cut = length - 1 + length % 2
+    rows = {
+        name: x[:2, :cut] if x.shape[1:2] == (length,) else x[:2]
+        for name, x in inputs.items()
+        if name != "labels"
+    }
+    training = model.training
+    model.eval()
+    try:
+        yield rows
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
-def last_meeting(
-    model: Any, inputs: dict[str, torch.Tensor], task: str
-) -> nn.Module | None:
+def last_meeting(model: Any, inputs: dict[str, Any], task: str) -> nn.Module | None:
     """Return the module of the last layer that may see the needed positions only.
 
     Of the last layer only keys, values and the attention over them need all positions.
     Dropping the others behind that saves 0.85 * 9/12 of the layer where 15 % have a
-    label, for the same result. Two rows are run both ways to see that this holds; so
-    a classifier that does not read its first token alone gets None.
+    label, for the same result. Two rows are run to see that the needed logits do not
+    hear of the other positions, and that they come out when those are dropped; so a
+    classifier that does not read its first token alone gets None.
 
     Args:
         model: a ``*ForMaskedLM``, or a ``*ForSequenceClassification``.
         inputs: a batch, with or without labels.
         task: ``masked-lm`` or ``classification``.
     """
-    base = model.base_model
-    lists = (m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m))
-    layers = next(lists, None)
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    layers = next((found for found in lists if len(found)), None)
     modules = {} if layers is None else dict(layers[-1].named_modules())
     point = next((modules[n] for n in _LAST_MEETINGS if n in modules), None)
-    # A layer that is run again in the backward pass must see the same positions there.
-    again = layers is not None and getattr(layers[-1], "gradient_checkpointing", False)
-    if point is None or again:
+    if point is None:
         return None
-    rows = {name: values[:2] for name, values in inputs.items() if name != "labels"}
-    labels = torch.full_like(rows["input_ids"], IGNORED)
-    labels[:, ::3] = 0
-    training = model.training
-    model.eval()
-    try:
-        wanted = model(**rows).logits
-        only: AbstractContextManager[None] = first_position_only(point)
+    with _trial(model, inputs) as rows:
+        labels = torch.full_like(rows["input_ids"], IGNORED)
+        labels[:, :: 3 if task == "masked-lm" else labels.shape[1]] = 0
+        keep = labels != IGNORED
+        only = first_position_only(point)
         if task == "masked-lm":
-            wanted = wanted[labels != IGNORED]
-            only = labelled_positions_only(base, labels, point)
-        with only:
-            found = model(**rows).logits[: len(wanted)]
-    except (IndexError, RuntimeError, ValueError):
+            only = labelled_positions_only(model.base_model, labels, point)
+
+        def silence(states: torch.Tensor) -> torch.Tensor:
+            return states.masked_fill(~keep[..., None], torch.nan)
+
+        try:
+            with _inputs(point, silence):
+                wanted = model(**rows).logits
+            with only:
+                found = model(**rows).logits
+        except Exception:  # whatever a model says that cannot do it
+            return None
+    if task == "masked-lm":
+        wanted, found = wanted[keep], found[: int(keep.sum())]
+    if found.shape != wanted.shape or not wanted.isfinite().all():
         return None
-    finally:
-        model.train(training)
-    if found.shape != wanted.shape:
-        return None
-    bound = _SAME_IN_BF16 if torch.is_autocast_enabled("cpu") else _SAME
-    return point if (found - wanted).norm() <= bound * wanted.norm() else None
+    return point if (found - wanted).norm() <= _SAME * wanted.norm() else None
 
 
 @contextmanager
@@ -155,26 +174,34 @@ def head_inputs(head: nn.Linear | None) -> Iterator[list[torch.Tensor]]:
         yield states
 
 
-@torch.no_grad()
-def plain_head(model: Any) -> nn.Linear | None:
+def plain_head(model: Any, inputs: dict[str, Any]) -> nn.Linear | None:
     """Return the output layer of a language model whose logits are just what it gives.
 
-    None where the model also scales or caps its logits (Gemma 2, Cohere, Granite), or
-    has no such layer. This is tried on one position with large hidden states, since
-    a cap shows at large logits only.
+    None where the model also scales or caps its logits (Gemma 2, Cohere, Granite), adds
+    a bias of its own (ESM), or has no such layer. This is tried with large hidden
+    states, since a cap shows at large logits only.
+
+    Args:
+        inputs: a batch, of which two rows are tried.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return None
     states = torch.full((1, 1, head.in_features), 100.0, dtype=head.weight.dtype)
-    ids = torch.zeros((1, 1), dtype=torch.int64)
-    training = model.training
-    model.eval()
-    try:
-        with _inputs(head, lambda given: states):
-            logits = model(input_ids=ids).logits
-    finally:
-        model.train(training)
-    wanted = head(states).float()
-    same = logits.shape == wanted.shape
-    return head if same and torch.allclose(wanted, logits.float(), rtol=1e-3) else None
+    own = {id(p) for p in head.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    with _trial(model, inputs) as rows:
+        try:
+            with torch.enable_grad(), _inputs(head, lambda given: states):
+                logits = model(**rows).logits
+                total = logits.sum()
+        except Exception:  # whatever a model says that cannot do it
+            return None
+    if total.requires_grad and others:
+        reached = torch.autograd.grad(total, others, allow_unused=True)
+        if any(gradient is not None for gradient in reached):
+            return None
+    with torch.no_grad():
+        wanted = head(states).float()
+        same = logits.shape == wanted.shape
+        return head if same and torch.allclose(wanted, logits.float(), 1e-3) else None

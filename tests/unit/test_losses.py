@@ -47,7 +47,7 @@ def batch(model, labelled, length=11):
 def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
     """The loss as the trainer computes it: with the head's inputs, if not smoothed."""
     point = last_meeting(model, inputs, "masked-lm")
-    head = None if smoothing else plain_head(model)
+    head = None if smoothing else plain_head(model, inputs)
     with (
         labelled_positions_only(model.base_model, labels, point),
         head_inputs(head) as states,
@@ -235,7 +235,7 @@ def small_chunks(monkeypatch):
 
 
 def chunked_loss(model, ids, labels, count=None):
-    head = plain_head(model)
+    head = plain_head(model, {"input_ids": ids})
     with head_inputs(head) as states:
         outputs = model(input_ids=ids, use_cache=False)
     assert outputs.logits.shape[1] == 1  # the head saw one position of each text
@@ -298,7 +298,7 @@ def test_the_chunked_loss_in_bf16_is_near():
 def test_next_token_statistics_are_those_of_all_logits(rows, small_chunks):
     model = tiny.model("llama", "causal-lm", VOCABULARY).eval()
     ids, labels = causal_batch(rows, ignored=[(0, 5), (2, 0)])
-    head = plain_head(model)
+    head = plain_head(model, {"input_ids": ids})
     with torch.no_grad(), head_inputs(head) as states:
         model(input_ids=ids, use_cache=False)
         found = token_statistics(states[0][:, :-1], labels[:, 1:], head)

@@ -55,7 +55,7 @@ def test_the_loss_of_a_block_is_that_of_its_documents(blocks, tokenizer):
     model = tiny.model("llama", "causal-lm", len(tokenizer)).eval()
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
     labels = batch.pop("labels")
-    head = plain_head(model)
+    head = plain_head(model, batch)
     with torch.no_grad(), head_inputs(head) as states:
         model(**batch, use_cache=False)
         packed = labelled_cross_entropy(states[0][:, :-1], labels[:, 1:], head=head)

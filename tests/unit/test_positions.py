@@ -105,12 +105,45 @@ def test_other_models_are_left_alone(kind):
     assert last_meeting(model, batch(model), "classification") is None
 
 
-def test_layers_that_are_run_again_are_left_alone():
-    model = tiny.model("bert", "masked-lm", VOCABULARY)
-    inputs = batch(model)
-    assert last_meeting(model, inputs, "masked-lm") is not None
-    model.gradient_checkpointing_enable()
+def test_in_bf16_a_bias_hides_no_mean():
+    """Its logits differ by less than bf16 resolves, the positions are heard all the
+    same."""
+    model = tiny.model("bert", "classification", VOCABULARY)
+
+    class Mean(torch.nn.Module):
+        def forward(self, states):
+            return states.mean(1)
+
+    model.bert.pooler = Mean()
+    model.classifier.bias.data[0] = 100.0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert last_meeting(model, batch(model), "classification") is None
+
+
+@pytest.mark.parametrize("length", [16, 32])
+def test_models_that_pad_inside_are_left_alone(length):
+    """Longformer pads to its window and cuts that off again at the end."""
+    model = tiny.model("longformer", "masked-lm", VOCABULARY, attention_window=16)
+    inputs = batch(model, length)
     assert last_meeting(model, inputs, "masked-lm") is None
+
+
+def test_a_module_with_other_arguments_is_no_error():
+    model = tiny.model("ibert", "masked-lm", VOCABULARY)
+    assert last_meeting(model, batch(model), "masked-lm") is None
+
+
+def test_a_bias_outside_the_head_is_noticed():
+    """ESM adds one that is zero at first, so that logits do not show it."""
+    model = tiny.model("esm", "masked-lm", VOCABULARY, mask_token_id=4)
+    assert plain_head(model, batch(model)) is None
+
+
+def test_the_trial_does_not_turn_sparse_attention_off():
+    sizes = {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 96}
+    model = tiny.model("big_bird", "masked-lm", VOCABULARY, **sizes)
+    plain_head(model, batch(model, 64))
+    assert model.bert.attention_type == "block_sparse"
 
 
 def test_in_bf16_the_same_place_and_head():
@@ -118,13 +151,14 @@ def test_in_bf16_the_same_place_and_head():
     inputs = batch(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert last_meeting(model, inputs, "masked-lm") is not None
-        assert plain_head(model) is model.get_output_embeddings()
+        assert plain_head(model, inputs) is model.get_output_embeddings()
 
 
 @pytest.mark.parametrize("kind", "bert distilbert roberta modernbert albert".split())
 def test_the_head_of_masked_lm_is_plain(kind):
     model = tiny.model(kind, "masked-lm", VOCABULARY).eval()
-    head, inputs = plain_head(model), batch(model)
+    inputs = batch(model)
+    head = plain_head(model, inputs)
     with torch.no_grad(), head_inputs(head) as states:
         assert model(**inputs).logits.shape == (1, 1, VOCABULARY)
     wanted = model(**inputs).logits
@@ -136,9 +170,10 @@ def test_a_head_that_is_not_plain_is_noticed():
     sizes = {"head_dim": 16, "num_key_value_heads": 2}
     capped = tiny.model("gemma2", "causal-lm", VOCABULARY, **sizes)
     scaled = tiny.model("granite", "causal-lm", VOCABULARY, logits_scaling=8.0)
-    assert plain_head(capped) is None
-    assert plain_head(scaled) is None
+    ids = {"input_ids": torch.tensor([[5, 6, 7]])}
+    assert plain_head(capped, ids) is None
+    assert plain_head(scaled, ids) is None
     assert capped.training
     assert not capped.get_output_embeddings()._forward_pre_hooks
     biased = tiny.model("phi", "causal-lm", VOCABULARY)
-    assert plain_head(biased).bias is not None
+    assert plain_head(biased, ids).bias is not None

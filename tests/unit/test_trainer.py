@@ -254,6 +254,22 @@ def test_causal_lm_takes_the_steps_of_the_plain_trainer(tmp_path, kind, smoothin
     assert len(found[0][1]) == 4
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_after_an_evaluation(wordpiece, tmp_path, checkpointing):
+    """Trainer turns it on in train(): the layers that run again must see the same."""
+    options = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.3}
+    args = arguments(tmp_path, activation_checkpointing=checkpointing, **options)
+    trainer = masked_lm(wordpiece, args)
+    trainer.evaluate()
+    trainer.train()
+    plain = masked_lm(wordpiece, arguments(tmp_path, **options))
+    plain.train()
+    for ours, theirs in zip(
+        trainer.model.parameters(), plain.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_predictions_come_in_the_order_of_the_data(wordpiece, tmp_path):
     grouped = arguments(
         tmp_path,
