@@ -38,8 +38,8 @@ class Job:
 
 
 JOBS = (
-    Job("mlm", "tokens", 78e6, 1.0e6, 400_000),
-    Job("classify", "texts", 30 * 67e6, 55e6, 10_283),
+    Job("mlm", "tokens", 71e6, 1.54e6, 400_000),
+    Job("classify", "texts", 30 * 57e6, 79e6, 10_283),
     Job("generate --do_train", "tokens", 820e6, 17.6e6, 147_000),
 )
 
