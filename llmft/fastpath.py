@@ -23,6 +23,7 @@ from llmft.measure import LONGEST, Measurement, measure
 BF16_MUST_GAIN = 1.3
 # Where other programs disturb the measurement, only a clear difference counts.
 BF16_MUST_GAIN_BUSY = 3.0
+# Where nothing can be measured; AMX was seen faster with eager at 128.
 EAGER_UP_TO = 256
 _BUSY = "other programs run, so that little can be measured"
 

@@ -47,9 +47,8 @@ class LlmftTrainer(Trainer):
         super().__init__(compute_loss_func=self._loss, **kwargs)
         self.task = task
         self.model_accepts_loss_kwargs = False  # the count of labels goes to our loss
-        # What the first batch showed; None before.
-        self._last_meeting: tuple[nn.Module | None] | None = None
-        self._head: tuple[nn.Linear | None] | None = None
+        # last_meeting and plain_head, as the first batch shows them; None before.
+        self._shortcuts: tuple[nn.Module | None, nn.Linear | None] | None = None
         self._states: list[torch.Tensor] = []
         self._statistics: torch.Tensor | None = None
 
@@ -66,39 +65,38 @@ class LlmftTrainer(Trainer):
     ) -> Any:
         """Compute the loss as ``task`` says; see the class."""
         self._evaluates = return_outputs and self.task != "classification"
-        head = self._plain_head(inputs)
-        with self._needed_positions(inputs), head_inputs(head) as self._states:
+        if self._shortcuts is None:
+            self._shortcuts = self._find_shortcuts(inputs)
+        point, head = self._shortcuts
+        only = self._needed_positions(inputs, point)
+        with only, head_inputs(head) as self._states:
             found = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._states = []
         if self._evaluates:
             return found[0], {"statistics": self._statistics}
         return found if return_outputs else found[0]
 
-    def _needed_positions(self, inputs: Any) -> AbstractContextManager[None]:
+    def _find_shortcuts(self, inputs: Any) -> tuple[nn.Module | None, nn.Linear | None]:
+        """Return what the model allows: ``last_meeting`` and ``plain_head``."""
+        model = transformers_model(self.model)
+        point = head = None
+        if self.task != "causal-lm":
+            point = last_meeting(model, inputs, self.task)
+        if self.task != "classification" and not self.args.label_smoothing_factor:
+            head = plain_head(model, inputs)
+        return point, head
+
+    def _needed_positions(
+        self, inputs: Any, point: nn.Module | None
+    ) -> AbstractContextManager[None]:
         """Return a context in which the model's end runs at these positions only."""
         model = transformers_model(self.model)
-        if self.task == "causal-lm":
-            return nullcontext()
-        if self._last_meeting is None:
-            self._last_meeting = (last_meeting(model, inputs, self.task),)
-        (point,) = self._last_meeting
         # A layer that is run again in the backward pass must see what it saw before.
         if model.training and model.is_activation_checkpointing:
             point = None
         if self.task == "masked-lm":
             return labelled_positions_only(model.base_model, inputs["labels"], point)
         return nullcontext() if point is None else first_position_only(point)
-
-    def _plain_head(self, inputs: Any) -> nn.Linear | None:
-        """Return the output layer, where the loss of a language model needs no logits.
-
-        Called before there are other hooks.
-        """
-        if self.task == "classification" or self.args.label_smoothing_factor:
-            return None
-        if self._head is None:
-            self._head = (plain_head(transformers_model(self.model), inputs),)
-        return self._head[0]
 
     def _loss(
         self,
@@ -109,7 +107,7 @@ class LlmftTrainer(Trainer):
         values = self._states[-1] if self._states else outputs["logits"]
         if self.task == "causal-lm":  # position t predicts the label of t + 1
             values, labels = values[:, :-1], labels[:, 1:]
-        head = self._plain_head(None) if self._states else None
+        head = self._shortcuts[1] if self._shortcuts and self._states else None
         if self._evaluates:
             self._statistics = losses.token_statistics(values, labels, head)
             nll, count, _ = self._statistics.sum(0)

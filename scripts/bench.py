@@ -1,7 +1,7 @@
 """How much faster than the stock Trainer is llmft on this machine?
 
-python scripts/bench.py              every job, three rounds each (under 30 minutes)
-python scripts/bench.py --quick      one short round of three jobs (under 2 minutes)
+python scripts/bench.py              every job, three rounds each (half an hour)
+python scripts/bench.py --quick      one short round of three jobs (2 minutes)
 python scripts/bench.py --quality    no times, but loss and accuracy of both sides
 python scripts/bench.py --jobs mlm classify --precision fp32
 
