@@ -54,12 +54,32 @@ class DataArguments:
     dataset_config_name: str | None = arg(None, "Configuration of the data set.")
     dataset_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
     train_file: str | None = arg(
-        None, "csv, tsv, json, jsonl, txt, parquet, or a folder of txt."
+        None,
+        "csv, tsv, json, jsonl, txt (each also .gz, .bz2, .xz, .zst), parquet or arrow;"
+        " a folder of one of them, a pattern such as 'data/*.csv', or - for standard"
+        " input.",
     )
     validation_file: str | None = arg(None, "As train_file, for evaluation.")
     test_file: str | None = arg(None, "As train_file, for the final test.")
     text_column_name: str | None = arg(
         None, "Column with the text; none: `text`, or the only column of text."
+    )
+    file_format: (
+        Literal["csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow"] | None
+    ) = arg(None, "Format of the files; none: what their ending says.")
+    encoding: str | None = arg(
+        None, "Encoding of text files; none: UTF-8; auto: what they look like."
+    )
+    delimiter: str | None = arg(
+        None, "Between the fields of csv: one character, or tab; none: comma."
+    )
+    max_bad_rows: int = arg(
+        0, "Rows that may be left out, counted, because they are bad.", "[0, inf)"
+    )
+    allow: list[Literal["leakage", "one_class", "similar_labels", "empty_text"]] = arg(
+        [],
+        "Faults of the data to train in spite of: leakage (rows of the evaluation data"
+        " in train), one_class, similar_labels (such as Yes and yes), empty_text.",
     )
     train_split_name: str = arg("train", "Name of the training split.")
     validation_split_name: str = arg("validation", "Name of the validation split.")
@@ -114,6 +134,22 @@ class ClassificationDataArguments(DataArguments):
 
     label_column_name: str | None = arg(
         None, "Column with the label; none: `label`, or the only other column."
+    )
+    text_pair_column_name: str | None = arg(
+        None, "Column with a second text, as in question and answer."
+    )
+    problem_type: (
+        Literal[
+            "single_label_classification", "multi_label_classification", "regression"
+        ]
+        | None
+    ) = arg(
+        None,
+        "What labels are; none: a list is multi_label_classification, numbers with"
+        " fractions are regression, all else is single_label_classification.",
+    )
+    label_delimiter: str | None = arg(
+        None, "Between several labels in one field, as | in `food|service`."
     )
     baseline: bool = arg(
         True, "Fit TF-IDF with logistic regression on the same split, to compare."

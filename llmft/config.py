@@ -59,7 +59,8 @@ _SOURCE = {
     *("dataset_name", "dataset_config_name", "dataset_revision", "train_file"),
     *("validation_file", "test_file", "text_column_name", "label_column_name"),
     *("split_group_column", "train_split_name", "validation_split_name"),
-    *("test_split_name", "sample_by"),
+    *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
+    *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
 }
 _ACTIONS = {"do_train", "do_eval", "do_predict"}
 _OFF = ("false", "no", "0")

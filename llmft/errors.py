@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 # Overrides of the writing direction can show a text as another one.
@@ -26,6 +27,18 @@ def escape(text: object, limit: int | None = None) -> str:
     return shown
 
 
+def shorten(value: object) -> str:
+    """Return ``repr`` of a value for a message, cut to 80 characters."""
+    return escape(repr(value), 80)
+
+
+def listed(names: Iterable[object], limit: int = 20) -> str:
+    """Return names for a message, each quoted; those above ``limit`` are counted."""
+    shown = [shorten(name) for name in names]
+    more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
 class LlmftError(Exception):
     """A fault that the user can mend; printed as one line, without a traceback.
 
@@ -35,6 +48,7 @@ class LlmftError(Exception):
         hint: what to do about it.
         path: the file or folder that the fault is in.
         line: the line of ``path``, counted from 1.
+        column: the character of the line, counted from 1.
     """
 
     kind = "Error"
@@ -48,13 +62,15 @@ class LlmftError(Exception):
         *,
         path: str | Path | None = None,
         line: int | None = None,
+        column: int | None = None,
     ) -> None:
         self.found, self.expected, self.hint = found, expected, hint
-        self.path, self.line = path, line
+        self.path, self.line, self.column = path, line, column
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        where = f"{self.path}:{self.line}" if self.line else str(self.path or "")
+        place = (self.path, self.line, self.column if self.line else None)
+        where = ":".join(str(part) for part in place if part)
         parts = (self.found, self.expected, self.hint)
         said = "; ".join(part for part in parts if part)
         text = f"{self.kind} {where}: {said}" if where else f"{self.kind}: {said}"
@@ -76,6 +92,42 @@ class DataError(LlmftError):
     """Data that cannot be read, or that does not hold what the task needs."""
 
     kind, exit_code = "DataError", 3
+
+
+class EncodingError(DataError):
+    """Bytes that are not text in the encoding that was expected."""
+
+    kind = "EncodingError"
+
+
+class DataFormatError(DataError):
+    """A file that is damaged, or not what its ending says."""
+
+    kind = "DataFormatError"
+
+
+class SchemaError(DataError):
+    """Columns that are missing or hold values of another type."""
+
+    kind = "SchemaError"
+
+
+class LabelError(DataError):
+    """Labels that are missing, unknown, or look like one another."""
+
+    kind = "LabelError"
+
+
+class LengthError(DataError):
+    """A text that is longer than the run allows."""
+
+    kind = "LengthError"
+
+
+class LeakageError(DataError):
+    """Rows of the evaluation data that are in the training data, too."""
+
+    kind = "LeakageError"
 
 
 class CheckpointError(LlmftError):

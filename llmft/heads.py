@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from llmft.console import say, warn
-from llmft.data.tokenize import LabelNames
+from llmft.data.labels import LabelNames
 from llmft.errors import ConfigError
 
 _MOST = 4  # names in a list of weights or classes

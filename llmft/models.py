@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,8 @@ from transformers import (
 from llmft import assets, fits, heads, hub, lora
 from llmft.arguments import ModelArguments
 from llmft.console import as_fault, say, warn
-from llmft.data.tokenize import LabelNames, tokenizer_fingerprint
+from llmft.data.encode import tokenizer_fingerprint
+from llmft.data.labels import LabelNames
 from llmft.errors import (
     ConfigError,
     EnvironmentFault,
@@ -327,16 +329,20 @@ def _base_of_adapter(
     return found
 
 
-def label_names(located: Located, train: Dataset | None) -> LabelNames:
+def label_names(
+    located: Located, train: Dataset | None, allow: Collection[str] = ()
+) -> LabelNames:
     """Return the classes: of the training labels, else those the model was made for.
 
     A model that was made for the labels of ``train`` keeps their order in its head.
 
     Raises:
         ConfigError: neither training labels nor a trained classifier.
-        DataError: training labels of fewer than two classes.
+        LabelError: training labels of fewer than two classes, or much like each other.
+
+    ``allow`` is that of the data arguments.
     """
-    labels = LabelNames.of(train["label"][:]) if train is not None else None
+    labels = LabelNames.of(train["label"][:], allow) if train is not None else None
     config = _from_pretrained(AutoConfig, located)
     return heads.choose_names(config, labels, located.name)
 

@@ -40,10 +40,10 @@ def main(argv: list[str]) -> None:
     tokenizer = models.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
-    labels = models.label_names(located, splits.parts.get("train"))
+    labels = models.label_names(located, splits.parts.get("train"), args.data.allow)
     features = {
-        split: classification_features(texts, tokenizer, args.data, split, labels)
-        for split, texts in splits.parts.items()
+        split: classification_features(source, tokenizer, args.data, split, labels)
+        for split, source in splits.sources.items()
     }
     facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     checkpoint.require_match("classify", args, facts, features.get("train"))

@@ -30,8 +30,9 @@ from transformers import (
 from llmft import hardware, models
 from llmft.arguments import LanguageModelingDataArguments, ModelArguments
 from llmft.data.collate import LanguageModelingCollator, fix_masks
+from llmft.data.labels import LabelNames
 from llmft.data.splits import load_splits
-from llmft.data.tokenize import LabelNames, lm_blocks
+from llmft.data.tokenize import lm_blocks
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CLASSES = {

@@ -1,24 +1,64 @@
-"""The file formats of user data: rows with the number of the line they start on."""
+"""The file formats of user data: rows with the number of the line they start on.
+
+A row that is malformed comes as the error that it is, so that the reader can count
+it; what leaves the rest of a file in doubt is raised.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from llmft.errors import DataError
+from llmft.data.decode import (
+    MAX_LINE,
+    choose_encoding,
+    plain_suffix,
+    text_lines,
+    unreadable,
+    whole_text,
+)
+from llmft.errors import ConfigError, DataError, DataFormatError, escape
 
 Row = dict[str, Any]
-Line = tuple[int, Row | None]  # None: an empty line
-_SEPARATORS = {",": "commas", "\t": "tabs"}
+# None: an empty line; an error: a row that is none.
+Line = tuple[int, Row | DataError | None]
+FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
+_NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
+_BATCH = 10_000  # rows of a table at a time
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read files; None is what a file's ending and the defaults say.
+
+    ``max_bad_rows`` may be left out, counted, before reading fails.
+    """
+
+    file_format: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    sample_by: str | None = None
+    max_bad_rows: int = 0
+
+    def separator(self, file_format: str) -> str:
+        """Return the one character between fields. Raises ConfigError."""
+        if self.delimiter is None:
+            return "\t" if file_format == "tsv" else ","
+        found = _NAMED.get(self.delimiter, self.delimiter)
+        if len(found) != 1 or found in '"\r\n':
+            raise ConfigError(
+                f"delimiter is {self.delimiter!r}, expected one character, or tab"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -31,155 +71,298 @@ class Unreadable:
         return f"not readable ({self.reason})"
 
 
-def csv_rows(path: Path, delimiter: str) -> Iterator[Line]:
-    text = _text(path)
-    _check_separator(path, re.split("[\r\n]", text, maxsplit=1)[0], delimiter)
-    previous_limit = csv.field_size_limit(2**31 - 1)
-    try:
-        reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=delimiter, strict=True
+def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line], str]:
+    """Return the rows of a file, and a note on its encoding.
+
+    Args:
+        sample_by: what a row of txt is, line or document.
+
+    Raises:
+        DataError: no such format, or an empty file; while reading, what is wrong.
+    """
+    file_format = reading.file_format or plain_suffix(path).removeprefix(".")
+    if file_format == "tab":
+        file_format = "tsv"
+    if file_format not in FORMATS:
+        raise DataFormatError(
+            f"cannot tell the format from the ending {path.suffix or '(none)'}",
+            f"expected one of {', '.join(FORMATS)}, or a folder of them",
+            "name it with --file_format",
+            path=path,
         )
-        line = 1
-        header = next(reader, None)
-        if not header:
-            raise DataError(
-                "the first line is empty", "expected column names", path=path, line=1
-            )
-        if len(set(header)) < len(header):
-            raise DataError(f"a column name occurs twice: {header}", path=path, line=1)
+    try:
+        if not path.stat().st_size:
+            raise DataFormatError("0 bytes", "expected at least one row", path=path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+    if file_format in ("parquet", "arrow"):
+        return _table_rows(path, file_format), ""
+    encoding, note = choose_encoding(path, reading.encoding)
+    readers: dict[str, Callable[[Path, str], Iterator[Line]]] = {
+        "csv": partial(_csv_rows, delimiter=reading.separator("csv")),
+        "tsv": partial(_csv_rows, delimiter=reading.separator("tsv")),
+        "json": _json_rows,
+        "jsonl": _jsonl_rows,
+        "txt": partial(_txt_rows, sample_by=sample_by),
+    }
+    return readers[file_format](path, encoding), note
+
+
+def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Line]:
+    # A lone \r ends a row here, as in the files of old systems; in quotes it is text.
+    lines = text_lines(path, encoding, newline="")
+    first = next(lines, "")
+    _check_separator(path, first, delimiter)
+    previous_limit = csv.field_size_limit(MAX_LINE)
+    try:
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        header = _header(reader, path)
         end_of_header = reader.line_num
         while True:
             line = reader.line_num + 1
-            fields = next(reader, None)
-            if fields is None and reader.line_num == end_of_header:
-                raise DataError(
-                    "a header line and no rows", "expected at least one", path=path
-                )
-            if fields is None:
-                return
+            try:
+                fields = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                yield line, _csv_fault(error, path, line)
+                continue
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
-            elif not fields:
-                yield line, None
             else:
-                raise DataError(
-                    f"{len(fields)} fields",
-                    f"expected {len(header)} as in the header",
-                    "quote texts that hold the separator or a line break"
-                    + ("; a text a line is a .txt file" if len(header) < 2 else ""),
-                    path=path,
-                    line=line,
-                )
-    except csv.Error as error:
-        raise DataError(f"not csv: {error}", path=path, line=line) from None
+                yield line, _field_count(fields, header, path, line) if fields else None
+        if reader.line_num == end_of_header:
+            said = "0 rows: a header line and nothing else"
+            raise DataFormatError(said, "expected at least one", path=path)
     finally:
         csv.field_size_limit(previous_limit)
 
 
+def _header(reader: Any, path: Path) -> list[str]:
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise _csv_fault(error, path, 1) from None
+    if not header:
+        said = "the first line is empty"
+        raise DataFormatError(said, "expected column names", path=path, line=1)
+    twice = [name for i, name in enumerate(header) if name in header[:i]]
+    if twice:
+        said = f"the column name {escape(twice[0], 40)!r} occurs twice"
+        raise DataFormatError(said, "expected each once", path=path, line=1)
+    return header
+
+
 def _check_separator(path: Path, header: str, delimiter: str) -> None:
-    """Raise DataError where a header of one column looks separated by another sign."""
+    """Raise DataFormatError where a header of one column seems to be several."""
     others = [c for c in ",;\t|" if c in header and c != delimiter]
     if delimiter in header or not others:
         return
     other = max(others, key=header.count)
-    wanted = _SEPARATORS[delimiter]
-    ending = {".csv": "\t", ".tsv": ","}[path.suffix.lower()]
-    hint = f"save it with {wanted}, or rename the column if it is a single one"
-    if other == ending:
-        hint = f"give it the ending {'.csv' if other == ',' else '.tsv'}; or {hint}"
-    raise DataError(
-        f"looks separated by {other!r}",
+    name = "tab" if other == "\t" else f"'{other}'"
+    raise DataFormatError(
+        f"looks separated by {'tabs' if other == chr(9) else repr(other)}",
         f"expected {delimiter!r} between the column names",
-        hint,
+        f"add --delimiter {name}; a single column of that name has to be renamed",
         path=path,
         line=1,
     )
 
 
-def jsonl_rows(path: Path) -> Iterator[Line]:
-    for number, line in enumerate(_lines(path), 1):
+def _csv_fault(error: csv.Error, path: Path, line: int) -> DataFormatError:
+    said = str(error)
+    if "field larger" in said:
+        said = f"a field of more than {MAX_LINE:,} characters"
+    elif "unexpected end" in said:
+        said = "a quote that is never closed"
+    hint = 'write a quote within a quoted field twice: ""'
+    return DataFormatError(f"not csv: {said}", hint=hint, path=path, line=line)
+
+
+def _field_count(
+    fields: list[str], header: list[str], path: Path, line: int
+) -> DataFormatError:
+    return DataFormatError(
+        f"{len(fields)} fields",
+        f"expected {len(header)} as in the header",
+        "quote texts that hold the separator or a line break"
+        + ("; a text a line is a .txt file" if len(header) < 2 else ""),
+        path=path,
+        line=line,
+    )
+
+
+def _jsonl_rows(path: Path, encoding: str) -> Iterator[Line]:
+    for number, line in enumerate(text_lines(path, encoding), 1):
         yield number, _object(line, path, number) if line.strip() else None
 
 
-def json_rows(path: Path) -> Iterator[Line]:
-    text = _text(path)
+def _object(text: str, path: Path, line: int) -> Row | DataError:
+    """Return the object of a line, or what is wrong with it."""
     try:
-        value = _parse_json(text, path)
+        row = _parse_json(text)
+    except ValueError as error:
+        return _json_fault(error, text, path, line)
+    if isinstance(row, dict):
+        return row
+    said = f"not a JSON object: {escape(text.strip(), 60)}"
+    return DataFormatError(said, 'expected {"text": ...}', path=path, line=line)
+
+
+def _json_fault(error: ValueError, text: str, path: Path, line: int) -> DataFormatError:
+    if not isinstance(error, json.JSONDecodeError):
+        return DataFormatError(str(error), path=path, line=line)
+    around = text[max(0, error.pos - 30) : error.pos + 40].strip()
+    return DataFormatError(
+        f"not JSON: {error.msg} near {escape(around, 80)!r}",
+        path=path,
+        line=line + error.lineno - 1,
+        column=error.colno,
+    )
+
+
+def _json_rows(path: Path, encoding: str) -> Iterator[Line]:
+    """Yield the objects of a list, of {"data": [...]}, or of one a line."""
+    text = whole_text(path, encoding)
+    start = _after_space(text, 0)
+    if text.startswith("[", start):
+        yield from _items(text, start, path)
+        return
+    try:
+        value = _parse_json(text)
     except json.JSONDecodeError as error:
-        if "Extra data" in error.msg:  # one object a line, as many tools write .json
-            yield from jsonl_rows(path)
-            return
-        raise DataError(
-            f"not JSON: {error.msg}", path=path, line=error.lineno
-        ) from None
+        if "Extra data" not in error.msg:
+            raise _json_fault(error, text, path, 1) from None
+        yield from _jsonl_rows(path, encoding)  # as many tools write .json
+        return
+    except ValueError as error:
+        raise DataFormatError(str(error), path=path) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-    if isinstance(value, dict) and not any(
+        for number, row in enumerate(value["data"], 1):
+            yield number, row if isinstance(row, dict) else _no_object(path, number)
+    elif isinstance(value, dict) and not any(
         isinstance(v, list | dict) for v in value.values()
     ):
-        value = [value]
-    if not isinstance(value, list):
-        raise DataError("not a list of objects", path=path, line=1)
-    for number, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"item {number} is not an object", path=path)
-        yield number, row
+        yield 1, value
+    else:
+        raise DataFormatError("not a list of objects", path=path, line=1)
 
 
-def _parse_json(text: str, path: Path, line: int | None = None) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> Row:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(n for i, n in enumerate(names) if n in names[:i])
-            raise DataError(
-                f"{twice!r} occurs twice in an object",
-                "expected each name once",
-                path=path,
-                line=line,
-            )
-        return row
+def _no_object(path: Path, number: int, line: int | None = None) -> DataFormatError:
+    return DataFormatError(f"item {number} is not an object", path=path, line=line)
 
-    def integer(digits: str) -> int | Unreadable:
-        if len(digits) > 4000:  # Python refuses to convert more than 4,300
-            return Unreadable(f"a number of {len(digits):,} digits")
-        return int(digits)
 
+def _items(text: str, at: int, path: Path) -> Iterator[Line]:
+    """Yield the items of a JSON list that begins at ``at``."""
+    line, seen, number = 1, 0, 0
+    at = _after_space(text, at + 1)
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_int=integer)
+        while text[at : at + 1] != "]" or number == 0:
+            if number == 0 and text[at : at + 1] == "]":
+                break
+            line, seen = line + text.count("\n", seen, at), at
+            value, at = _DECODER.raw_decode(text, at)
+            number += 1
+            row = value if isinstance(value, dict) else _no_object(path, number, line)
+            yield line, row
+            at = _after_space(text, at)
+            if text[at : at + 1] == ",":
+                at = _after_space(text, at + 1)
+                if text[at : at + 1] == "]":
+                    raise json.JSONDecodeError("an item after the comma", text, at)
+            elif text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+        if (at := _after_space(text, at + 1)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
     except RecursionError:
-        raise DataError("JSON nested too deeply", path=path, line=line) from None
+        raise DataFormatError("nested too deeply", path=path, line=line) from None
+    except ValueError as error:
+        first = 1 if isinstance(error, json.JSONDecodeError) else line
+        raise _json_fault(error, text, path, first) from None
 
 
-def _object(line: str, path: Path, number: int) -> Row:
-    try:
-        row = _parse_json(line, path, number)
-    except json.JSONDecodeError as error:
-        said = f"not JSON: {error.msg} at column {error.colno}"
-        raise DataError(said, path=path, line=number) from None
-    if not isinstance(row, dict):
-        raise DataError(
-            "not a JSON object", 'expected {"text": ...}', path=path, line=number
-        )
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise ValueError(f"{escape(twice, 40)!r} occurs twice in an object")
     return row
 
 
-def parquet_rows(path: Path) -> Iterator[Line]:
+def _integer(digits: str) -> int | Unreadable:
+    if len(digits) > 4000:  # Python refuses to convert more than 4,300
+        return Unreadable(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
+
+
+def _parse_json(text: str) -> Any:
     try:
-        source = pyarrow.BufferReader(_bytes(path))
-        file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
-        table = file.read()
-        names = table.column_names
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _table_rows(path: Path, file_format: str) -> Iterator[Line]:
+    try:
+        yield from _rows_of_batches(_batches(path, file_format))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = f"damaged, or not a parquet file: {error}"
-        raise DataError(said, path=path) from None
+        if isinstance(error, OSError) and error.errno:
+            raise unreadable(error, path) from error
+        size = f"{path.stat().st_size:,} bytes"
+        said = f"damaged, or not a {file_format} file: {error} ({size})"
+        raise DataFormatError(said, path=path) from None
+
+
+def _batches(path: Path, file_format: str) -> Iterator[pyarrow.RecordBatch]:
+    """Yield the tables of a file, a part at a time."""
+    with open(path, "rb") as stream:
+        if file_format == "parquet":
+            file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
+            _require_names(path, file.schema_arrow.names)
+            yield from file.iter_batches(_BATCH)
+        elif stream.read(6) == b"ARROW1":
+            table = pyarrow.ipc.open_file(stream)
+            _require_names(path, table.schema.names)
+            yield from (table.get_batch(i) for i in range(table.num_record_batches))
+        else:
+            stream.seek(0)
+            reader = pyarrow.ipc.open_stream(stream)
+            _require_names(path, reader.schema.names)
+            yield from reader
+
+
+def _require_names(path: Path, names: list[str]) -> None:
     if not names:
-        raise DataError("a table without columns", "expected text", path=path)
+        raise DataFormatError("a table without columns", "expected text", path=path)
     if len(set(names)) < len(names):
-        raise DataError(f"a column name occurs twice: {names}", path=path)
-    columns = [map(_cell, column) for column in table.columns]
-    for number, cells in enumerate(zip(*columns, strict=True), 1):
-        yield number, dict(zip(names, cells, strict=True))
+        said = f"a column name occurs twice: {escape(names, 200)}"
+        raise DataFormatError(said, path=path)
+
+
+def _rows_of_batches(batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Line]:
+    number = 0
+    for batch in batches:
+        columns = [_cells(column) for column in batch.columns]
+        for cells in zip(*columns, strict=True):
+            number += 1
+            yield number, dict(zip(batch.schema.names, cells, strict=True))
+
+
+def _cells(column: pyarrow.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # one of them cannot be held
+        return [_cell(value) for value in column]
 
 
 def _cell(value: pyarrow.Scalar) -> Any:
@@ -189,39 +372,11 @@ def _cell(value: pyarrow.Scalar) -> Any:
         return Unreadable(str(error))
 
 
-def txt_rows(path: Path, sample_by: str) -> Iterator[Line]:
-    texts = [_text(path)] if sample_by == "document" else _lines(path)
-    for number, text in enumerate(texts, 1):
+def _txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
+    if sample_by == "document":
+        text = whole_text(path, encoding)
+        yield 1, {"text": text} if text.strip() else None
+        return
+    for number, line in enumerate(text_lines(path, encoding), 1):
+        text = line.removesuffix("\n").removesuffix("\r")
         yield number, {"text": text} if text.strip() else None
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a file, ended by \\n or \\r\\n and by nothing else."""
-    lines = _text(path).split("\n")
-    return [line.removesuffix("\r") for line in lines[: -1 if not lines[-1] else None]]
-
-
-def _text(path: Path) -> str:
-    raw = _bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8",
-            hint="save the file as UTF-8",
-            path=path,
-            line=raw.count(b"\n", 0, error.start) + 1,
-        ) from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(error, path) from error
-
-
-def unreadable(error: OSError, path: Path) -> DataError:
-    """Return the fault of a file or folder that the system does not let us read."""
-    said = f"cannot be read: {error.strerror}"
-    return DataError(said, hint="check its permissions, or take it out", path=path)

@@ -1,7 +1,8 @@
-"""Reading user data: the only module that opens it, with the formats it is in.
+"""Reading user data: the only module that opens it.
 
-Every reader yields rows with the number of the line they start on. Text stays text,
-character by character: no type is inferred, and nothing means "missing".
+Text stays text, character by character: no type is inferred, and nothing means
+"missing". What was read lies in the cache as memory-mapped Arrow, keyed by the bytes
+of the files and by how they were read, so that a changed file is always read again.
 """
 
 from __future__ import annotations
@@ -9,272 +10,275 @@ from __future__ import annotations
 import bz2
 import csv
 import hashlib
-import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset
 
-from llmft import assets
-from llmft.console import say
-from llmft.data.formats import (
-    Line,
-    Row,
-    csv_rows,
-    json_rows,
-    jsonl_rows,
-    parquet_rows,
-    txt_rows,
-    unreadable,
+from llmft import __version__, assets
+from llmft.console import say, warn
+from llmft.data.check import Check, Checked
+from llmft.data.columns import Columns, choose
+from llmft.data.decode import unreadable
+from llmft.data.formats import Line, Reading, Row, rows_of
+from llmft.data.paths import STDIN, named_files
+from llmft.errors import (
+    ConfigError,
+    DataError,
+    EnvironmentFault,
+    SchemaError,
+    listed,
 )
-from llmft.errors import ConfigError, DataError, escape
+from llmft.files import publish_folder, write_json
 from llmft.parser import nearest
 
-_TEXT_NAMES = ("text", "sentence", "content", "review")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_LABEL_NAMES = ("label", "labels", "category", "class", "target")
+CONTENT = ("text", "text_pair", "label", "group")
+_BATCH = 10_000
 
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
-
-    With ``label_optional``, data without a label column is read without labels.
-    """
-
-    text: str | None = None
-    label: str | None = None
-    needs_label: bool = False
-    group: str | None = None
-    label_optional: bool = False
+Rows = Iterable[tuple[int, Line]]  # each with the place of its file
+Versions = list[tuple[str, int, int]]  # path, size and time of change
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set as read: ``text``, and where asked for ``label`` and ``group``.
+    """One data set as read: ``text``, and where asked for the others of ``CONTENT``.
 
-    All columns are strings; a label is the text that stands for its class.
+    All are strings; a label is the text that stands for its class, a number, or a
+    JSON list of classes, as ``problem_type`` says. Columns ``file`` (int32, the place
+    in ``files``) and ``line`` (int64) tell where each row begins.
     """
 
     dataset: Dataset
     name: str
     notes: list[str] = field(default_factory=list)
+    files: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     @property
     def sha256(self) -> str:
         """Hash of the content as read."""
         return content_hash(self.dataset)
 
+    def select(self, rows: Sequence[int] | np.ndarray) -> Source:
+        """Return the rows at these places."""
+        return replace(self, dataset=self.dataset.select(rows))
+
+    def place(self, row: int) -> str:
+        """Return where a row begins, as path:line."""
+        found = self.dataset[row]
+        return f"{self.files[found['file']]}:{found['line']}"
+
 
 def content_hash(dataset: Dataset) -> str:
-    """Return the sha256 over all values of a data set of strings, and its names."""
-    digest = hashlib.sha256()
-    for name in dataset.column_names:
-        digest.update(f"\0{name}\0".encode())
-        for text in dataset[name][:]:
-            raw = text.encode("utf-8", "surrogatepass")
-            digest.update(len(raw).to_bytes(8, "little") + raw)
+    """Return the sha256 over all values of the content, and the names of columns."""
+    names = [n for n in CONTENT if n in dataset.column_names]
+    digest = hashlib.sha256("\0".join(names).encode())
+    for batch in dataset.select_columns(names).iter(_BATCH):
+        for values in zip(*batch.values(), strict=True):
+            for value in values:
+                raw = b"" if value is None else value.encode()
+                digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
 
 
-def read_file(path: Path, columns: Columns, sample_by: str | None = None) -> Source:
-    """Read a csv, tsv, json, jsonl, txt or parquet file, or a folder of txt.
+def read_file(
+    name: str | Path, columns: Columns, reading: Reading | None = None
+) -> Source:
+    """Read the files of a name: one, a folder, a pattern, or standard input.
 
     Raises:
-        DataError: the file is missing, malformed (path:line), empty, or lacks a
-            column; or a text is not text.
+        DataError: a file is missing, malformed (path:line), empty, or lacks a column;
+            or a value is not what its column needs.
     """
-    if not path.exists():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*")])
-        raise DataError("no such file", hint=near.strip(", "), path=path)
-    if path.is_dir():
-        return _read_folder(path, columns, sample_by or "document")
-    readers = {
-        ".csv": lambda p: csv_rows(p, ","),
-        ".tsv": lambda p: csv_rows(p, "\t"),
-        ".json": json_rows,
-        ".jsonl": jsonl_rows,
-        ".txt": lambda p: txt_rows(p, sample_by or "line"),
-        ".parquet": parquet_rows,
-    }
-    if path.suffix.lower() not in readers:
-        raise DataError(
-            f"cannot tell the format from the ending {path.suffix or '(none)'}",
-            f"expected one of {', '.join(readers)}, or a folder of txt",
-            path=path,
+    reading = reading or Reading()
+    with named_files(str(name), reading) as (files, notes, unit):
+        shown = [STDIN] if str(name) == STDIN else [str(file) for file in files]
+        versions = [_version(file) for file in files]
+        identity = [[_sha256(file) for file in files], shown, asdict(reading), unit]
+        encodings: list[str] = []
+        rows = _file_rows(files, shown, versions, reading, unit, encodings)
+        check = Check(str(name), shown, columns, reading.max_bad_rows)
+        source = _cached(identity, check, rows, encodings)
+    return replace(source, notes=[*notes, *source.notes])
+
+
+def stream_rows(
+    name: str, columns: Columns, reading: Reading, versions: Versions | None = None
+) -> Iterator[Checked]:
+    """Yield the file's place, the line and the values of each good row, on the way.
+
+    Args:
+        versions: of the files, as ``file_versions`` gave them when the run began.
+
+    Raises:
+        DataError: as ``read_file``, when the fault is reached; or a file has changed.
+    """
+    now = file_versions(name, reading)
+    if versions is not None and now != versions:
+        changed = sorted({v[0] for v in {*now} ^ {*versions}})
+        said = "the file changed since the run began"
+        raise DataError(said, hint="start again", path=changed[0])
+    with named_files(name, reading) as (files, _, unit):
+        shown = [str(file) for file in files]
+        found = [(size, time) for _, size, time in now]
+        rows = _file_rows(files, shown, found, reading, unit, [])
+        yield from Check(name, shown, columns, reading.max_bad_rows).rows(rows)
+
+
+def file_versions(name: str, reading: Reading) -> Versions:
+    """Return path, size and time of change of each file of a name."""
+    with named_files(name, reading) as (files, _, _):
+        return [(str(file), *_version(file)) for file in files]
+
+
+def _file_rows(
+    files: Sequence[Path],
+    shown: Sequence[str],
+    versions: Sequence[tuple[int, int]],
+    reading: Reading,
+    unit: str,
+    encodings: list[str],
+) -> Iterator[tuple[int, Line]]:
+    """Yield the rows of files, each with the place of its file.
+
+    ``encodings`` is told what is not plain UTF-8.
+    """
+    first: Row | None = None
+    for i, (file, version) in enumerate(zip(files, versions, strict=True)):
+        found, note = rows_of(file, reading, reading.sample_by or unit)
+        if note:
+            encodings.append(note if len(files) < 2 else f"{shown[i]} {note}")
+        of_file: Row | None = None
+        for line, row in found:
+            if of_file is None and isinstance(row, dict):
+                of_file, first = row, first or row
+                _require_same(of_file, first, shown[i], shown[0])
+            yield i, (line, row)
+        if _version(file) != version:
+            said = "the file changed while it was read"
+            raise DataError(said, hint="start again", path=file)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def _require_same(row: Row, first: Row, file: str, first_file: str) -> None:
+    """Raise SchemaError where two files have other columns; json may leave some out."""
+    if row.keys() != first.keys() and ".json" not in file.lower():
+        raise SchemaError(
+            f"columns are {listed(row)}",
+            f"expected those of {first_file}: {listed(first)}",
+            "read files with other columns by themselves",
+            path=file,
         )
-    if not path.stat().st_size:
-        raise DataError("the file is empty", "expected at least one row", path=path)
-    return from_rows(list(readers[path.suffix.lower()](path)), str(path), columns)
 
 
-def from_rows(lines: list[Line], name: str, columns: Columns) -> Source:
-    """Make a ``Source`` of rows with their line numbers; check every value.
+def _cached(
+    identity: list[Any], check: Check, rows: Rows, encodings: Sequence[str] = ()
+) -> Source:
+    """Return the checked rows, out of the cache where their identity is in it.
 
-    An empty line of a file, None, is no row; they are counted in the notes.
+    Raises:
+        DataError: a row is bad, or there is none.
     """
-    rows = [(line, row) for line, row in lines if row is not None]
-    if not rows:
-        raise DataError("0 rows", "expected at least one", path=name)
-    first: Row = {}  # the first value of each column that some row has
-    for _, row in rows:
-        if row.keys() != first.keys() or None in first.values():
-            first |= {n: v for n, v in row.items() if first.get(n) is None}
-    strings = [n for n, value in first.items() if isinstance(value, str)]
-    wanted = _choose(list(first), strings, columns, name)
-    source = _source(rows, wanted, name, list(first), columns)
-    if len(rows) < len(lines):
-        passed = f"{len(lines) - len(rows):,} empty lines passed over"
-        return replace(source, notes=[*source.notes, passed])
+    how = [__version__, identity, asdict(check.columns), check.max_bad_rows]
+    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    folder = assets.cache_home() / "read" / key
+    source = _stored(folder, check)
+    if source is not None:
+        return source
+    with publish_folder(folder, replace=folder.exists()) as staging:
+        table = staging / "data.arrow"
+        with ExitStack() as stack:
+            writer = None
+            for batch in check.batches(rows):
+                if writer is None:
+                    stream = pa.ipc.new_stream(str(table), batch.schema)
+                    writer = stack.enter_context(stream)
+                writer.write_batch(batch)
+        said = {
+            "notes": [*encodings, *check.notes()],
+            "problem_type": check.problem_type,
+            "size": table.stat().st_size,
+        }
+        write_json(staging / "source.json", said)
+    source = _stored(folder, check)
+    if source is None:
+        raise EnvironmentFault("what was just written is not there", path=folder)
     return source
 
 
-def _source(
-    rows: Sequence[tuple[int, Row]],
-    wanted: dict[str, str],
-    name: str,
-    names: list[str],
-    columns: Columns,
-) -> Source:
-    """Make a ``Source`` of the ``wanted`` columns; check every value.
-
-    Labels that may be missing are either there in every row or in none.
-    """
-    wanted, notes = dict(wanted), []
-    label = wanted.get("label")
-    if (
-        columns.label_optional
-        and label is not None
-        and all(row.get(label) in (None, "") for _, row in rows)
-    ):
-        del wanted["label"]
-        notes = [f"{label!r} is empty in all rows"]
-    elif columns.label_optional and columns.label not in (None, *names):
-        notes = [f"there is no column {columns.label!r}"]
-    values: dict[str, list[str]] = {key: [] for key in wanted}
-    for line, row in rows:
-        for key, column in wanted.items():
-            values[key].append(_value(key, column, row, name, line))
-    return Source(_dataset(values), name, _notes(names, wanted) + notes)
-
-
-def _value(key: str, column: str, row: Row, name: str, line: int) -> str:
-    fault = partial(DataError, path=name, line=line)
-    if column not in row:
-        raise fault(f"no {column!r} in this row", f"it has {listed(row)}")
-    value = row[column]
-    if isinstance(value, str) and _LONE_SURROGATE.search(value):  # from JSON escapes
-        raise fault(
-            f"{column!r} holds half of a character (a lone surrogate)",
-            "expected text that can be written as UTF-8",
-        )
-    if key == "text":
-        if not isinstance(value, str):
-            raise fault(
-                f"{column!r} is {shorten(value)} ({type(value).__name__})",
-                "expected text in every row",
-            )
-        return value
-    shown = class_name(value)
-    if shown is None:
-        raise fault(
-            f"{column!r} is {shorten(value)}",
-            "expected a label: text that is not empty, a whole number, or true/false",
-            "give the row a label, or take it out",
-        )
-    return shown
-
-
-def class_name(value: Any) -> str | None:
-    """Return the text that stands for a label, or None where it is not one.
-
-    Text stands for itself, 3 for "3", true for "true"; None, "", fractions, lists and
-    numbers of more than 64 bits are not labels.
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value) if value.bit_length() <= 64 else None
-    return value if isinstance(value, str) and value.strip() else None
-
-
-def pick(
-    names: list[str], strings: list[str], columns: Columns, source: str
-) -> tuple[str, str | None]:
-    """Choose the text and label columns; raise DataError where that is a guess."""
-    text, label = columns.text, columns.label
-    optional = columns.label_optional
-    if optional and label not in names:
-        label = None
-    if not names:
-        raise DataError("rows without columns", "expected text", path=source)
-    if columns.needs_label and label is None:
-        known = [n for n in _LABEL_NAMES if n in names and n != text]
-        others = [n for n in names if n != text]
-        if not known and text is not None and len(others) == 1 and not optional:
-            known = others
-        if not known and not optional:
-            raise DataError(
-                "no label column found",
-                f"columns are {listed(names)}",
-                "name it with --label_column_name",
-                path=source,
-            )
-        label = known[0] if known and not (optional and columns.label) else None
-    if text is None:
-        candidates = [n for n in strings if n not in (label, columns.group)]
-        known = [n for n in _TEXT_NAMES if n in names] or candidates
-        if len(known) != 1 and "text" not in known:
-            raise DataError(
-                f"cannot tell the text column among {listed(names)}",
-                hint="name it with --text_column_name",
-                path=source,
-            )
-        text = known[0]
-    return text, label if columns.needs_label else None
-
-
-def _choose(
-    names: list[str], strings: list[str], columns: Columns, source: str
-) -> dict[str, str]:
-    """Return the columns to read by what they are for: text, label, group."""
-    text, label = pick(names, strings, columns, source)
-    chosen = {"text": text, "label": label, "group": columns.group}
-    wanted = {key: column for key, column in chosen.items() if column is not None}
-    for column in wanted.values():
-        if column not in names:
-            raise DataError(
-                f"no column {column!r}",
-                f"it has {listed(names)}",
-                nearest(column, names).strip(", "),
-                path=source,
-            )
-    return wanted
+def _stored(folder: Path, check: Check) -> Source | None:
+    """Return what is in a folder of the cache, None where it is not whole."""
+    table, described = folder / "data.arrow", folder / "source.json"
+    try:
+        said = json.loads(described.read_text("utf-8"))
+        if table.stat().st_size != said["size"]:
+            raise ValueError("data.arrow is cut off")
+        dataset = Dataset.from_file(str(table))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        warn(f"{folder}: damaged ({error}); reading {check.name} again")
+        return None
+    kind = said["problem_type"]
+    if kind is None and "label" in dataset.column_names:  # none of them has one
+        dataset = dataset.remove_columns("label")
+    return Source(dataset, check.name, said["notes"], tuple(check.files), kind)
 
 
 def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
     """Make a ``Source`` of one split of a hub data set; check every value."""
+    features, names = raw.features, raw.column_names
     if not len(raw):
         return Source(raw.select_columns([]), name)
-    features, names = raw.features, raw.column_names
     strings = [n for n in names if getattr(features[n], "dtype", "") == "string"]
-    wanted = _choose(names, strings, columns, name)
-    read = {column: raw[column][:] for column in wanted.values()}
-    for column, cells in read.items():
-        if isinstance(feature := features[column], ClassLabel):
-            read[column] = [
-                feature.int2str(c) if c is not None and c >= 0 else None for c in cells
-            ]
-    rows = (
-        dict(zip(read, cells, strict=True))
-        for cells in zip(*read.values(), strict=True)
+    wanted = choose(names, strings, columns, name)
+    used = raw.select_columns(sorted(set(wanted.values())))
+
+    def rows() -> Iterator[tuple[int, Line]]:
+        line = 0
+        for batch in used.iter(_BATCH):
+            for column, cells in batch.items():
+                if isinstance(feature := features[column], ClassLabel):
+                    batch[column] = [_class_of(feature, cell) for cell in cells]
+            for cells in zip(*batch.values(), strict=True):
+                line += 1
+                yield 0, (line, dict(zip(batch, cells, strict=True)))
+
+    named = replace(
+        columns,
+        text=wanted["text"],
+        label=wanted.get("label", columns.label),
     )
-    numbered = list(enumerate(rows, 1))
-    return _source(numbered, wanted, name, names, columns)
+    check = Check(name, [name], named)
+    source = _cached([name, raw._fingerprint], check, rows())
+    unused = [n for n in names if n not in wanted.values()]
+    notes = [f"columns not used: {listed(unused)}"] if unused else []
+    return replace(source, notes=[*source.notes, *notes])
+
+
+def _class_of(feature: ClassLabel, cell: int | None) -> str | None:
+    return feature.int2str(cell) if cell is not None and cell >= 0 else None
 
 
 def read_asset(name: str, config: str | None) -> Source:
@@ -291,74 +295,20 @@ def read_asset(name: str, config: str | None) -> Source:
     if config not in configs:
         said = f"dataset_config_name of {name} is {config}, expected one of "
         raise ConfigError(said + ", ".join(configs) + nearest(config, configs))
-    path = assets.fetch(name) / asset.members[0].name
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
-        rows = [
-            row for row in csv.DictReader(stream) if row["category"] in configs[config]
-        ]
-    values = {
-        "text": [row["text"] for row in rows],
-        "label": [row["category"] for row in rows],
-        "group": [row["movie_name"] for row in rows],
-    }
-    return Source(_dataset(values), f"{name} ({config})")
+    file = asset.members[0].name
+    path = assets.fetch(name) / file
 
+    def rows() -> Iterator[tuple[int, Line]]:
+        with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            for row in reader:
+                if row["category"] in configs[config]:
+                    yield 0, (reader.line_num, row)
 
-def _read_folder(path: Path, columns: Columns, sample_by: str) -> Source:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    files: list[Path] = []
-    others = links = 0
-    try:
-        for folder, folders, names in os.walk(path, onerror=refuse):
-            links += sum(Path(folder, name).is_symlink() for name in folders)
-            texts = [Path(folder, n) for n in names if n.lower().endswith(".txt")]
-            # A link to nothing is read, and refused; a pipe would block.
-            texts = [t for t in texts if t.is_file() or not t.exists()]
-            others += len(names) - len(texts)
-            files += texts
-    except OSError as error:
-        raise unreadable(error, Path(error.filename)) from error
-    counts = {"other file": others, "linked folder": links}
-    notes = [
-        f"{count:,} {kind}{'s' if count > 1 else ''} passed over"
-        for kind, count in counts.items()
-        if count
-    ]
-    if not files:
-        raise DataError("a folder without .txt files", "; ".join(notes), path=path)
-    lines = [line for file in sorted(files) for line in txt_rows(file, sample_by)]
-    source = from_rows(lines, str(path), columns)
-    read = f"{len(files):,} files"
-    return replace(source, notes=[read, *notes, *source.notes])
-
-
-def _dataset(values: dict[str, list[str]]) -> Dataset:
-    return Dataset.from_dict(
-        values, Features({k: Value("large_string") for k in values})
-    )
-
-
-def _notes(names: list[str], wanted: dict[str, str]) -> list[str]:
-    unused = [n for n in names if n not in wanted.values()]
-    used = [f"{k} = {v!r}" for k, v in wanted.items() if k != v]
-    notes = [", ".join(used)] if used else []
-    if unused:
-        notes.append(f"columns not used: {listed(unused)}")
-    return notes
-
-
-def shorten(value: object) -> str:
-    """Return ``repr`` of a value for a message, cut to 80 characters."""
-    return escape(repr(value), 80)
-
-
-def listed(names: Iterable[object], limit: int = 20) -> str:
-    """Return names for a message, each quoted; those above ``limit`` are counted."""
-    shown = [shorten(name) for name in names]
-    more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more
+    columns = Columns("text", "category", True, "movie_name")
+    check = Check(f"{name} ({config})", [file], columns)
+    identity = [name, asset.archive_sha256, config]
+    return replace(_cached(identity, check, rows()), notes=[])
 
 
 def show(split: str, source: Source) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,15 @@ from datasets import Dataset
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from llmft import assets, hubdata
-from llmft.arguments import DataArguments, TrainingArguments
+from llmft.arguments import (
+    ClassificationDataArguments,
+    DataArguments,
+    TrainingArguments,
+)
 from llmft.console import say
-from llmft.data.read import Columns, Source, from_hub, read_asset, read_file, show
+from llmft.data.columns import Columns
+from llmft.data.formats import Reading
+from llmft.data.read import Source, from_hub, read_asset, read_file, show
 from llmft.errors import ConfigError, DataError
 
 
@@ -22,8 +27,13 @@ from llmft.errors import ConfigError, DataError
 class Splits:
     """The parts that a run uses, in the order train, validation, test."""
 
-    parts: dict[str, Dataset]
+    sources: dict[str, Source]
     provenance: dict[str, dict[str, Any]]
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The rows of each part."""
+        return {split: source.dataset for split, source in self.sources.items()}
 
     @property
     def name(self) -> str:
@@ -66,17 +76,11 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
-    columns = Columns(
-        args.text_column_name,
-        getattr(args, "label_column_name", None),
-        needs_label,
-        args.split_group_column,
-        label_optional=needed == {"test"},
-    )
+    columns = _columns(args, needs_label, predicts_only=needed == {"test"})
     sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     limits = {"train": args.max_train_samples}
-    parts: dict[str, Dataset] = {}
+    parts: dict[str, Source] = {}
     provenance: dict[str, dict[str, Any]] = {}
     say("data")
     for split in ("train", "validation", "test"):
@@ -90,7 +94,7 @@ def load_splits(
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
         show(split, source)
-        parts[split] = source.dataset
+        parts[split] = source
         provenance[split] = {
             "source": source.name,
             "rows": len(source.dataset),
@@ -98,6 +102,25 @@ def load_splits(
             "notes": source.notes,
         }
     return Splits(parts, provenance)
+
+
+def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Columns:
+    columns = Columns(
+        args.text_column_name,
+        needs_label=needs_label,
+        group=args.split_group_column,
+        label_optional=predicts_only,
+    )
+    if not isinstance(args, ClassificationDataArguments):
+        return columns
+    return replace(
+        columns,
+        label=args.label_column_name,
+        text_pair=args.text_pair_column_name,
+        needs_text=not predicts_only and "empty_text" not in args.allow,
+        problem_type=args.problem_type,
+        label_delimiter=args.label_delimiter,
+    )
 
 
 def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, Source]:
@@ -109,8 +132,12 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             "test": args.test_file,
         }
         given = {split: file for split, file in files.items() if file is not None}
+        reading = Reading(
+            *(args.file_format, args.encoding, args.delimiter, args.sample_by),
+            args.max_bad_rows,
+        )
         return {
-            split: read_file(Path(given[split]).expanduser(), columns, args.sample_by)
+            split: read_file(given[split], columns, reading)
             for split in _to_read(needed, given)
         }
     if assets.is_asset(args.dataset_name):
@@ -177,9 +204,8 @@ def _sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
         order = order[np.argsort(places, kind="stable")]
         how = "stratified by label"
     note = f"{limit:,} of {len(data):,} {how}, seed {seed}"
-    return replace(
-        source, dataset=data.select(np.sort(order[:limit])), notes=[*source.notes, note]
-    )
+    chosen = source.select(np.sort(order[:limit]))
+    return replace(chosen, notes=[*source.notes, note])
 
 
 def hash_bucket(value: str, buckets: int) -> int:
@@ -198,7 +224,7 @@ def _by_movie(source: Source) -> dict[str, Source]:
         sides[{0: "test", 1: "validation"}.get(bucket, "train")].append(row)
     note = "split by movie"
     return {
-        split: Source(source.dataset.select(rows), source.name, [note])
+        split: replace(source.select(rows), notes=[note])
         for split, rows in sides.items()
     }
 
@@ -289,6 +315,6 @@ def split_off(
     if single:
         notes.append(f"classes of a single row stay in train: {single:,}")
     return (
-        replace(source, dataset=data.select(np.sort(kept))),
-        replace(source, dataset=data.select(np.sort(taken)), notes=notes),
+        source.select(np.sort(kept)),
+        replace(source.select(np.sort(taken)), notes=notes),
     )

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from llmft import heads, models
 from llmft.arguments import ModelArguments
-from llmft.data.tokenize import LabelNames
+from llmft.data.labels import LabelNames
 from llmft.errors import ConfigError, DataError
 
 

@@ -14,7 +14,9 @@ LAYERS = [
     "errors console files",
     "config hardware measure fastpath assets metrics parser supported arguments hub"
     " hubdata wheels",
-    "data data.formats data.read data.splits data.tokenize data.collate data.audit",
+    "data data.decode data.formats data.labels data.columns data.check data.paths"
+    " data.read data.encode data.stream data.splits data.tokenize data.collate"
+    " data.audit",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",

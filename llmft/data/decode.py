@@ -1,0 +1,266 @@
+"""From a file to its text: unpacking, encodings, and limits against hostile input.
+
+Nothing is guessed: text is UTF-8 unless ``--encoding`` says otherwise. Where it is
+not, the error names what the file looks like; ``--encoding auto`` takes that guess.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from charset_normalizer import from_bytes
+
+from llmft.errors import DataFormatError, EncodingError, escape
+
+MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
+MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
+# Text packs to a fifth or a tenth; what unpacks to more is made to fill disks.
+_MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
+_BLOCK = 2**20
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+_SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
+# What a guess may be, the likeliest first; the names are those of Python.
+_GUESSES = [
+    *("gb18030", "big5", "shift_jis", "euc_jp", "cp949", "cp1251", "koi8_r"),
+    *("cp1252", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"),
+]
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def plain_suffix(path: Path) -> str:
+    """Return the ending of a file's format: ``.csv`` of ``a.CSV`` and ``a.csv.gz``."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in _CODECS else suffix
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a file; faults name the file and the place in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._total = path, 0
+        self._codec = _CODECS.get(path.suffix.lower())
+        try:
+            self._packed = path.stat().st_size
+            self._file: Any = self._open()
+        except OSError as error:
+            raise unreadable(error, path) from error
+
+    def _open(self) -> Any:
+        if self._codec is None:
+            return open(self._path, "rb")
+        if self._codec != "xz":
+            return pyarrow.input_stream(str(self._path), compression=self._codec)
+        with open(self._path, "rb") as stream:  # lzma passes over what follows the end
+            stream.seek(max(0, self._packed - 4096))
+            if not stream.read().rstrip(b"\0").endswith(b"YZ"):
+                self._refuse("cut off, or followed by something else")
+        return lzma.open(self._path, "rb")
+
+    def _refuse(self, what: str) -> None:
+        raise DataFormatError(
+            f"damaged {self._codec} file: {what}, after {self._total:,} unpacked bytes",
+            hint="copy or pack it again",
+            path=self._path,
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._file.read(len(buffer))
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise unreadable(error, self._path) from error
+            self._refuse(str(error))
+        buffer[: len(block)] = block
+        self._total += len(block)
+        limit = max(_RATIO_FROM, _MAX_RATIO * self._packed)
+        if self._codec and self._total > limit:
+            raise DataFormatError(
+                f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes",
+                hint="unpack it yourself if you trust it",
+                path=self._path,
+            )
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file, unpacked where its ending is gz, bz2, xz or zst.
+
+    Raises:
+        DataFormatError: while reading, where it is damaged or unpacks to far too much.
+    """
+    return io.BufferedReader(_Unpacked(path), _BLOCK)
+
+
+def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+    """Yield the lines of a text file with their ends, which are \\n and nothing else.
+
+    With ``newline=""`` a lone \\r ends a line too. A byte-order mark is left out.
+
+    Raises:
+        EncodingError: bytes that are not ``encoding``, with the line.
+        DataFormatError: a line of more than 16 Mi characters, before it is read.
+    """
+    number = 0
+    with _text(path, encoding, newline) as text:
+        try:
+            while line := text.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise DataFormatError(
+                        f"a line of more than {MAX_LINE:,} characters",
+                        hint="break it into lines; is this a text file?",
+                        path=path,
+                        line=number,
+                    )
+                yield line
+        except UnicodeDecodeError:
+            raise _not_decoded(path, encoding) from None
+
+
+def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
+    """Return all of a text file, at most ``limit`` characters; raises as above."""
+    with _text(path, encoding, "") as text:
+        try:
+            found = text.read(limit + 1)
+        except UnicodeDecodeError:
+            raise _not_decoded(path, encoding) from None
+    if len(found) > limit:
+        said = f"more than {limit:,} characters in one piece"
+        raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
+    return found
+
+
+def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    return io.TextIOWrapper(open_bytes(path), encoding=codec, newline=newline)
+
+
+def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
+    """Return the encoding to read a file in, and a note where it is not plain UTF-8.
+
+    ``auto`` takes the guess over the whole file, else ``encoding`` is taken as it is;
+    None is UTF-8.
+    """
+    with open_bytes(path) as stream:
+        start = stream.peek(4)[:4]
+    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "")
+    if encoding is None or encoding == "utf-8":
+        if marked:
+            raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
+        has_mark = start.startswith(codecs.BOM_UTF8)
+        return "utf-8", "byte-order mark left out" if has_mark else ""
+    if encoding is not None and encoding != "auto":
+        return encoding, f"read as {encoding}"
+    guess = marked or _guess(path)
+    if guess is None:
+        raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
+    return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+
+
+_NAME_IT = "name it with --encoding, or save the file as UTF-8"
+
+
+def looks_like_utf16(path: Path) -> str | None:
+    """Return utf-16-le or utf-16-be where every other byte of the start is NUL."""
+    with open_bytes(path) as stream:
+        start = stream.read(4096)
+    pairs = len(start) // 2
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if pairs > 1 and start[first::2].count(0) > 0.4 * pairs:
+            if start[1 - first :: 2].count(0) < 0.1 * pairs:
+                return name
+    return None
+
+
+def _guess(path: Path) -> str | None:
+    """Return the encoding that all of a file can be read in and that fits it best."""
+    if _first_fault(path, "utf-8") is None:
+        return looks_like_utf16(path) or "utf-8"
+    sample, size = [], 0
+    with open_bytes(path) as stream:
+        while size < _SAMPLE and (line := stream.readline(_BLOCK)):
+            if not line.isascii():
+                sample.append(line)
+                size += len(line)
+    if utf16 := looks_like_utf16(path):
+        return utf16
+    ranked = [m.encoding for m in from_bytes(b"".join(sample), cp_isolation=_GUESSES)]
+    return next((n for n in ranked if _first_fault(path, n) is None), None)
+
+
+def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
+    """Return byte offset, line and value of the first byte that cannot be decoded."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    read = lines = 0
+    with open_bytes(path) as stream:
+        while True:
+            block = stream.read(_BLOCK)
+            kept = decoder.getstate()[0]
+            try:
+                lines += decoder.decode(block, final=not block).count("\n")
+            except UnicodeDecodeError as error:
+                held = kept + block
+                before = held[: error.start].decode(encoding, "ignore")
+                at = min(error.start, len(held) - 1)
+                offset = read - len(kept) + error.start
+                return offset, lines + before.count("\n") + 1, held[at]
+            if not block:
+                return None
+            read += len(block)
+
+
+def _not_decoded(path: Path, encoding: str) -> EncodingError:
+    offset, line, byte = _first_fault(path, encoding) or (0, 1, 0)
+    said = f"byte 0x{byte:02x} at offset {offset:,} is not {encoding.upper()}"
+    guess = _guess(path)
+    return _wrong(path, said, guess if guess != encoding else None, line)
+
+
+def _wrong(
+    path: Path, said: str, guess: str | None, line: int | None = None
+) -> EncodingError:
+    """Return the error of a file in another encoding, and how a line of it reads."""
+    hint = _NAME_IT
+    if guess is not None:
+        hint = f"add --encoding {guess}"
+        if line is not None:
+            reads = _line_in(path, guess, line)
+            hint += f", if this is right: {escape(reads, 60)!r}"
+    expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
+    return EncodingError(said, expected, hint, path=path, line=line)
+
+
+def _line_in(path: Path, encoding: str, number: int) -> str:
+    """Return the part of a line around its first character that is not ASCII."""
+    for i, line in enumerate(text_lines(path, encoding), 1):
+        if i == number:
+            at = next((k for k, c in enumerate(line) if ord(c) > 127), 0)
+            return line[max(0, at - 25) : at + 30].strip()
+    return ""
+
+
+def unreadable(error: OSError, path: Path) -> DataFormatError:
+    """Return the fault of a file or folder that the system does not let us read."""
+    said = f"cannot be read: {error.strerror}"
+    return DataFormatError(
+        said, hint="check its permissions, or take it out", path=path
+    )

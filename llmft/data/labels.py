@@ -1,0 +1,236 @@
+"""What a label is: the rule by which the values of a label column become labels.
+
+Text, whole numbers and true/false are classes, a list is several classes at once,
+and numbers of which some have a fraction are scores. ``--problem_type`` overrules it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmft.errors import LabelError, listed, shorten
+from llmft.files import to_json
+
+SINGLE, MULTI, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
+# A number that a float holds; one of hundreds of digits is a name.
+_NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_EXPECTED = {
+    None: "a label: text that is not empty, a number, true/false, or a list of them",
+    SINGLE: "a label: text that is not empty, a whole number, or true/false",
+    MULTI: "a list of labels",
+    REGRESSION: "a finite number, such as 3.5",
+}
+
+
+def class_name(value: Any) -> str | None:
+    """Return the text that stands for a class, or None where it is not one.
+
+    Text stands for itself, 3 for "3", true for "true"; None, "", fractions, lists and
+    numbers of more than 64 bits are not classes.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= 64 else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return value if isinstance(value, str) and value.strip() else None
+
+
+@dataclass
+class LabelRule:
+    """Spells each label as text, and decides by all of them what they are.
+
+    Args:
+        problem_type: as in a config of transformers; None decides by the values.
+        delimiter: between the labels of a text, where the labels are several.
+    """
+
+    problem_type: str | None = None
+    delimiter: str | None = None
+    # The first place where each kind of value was seen, and what it looked like.
+    _seen: dict[str, tuple[str, str]] = field(default_factory=dict)
+    # Whether all texts are numbers, some with a point, some with a fraction.
+    _numbers: bool = True
+    _pointed: bool = False
+    _fractions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and self.problem_type is None:
+            self.problem_type = MULTI
+
+    @property
+    def expected(self) -> str:
+        """What ``spell`` accepts."""
+        return "expected " + _EXPECTED[self.problem_type]
+
+    def spell(self, value: Any, place: str) -> str | None:
+        """Return the text to store for a label, or None where it is not one.
+
+        A list is stored as JSON, a number of a regression as Python writes it.
+        """
+        spelled, kind = self._spelled(value)
+        if spelled is not None and kind not in self._seen:
+            self._seen[kind] = (place, repr(value)[:40])
+        return spelled
+
+    def _spelled(self, value: Any) -> tuple[str | None, str]:
+        if self.problem_type == REGRESSION:
+            return _finite(value), "number"
+        if self.delimiter is not None and isinstance(value, str):
+            parts = [part.strip() for part in value.split(self.delimiter)]
+            value = [part for part in parts if part]
+        if isinstance(value, list | tuple):
+            names = [class_name(part) for part in value]
+            good = None not in names and self.problem_type != SINGLE
+            return (to_json(names) if good else None), "list"
+        if self.problem_type == MULTI:
+            return None, "list"
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return None, "number"
+            if self.problem_type == SINGLE:
+                return class_name(value), "number"
+            return repr(value), "whole" if value.is_integer() else "fraction"
+        if isinstance(value, str):
+            self._note_number(value)
+            return class_name(value), "text"
+        kind = "true/false" if isinstance(value, bool) else "whole number"
+        return class_name(value), kind
+
+    def _note_number(self, text: str) -> None:
+        self._numbers = self._numbers and _NUMBER.fullmatch(text) is not None
+        if self._numbers:
+            self._pointed |= not text.lstrip("+-").isdigit()
+            self._fractions |= not float(text).is_integer()
+
+    def decide(self, source: str) -> str:
+        """Return the problem type of the labels that were spelled.
+
+        Raises:
+            LabelError: they are of kinds that do not go together, such as 1 and "1".
+        """
+        if self.problem_type is not None:
+            return self.problem_type
+        kinds, whole = set(self._seen), self._seen.keys() == {"whole"}
+        if kinds == {"list"}:
+            return MULTI
+        if kinds == {"text"} and self._numbers:
+            if self._fractions:
+                return REGRESSION
+            whole = self._pointed
+        if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
+            return REGRESSION
+        shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
+        if len(kinds) > 1:
+            raise LabelError(
+                f"labels of different kinds: {shown}",
+                "expected one way to write them",
+                "write them alike, or say what they are with --problem_type",
+                path=source,
+            )
+        if whole:
+            raise LabelError(
+                f"labels are whole numbers written with a fraction, as {shown}",
+                hint=f"say what they are: --problem_type {SINGLE}, or {REGRESSION}",
+                path=source,
+            )
+        return SINGLE
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Class names by id. Numbers are in numeric order, other names in alphabetical."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, labels: list[str], allow: Collection[str] = ()) -> LabelNames:
+        """Collect the classes of training labels.
+
+        Args:
+            allow: may hold ``one_class`` and ``similar_labels``.
+
+        Raises:
+            LabelError: below two classes, or classes such as Yes and yes.
+        """
+        counts = Counter(labels)
+        if len(counts) < 2 and "one_class" not in allow:
+            raise LabelError(
+                f"all {len(labels):,} training rows have the label"
+                f" {shorten(labels[0])}",
+                "expected at least two classes",
+                "give rows of another class; --allow one_class trains all the same",
+            )
+        pairs = similar(counts)
+        if pairs and "similar_labels" not in allow:
+            shown = [f"{shorten(name)} ({counts[name]:,} rows)" for name in pairs[0]]
+            more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
+            raise LabelError(
+                f"the labels {' and '.join(shown)} look like one class{more}",
+                "expected each class in one spelling",
+                "write them alike; if they differ, --allow similar_labels",
+            )
+        numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in counts)
+        # "1" and "01" are two classes: their order must not be that of a set.
+        return cls(tuple(sorted(counts, key=lambda n: (int(n) if numeric else 0, n))))
+
+    def ids(
+        self, labels: list[str], split: str, place: Callable[[int], str] | None = None
+    ) -> list[int]:
+        """Return class ids; raise LabelError for labels that training does not have.
+
+        A number also stands for the class of a model that calls it LABEL_number.
+
+        Args:
+            place: gives path:line of a row, for the message.
+        """
+        known = {name: i for i, name in enumerate(self.names)}
+        for i, name in enumerate(self.names):
+            if name == f"LABEL_{i}":
+                known.setdefault(str(i), i)
+        unknown = Counter(label for label in labels if label not in known)
+        if unknown:
+            shown = [f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items())]
+            more = f" and {len(shown) - 5:,} more" if len(shown) > 5 else ""
+            row = next(i for i, label in enumerate(labels) if label in unknown)
+            raise LabelError(
+                f"{split} has labels that train has not: {', '.join(shown[:5])}{more}",
+                f"known are {listed(self.names)}",
+                "correct them, or add rows with them to train",
+                path=place(row) if place else None,
+            )
+        return [known[label] for label in labels]
+
+
+def _finite(value: Any) -> str | None:
+    """Return a number as text that gives it back exactly, None where it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return None
+    number = float(value)
+    return repr(number) if math.isfinite(number) else None
+
+
+def similar(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return pairs of class names that differ by case, space, or as 7 and 007 do."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in counts:
+        key = " ".join(name.split()).casefold()
+        if _NUMBER.fullmatch(key):
+            key = repr(float(key))
+        if key in first:
+            pairs.append((first[key], name))
+        first.setdefault(key, name)
+    return pairs

@@ -1,0 +1,105 @@
+"""From what a user names to the files it stands for."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmft.data.decode import plain_suffix, unreadable
+from llmft.data.formats import FORMATS, Reading
+from llmft.errors import DataError, DataFormatError
+from llmft.parser import nearest
+
+STDIN = "-"
+
+
+@contextmanager
+def named_files(
+    name: str, reading: Reading
+) -> Iterator[tuple[list[Path], list[str], str]]:
+    """Yield the files of a name, notes, and what a row of txt is by default.
+
+    The name is a file, a folder with files of one format, a pattern with ``*``, or
+    ``-``: standard input, which is copied to a temporary file first.
+
+    Raises:
+        DataError: there are none, or a folder holds several formats.
+    """
+    path = Path(name).expanduser()
+    if name == STDIN:
+        if reading.file_format is None:
+            said = "standard input has no ending"
+            raise DataFormatError(said, hint="name it with --file_format", path=name)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, f"stdin.{reading.file_format}")
+            with open(copy, "wb") as stream:
+                shutil.copyfileobj(sys.stdin.buffer, stream)
+            yield [copy], [], "line"
+    elif path.is_dir():
+        files, notes = _in_folder(path, reading)
+        yield files, notes, "document"
+    elif path.exists():
+        yield [path], [], "line"
+    else:
+        matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        files = [p for p in matches if p.is_file()]
+        if not files:
+            raise _none(path)
+        yield files, [f"{len(files):,} files"], "line"
+
+
+def _none(path: Path) -> DataError:
+    is_pattern = glob.has_magic(str(path))
+    near = nearest(path.name, [p.name for p in path.parent.glob("*")])
+    said = "no file matches" if is_pattern else "no such file"
+    if path.is_absolute():
+        return DataError(said, hint=near.strip(", "), path=path)
+    return DataError(f"{said}, from {Path.cwd()}", hint=near.strip(", "), path=path)
+
+
+def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    others = links = 0
+    try:
+        for folder, folders, names in os.walk(path, onerror=refuse):
+            links += sum(Path(folder, name).is_symlink() for name in folders)
+            known = [Path(folder, n) for n in names if _known(Path(n), reading)]
+            # A link to nothing is read, and refused; a pipe would block.
+            known = [p for p in known if p.is_file() or not p.exists()]
+            others += len(names) - len(known)
+            files += known
+    except OSError as error:
+        raise unreadable(error, Path(error.filename)) from error
+    notes = [
+        f"{count:,} {kind}{'s' if count > 1 else ''} passed over"
+        for kind, count in {"other file": others, "linked folder": links}.items()
+        if count
+    ]
+    if not files:
+        said = f"a folder without files of {', '.join(FORMATS)}"
+        raise DataError(said, "; ".join(notes), path=path)
+    found = Counter(plain_suffix(file).removeprefix(".") for file in files)
+    if len(found) > 1 and reading.file_format is None:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
+        first = found.most_common(1)[0][0]
+        raise DataError(
+            f"a folder of several formats: {kinds}",
+            hint=f"name some of them, such as '{path}/*.{first}'",
+            path=path,
+        )
+    return sorted(files), [f"{len(files):,} files", *notes]
+
+
+def _known(name: Path, reading: Reading) -> bool:
+    suffix = plain_suffix(name).removeprefix(".")
+    return suffix in FORMATS and reading.file_format in (None, suffix)

@@ -1,0 +1,101 @@
+"""One rule says what a label is, and labels that look alike are no two classes."""
+
+import pytest
+
+from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule, similar
+from llmft.errors import LabelError
+
+
+def decided(values, **given):
+    """The spellings of ``values``, and the problem type that they make."""
+    rule = LabelRule(**given)
+    spelled = [rule.spell(v, f"a.jsonl:{i}") for i, v in enumerate(values, 1)]
+    return spelled, rule.decide("a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "spelled", "problem_type"),
+    [
+        (["pos", " neg"], {}, ["pos", " neg"], SINGLE),
+        ([1, 0, -3], {}, ["1", "0", "-3"], SINGLE),
+        ([True, False], {}, ["true", "false"], SINGLE),
+        (["1", "2"], {}, ["1", "2"], SINGLE),
+        (["007", "7x"], {}, ["007", "7x"], SINGLE),
+        (["1.5", "x"], {}, ["1.5", "x"], SINGLE),  # one is no number: names
+        (["9" * 400, "1"], {}, ["9" * 400, "1"], SINGLE),
+        ([["a", "b"], []], {}, ['["a", "b"]', "[]"], MULTI),
+        ([[1], [True]], {}, ['["1"]', '["true"]'], MULTI),
+        ([0.5, 2, 3.0], {}, ["0.5", "2", "3.0"], REGRESSION),
+        (["0.5", "2", "-1e3"], {}, ["0.5", "2", "-1e3"], REGRESSION),
+        ([0.1 + 0.2], {}, ["0.30000000000000004"], REGRESSION),
+        ([1.0, 2.0], {"problem_type": SINGLE}, ["1", "2"], SINGLE),
+        (["1", 2, 0.5], {"problem_type": REGRESSION},
+         ["1.0", "2.0", "0.5"], REGRESSION),
+        (["a|b", " c | a", ""], {"delimiter": "|"},
+         ['["a", "b"]', '["c", "a"]', "[]"], MULTI),
+        ([["a"]], {"problem_type": MULTI}, ['["a"]'], MULTI),
+    ],
+)  # fmt: skip
+def test_what_labels_are(values, given, spelled, problem_type):
+    assert decided(values, **given) == (spelled, problem_type)
+
+
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [
+        *((v, {}) for v in (None, "", " ", {}, [None], ["a", ""], 2**70)),
+        *((float(v), {}) for v in ("nan", "inf")),
+        *((v, {"problem_type": REGRESSION}) for v in ("x", "3,5", "", None, "nan")),
+        (True, {"problem_type": REGRESSION}),
+        *((v, {"problem_type": SINGLE}) for v in (["a"], 0.5, None)),
+        *((v, {"problem_type": MULTI}) for v in ("a", 1, None)),
+        (None, {"delimiter": "|"}),
+    ],
+)  # fmt: skip
+def test_what_is_no_label(value, given):
+    assert LabelRule(**given).spell(value, "a:1") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1, "1"], "labels of different kinds: 1 at a.jsonl:1, '1' at a.jsonl:2"),
+        ([1, True], "labels of different kinds: 1 at a.jsonl:1, True at a.jsonl:2"),
+        ([["a"], "a"], "labels of different kinds: ['a'] at a.jsonl:1, 'a' at a.js"),
+        ([0.5, "x"], "labels of different kinds: 0.5 at a.jsonl:1, 'x' at a.jsonl:2"),
+        ([1, 1.0], "labels of different kinds: 1 at a.jsonl:1, 1.0 at a.jsonl:2"),
+        ([1.0, 0.0], "labels are whole numbers written with a fraction, as 1.0 at a."),
+        (["1.0", "0"], "labels are whole numbers written with a fraction, as '1.0' at"),
+    ],
+)
+def test_labels_that_do_not_go_together(values, said):
+    with pytest.raises(LabelError) as caught:
+        decided(values)
+    assert str(caught.value).startswith(f"LabelError a.jsonl: {said}")
+    assert "--problem_type" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["pos", "neg", "posneg"], []),
+        (["pos", " pos"], [("pos", " pos")]),
+        (["Pos", "neg", "POS"], [("Pos", "POS")]),
+        (["7", "007", "70"], [("7", "007")]),
+        (["1", "1.0", "1e0"], [("1", "1.0"), ("1", "1e0")]),
+        (["a b", "a  b"], [("a b", "a  b")]),
+        (["9" * 400, "9" * 401], []),
+    ],
+)
+def test_similar(names, pairs):
+    assert similar(dict.fromkeys(names, 1)) == pairs
+
+
+def test_similar_labels_are_refused_with_their_counts():
+    with pytest.raises(LabelError) as caught:
+        LabelNames.of(["Yes", "yes", "yes", "no", "No"])
+    assert str(caught.value) == (
+        "LabelError: the labels 'Yes' (1 rows) and 'yes' (2 rows) look like one class;"
+        " 1 more such pairs; expected each class in one spelling; write them alike; if"
+        " they differ, --allow similar_labels"
+    )
