@@ -127,8 +127,7 @@ def value_of(
         if "\0" in value:
             at = value.index("\0") + 1
             said = f"{shorten(column)} holds a NUL byte, as character {at:,}"
-            hint = "take it out; a file full of them is UTF-16: --encoding utf-16"
-            return DataFormatError(said, "expected text", hint, **place)
+            return DataFormatError(said, "expected text", "take it out", **place)
     if key == "label":
         spelled = rule.spell(value, f"{place['path']}:{place['line']}")
         said = f"{shorten(column)} is {shorten(value)}"

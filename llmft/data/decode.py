@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chardet
 import pyarrow
-from charset_normalizer import from_bytes
 
-from llmft.errors import DataFormatError, EncodingError, escape
+from llmft.errors import ConfigError, DataFormatError, EncodingError, escape
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
 MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
@@ -25,11 +25,6 @@ _MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
 _BLOCK = 2**20
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
 _SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
-# What a guess may be, the likeliest first; the names are those of Python.
-_GUESSES = [
-    *("gb18030", "big5", "shift_jis", "euc_jp", "cp949", "cp1251", "koi8_r"),
-    *("cp1252", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"),
-]
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -159,30 +154,47 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
 
     ``auto`` takes the guess over the whole file, else ``encoding`` is taken as it is;
     None is UTF-8.
+
+    Raises:
+        EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
+        ConfigError: there is no such encoding.
     """
     with open_bytes(path) as stream:
-        start = stream.peek(4)[:4]
+        start = stream.read(4096)
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "")
-    if encoding is None or encoding == "utf-8":
-        if marked:
-            raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
-        has_mark = start.startswith(codecs.BOM_UTF8)
-        return "utf-8", "byte-order mark left out" if has_mark else ""
-    if encoding is not None and encoding != "auto":
-        return encoding, f"read as {encoding}"
-    guess = marked or _guess(path)
-    if guess is None:
-        raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
-    return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+    if encoding == "auto":
+        guess = marked or _guess(path)
+        if guess is None:
+            raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
+        return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+    name = _known(encoding or "utf-8")
+    if encoding is not None and name != "utf-8":
+        return name, f"read as {name}"
+    if marked:
+        raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
+    if utf16 := _looks_like_utf16(start):
+        raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
+    return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
+
+
+def _known(encoding: str) -> str:
+    """Return Python's name of a text encoding."""
+    try:
+        found = codecs.lookup(encoding)
+        "".encode(found.name)  # not of text: hex, zip and the like
+    except LookupError:
+        raise ConfigError(
+            f"encoding is {encoding}, expected auto or one that Python knows, such as"
+            " utf-8, cp1252, gb18030, big5 or shift_jis"
+        ) from None
+    return found.name
 
 
 _NAME_IT = "name it with --encoding, or save the file as UTF-8"
 
 
-def looks_like_utf16(path: Path) -> str | None:
+def _looks_like_utf16(start: bytes) -> str | None:
     """Return utf-16-le or utf-16-be where every other byte of the start is NUL."""
-    with open_bytes(path) as stream:
-        start = stream.read(4096)
     pairs = len(start) // 2
     for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
         if pairs > 1 and start[first::2].count(0) > 0.4 * pairs:
@@ -192,19 +204,22 @@ def looks_like_utf16(path: Path) -> str | None:
 
 
 def _guess(path: Path) -> str | None:
-    """Return the encoding that all of a file can be read in and that fits it best."""
+    """Return the likeliest encoding that all of a file can be read in."""
+    with open_bytes(path) as stream:
+        start = stream.read(4096)
+    if utf16 := _looks_like_utf16(start):
+        return utf16
     if _first_fault(path, "utf-8") is None:
-        return looks_like_utf16(path) or "utf-8"
+        return "utf-8"
     sample, size = [], 0
     with open_bytes(path) as stream:
         while size < _SAMPLE and (line := stream.readline(_BLOCK)):
             if not line.isascii():
                 sample.append(line)
                 size += len(line)
-    if utf16 := looks_like_utf16(path):
-        return utf16
-    ranked = [m.encoding for m in from_bytes(b"".join(sample), cp_isolation=_GUESSES)]
-    return next((n for n in ranked if _first_fault(path, n) is None), None)
+    found = [str(f["encoding"]) for f in chardet.detect_all(b"".join(sample))]
+    names = [_known(name) for name in found if name != "None"]
+    return next((name for name in names if _first_fault(path, name) is None), None)
 
 
 def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
