@@ -118,6 +118,14 @@ class LanguageModelingDataArguments(DataArguments):
         "pack: join the documents and cut blocks of max_seq_length; row: a document"
         " starts its own block.",
     )
+    streaming: bool = arg(
+        False,
+        "Read and tokenize train_file on the way instead of before: starts at once,"
+        " keeps nothing; needs max_steps.",
+    )
+    buffer_size: int = arg(
+        10_000, "Blocks that streaming shuffles among; 0 keeps the order.", "[0, inf)"
+    )
     num_examples: int = arg(5, "Examples to show before and after.", "[0, 100]")
 
 

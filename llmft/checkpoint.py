@@ -225,7 +225,7 @@ def locate(args: TrainingArguments) -> None:
 
 
 def require_match(
-    recipe: str, args: Arguments, facts: Mapping[str, Any], train: Sized | None
+    recipe: str, args: Arguments, facts: Mapping[str, Any], train: Any | None
 ) -> None:
     """Raise CheckpointError unless the checkpoint to resume is one of this run's.
 
@@ -255,7 +255,7 @@ def require_match(
             " --model_name_or_path",
             path=folder,
         )
-    total = _planned_steps(training, len(train))
+    total = training_steps(training, train)
     run_json = folder.parent.parent / "run.json"
     record = json.loads(run_json.read_text("utf-8")) if run_json.is_file() else {}
     finished = manifest["step"] == total and record.get("status") == "complete"
@@ -276,13 +276,20 @@ def _short(value: object) -> str:
     return f"{text[:12]}..." if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
-def _planned_steps(args: TrainingArguments, rows: int) -> int:
-    """Return the last step of training, as Trainer counts."""
-    batches = math.ceil(rows / args.per_device_train_batch_size)
-    updates = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+def training_steps(args: TrainingArguments, train: Any) -> int:
+    """Return the optimizer steps of a training on ``train``, as Trainer counts.
+
+    A stream has no length, and needs ``max_steps``.
+    """
     if args.max_steps > 0:
         return args.max_steps
-    return math.ceil(args.num_train_epochs * updates)
+    return math.ceil(args.num_train_epochs * epoch_steps(args, train))
+
+
+def epoch_steps(args: TrainingArguments, train: Sized) -> int:
+    """Return the optimizer steps of an epoch."""
+    batches = math.ceil(len(train) / args.train_batch_size)
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
 
 def resume_command(argv: Sequence[str], folder: Path) -> str:

@@ -253,6 +253,8 @@ def _relations(
     problems += _precision(v, given)
     if v["max_steps"] == 0 or v["max_steps"] < -1:
         problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
+    if v.get("streaming"):
+        problems += _streaming(v)
     if v["dataset_name"] and v["train_file"]:
         problems.append("dataset_name and train_file exclude each other")
     if v["resume_from_checkpoint"] and not v["do_train"]:
@@ -265,6 +267,23 @@ def _relations(
             "resume_from_checkpoint true needs output_dir, the run's folder"
         )
     return problems + refused(v, defaults)
+
+
+def _streaming(v: dict[str, Any]) -> list[str]:
+    """Return what does not go together with reading on the way."""
+    problems = []
+    if v["do_train"] and v["max_steps"] < 1:
+        problems.append("streaming needs max_steps: how much there is is not known")
+    if v["dataset_name"]:
+        problems.append("streaming reads train_file, not dataset_name")
+    if v["train_file"] == "-":
+        problems.append("streaming reads its file again: not from - (standard input)")
+    if v["max_train_samples"] or v["test_split_percentage"]:
+        problems.append(
+            "max_train_samples and test_split_percentage need all rows: not with"
+            " streaming; max_steps limits it, test_file gives a test"
+        )
+    return problems
 
 
 def _evaluation(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from llmft.console import say, warn
@@ -14,6 +15,7 @@ from llmft.data.labels import LabelNames
 from llmft.errors import ConfigError
 
 _MOST = 4  # names in a list of weights or classes
+_FIRST_BLOCKS = 2000
 _SINGLE = "single_label_classification"
 
 
@@ -207,7 +209,9 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
             torch.nn.init.eye_(weight)
 
 
-def start_from_frequencies(model: PreTrainedModel, blocks: Dataset) -> None:
+def start_from_frequencies(
+    model: PreTrainedModel, blocks: Dataset | IterableDataset
+) -> None:
     """Set the output bias of a new masked-LM head to the log frequency of each token.
 
     A head whose bias is all zero is new; others, and heads without bias, stay as they
@@ -217,8 +221,11 @@ def start_from_frequencies(model: PreTrainedModel, blocks: Dataset) -> None:
     if bias is None or bias.any():
         return
     counts = torch.ones(len(bias), dtype=torch.float64)
-    for ids in blocks.with_format("torch")["input_ids"]:
-        counts += torch.bincount(ids, minlength=len(bias))
+    # Of a stream, its first blocks.
+    some = blocks if isinstance(blocks, Dataset) else blocks.take(_FIRST_BLOCKS)
+    for block in some.select_columns(["input_ids"]).with_format("numpy").iter(1000):
+        ids = np.concatenate(list(block["input_ids"]))
+        counts += torch.from_numpy(np.bincount(ids, minlength=len(bias)))
     with torch.no_grad():
         bias.copy_((counts / counts.sum()).log())
     say("the new head's bias starts at the token frequencies of the training data")

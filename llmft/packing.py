@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from llmft.console import say
+
+Blocks: TypeAlias = Dataset | IterableDataset
 
 
 @torch.no_grad()
@@ -33,8 +37,8 @@ def separates_documents(model: PreTrainedModel) -> bool:
 
 
 def keep_documents_apart(
-    model: PreTrainedModel, blocks: dict[str, Dataset]
-) -> dict[str, Dataset]:
+    model: PreTrainedModel, blocks: dict[str, Blocks]
+) -> dict[str, Blocks]:
     """Return ``blocks``, without ``position_ids`` where the model makes no use of them.
 
     Then the attention of a packed block goes across its documents, which is said.

@@ -11,7 +11,6 @@ The folder is made when all checks have passed. Whatever ends the block is recor
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,21 +222,28 @@ def _speed(trainer: LlmftTrainer, seconds: float) -> dict[str, Any]:
             ends[-1]["train_runtime"],
             ends[-1]["train_samples_per_second"],
         )
-        train: Any = trainer.train_dataset
-        lengths = [len(row) for row in train["input_ids"]]
         speed |= {
             "train_seconds": runtime,
             "train_samples_per_second": samples,
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
         }
-        if max(lengths) > 1:  # else these are numbers of cached features
-            rate = samples * sum(lengths) / len(lengths)
-            speed["train_tokens_per_second"] = round(rate, 1)
+        length = _mean_length(trainer.train_dataset)
+        if length is not None:
+            speed["train_tokens_per_second"] = round(samples * length, 1)
     return speed
 
 
-def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
+def _mean_length(train: Any) -> float | None:
+    """Return the tokens of an example; None for a stream, and for cached features."""
+    if not hasattr(train, "__len__"):
+        return None
+    column = train.with_format("arrow")["input_ids"][:]
+    total = column.combine_chunks().value_lengths().to_numpy()
+    return float(total.mean()) if total.max() > 1 else None
+
+
+def plan(args: Arguments, choices: list[Choice], train: Any | None) -> None:
     """Say what is going to happen: the choices with their reasons, and the steps."""
     say("plan")
     for choice in choices:
@@ -245,22 +251,15 @@ def plan(args: Arguments, choices: list[Choice], train: Sized | None) -> None:
     t = args.training
     if train is not None and t.do_train:
         batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, per_epoch = training_steps(t, len(train))
+        steps, epochs = checkpoint.training_steps(t, train), "a stream"
+        if hasattr(train, "__len__"):
+            epochs = f"{steps / checkpoint.epoch_steps(t, train):.3g} epochs"
         say(
-            f"  {'training':<10} {steps:,} steps of {batch} examples,"
-            f" {steps / per_epoch:.3g} epochs, learning rate {t.learning_rate:g}"
+            f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
+            f" learning rate {t.learning_rate:g}"
         )
     if t.dry_run:
         say("\ndry run    all checks passed; nothing was written")
-
-
-def training_steps(args: TrainingArguments, examples: int) -> tuple[int, int]:
-    """Return the optimizer steps of a training and of an epoch, as Trainer counts."""
-    batches = math.ceil(examples / args.train_batch_size)
-    per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    if args.max_steps > 0:
-        return args.max_steps, per_epoch
-    return math.ceil(args.num_train_epochs * per_epoch), per_epoch
 
 
 def report(

@@ -16,6 +16,7 @@ from llmft.config import Arguments, parse, require_prompt_or_data
 from llmft.console import run_command, say
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
+from llmft.data.stream import stream_blocks
 from llmft.data.tokenize import lm_blocks
 from llmft.fastpath import Choice
 from llmft.hub import Located
@@ -72,6 +73,10 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         split: lm_blocks(texts, tokenizer, args.data, split, end_documents=True)
         for split, texts in splits.parts.items()
     }
+    if args.data.streaming and training.do_train:
+        blocks["train"] = stream_blocks(
+            args.data, tokenizer, training.seed, splits.skip, end_documents=True
+        )
     facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     checkpoint.require_match("generate", args, facts, blocks.get("train"))
     model = models.load_model(

@@ -16,6 +16,7 @@ from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
 from llmft.data.collate import LanguageModelingCollator, fix_masks
 from llmft.data.splits import load_splits, needed_splits
+from llmft.data.stream import stream_blocks
 from llmft.data.tokenize import lm_blocks
 from llmft.trainer import LlmftTrainer
 
@@ -46,6 +47,10 @@ def main(argv: list[str]) -> None:
         split: lm_blocks(texts, tokenizer, args.data, split)
         for split, texts in splits.parts.items()
     }
+    if args.data.streaming and training.do_train:
+        blocks["train"] = stream_blocks(
+            args.data, tokenizer, training.seed, splits.skip
+        )
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
     facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}

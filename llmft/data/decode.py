@@ -24,6 +24,22 @@ MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
 _MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
 _BLOCK = 2**20
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+# What files that are no text begin with, and what to do about them.
+_KINDS = {
+    b"PK\x03\x04": ("an Excel workbook or another zip file", "export it as csv"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "export it as csv"),
+    b"\x1f\x8b": ("packed by gzip", "give it an ending such as .csv.gz"),
+    b"BZh": ("packed by bzip2", "give it an ending such as .csv.bz2"),
+    b"\xfd7zXZ\0": ("packed by xz", "give it an ending such as .csv.xz"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "give it an ending such as .csv.zst"),
+    b"PAR1": ("a parquet file", "add --file_format parquet"),
+    b"ARROW1": ("an arrow file", "add --file_format arrow"),
+    b"SQLite format 3": ("a SQLite database", "export a table as csv"),
+    b"%PDF": ("a PDF", "extract its text"),
+    b"\x89PNG": ("a PNG image", "name a file of text"),
+    b"\xff\xd8\xff": ("a JPEG image", "name a file of text"),
+    b"\x7fELF": ("a program", "name a file of text"),
+}
 _SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -156,11 +172,15 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     None is UTF-8.
 
     Raises:
+        DataFormatError: the file is none of text.
         EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
         ConfigError: there is no such encoding.
     """
     with open_bytes(path) as stream:
         start = stream.read(4096)
+    for magic, (kind, hint) in _KINDS.items():
+        if start.startswith(magic):
+            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "")
     if encoding == "auto":
         guess = marked or _guess(path)

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from llmft.arguments import DataArguments
 from llmft.data.decode import (
     MAX_LINE,
     choose_encoding,
@@ -48,6 +49,11 @@ class Reading:
     delimiter: str | None = None
     sample_by: str | None = None
     max_bad_rows: int = 0
+
+    @classmethod
+    def of(cls, args: DataArguments) -> Reading:
+        """Return how the files of the arguments are read."""
+        return cls(**{name: getattr(args, name) for name in cls.__match_args__})
 
     def separator(self, file_format: str) -> str:
         """Return the one character between fields. Raises ConfigError."""

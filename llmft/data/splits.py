@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,11 @@ from llmft import assets, hubdata
 from llmft.arguments import (
     ClassificationDataArguments,
     DataArguments,
+    LanguageModelingDataArguments,
     TrainingArguments,
 )
 from llmft.console import say
+from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
@@ -29,6 +32,8 @@ class Splits:
 
     sources: dict[str, Source]
     provenance: dict[str, dict[str, Any]]
+    # Of a stream: rows at its start that are held out for validation.
+    skip: int = 0
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -77,6 +82,9 @@ def load_splits(
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
     columns = _columns(args, needs_label, predicts_only=needed == {"test"})
+    if isinstance(args, LanguageModelingDataArguments) and args.streaming:
+        if "train" in needed:
+            return _beside_stream(args, columns, needed)
     sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     limits = {"train": args.max_train_samples}
@@ -95,13 +103,51 @@ def load_splits(
             source = replace(source, notes=[*source.notes, note])
         show(split, source)
         parts[split] = source
-        provenance[split] = {
-            "source": source.name,
-            "rows": len(source.dataset),
-            "sha256": source.sha256,
-            "notes": source.notes,
-        }
+        provenance[split] = _provenance(source)
     return Splits(parts, provenance)
+
+
+def _beside_stream(
+    args: LanguageModelingDataArguments, columns: Columns, needed: set[str]
+) -> Splits:
+    """Read what a run needs beside the stream that it trains on."""
+    name = str(args.train_file)
+    say("data")
+    versions = stream.file_versions(name, Reading.of(args))
+    size = sum(size for _, size, _ in versions) / 2**20
+    say(f"  {'train':<10} {size:,.0f} MiB of {name}, read and tokenized on the way")
+    said = json.dumps(versions).encode()
+    streamed = {
+        "source": name,
+        "rows": None,
+        "sha256": hashlib.sha256(said).hexdigest(),
+    }
+    provenance: dict[str, dict[str, Any]] = {"train": {**streamed, "notes": []}}
+    sources, skip = {}, 0
+    files = {"validation": args.validation_file, "test": args.test_file}
+    for split in [s for s in files if s in needed]:
+        file, limit = files[split], args.max_eval_samples
+        if file is not None:
+            source = read_file(file, columns, Reading.of(args))
+            if limit is not None and limit < len(source.dataset):
+                source = _sample(source, limit, 0, False)
+        elif split == "validation":
+            skip = limit or stream.HELD_OUT
+            source = stream.held_out(name, columns, Reading.of(args), skip)
+        else:
+            raise ConfigError("no test data: give --test_file, or --do_predict false")
+        show(split, source)
+        sources[split], provenance[split] = source, _provenance(source)
+    return Splits(sources, provenance, skip)
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "rows": len(source.dataset),
+        "sha256": source.sha256,
+        "notes": source.notes,
+    }
 
 
 def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Columns:
@@ -132,12 +178,8 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             "test": args.test_file,
         }
         given = {split: file for split, file in files.items() if file is not None}
-        reading = Reading(
-            *(args.file_format, args.encoding, args.delimiter, args.sample_by),
-            args.max_bad_rows,
-        )
         return {
-            split: read_file(given[split], columns, reading)
+            split: read_file(given[split], columns, Reading.of(args))
             for split in _to_read(needed, given)
         }
     if assets.is_asset(args.dataset_name):

@@ -15,13 +15,14 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from llmft.arguments import LanguageModelingDataArguments
 from llmft.data.columns import Columns
 from llmft.data.encode import encode_batch
 from llmft.data.formats import Reading
-from llmft.data.paths import STDIN
 from llmft.data.read import Source, Versions, file_versions, stream_rows
-from llmft.errors import ConfigError, DataError
+from llmft.errors import DataError
 
+HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 _BATCH = 1000  # texts that a tokenizer gets at once
 
 
@@ -47,8 +48,6 @@ class Stream:
     versions: Versions = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.name == STDIN:
-            raise ConfigError("streaming needs a file, which can be read again")
         found = file_versions(self.name, self.reading)
         object.__setattr__(self, "versions", found)
 
@@ -103,32 +102,57 @@ class Stream:
         return block
 
 
-def stream_blocks(stream: Stream, seed: int, shuffle_buffer: int) -> IterableDataset:
-    """Return the blocks of a stream as a data set, shuffled within a buffer.
+def stream_blocks(
+    args: LanguageModelingDataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    skip: int,
+    *,
+    end_documents: bool = False,
+) -> IterableDataset:
+    """Return the blocks of ``train_file`` as ``lm_blocks`` would make them, on the way.
 
-    The last partial block of a pass is left out, as in ``lm_blocks``.
+    Args:
+        seed: shuffles, among ``buffer_size`` blocks.
+        skip: rows at the start, which are held out for validation.
+        end_documents: as for ``lm_blocks``.
+
+    Raises:
+        DataError: while training: a bad row, a file that changed, or no row at all.
     """
+    stream = Stream(
+        str(args.train_file),
+        Columns(args.text_column_name),
+        Reading.of(args),
+        tokenizer,
+        args.max_seq_length,
+        args.block_policy,
+        skip,
+        tokenizer.eos_token_id if end_documents else None,
+    )
     names = {"input_ids": List(Value("int32")), "row": Value("int64")}
     if stream.end_token is not None and stream.policy == "pack":
         names["position_ids"] = List(Value("int32"))
-    blocks = IterableDataset.from_generator(_pass, Features(names), {"stream": stream})
-    return (
-        blocks.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else blocks
+    blocks = IterableDataset.from_generator(
+        _blocks_of, Features(names), {"stream": stream}
     )
+    if not args.buffer_size:
+        return blocks
+    return blocks.shuffle(seed, buffer_size=args.buffer_size)
 
 
-def _pass(stream: Stream) -> Iterator[dict[str, Any]]:
+def _blocks_of(stream: Stream) -> Iterator[dict[str, Any]]:
     yield from stream
 
 
-def held_out(stream: Stream, rows: int) -> Source:
+def held_out(name: str, columns: Columns, reading: Reading, rows: int) -> Source:
     """Return the first ``rows`` rows of a stream's files, for validation."""
-    found = list(islice(stream_rows(stream.name, stream.columns, stream.reading), rows))
-    columns = {
+    found = list(islice(stream_rows(name, columns, reading), rows))
+    data = {
         "text": [values["text"] for _, _, values in found],
         "file": [file for file, _, _ in found],
         "line": [line for _, line, _ in found],
     }
-    files = tuple(path for path, _, _ in stream.versions)
-    note = f"its first {len(found):,} rows, which training leaves out"
-    return Source(Dataset.from_dict(columns), stream.name, [note], files)
+    files = tuple(path for path, _, _ in file_versions(name, reading))
+    note = f"the first {len(found):,} rows, which training leaves out"
+    return Source(Dataset.from_dict(data), name, [note], files)

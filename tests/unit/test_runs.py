@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
-from llmft import metrics, runs
+from llmft import checkpoint, metrics, runs
 from llmft.arguments import (
     ClassificationDataArguments,
     ModelArguments,
@@ -344,7 +344,8 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             _, per_epoch, *_, steps = trainer.set_initial_training_values(
                 args, trainer.get_train_dataloader()
             )
-            assert runs.training_steps(args, examples) == (steps, per_epoch)
+            assert checkpoint.training_steps(args, data) == steps
+            assert checkpoint.epoch_steps(args, data) == per_epoch
 
 
 def test_the_plan_says_the_steps(tmp_path, capsys):

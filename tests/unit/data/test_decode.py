@@ -195,3 +195,23 @@ def test_an_encoding_that_does_not_exist():
     with pytest.raises(Exception, match="encoding is klingon") as caught:
         texts("a.txt", encoding="klingon")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (
+            b"PK\x03\x04rest",
+            "an Excel workbook or another zip file, not text; exp",
+        ),
+        (
+            gzip.compress(b"text\na\n"),
+            "packed by gzip, not text; give it an ending",
+        ),
+        (b"PAR1rest", "a parquet file, not text; add --file_format parquet"),
+        (b"\x89PNG\r\n", "a PNG image, not text; name a file of text"),
+    ],
+)
+def test_files_that_are_no_text(raw, expected):
+    Path("a.csv").write_bytes(raw)
+    assert said("a.csv", DataFormatError).startswith(f"a.csv: {expected}")

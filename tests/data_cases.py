@@ -1,0 +1,227 @@
+"""Files with faults, and what a recipe has to make of each.
+
+One list for the tests and for ``scripts/data_faults.py``, which prints the table of
+today's ``datasets`` beside llmft. The ids are those of the matrix of faults.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet
+
+Content = bytes | Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files, the flags of a run on them, and its outcome.
+
+    Attributes:
+        said: what the one line of the error says, or (code 0) what the output says.
+        flags: beside those that name the model; the first file is train_file unless
+            they name one.
+    """
+
+    id: str
+    what: str
+    files: dict[str, Content]
+    said: str
+    code: int = 3
+    flags: tuple[str, ...] = ()
+    recipe: str = "classify"
+    kind: str = "DataFormatError"
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = f"{self.id} {self.what}".replace(" ", "-").replace("/", "-")
+        object.__setattr__(self, "name", name)
+
+
+def rows(count: int = 24, start: int = 0) -> list[dict[str, str]]:
+    """Return rows of two classes, each text another one."""
+    return [
+        {"text": f"the {i} film was good", "label": ("pos", "neg")[i % 2]}
+        for i in range(start, start + count)
+    ]
+
+
+def csv(more: str = "", count: int = 24, header: str = "text,label") -> bytes:
+    lines = [header, *(f"{r['text']},{r['label']}" for r in rows(count))]
+    return ("\n".join(lines) + "\n" + more).encode()
+
+
+def jsonl(more: str = "", count: int = 24) -> bytes:
+    return ("".join(json.dumps(row) + "\n" for row in rows(count)) + more).encode()
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pa.parquet.write_table(pa.Table.from_pylist(rows(2000)), sink)
+    return sink.getvalue()
+
+
+def arrow(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def only(content: Content, ending: str = "csv") -> dict[str, Content]:
+    return {f"a.{ending}": content}
+
+
+def with_test(test: str) -> dict[str, Content]:
+    return {"a.csv": csv(), "t.csv": test.encode()}
+
+
+TEST = ("--test_file", "t.csv", "--do_predict", "--do_eval")
+MANY = "".join(f"text {i},{'pn'[i % 2]}\n" for i in range(12_000))
+STRINGS = ("NA", "null", "None", "nan", "007", "1e5", "true", "2020-01-01")
+
+CASES = [
+    # Files that hold nothing, or are none.
+    *(
+        Case("D01", f"empty {e}", only(b"", e), f"a.{e}: 0 bytes; expected at le")
+        for e in ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
+    ),
+    Case("D02", "header only", only(b"text,label\n"), "a.csv: 0 rows: a header line"),
+    Case("D02", "blank lines only", only(b"\n \n\n", "jsonl"), "a.jsonl: 0 rows",
+         kind="DataError"),
+    Case("D03", "a pattern without files", {"a.csv": csv()},
+         "b*.csv: no file matches, from ", flags=("--train_file", "b*.csv"),
+         kind="DataError"),
+    Case("D04", "a folder without data", {"in/a.md": b"x"},
+         "in: a folder without files of csv, tsv", flags=("--train_file", "in"),
+         kind="DataError"),
+    Case("D04", "an Excel file named csv", only(b"PK\x03\x04" + bytes(50)),
+         "a.csv: an Excel workbook or another zip file, not text; export it as csv"),
+    # Encodings and line ends.
+    Case("D05", "a byte-order mark", only(b"\xef\xbb\xbf" + csv()),
+         "byte-order mark left out", 0),
+    Case("D06", "gbk", only("text,label\n好,a\n坏,b\n".encode("gbk")),
+         "a.csv:2: byte 0xba at offset 11 is not UTF-8; ", kind="EncodingError"),
+    Case("D06", "latin-1", only("text,label\nschön süß,a\nfaß,b\n".encode("latin1")),
+         "looks like cp1252; add --encoding cp1252, if this is right: 'schön süß,a'",
+         kind="EncodingError"),
+    Case("D07", "UTF-16 with its mark", only(csv().decode().encode("utf-16")),
+         "a.csv: UTF-16, by its byte-order mark; expected UTF-8; add --encoding utf-16",
+         kind="EncodingError"),
+    Case("D07", "UTF-16 without", only(csv().decode().encode("utf-16-le")),
+         "a.csv: looks like utf-16-le: every other byte is NUL; expected UTF-8; add"
+         " --encoding utf-16-le", kind="EncodingError"),
+    Case("D08", "other line ends", only(
+        "".join(f"{i} one\r\n{i} a\rb\u2028c\x0bd\x85e\n" for i in range(20))
+        .encode(), "txt"), "20 texts hold lone carriage returns", 0, recipe="mlm"),
+    Case("D09", "a NUL byte", only(csv("a\0b,pos\n")),
+         "a.csv:26: 'text' holds a NUL byte, as character 2; expected text"),
+    # Files made to do harm, and damaged ones.
+    Case("D10", "a line without end", only(lambda: b"text,label\n" + b"x" * (17 << 20)),
+         "a.csv:2: a line of more than 16,777,216 characters"),
+    Case("D11", "a gz cut off", only(lambda: gzip.compress(csv())[:-9], "csv.gz"),
+         "a.csv.gz: damaged gzip file: Truncated compressed stream, after "),
+    Case("D11", "a gz with a wrong checksum", only(
+        lambda: gzip.compress(csv())[:-8] + bytes(8), "csv.gz"),
+         "a.csv.gz: damaged gzip file: zlib inflate failed: incorrect "),
+    Case("D11", "a gz with more behind it", only(
+        lambda: gzip.compress(csv()) + b"junk", "csv.gz"),
+         "a.csv.gz: damaged gzip file: "),
+    Case("D11", "a gz of two members", only(
+        lambda: gzip.compress(csv()[:99]) + gzip.compress(csv()[99:]), "csv.gz"),
+         "22 rows of a.csv.gz", 0),
+    Case("D12", "a gz bomb", only(lambda: gzip.compress(b"0\n" * (1 << 26)), "txt.gz"),
+         "a.txt.gz: unpacks to more than 200 times its ", recipe="mlm"),
+    Case("D13", "a parquet cut off", only(lambda: parquet()[:-100], "parquet"),
+         "a.parquet: damaged, or not a parquet file: "),
+    # Rows.
+    Case("D14", "malformed JSON", only(jsonl('{"text": "a", label}\n'), "jsonl"),
+         "a.jsonl:25:15: not JSON: "),
+    Case("D14", "a last line cut off", only(jsonl('{"text": "a", "lab'), "jsonl"),
+         "a.jsonl:25:15: not JSON: Unterminated string starting at near "),
+    Case("D15", "a key twice", only(jsonl('{"text": "a", "text": "b"}'), "jsonl"),
+         "a.jsonl:25: 'text' occurs twice in an object"),
+    Case("D15", "a line that is no object", only(jsonl("5\n"), "jsonl"),
+         "a.jsonl:25: not a JSON object: 5; expected "),
+    Case("D15", "two objects in a line", only(jsonl('{"text": "a"} {"text": "b"}'),
+         "jsonl"), "a.jsonl:25:15: not JSON: Extra data near "),
+    Case("D16", "a text that is a number", only(
+        jsonl('{"text": 5, "label": "pos"}'), "jsonl"),
+         "a.jsonl:25: 'text' is 5 (int); expected text in every row",
+         kind="SchemaError"),
+    Case("D17", "texts that look like something else", only(
+        csv("".join(f"{s},pos\n" for s in STRINGS))), "29 rows of a.csv", 0),
+    # Labels.
+    Case("D18", "labels spelled in two ways", only(csv("a,Pos\n")),
+         "the labels 'pos' (11 rows) and 'Pos' (1 rows) look like one class",
+         kind="LabelError"),
+    Case("D18", "7 and 007", only(b"text,label\na,7\nb,007\nc,8\nd,8\n" + b"".join(
+        b"x%d,7\n" % i for i in range(20))), "look like one class",
+         kind="LabelError"),
+    Case("D18", "1 and true", only(
+        b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n', "jsonl"),
+         "labels of different kinds: 1 at a.jsonl:1, True at a.jsonl:2",
+         kind="LabelError"),
+    Case("D19", "a label missing", only(csv("a,\nb,\n")),
+         "a.csv:26: 'label' is ''; expected a label", kind="LabelError"),
+    Case("D19", "a label NaN", only(jsonl('{"text": "a", "label": NaN}'), "jsonl"),
+         "a.jsonl:25: 'label' is nan; expected a label", kind="LabelError"),
+    Case("D20", "a label that train has not", with_test("text,label\na,pos\nb,5\n"),
+         "t.csv:3: test has labels that train has not: '5' (1 rows); known are 'neg', "
+         "'pos'", flags=TEST, kind="LabelError"),
+    Case("D21", "one class", only(b"text,label\n" + b"".join(
+        b"x%d,a\n" % i for i in range(20))),
+         "all 18 training rows have the label 'a'; expected at least two classes",
+         kind="LabelError"),
+    Case("D22", "a class of the test only", with_test("text,label\na,pos\nb,new\n"),
+         "t.csv:3: test has labels that train has not: 'new' (1 rows)", flags=TEST,
+         kind="LabelError"),
+    # Columns.
+    Case("D23", "a test without labels", with_test("text\na b\n"),
+         "t.csv: no label column found; columns are 'text'; name it with",
+         flags=TEST, kind="SchemaError"),
+    Case("D24", "a column by another name", only(csv(header="body,label")),
+         "a.csv: no column 'bdy'; it has 'body', 'label'; did you mean body? name it"
+         " with --text_column_name", flags=("--text_column_name", "bdy"),
+         kind="SchemaError"),
+    Case("D25", "a key mistyped in one row of many", only(lambda: jsonl(
+        '{"text": "a", "lable": "pos"}\n', 10_000), "jsonl"),
+         "a.jsonl:10001: no 'label' in this row; it has 'text', 'lable'; did you mean",
+         kind="SchemaError"),
+    Case("D26", "a row too long", only(csv("a,b,pos\n")),
+         "a.csv:26: 3 fields; expected 2 as in the header; quote texts"),
+    Case("D26", "a row too short", only(csv("a\n")), "a.csv:26: 1 fields; expected 2"),
+    Case("D26", "all rows longer than the header", only(
+        b"text,label\n" + b"so, then,pos\n" * 9),
+         "a.csv:2: 3 fields; expected 2 as in the header; 9 rows are bad"),
+    Case("D26", "a quote never closed", only(csv('"a,pos\nb,neg\n')),
+         "a.csv:26: not csv: a quote that is never closed"),
+    Case("D26", "a column name twice", only(b"text,text\na,b\n"),
+         "a.csv:1: the column name 'text' occurs twice"),
+    Case("D26", "tabs in a csv", only(csv().replace(b",", b"\t")),
+         "a.csv:1: looks separated by tabs; expected ',' between the column names; add"
+         " --delimiter tab"),
+    Case("D27", "a text like a number after row 10,000", only(
+        lambda: ("text,label\n" + MANY + "1e5,p\n").encode()),
+         "10,801 rows of a.csv", 0),
+    Case("D28", "files with other columns", {
+        "in/a.csv": csv(), "in/b.csv": csv(header="body,label")},
+         "in/b.csv: columns are 'body', 'label'; expected those of in/a.csv: 'text'",
+         flags=("--train_file", "in"), kind="SchemaError"),
+    Case("D32", "a text of spaces", only(csv("  ,pos\n")),
+         "a.csv:26: 'text' is empty; expected a text to classify"),
+    Case("D39", "half a character in a JSON escape", only(
+        jsonl('{"text": "a \\ud83d", "label": "pos"}'), "jsonl"),
+         "a.jsonl:25: 'text' holds half of a character (a lone surrogate)"),
+    Case("D39", "emoji, right to left, many marks", only(
+        csv("👩\u200d👩\u200d👧 שלום e" + "\u0301" * 100_000 + ",pos\n")),
+         "23 rows of a.csv", 0),
+    Case("D40", "nothing left after bad rows", only(b"text,label\na\nb\n"),
+         "a.csv: 0 rows left after 2 bad ones", flags=("--max_bad_rows", "9"),
+         kind="DataError"),
+]  # fmt: skip
