@@ -14,7 +14,8 @@ LAYERS = [
     "errors console files",
     "config hardware measure fastpath assets metrics parser supported arguments hub"
     " hubdata wheels",
-    "data data.formats data.read data.splits data.tokenize data.collate data.audit",
+    "data data.formats data.read data.splits data.tokenize data.collate data.audit"
+    " data.masking",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",
