@@ -134,6 +134,15 @@ class MaskedLMDataArguments(LanguageModelingDataArguments):
     """Data of masked language modelling."""
 
     mlm_probability: float = arg(0.15, "Share of tokens to mask.", "(0, 1)")
+    mlm_masking: Literal["token", "whole_word", "span"] = arg(
+        "token", "Mask single tokens, whole words, or spans of words (SpanBERT)."
+    )
+    geometric_p: float = arg(
+        0.2,
+        "Chance that a span ends after each of its words; 0.2: 3.8 words in the mean.",
+        "(0, 1]",
+    )
+    max_span_length: int = arg(10, "Words of a span, at the most.", "[1, 1024]")
 
 
 @dataclass

@@ -41,8 +41,9 @@ _STATE = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 # They say which examples come next, or Trainer takes them from the checkpoint unasked.
 _MUST_AGREE = (
     "per_device_train_batch_size gradient_accumulation_steps seed data_seed"
-    " train_sampling_strategy max_seq_length block_policy mlm_probability optim"
-    " learning_rate weight_decay metric_for_best_model dropout freeze_backbone"
+    " train_sampling_strategy max_seq_length block_policy mlm_probability mlm_masking"
+    " geometric_p max_span_length optim learning_rate weight_decay"
+    " metric_for_best_model dropout freeze_backbone"
     " lora_r lora_alpha lora_dropout lora_target_modules"
 ).split()
 

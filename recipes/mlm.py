@@ -15,6 +15,7 @@ from llmft.arguments import MaskedLMDataArguments, ModelArguments
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
 from llmft.data.collate import LanguageModelingCollator, fix_masks
+from llmft.data.masking import require_span
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.stream import stream_blocks
 from llmft.data.tokenize import lm_blocks
@@ -29,7 +30,11 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         metrics=metrics.MASKED_LM,
         default_file=Path(__file__).with_name("mlm_cpu.json"),
-        check=lambda values: require_data(values) + require_something_to_do(values),
+        check=lambda values: (
+            require_data(values)
+            + require_something_to_do(values)
+            + require_span(values)
+        ),
     )
     training = args.training
     runs.check_output_dir(training)
@@ -41,7 +46,12 @@ def main(argv: list[str]) -> None:
     tokenizer = models.load_tokenizer(located, args.model, "masked-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
     collator = LanguageModelingCollator(
-        tokenizer, mlm_probability=args.data.mlm_probability, mask_seed=training.seed
+        tokenizer,
+        mlm_probability=args.data.mlm_probability,
+        mask_seed=training.seed,
+        mlm_masking=args.data.mlm_masking,
+        geometric_p=args.data.geometric_p,
+        max_span_length=args.data.max_span_length,
     )
     blocks = {
         split: lm_blocks(texts, tokenizer, args.data, split)

@@ -50,10 +50,13 @@ def sentences(count: int, seed: int = 0, words: int = 12) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=words)) + "." for _ in range(count)]
 
 
-def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
-    """Return an uncased WordPiece tokenizer with BERT's special tokens."""
+def wordpiece_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
+    """Return an uncased WordPiece tokenizer with BERT's special tokens.
+
+    It knows the characters of ``more``, too.
+    """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation, *more]
     pieces = [*specials, *letters, *(f"##{x}" for x in letters), *WORDS[1:]]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -90,6 +93,41 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+
+
+def unigram_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
+    """Return a Unigram tokenizer like XLM-R's, which is SentencePiece's.
+
+    It is trained on ``more``, too; characters that it has not seen are unknown.
+    """
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(
+        [*sentences(200), string.printable, *[more] * 20],
+        trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=specials, unk_token="<unk>"
+        ),
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
+from llmft.arguments import MaskedLMDataArguments
+from llmft.data.masking import SpanLengths, choose, replace, word_edges
 from llmft.errors import DataError
 
 IGNORED = -100
@@ -22,8 +25,12 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     """``DataCollatorForLanguageModeling`` whose masks depend on (seed, epoch, row).
 
     The one of transformers draws from a stream, so that a worker, a look-ahead or a
-    resume changes every later mask. Here each row seeds its own draw. Examples need
-    ``input_ids`` and ``row``; those with ``labels`` are taken as they are.
+    resume changes every later mask. Here each row seeds its own draw, and has at least
+    one masked token unless all are special. Examples need ``input_ids`` and ``row``;
+    those with ``labels`` are taken as they are.
+
+    ``mlm_masking`` is token, whole_word or span: ``word_edges`` says what a word is,
+    ``SpanLengths`` what ``geometric_p`` and ``max_span_length`` mean.
 
     For causal models (``mlm=False``) labels are the inputs, -100 where padded. The
     parent would also ignore every eos token of a model that pads with eos, such as
@@ -38,6 +45,9 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     """
 
     mask_seed: int = 42
+    mlm_masking: Literal["token", "whole_word", "span"] = "token"
+    geometric_p: float = MaskedLMDataArguments.geometric_p
+    max_span_length: int = MaskedLMDataArguments.max_span_length
     # Shared memory: worker processes see the epoch that the trainer sets.
     _epoch: torch.Tensor = field(init=False, repr=False)
 
@@ -45,6 +55,10 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
         super().__post_init__()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._special = torch.tensor(self.tokenizer.all_special_ids)
+        by_token, by_span = self.mlm_masking == "token", self.mlm_masking == "span"
+        self._edges = None if by_token else word_edges(self.tokenizer)
+        lengths = (self.geometric_p, self.max_span_length)
+        self._spans = SpanLengths.geometric(*lengths) if by_span else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the masks of ``epoch`` from now on."""
@@ -83,12 +97,25 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
             return ids, torch.as_tensor(example["labels"], dtype=torch.int64)
         if not self.mlm:
             return ids, ids.clone()
-        self.generator = torch.Generator().manual_seed(
-            row_seed(self.mask_seed, epoch, int(example["row"]))
-        )
+        seed = row_seed(self.mask_seed, epoch, int(example["row"]))
+        self.generator = generator = torch.Generator().manual_seed(seed)
         special = torch.isin(ids, self._special)
-        masked, labels = self.torch_mask_tokens(ids[None].clone(), special[None])
-        return masked[0], labels[0]
+        if self._edges is None:
+            inputs, labels = self.torch_mask_tokens(ids[None].clone(), special[None])
+            if (labels != IGNORED).any():
+                return inputs[0], labels[0]
+        return self._mask_words(ids.numpy(), ~special.numpy(), generator)
+
+    def _mask_words(
+        self, ids: np.ndarray, maskable: np.ndarray, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        share = float(self.mlm_probability or 0)
+        chosen, unit = choose(ids, maskable, share, generator, self._edges, self._spans)
+        chances = (self.mask_replace_prob, self.random_replace_prob)
+        vocabulary = (self.tokenizer.mask_token_id, len(self.tokenizer))
+        inputs = replace(ids, chosen, unit, generator, chances, *vocabulary)
+        labels = np.where(chosen, ids, IGNORED)
+        return torch.from_numpy(inputs), torch.from_numpy(labels)
 
 
 def row_seed(seed: int, epoch: int, row: int) -> int:
@@ -103,14 +130,15 @@ def fix_masks(
     """Return ``dataset`` masked once, for evaluations that can be compared.
 
     Adds column ``labels``; the masks are those of (seed, epoch -1, row). Raises
-    DataError where no token is masked, so that there is nothing to measure.
+    DataError where all tokens are special, so that there is nothing to measure.
     """
     rows = [collator._example(example, FIXED_EPOCH) for example in dataset]
     if not any((labels != IGNORED).any() for _, labels in rows):
         raise DataError(
-            f"0 of {sum(len(ids) for ids, _ in rows):,} {split} tokens are masked",
-            "expected at least one, to measure on",
-            f"give more {split} text, or raise --mlm_probability",
+            f"all {sum(len(ids) for ids, _ in rows):,} {split} tokens are special ones,"
+            " or unknown to the tokenizer",
+            "expected at least one to mask, and to measure on",
+            f"give more {split} text",
         )
     return Dataset.from_dict(
         {

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import recipe_process as process
 import tiny
+from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
+
+from llmft.data.collate import LanguageModelingCollator, fix_masks
 
 TOY = (
     *process.QUICK,
@@ -59,6 +62,53 @@ def test_mlm_on_a_txt(bert: Path, tmp_path: Path) -> None:
     assert "fill-mask" in said
     fill = pipeline("fill-mask", str(run / "model"), device="cpu")
     assert fill("the old [MASK] loses money")[0]["token_str"] in [*tiny.WORDS, "."]
+
+
+@pytest.mark.parametrize("masking", ["whole_word", "span"])
+def test_mlm_masks_words(bert: Path, tmp_path: Path, masking: str) -> None:
+    """Two steps, and an evaluation on the labels of this kind of masks."""
+    cwd = tmp_path / "work"
+    lines = [text.replace("good", "zorgle") for text in tiny.sentences(60, seed=4)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
+    process.run_well(
+        *("mlm", "--mlm_masking", masking, "--model_name_or_path", bert),
+        *("--train_file", tmp_path / "texts.txt", "--max_steps", 2),
+        *("--validation_file", tmp_path / "texts.txt", "--num_examples", 0),
+        *("--logging_steps", 1, *process.QUICK),
+        cwd=cwd,
+    )
+    run = process.only_run(cwd, "mlm")
+    record = process.read_json(run / "run.json")
+    assert record["status"] == "complete"
+    asked = record["arguments"]["mlm_masking"]
+    assert asked == {"value": masking, "from": "command line"}
+    losses = process.losses(run)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    ids = [i for line in lines for i in tokenizer(line)["input_ids"]]
+    blocks = [ids[i : i + 32] for i in range(0, len(ids) - 31, 32)]
+    data = Dataset.from_dict({"input_ids": blocks, "row": range(len(blocks))})
+    found = process.read_json(run / "metrics.json")["eval"]["loss"]["n"]
+    labels = {}
+    for mode in ("token", masking):
+        collator = LanguageModelingCollator(tokenizer, mlm_masking=mode)
+        fixed = fix_masks(data, collator)
+        labels[mode] = sum(x != -100 for row in fixed["labels"] for x in row)
+    assert found == labels[masking] != labels["token"]
+
+
+def test_settings_of_spans_are_refused_without_spans(bert: Path, tmp_path: Path):
+    done = process.run(
+        "mlm",
+        *("--model_name_or_path", bert, "--train_file", "texts.txt"),
+        *("--mlm_masking", "whole_word", "--geometric_p", 0.5),
+        cwd=tmp_path / "work",
+    )
+    assert done.returncode == 2
+    expected = "ConfigError: geometric_p without mlm_masking span has no effect"
+    assert expected in done.stderr
+    assert not list((tmp_path / "work").iterdir())
 
 
 def check_learnt(run: Path, accuracy: str) -> None:

@@ -166,6 +166,7 @@ def test_a_wrong_name_or_type(problems, flags, file, expected):
 REFUSES_MINUS_AND_ZERO = """
  lora_r lora_alpha max_new_tokens temperature top_p num_return_sequences max_seq_length
  max_train_samples max_eval_samples preprocessing_num_workers mlm_probability
+ geometric_p max_span_length
  per_device_train_batch_size per_device_eval_batch_size num_train_epochs
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
@@ -209,6 +210,8 @@ def test_numbers_out_of_range(problems, value, refused, by_file):
     ("name", "value", "span"),
     [
         ("mlm_probability", 1, "(0, 1)"),
+        ("geometric_p", 1.01, "(0, 1]"),
+        ("max_span_length", 1025, "[1, 1024]"),
         ("dropout", 1.0, "[0, 1)"),
         ("top_p", 1.01, "(0, 1]"),
         ("adam_beta1", 1, "[0, 1)"),

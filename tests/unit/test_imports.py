@@ -15,8 +15,8 @@ LAYERS = [
     "config hardware measure fastpath assets metrics parser supported arguments hub"
     " hubdata wheels",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
-    " data.read data.encode data.stream data.splits data.tokenize data.collate"
-    " data.audit",
+    " data.read data.encode data.stream data.splits data.tokenize data.masking"
+    " data.collate data.audit",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",

@@ -21,6 +21,9 @@ def masker(tokenizer, seed=42, **options):
     return LanguageModelingCollator(tokenizer, mask_seed=seed, **options)
 
 
+MODES = pytest.mark.parametrize("mode", ["token", "whole_word", "span"])
+
+
 @pytest.fixture(scope="module")
 def rows(wordpiece):
     """24 texts of unequal length with their row numbers."""
@@ -42,8 +45,9 @@ def unpadded(batch):
     ]
 
 
-def test_a_mask_depends_on_seed_epoch_and_row_alone(wordpiece, rows):
-    collator = masker(wordpiece)
+@MODES
+def test_a_mask_depends_on_seed_epoch_and_row_alone(wordpiece, rows, mode):
+    collator = masker(wordpiece, mlm_masking=mode)
     alone = [unpadded(collator([row]))[0] for row in rows]
     assert unpadded(collator(rows)) == alone
     assert unpadded(collator(rows[::-1])) == alone[::-1]
@@ -51,9 +55,10 @@ def test_a_mask_depends_on_seed_epoch_and_row_alone(wordpiece, rows):
     assert unpadded(collator([rows[3], long]))[0] == alone[3]
     torch.manual_seed(123)
     torch.rand(5)
-    assert unpadded(masker(wordpiece)(rows)) == alone
+    assert unpadded(masker(wordpiece, mlm_masking=mode)(rows)) == alone
     moved = [{**row, "row": row["row"] + 1} for row in rows]
-    for other in (masker(wordpiece, seed=43)(rows), collator(moved)):
+    other_seed = masker(wordpiece, seed=43, mlm_masking=mode)
+    for other in (other_seed(rows), collator(moved)):
         changed = sum(a != b for a, b in zip(unpadded(other), alone, strict=True))
         assert changed > 12
     collator.set_epoch(1)
@@ -75,10 +80,12 @@ def test_padding(wordpiece, rows):
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_make_the_same_batches_also_when_they_live_on(wordpiece, rows, workers):
+@pytest.mark.parametrize(("workers", "mode"), [(0, "token"), (2, "token"), (2, "span")])
+def test_workers_make_the_same_batches_also_when_they_live_on(
+    wordpiece, rows, workers, mode
+):
     """The epoch reaches workers that were started before it was set."""
-    collator = masker(wordpiece)
+    collator = masker(wordpiece, mlm_masking=mode)
     loader = DataLoader(
         rows,
         batch_size=5,
@@ -86,7 +93,7 @@ def test_workers_make_the_same_batches_also_when_they_live_on(wordpiece, rows, w
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    reference = masker(wordpiece)
+    reference = masker(wordpiece, mlm_masking=mode)
     epochs = []
     for epoch in (0, 1, 2):
         collator.set_epoch(epoch)
@@ -131,8 +138,9 @@ def test_proportions_are_those_of_bert(wordpiece):
     assert by_place.max() < 0.23
 
 
-def test_mlm_probability(wordpiece, rows):
-    everything = masker(wordpiece, mlm_probability=1.0)(rows)
+@MODES
+def test_mlm_probability(wordpiece, rows, mode):
+    everything = masker(wordpiece, mlm_probability=1.0, mlm_masking=mode)(rows)
     special = torch.isin(
         torch.cat([torch.tensor(row["input_ids"]) for row in rows]),
         torch.tensor(wordpiece.all_special_ids),
@@ -140,14 +148,17 @@ def test_mlm_probability(wordpiece, rows):
     assert (everything["labels"] != -100).sum() == (~special).sum()
 
 
-def test_fixed_masks_stay_and_pass_through(wordpiece, rows):
+@MODES
+def test_fixed_masks_stay_and_pass_through(wordpiece, rows, mode):
     data = Dataset.from_list(rows)
-    collator = masker(wordpiece)
+    collator = masker(wordpiece, mlm_masking=mode)
     collator.set_epoch(3)
     fixed = fix_masks(data, collator)
-    assert fixed.to_dict() == fix_masks(data, masker(wordpiece)).to_dict()
+    again = masker(wordpiece, mlm_masking=mode)
+    assert fixed.to_dict() == fix_masks(data, again).to_dict()
     assert fixed["row"][:] == data["row"][:]
-    assert fixed.to_dict() != fix_masks(data, masker(wordpiece, seed=1)).to_dict()
+    other = masker(wordpiece, seed=1, mlm_masking=mode)
+    assert fixed.to_dict() != fix_masks(data, other).to_dict()
     for epoch in (0, 1):
         collator.set_epoch(epoch)
         pairs = unpadded(collator([fixed[i] for i in range(len(fixed))]))
@@ -162,17 +173,17 @@ def test_fixed_masks_stay_and_pass_through(wordpiece, rows):
 
 
 def test_fixed_masks_need_a_masked_token(wordpiece):
-    data = Dataset.from_list([{"input_ids": [2, 9, 3], "row": 0}])
+    data = Dataset.from_list([{"input_ids": [2, wordpiece.unk_token_id, 3], "row": 0}])
     never = masker(wordpiece, mlm_probability=1e-9)
     with pytest.raises(DataError) as caught:
         fix_masks(data, never, "test")
     assert str(caught.value) == (
-        "DataError: 0 of 3 test tokens are masked; expected at least one, to measure"
-        " on; give more test text, or raise --mlm_probability"
+        "DataError: all 3 test tokens are special ones, or unknown to the tokenizer;"
+        " expected at least one to mask, and to measure on; give more test text"
     )
     assert caught.value.exit_code == 3
-    always = masker(wordpiece, mlm_probability=1.0)
-    assert fix_masks(data, always)["labels"][:] == [[-100, 9, -100]]
+    data = Dataset.from_list([{"input_ids": [2, 9, 3], "row": 0}])
+    assert fix_masks(data, never)["labels"][:] == [[-100, 9, -100]]
 
 
 def test_causal_labels_keep_eos_though_it_is_the_pad_token(bpe):
