@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from llmft import __version__, assets, console
+from llmft import __version__, assets, cache, console
 from llmft.errors import ConfigError, UnsafeArtifactError
 from llmft.wheels import size_text
 
@@ -106,6 +106,34 @@ def _verify_assets(arguments: argparse.Namespace) -> None:
         )
 
 
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_list_cache)
+    actions = parser.add_subparsers(metavar="ACTION", dest="action")
+    clear = actions.add_parser("clear", help="take parts of the cache away")
+    clear.add_argument("names", metavar="PART", nargs="*", help=", ".join(cache.PARTS))
+    clear.add_argument("--all", action="store_true", help="every part")
+    clear.set_defaults(run=_clear_cache)
+    _add_debug(clear)
+
+
+def _list_cache(arguments: argparse.Namespace) -> None:
+    rows = [
+        (part.name, len(part.entries), size_text(part.size), cache.PARTS[part.name])
+        for part in cache.parts()
+    ]
+    console.say(console.table(rows, ("part", "entries", "size", "what it is")))
+    console.say(f"cache folder: {assets.cache_home()}")
+
+
+def _clear_cache(arguments: argparse.Namespace) -> None:
+    if bool(arguments.names) == arguments.all:
+        known = ", ".join(cache.PARTS)
+        raise ConfigError(f"`cache clear` needs either parts or --all; known: {known}")
+    for part in cache.clear(arguments.names or list(cache.PARTS)):
+        entries = f"{len(part.entries):,} entries, {size_text(part.size)}"
+        console.say(f"{part.name}: {entries} taken away")
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_doctor)
 
@@ -118,5 +146,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
+    "cache": ("what lies in the cache, and taking it away", _add_cache),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
 }

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
     "config hardware measure fastpath assets metrics parser supported arguments hub"
-    " hubdata wheels",
+    " hubdata wheels cache",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.masking"
     " data.collate data.audit",
