@@ -16,7 +16,7 @@ LAYERS = [
     " hubdata wheels",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.collate"
-    " data.audit",
+    " data.audit data.chat data.messages",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",
