@@ -367,6 +367,8 @@ def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
         problems.append("completion_only_loss and assistant_only_loss differ")
     if any(v[name] for name in _ACTIONS):
         return problems + require_data(v)
+    if v.get("chat_template_path") and not v.get("apply_chat_template"):
+        problems.append("chat_template_path needs --apply_chat_template, or data")
     problems += [
         f"{name} is used by --do_train, --do_eval or --do_predict only"
         for name in ("dataset_name", "train_file", "validation_file", "test_file")
