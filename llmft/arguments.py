@@ -130,6 +130,31 @@ class LanguageModelingDataArguments(DataArguments):
 
 
 @dataclass
+class GenerationDataArguments(LanguageModelingDataArguments):
+    """Data of causal generation: texts, prompts with completions, or conversations."""
+
+    block_policy: Literal["pack", "row"] | None = arg(  # type: ignore[assignment]
+        None,
+        "pack: join the documents and cut blocks of max_seq_length; row: each starts"
+        " its own block, and a prompt with its completion, or a conversation, is cut to"
+        " one; none: pack for texts, row for the others.",
+    )
+    messages_column_name: str | None = arg(
+        None, "Column with conversations; none: `messages` or `conversations`."
+    )
+    prompt_column_name: str | None = arg(None, "Column with prompts; none: `prompt`.")
+    completion_column_name: str | None = arg(
+        None, "Column with completions; none: `completion`."
+    )
+    completion_only_loss: bool | None = arg(
+        None, "Learn the completion only, or the assistant's turns; none: true."
+    )
+    assistant_only_loss: bool | None = arg(
+        None, "The same of conversations; none: as completion_only_loss."
+    )
+
+
+@dataclass
 class MaskedLMDataArguments(LanguageModelingDataArguments):
     """Data of masked language modelling."""
 
@@ -192,6 +217,12 @@ class GenerationModelArguments(ModelArguments):
     )
     lora_save: Literal["merged", "adapter"] = arg(
         "merged", "merged: save whole weights; adapter: save the LoRA factors alone."
+    )
+    chat_template_path: str | None = arg(
+        None, "File with a chat template (Jinja); none: that of the tokenizer."
+    )
+    apply_chat_template: bool | None = arg(
+        None, "Give prompts as a user's turn; none: where the data are conversations."
     )
     prompt: list[str] = arg([], "Beginnings to continue, one or more.")
     max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")

@@ -44,6 +44,7 @@ _MUST_AGREE = (
     " train_sampling_strategy max_seq_length block_policy mlm_probability mlm_masking"
     " geometric_p max_span_length optim learning_rate weight_decay"
     " metric_for_best_model dropout freeze_backbone"
+    " completion_only_loss assistant_only_loss"
     " lora_r lora_alpha lora_dropout lora_target_modules"
 ).split()
 

@@ -61,6 +61,7 @@ _SOURCE = {
     *("split_group_column", "train_split_name", "validation_split_name"),
     *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
     *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
+    *("messages_column_name", "prompt_column_name", "completion_column_name"),
 }
 _ACTIONS = {"do_train", "do_eval", "do_predict"}
 _OFF = ("false", "no", "0")
@@ -376,8 +377,17 @@ def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
         problems.append(f"{', '.join(changed)} without lora_r has no effect")
     if v["lora_r"] is not None and not v["do_train"]:
         problems.append("lora_r is of training: add --do_train")
+    columns = [[f"{name}_column_name"] for name in ("text", "messages")]
+    columns += [["prompt_column_name", "completion_column_name"]]
+    given = [" and ".join(pair) for pair in columns if any(v.get(n) for n in pair)]
+    if len(given) > 1:
+        problems.append(f"{', '.join(given)} exclude each other")
+    if {v.get("completion_only_loss"), v.get("assistant_only_loss")} == {True, False}:
+        problems.append("completion_only_loss and assistant_only_loss differ")
     if any(v[name] for name in _ACTIONS):
         return problems + require_data(v)
+    if v.get("chat_template_path") and not v.get("apply_chat_template"):
+        problems.append("chat_template_path needs --apply_chat_template, or data")
     problems += [
         f"{name} is used by --do_train, --do_eval or --do_predict only"
         for name in ("dataset_name", "train_file", "validation_file", "test_file")

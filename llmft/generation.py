@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
+    BatchEncoding,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -21,6 +22,7 @@ from transformers import (
 from llmft import hardware
 from llmft.arguments import GenerationModelArguments
 from llmft.console import say
+from llmft.data.chat import prompt_text
 from llmft.errors import ConfigError, NonFiniteError
 from llmft.fits import position_limit
 
@@ -87,7 +89,7 @@ def check_prompts(
         )
     limit = position_limit(model)
     for prompt in args.prompt:
-        length = len(tokenizer(prompt)["input_ids"])
+        length = _inputs(prompt, tokenizer, args)["input_ids"].shape[1]
         if length == 0:
             raise ConfigError(f"the prompt {prompt!r} has no tokens")
         if limit is not None and length + args.max_new_tokens > limit:
@@ -95,6 +97,16 @@ def check_prompts(
                 f"a prompt of {length} tokens and max_new_tokens"
                 f" {args.max_new_tokens} exceed the model's {limit} positions"
             )
+
+
+def _inputs(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, args: GenerationModelArguments
+) -> BatchEncoding:
+    """Return the tokens of a prompt, or with the chat template of a user's turn."""
+    if not args.apply_chat_template:
+        return tokenizer(prompt, return_tensors="pt")
+    said = prompt_text(tokenizer, prompt)  # has its special tokens in it
+    return tokenizer(said, add_special_tokens=False, return_tensors="pt")
 
 
 def sample(
@@ -111,7 +123,8 @@ def sample(
         stream: print each text as it is written (one text a prompt only).
 
     Returns:
-        for each prompt, ``num_return_sequences`` texts, prompt included.
+        for each prompt, ``num_return_sequences`` texts, prompt included; with the chat
+        template both, each after the name of its role.
 
     Raises:
         ConfigError: see ``check_prompts``.
@@ -122,10 +135,15 @@ def sample(
     texts = []
     started, written = time.perf_counter(), 0
     for prompt in args.prompt:
-        inputs = tokenizer(prompt, return_tensors="pt")
+        inputs = _inputs(prompt, tokenizer, args)
+        chat, before = bool(args.apply_chat_template), inputs["input_ids"].shape[1]
+        turns = f"[user] {prompt} [assistant] " if chat else ""
         set_seed(seed)
         live = stream and args.num_return_sequences == 1
-        streamer = _Terminal(tokenizer, skip_special_tokens=True) if live else None
+        streamer = None
+        if live:
+            say(turns, end="")
+            streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
         with torch.inference_mode():
             ids = model.generate(
                 input_ids=inputs["input_ids"],
@@ -134,9 +152,10 @@ def sample(
                 logits_processor=LogitsProcessorList([_RefuseNaN()]),
                 streamer=streamer,
             )
-        new = ids[:, inputs["input_ids"].shape[1] :]
+        new = ids[:, before:]
         written += sum(_length(row, tokenizer.eos_token_id) for row in new)
-        texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        shown = tokenizer.batch_decode(new if chat else ids, skip_special_tokens=True)
+        texts.append([turns + text for text in shown])
         if stream and not live:
             for number, text in enumerate(texts[-1], 1):
                 say(f"[{number}] {text}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from llmft.console import say, warn
 from llmft.data.labels import LabelNames
+from llmft.data.stream import Stream
 from llmft.errors import ConfigError
 
 _MOST = 4  # names in a list of weights or classes
@@ -209,9 +211,7 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
             torch.nn.init.eye_(weight)
 
 
-def start_from_frequencies(
-    model: PreTrainedModel, blocks: Dataset | IterableDataset
-) -> None:
+def start_from_frequencies(model: PreTrainedModel, blocks: Dataset | Stream) -> None:
     """Set the output bias of a new masked-LM head to the log frequency of each token.
 
     A head whose bias is all zero is new; others, and heads without bias, stay as they
@@ -221,10 +221,13 @@ def start_from_frequencies(
     if bias is None or bias.any():
         return
     counts = torch.ones(len(bias), dtype=torch.float64)
-    # Of a stream, its first blocks.
-    some = blocks if isinstance(blocks, Dataset) else blocks.take(_FIRST_BLOCKS)
-    for block in some.select_columns(["input_ids"]).with_format("numpy").iter(1000):
-        ids = np.concatenate(list(block["input_ids"]))
+    if isinstance(blocks, Dataset):
+        parts = blocks.select_columns(["input_ids"]).with_format("numpy").iter(1000)
+    else:  # of a stream, its first blocks
+        first = [block["input_ids"] for block in islice(blocks, _FIRST_BLOCKS)]
+        parts = iter([{"input_ids": first}])
+    for part in parts:
+        ids = np.concatenate(list(part["input_ids"]))
         counts += torch.from_numpy(np.bincount(ids, minlength=len(bias)))
     with torch.no_grad():
         bias.copy_((counts / counts.sum()).log())

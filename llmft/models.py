@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from llmft import assets, fits, heads, hub, lora
-from llmft.arguments import ModelArguments
+from llmft.arguments import GenerationModelArguments, ModelArguments
 from llmft.console import as_fault, say, warn
+from llmft.data.chat import read_template
 from llmft.data.encode import tokenizer_fingerprint
 from llmft.data.labels import LabelNames
 from llmft.errors import (
@@ -244,6 +245,8 @@ def load_tokenizer(
             " needs: choose a masked model such as distilbert-base-uncased, or"
             " recipes/generate.py for this one"
         )
+    if isinstance(args, GenerationModelArguments) and args.chat_template_path:
+        tokenizer.chat_template = read_template(args.chat_template_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from llmft.console import say
+from llmft.data.stream import Stream
 
-Blocks: TypeAlias = Dataset | IterableDataset
+Blocks: TypeAlias = Dataset | Stream
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from llmft.trainer import LlmftTrainer
 
 _PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
 Results = dict[str, dict[str, float]]
+_OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 _SECRET = re.compile(r"(--\w+_token[ =])\S+")
 
 
@@ -315,8 +316,8 @@ def _next_command(
     flags: Sequence[str],
 ) -> str:
     """Return the command; its model is the trained one, else the one that was used."""
-    model = ("model_name_or_path", "model_revision", "tokenizer_name")
-    values = {name: given[name] for name in (*model, *keep)}
+    model = ("model_name_or_path", "model_revision", *_OF_TOKENIZER)
+    values = {name: given.get(name) for name in (*model, *keep)}
     if given["do_train"]:
         values |= dict.fromkeys(model)
         values["model_name_or_path"] = _short(folder / "model")

@@ -11,13 +11,14 @@ import torch
 from transformers import set_seed
 
 from llmft import checkpoint, fastpath, generation, lora, metrics, models, packing, runs
-from llmft.arguments import GenerationModelArguments, LanguageModelingDataArguments
+from llmft.arguments import GenerationDataArguments, GenerationModelArguments
 from llmft.config import Arguments, parse, require_prompt_or_data
 from llmft.console import run_command, say
+from llmft.data import chat
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.stream import stream_blocks
-from llmft.data.tokenize import lm_blocks
+from llmft.data.tokenize import causal_examples
 from llmft.fastpath import Choice
 from llmft.hub import Located
 from llmft.trainer import LlmftTrainer
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     args = parse(
         argv,
         GenerationModelArguments,
-        LanguageModelingDataArguments,
+        GenerationDataArguments,
         description=__doc__,
         metrics=metrics.CAUSAL_LM,
         check=require_prompt_or_data,
@@ -69,9 +70,10 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     # Data and model: everything is checked before the run folder is made.
     tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
+    choices += chat.settle(args, splits.format, tokenizer)
     blocks = {
-        split: lm_blocks(texts, tokenizer, args.data, split, end_documents=True)
-        for split, texts in splits.parts.items()
+        split: causal_examples(source, tokenizer, args.data, split)
+        for split, source in splits.sources.items()
     }
     if args.data.streaming and training.do_train:
         blocks["train"] = stream_blocks(
@@ -131,7 +133,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             list(metrics.CAUSAL_LM),
             "generate",
             *(() if args.model.prompt else ("--prompt", "Once upon a time")),
-            keep=["prompt"] if args.model.prompt else [],
+            keep=["apply_chat_template", *(["prompt"] if args.model.prompt else [])],
         )
 
 

@@ -33,6 +33,13 @@ WORDS = (
     " slow fast young old woman man town city love war money and but with of in to is"
     " was never always very quite makes takes gives finds loses wins"
 ).split()
+# Of the kind of ChatML, with a default system turn, and the eos of bpe_tokenizer.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "[system]help{{ eos_token }}\n{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

@@ -10,10 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmft.data.columns import Columns, choose, value_of
+from llmft.data.columns import Columns, choose, format_of, value_of
 from llmft.data.formats import Line, Row
 from llmft.data.labels import LabelRule
-from llmft.errors import DataError, LabelError, listed
+from llmft.data.messages import (
+    COLUMNS,
+    MESSAGES,
+    PROMPT_COMPLETION,
+    TEXT,
+    Conversations,
+)
+from llmft.errors import DataError, DataFormatError, LabelError, listed, shorten
 
 _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
@@ -38,12 +45,14 @@ class Check:
     max_bad_rows: int = 0
     wanted: dict[str, str] = field(default_factory=dict)
     problem_type: str | None = None
+    format: str = TEXT
     _names: list[str] = field(default_factory=list)
     _bad: list[DataError] = field(default_factory=list)
     _empty: int = 0
     _returns: int = 0
     _unlabelled: tuple[int, str] = (0, "")
     _good: int = 0
+    _conversations: Conversations = field(default_factory=Conversations)
 
     def __post_init__(self) -> None:
         self._rule = LabelRule(self.columns.problem_type, self.columns.label_delimiter)
@@ -101,6 +110,10 @@ class Check:
         self._names = list(first)
         if rows:
             strings = [n for n, value in first.items() if isinstance(value, str)]
+            if self.columns.chat:  # one list is enough: the others are to blame
+                seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
+                strings = [n for n, types in seen if list not in types]
+            self.format, _ = format_of(self._names, strings, self.columns)
             self.wanted = choose(self._names, strings, self.columns, self.name)
 
     def _values(
@@ -122,7 +135,7 @@ class Check:
                     self._unlabelled = count + 1, first or f"{self.files[file]}:{line}"
                     values[key] = None
                     continue
-            value = value_of(key, column, row, self.columns, self._rule, place)
+            value = self._value(key, column, row, place)
             if isinstance(value, DataError):
                 self._bad.append(value)
                 return None
@@ -131,6 +144,18 @@ class Check:
         if text is not None and "\r" in text and _LONE_RETURN.search(text):
             self._returns += 1
         return values
+
+    def _value(
+        self, key: str, column: str, row: Row, place: dict[str, Any]
+    ) -> str | DataError:
+        if key == "text" and self.format == MESSAGES and column in row:
+            return self._conversations.store(row[column], column, place)
+        value = value_of(key, column, row, self.columns, self._rule, place)
+        learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
+        if learnt and isinstance(value, str) and not value.strip():
+            said = f"{shorten(column)} is empty"
+            return DataFormatError(said, "expected a text to learn", **place)
+        return value
 
     def _refusal(self) -> DataError | None:
         """Return the first bad row as an error, where there are too many."""
@@ -173,7 +198,10 @@ class Check:
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
         wanted, notes = dict(self.wanted), []
-        used = [f"{k} = {v!r}" for k, v in wanted.items() if k != v]
+        if self.format != TEXT:
+            notes += [f"format = {self.format}", *self._conversations.notes()]
+        named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
+        used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
         if used:
             notes.append(", ".join(used))
         unused = [n for n in self._names if n not in wanted.values()]

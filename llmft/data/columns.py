@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from llmft.data.decode import text_fault
 from llmft.data.formats import Row
 from llmft.data.labels import LabelRule, class_name
+from llmft.data.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
 from llmft.errors import (
     DataError,
     DataFormatError,
@@ -21,7 +23,6 @@ from llmft.parser import nearest
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 Place = dict[str, Any]  # path and line of an error
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Columns:
 
     With ``label_optional``, data without a label column is read without labels. Rows
     whose text is empty are bad where ``needs_text``. ``problem_type`` and
-    ``label_delimiter`` are those of ``LabelRule``.
+    ``label_delimiter`` are those of ``LabelRule``. With ``chat``, prompts with
+    completions and conversations are read as such where ``text`` is not given.
     """
 
     text: str | None = None
@@ -42,6 +44,10 @@ class Columns:
     needs_text: bool = False
     problem_type: str | None = None
     label_delimiter: str | None = None
+    chat: bool = False
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
 
 
 def choose(
@@ -57,13 +63,19 @@ def choose(
     Raises:
         SchemaError: a column is not there, or which one is meant would be a guess.
     """
-    text, label = pick(names, strings, columns, source)
-    chosen = {"text": text, "text_pair": columns.text_pair}
-    chosen |= {"label": label, "group": columns.group}
+    chosen: dict[str, str | None]
+    found, named = format_of(names, strings, columns)
+    if found == TEXT:
+        text, label = pick(names, strings, columns, source)
+        chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
+    else:
+        chosen = {**named}
+    chosen["group"] = columns.group
     wanted = {key: column for key, column in chosen.items() if column is not None}
     for key, column in wanted.items():
         if column not in names:
-            flag = "split_group_column" if key == "group" else f"{key}_column_name"
+            flag = f"{COLUMNS[found].get(key, key)}_column_name"
+            flag = "split_group_column" if key == "group" else flag
             near = nearest(column, names).strip(", ")
             raise SchemaError(
                 f"no column {shorten(column)}",
@@ -72,6 +84,28 @@ def choose(
                 path=source,
             )
     return wanted
+
+
+def format_of(
+    names: Collection[str], strings: Collection[str], columns: Columns
+) -> tuple[str, dict[str, str]]:
+    """Return the format of data, and its columns by what they are for.
+
+    Args:
+        names, strings: as for ``choose``. A column of text called messages holds none.
+    """
+    if not columns.chat or columns.text:
+        return TEXT, {}
+    lists = [
+        n for n in ("messages", "conversations") if n in names and n not in strings
+    ]
+    pair = {"text": columns.prompt, "text_pair": columns.completion}
+    usual = COLUMNS[PROMPT_COMPLETION]
+    if columns.messages:
+        return MESSAGES, {"text": columns.messages}
+    if any(pair.values()) or ({*usual.values()} <= {*names} and not lists):
+        return PROMPT_COMPLETION, {key: pair[key] or usual[key] for key in usual}
+    return (MESSAGES, {"text": lists[0]}) if lists else (TEXT, {})
 
 
 def pick(
@@ -120,14 +154,8 @@ def value_of(
         said = f"no {shorten(column)} in this row"
         return SchemaError(said, f"it has {listed(row)}", near, **place)
     value = row[column]
-    if isinstance(value, str):
-        if _LONE_SURROGATE.search(value):  # from JSON escapes
-            said = f"{shorten(column)} holds half of a character (a lone surrogate)"
-            return DataFormatError(said, "expected text that UTF-8 can write", **place)
-        if "\0" in value:
-            at = value.index("\0") + 1
-            said = f"{shorten(column)} holds a NUL byte, as character {at:,}"
-            return DataFormatError(said, "expected text", "take it out", **place)
+    if isinstance(value, str) and (fault := text_fault(value, shorten(column), place)):
+        return fault
     if key == "label":
         spelled = rule.spell(value, f"{place['path']}:{place['line']}")
         said = f"{shorten(column)} is {shorten(value)}"

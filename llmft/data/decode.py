@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import lzma
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,25 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def text_fault(text: str, name: str, place: dict[str, Any]) -> DataFormatError | None:
+    """Return what keeps a text from being used: NUL, or half of a character.
+
+    Args:
+        name: what it is, for the message. place: path and line.
+    """
+    if _LONE_SURROGATE.search(text):  # from JSON escapes
+        said = f"{name} holds half of a character (a lone surrogate)"
+        return DataFormatError(said, "expected text that UTF-8 can write", **place)
+    if "\0" in text:
+        at = text.index("\0") + 1
+        said = f"{name} holds a NUL byte, as character {at:,}"
+        return DataFormatError(said, "expected text", "take it out", **place)
+    return None
 
 
 def plain_suffix(path: Path) -> str:

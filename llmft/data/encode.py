@@ -27,14 +27,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft import __version__, assets
 from llmft.console import warn
+from llmft.data.chat import Layout
 from llmft.data.read import content_hash
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, write_json
 
 _BATCH = 1000  # texts that a tokenizer gets at once
 
-Batch = dict[str, list[str]]
+Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+How = tuple[PreTrainedTokenizerBase, int | None, Layout | None]  # of encode_batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Encoded:
     Attributes:
         tokens: int32, one text behind the other. lengths: int64, tokens of each text.
         types: int8, 0 for the first text of a pair and 1 for the second, as far as the
-            model tells them apart.
+            model tells them apart; of a layout, its ``chat.token_types``.
         accented: how many texts have letters that lose an accent, and the letters.
     """
 
@@ -77,6 +79,7 @@ def encode(
     split: str,
     *,
     end_token: int | None = None,
+    layout: Layout | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Encoded:
@@ -85,19 +88,27 @@ def encode(
     Args:
         data: column ``text`` and, for pairs, ``text_pair``.
         end_token: is added to each text that does not end with it.
+        layout: of prompts with completions and of conversations.
         workers: processes that tokenize; None uses the threads of this one.
         overwrite: tokenize again, whatever the cache holds.
     """
-    names = [n for n in ("text", "text_pair") if n in data.column_names]
+    wanted = ("text", "text_pair", *(("file", "line") if layout else ()))
+    names = [n for n in wanted if n in data.column_names]
     texts = data.select_columns(names)
-    settings = [__version__, tokenizer_fingerprint(tokenizer), content_hash(texts)]
-    key = hashlib.sha256(json.dumps([*settings, end_token]).encode()).hexdigest()
+    settings: list[Any] = [
+        __version__,
+        tokenizer_fingerprint(tokenizer),
+        content_hash(texts),
+    ]
+    settings += [end_token, *(layout.identity(tokenizer) if layout else ())]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     folder = assets.cache_home() / "tokenized" / key
     found = None if overwrite else _stored(folder, len(texts), split)
     if found is not None:
         return found
     with publish_folder(folder, replace=folder.exists()) as staging:
-        _write(texts, tokenizer, split, end_token, workers, staging)
+        how = (tokenizer, end_token, layout)
+        _write(texts, how, split, workers, staging)
     found = _stored(folder, len(texts), split)
     if found is None:
         raise EnvironmentFault("what was just written is not there", path=folder)
@@ -106,21 +117,20 @@ def encode(
 
 def _write(
     texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    how: How,
     split: str,
-    end_token: int | None,
     workers: int | None,
     folder: Path,
 ) -> None:
     lengths, typed, checksum = [], False, 0
-    accents, accented = _Accents(tokenizer), 0
+    accents, accented = _Accents(how[0]), 0
     bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
     with (
         open(folder / "tokens", "wb") as tokens,
         open(folder / "types", "wb") as types,
         bar,
     ):
-        for batch, found in _encoded(texts, tokenizer, end_token, workers):
+        for batch, found in _encoded(texts, how, workers):
             raw = found[0].tobytes()
             tokens.write(raw)
             checksum = zlib.crc32(raw, checksum)
@@ -144,20 +154,15 @@ def _write(
 
 
 def _encoded(
-    texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    end_token: int | None,
-    workers: int | None,
+    texts: Dataset, how: How, workers: int | None
 ) -> Iterator[tuple[Batch, Ids]]:
     """Yield batches with their ids, in order; no more than a few are held at once."""
     if workers is None:
         for batch in texts.iter(_BATCH):
-            yield batch, encode_batch(batch, tokenizer, end_token)
+            yield batch, encode_batch(batch, *how)
         return
     # spawn: a process forked after the tokenizer ran its threads may never end.
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start_worker, (tokenizer, end_token)
-    )
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how)
     waiting: deque[tuple[Batch, Future[Ids]]] = deque()
     with pool:
         for batch in texts.iter(_BATCH):
@@ -172,19 +177,24 @@ def _encoded(
 _worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with
 
 
-def _start_worker(tokenizer: PreTrainedTokenizerBase, end_token: int | None) -> None:
+def _start_worker(*how: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=tokenizer, end_token=end_token)
+    _worker.update(how=how)
 
 
 def _in_worker(batch: Batch) -> Ids:
-    return encode_batch(batch, **_worker)
+    return encode_batch(batch, *_worker["how"])
 
 
 def encode_batch(
-    batch: Batch, tokenizer: PreTrainedTokenizerBase, end_token: int | None = None
+    batch: Batch,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token: int | None = None,
+    layout: Layout | None = None,
 ) -> Ids:
     """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
+    if layout is not None:
+        return layout.encode(batch, tokenizer, end_token)
     pairs = batch.get("text_pair")
     encoded = tokenizer(
         batch["text"],

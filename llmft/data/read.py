@@ -24,9 +24,10 @@ from datasets import ClassLabel, Dataset
 from llmft import __version__, assets
 from llmft.console import say, warn
 from llmft.data.check import Check, Checked
-from llmft.data.columns import Columns, choose
+from llmft.data.columns import Columns, choose, format_of
 from llmft.data.decode import unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
+from llmft.data.messages import COLUMNS, TEXT
 from llmft.data.paths import STDIN, named_files
 from llmft.errors import (
     ConfigError,
@@ -49,9 +50,11 @@ Versions = list[tuple[str, int, int]]  # path, size and time of change
 class Source:
     """One data set as read: ``text``, and where asked for the others of ``CONTENT``.
 
-    All are strings; a label is the text that stands for its class, a number, or a
-    JSON list of classes, as ``problem_type`` says. Columns ``file`` (int32, the place
-    in ``files``) and ``line`` (int64) tell where each row begins.
+    All are strings; the texts of a ``format`` that is not plain are those of
+    ``messages.COLUMNS``, a conversation being JSON. A label is the text that stands for
+    its class, a number, or a JSON list of classes, as ``problem_type`` says. Columns
+    ``file`` (int32, the place in ``files``) and ``line`` (int64) tell where each row
+    begins.
     """
 
     dataset: Dataset
@@ -59,6 +62,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     files: tuple[str, ...] = ()
     problem_type: str | None = None
+    format: str = TEXT
 
     @property
     def sha256(self) -> str:
@@ -128,7 +132,12 @@ def stream_rows(
         shown = [str(file) for file in files]
         found = [(size, time) for _, size, time in now]
         rows = _file_rows(files, shown, found, reading, unit, [])
-        yield from Check(name, shown, columns, reading.max_bad_rows).rows(rows)
+        check = Check(name, shown, columns, reading.max_bad_rows)
+        for row in check.rows(rows):
+            if check.format != TEXT:
+                said = f"streaming reads plain text, and the data are {check.format}"
+                raise ConfigError(f"{said}: leave --streaming out", path=name)
+            yield row
 
 
 def file_versions(name: str, reading: Reading) -> Versions:
@@ -218,6 +227,7 @@ def _cached(
         said = {
             "notes": [*encodings, *check.notes()],
             "problem_type": check.problem_type,
+            "format": check.format,
             "size": table.stat().st_size,
         }
         write_json(staging / "source.json", said)
@@ -243,7 +253,8 @@ def _stored(folder: Path, check: Check) -> Source | None:
     kind = said["problem_type"]
     if kind is None and "label" in dataset.column_names:  # none of them has one
         dataset = dataset.remove_columns("label")
-    return Source(dataset, check.name, said["notes"], tuple(check.files), kind)
+    files = tuple(check.files)
+    return Source(dataset, check.name, said["notes"], files, kind, said["format"])
 
 
 def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
@@ -265,11 +276,9 @@ def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
                 line += 1
                 yield 0, (line, dict(zip(batch, cells, strict=True)))
 
-    named = replace(
-        columns,
-        text=wanted["text"],
-        label=wanted.get("label", columns.label),
-    )
+    found, _ = format_of(names, strings, columns)
+    fields = {COLUMNS[found].get(key, key): column for key, column in wanted.items()}
+    named = replace(columns, **fields)  # type: ignore[arg-type]  # none is chat
     check = Check(name, [name], named)
     source = _cached([name, raw._fingerprint], check, rows())
     unused = [n for n in names if n not in wanted.values()]

@@ -15,6 +15,7 @@ from llmft import assets, hubdata
 from llmft.arguments import (
     ClassificationDataArguments,
     DataArguments,
+    GenerationDataArguments,
     LanguageModelingDataArguments,
     TrainingArguments,
 )
@@ -23,7 +24,7 @@ from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, SchemaError
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Splits:
     def name(self) -> str:
         """The source of the first part."""
         return str(next(iter(self.provenance.values()))["source"])
+
+    @property
+    def format(self) -> str:
+        """The format of all parts, of ``messages.COLUMNS``."""
+        return next(iter(self.sources.values())).format
 
     def held_out(self) -> str | None:
         """The part that a result is best judged on: test, else validation."""
@@ -87,6 +93,7 @@ def load_splits(
             return _beside_stream(args, columns, needed)
     sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
+    _require_one_format(sources)
     limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
     provenance: dict[str, dict[str, Any]] = {}
@@ -157,6 +164,14 @@ def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Col
         group=args.split_group_column,
         label_optional=predicts_only,
     )
+    if isinstance(args, GenerationDataArguments):
+        return replace(
+            columns,
+            chat=True,
+            messages=args.messages_column_name,
+            prompt=args.prompt_column_name,
+            completion=args.completion_column_name,
+        )
     if not isinstance(args, ClassificationDataArguments):
         return columns
     return replace(
@@ -167,6 +182,18 @@ def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Col
         problem_type=args.problem_type,
         label_delimiter=args.label_delimiter,
     )
+
+
+def _require_one_format(sources: dict[str, Source]) -> None:
+    """Raise SchemaError where a part has prompts or conversations, another has not."""
+    formats = {split: source.format for split, source in sources.items()}
+    if len(set(formats.values())) > 1:
+        raise SchemaError(
+            "; ".join(f"the format of {split} is {f}" for split, f in formats.items()),
+            "expected one for all",
+            "name the columns with --text_column_name, --messages_column_name, or"
+            " --prompt_column_name and --completion_column_name",
+        )
 
 
 def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, Source]:

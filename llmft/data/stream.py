@@ -6,100 +6,139 @@ cache; ``--streaming`` begins at once and keeps nothing, but reads again every e
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.data.columns import Columns
 from llmft.data.encode import encode_batch
 from llmft.data.formats import Reading
-from llmft.data.read import Source, Versions, file_versions, stream_rows
+from llmft.data.read import Source, file_versions, stream_rows
 from llmft.errors import DataError
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 _BATCH = 1000  # texts that a tokenizer gets at once
 
 
-@dataclass(frozen=True)
-class Stream:
-    """How to make the blocks of a training, over and over.
+class Stream(IterableDataset):
+    """The blocks of a training, made anew in every epoch, in a shuffled order.
 
-    Attributes:
+    Not one of ``datasets``: its checks of each example cost more than the tokenizer.
+
+    Args:
         name, columns, reading: as for ``read_file``.
+        size, policy: ``max_seq_length`` and ``block_policy``.
         skip: rows at the start, which are held out for validation.
-        end_token: is added to each text that does not end with it; the blocks then
+        end_token: is added to each text that does not end with it; packed blocks then
             tell the documents apart by ``position_ids``.
+        seed, buffer_size: a block changes places with one of as many others.
+
+    Raises:
+        DataError: on the way: a bad row, a file that changed, or no row at all.
     """
 
-    name: str
-    columns: Columns
-    reading: Reading
-    tokenizer: PreTrainedTokenizerBase
-    size: int
-    policy: str
-    skip: int = 0
-    end_token: int | None = None
-    versions: Versions = field(default_factory=list)
+    def __init__(
+        self,
+        name: str,
+        columns: Columns,
+        reading: Reading,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        size: int,
+        policy: str,
+        skip: int = 0,
+        end_token: int | None = None,
+        seed: int = 0,
+        buffer_size: int = 0,
+    ) -> None:
+        self.name, self.columns, self.reading = name, columns, reading
+        self.tokenizer, self.size, self.policy = tokenizer, size, policy
+        self.skip, self.end_token = skip, end_token
+        self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
+        self.versions = file_versions(name, reading)
+        self.column_names = ["input_ids", "row"]
+        if end_token is not None and policy == "pack":
+            self.column_names.append("position_ids")
 
-    def __post_init__(self) -> None:
-        found = file_versions(self.name, self.reading)
-        object.__setattr__(self, "versions", found)
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of ``epoch`` from now on."""
+        self.epoch = epoch
 
-    def texts(self) -> Iterator[str]:
-        """Yield the texts after those that are held out.
-
-        Raises:
-            DataError: a bad row, when it is reached; or no row at all.
-        """
-        rows = stream_rows(self.name, self.columns, self.reading, self.versions)
-        yield from (
-            str(values["text"]) for _, _, values in islice(rows, self.skip, None)
-        )
+    def remove_columns(self, name: str) -> Stream:
+        """Leave a column out from now on, as the method of ``datasets`` would."""
+        self.column_names.remove(name)
+        return self
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield blocks: ``input_ids`` (int32), ``row``, maybe ``position_ids``."""
-        tokens, first = np.empty(0, np.int32), np.empty(0, bool)
-        texts, row = self.texts(), 0
+        draw = random.Random(f"{self.seed}/{self.epoch}")
+        held: list[dict[str, Any]] = []
+        for block in self.in_order():
+            if len(held) < self.buffer_size:
+                held.append(block)
+                continue
+            if held:
+                place = draw.randrange(len(held))
+                block, held[place] = held[place], block
+            yield block
+        draw.shuffle(held)
+        yield from held
+
+    def in_order(self) -> Iterator[dict[str, Any]]:
+        """Yield the blocks in the order of the file, as ``lm_blocks`` has them."""
+        cut = self._rows if self.policy == "row" else self._packed
+        row = -1
+        for row, block in enumerate(cut()):
+            block["row"] = row
+            yield block
+        if row < 0:
+            raise DataError("0 tokens to train on", "expected text", path=self.name)
+
+    def _encoded(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids and lengths of some texts at a time."""
+        rows = stream_rows(self.name, self.columns, self.reading, self.versions)
+        texts = (str(values["text"]) for _, _, values in islice(rows, self.skip, None))
         while part := list(islice(texts, _BATCH)):
             ids, lengths, _ = encode_batch(
                 {"text": part}, self.tokenizer, self.end_token
             )
-            if self.policy == "row":
-                for document in np.split(ids, np.cumsum(lengths)[:-1]):
-                    for start in range(0, len(document), self.size):
-                        yield {
-                            "input_ids": document[start : start + self.size],
-                            "row": row,
-                        }
-                        row += 1
-                continue
+            yield ids, lengths
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for ids, lengths in self._encoded():
+            for document in np.split(ids, np.cumsum(lengths)[:-1]):
+                for start in range(0, len(document), self.size):
+                    # A copy: a view would keep all ids of its batch in the buffer.
+                    yield {"input_ids": document[start : start + self.size].copy()}
+
+    def _packed(self) -> Iterator[dict[str, Any]]:
+        """Yield full blocks; what is left in the end is one only if it is all."""
+        tokens, first, any_block = np.empty(0, np.int32), np.empty(0, bool), False
+        for ids, lengths in self._encoded():
             begins = np.zeros(len(ids), bool)
             begins[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
             tokens, first = np.append(tokens, ids), np.append(first, begins)
             whole = len(tokens) // self.size * self.size
             for start in range(0, whole, self.size):
-                end = start + self.size
-                yield self._block(tokens[start:end], first[start:end], row)
-                row += 1
+                any_block, part = True, slice(start, start + self.size)
+                yield self._block(tokens[part].copy(), first[part])
             tokens, first = tokens[whole:], first[whole:]
-        if row == 0 and len(tokens) < 2:
-            raise DataError("0 tokens to train on", "expected text", path=self.name)
-        if row == 0:
-            yield self._block(tokens, first, row)
+        if not any_block and len(tokens) > 1:
+            yield self._block(tokens, first)
 
-    def _block(self, ids: np.ndarray, first: np.ndarray, row: int) -> dict[str, Any]:
-        block: dict[str, Any] = {"input_ids": ids, "row": row}
-        if self.end_token is not None:
-            places = np.arange(len(ids))
-            starts = np.maximum.accumulate(np.where(first, places, 0))
-            block["position_ids"] = (places - starts).astype(np.int32)
-        return block
+    def _block(self, ids: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+        if "position_ids" not in self.column_names:
+            return {"input_ids": ids}
+        places = np.arange(len(ids), dtype=np.int32)
+        starts = np.maximum.accumulate(np.where(first, places, 0))
+        return {"input_ids": ids, "position_ids": places - starts}
 
 
 def stream_blocks(
@@ -109,40 +148,24 @@ def stream_blocks(
     skip: int,
     *,
     end_documents: bool = False,
-) -> IterableDataset:
+) -> Stream:
     """Return the blocks of ``train_file`` as ``lm_blocks`` would make them, on the way.
 
     Args:
-        seed: shuffles, among ``buffer_size`` blocks.
-        skip: rows at the start, which are held out for validation.
-        end_documents: as for ``lm_blocks``.
-
-    Raises:
-        DataError: while training: a bad row, a file that changed, or no row at all.
+        seed, skip: as for ``Stream``. end_documents: as for ``lm_blocks``.
     """
-    stream = Stream(
+    return Stream(
         str(args.train_file),
         Columns(args.text_column_name),
         Reading.of(args),
         tokenizer,
-        args.max_seq_length,
-        args.block_policy,
-        skip,
-        tokenizer.eos_token_id if end_documents else None,
+        size=args.max_seq_length,
+        policy=args.block_policy,
+        skip=skip,
+        end_token=tokenizer.eos_token_id if end_documents else None,
+        seed=seed,
+        buffer_size=args.buffer_size,
     )
-    names = {"input_ids": List(Value("int32")), "row": Value("int64")}
-    if stream.end_token is not None and stream.policy == "pack":
-        names["position_ids"] = List(Value("int32"))
-    blocks = IterableDataset.from_generator(
-        _blocks_of, Features(names), {"stream": stream}
-    )
-    if not args.buffer_size:
-        return blocks
-    return blocks.shuffle(seed, buffer_size=args.buffer_size)
-
-
-def _blocks_of(stream: Stream) -> Iterator[dict[str, Any]]:
-    yield from stream
 
 
 def held_out(name: str, columns: Columns, reading: Reading, rows: int) -> Source:

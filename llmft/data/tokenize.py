@@ -9,12 +9,19 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llmft.arguments import DataArguments, LanguageModelingDataArguments
+from llmft.arguments import (
+    DataArguments,
+    GenerationDataArguments,
+    LanguageModelingDataArguments,
+)
 from llmft.console import say, warn
+from llmft.data.chat import Layout
+from llmft.data.collate import IGNORED
 from llmft.data.encode import Encoded, encode, encode_batch
 from llmft.data.labels import LabelNames
+from llmft.data.messages import MESSAGES, TEXT
 from llmft.data.read import Source
-from llmft.errors import DataError, listed
+from llmft.errors import DataError, LengthError, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
@@ -109,6 +116,106 @@ def lm_blocks(
     if end_documents and args.block_policy == "pack":
         columns["position_ids"] = _lists(_positions(lengths, offsets), offsets)
     return Dataset(pa.table(columns))
+
+
+def causal_examples(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationDataArguments,
+    split: str,
+) -> Dataset:
+    """Make the examples of causal generation, as the format of the data asks.
+
+    Plain texts become ``lm_blocks``. Of prompts with completions and of conversations,
+    labels are the tokens to learn, else -100. Policy row makes an example of each row
+    and leaves out what is longer than ``max_seq_length``; policy pack is that of
+    ``lm_blocks``. Examples without a label are left out. All of that is counted.
+
+    Returns:
+        columns ``input_ids`` and ``labels`` (lists of int32), ``row`` and ``length``
+        (int64), and with policy pack ``position_ids``.
+
+    Raises:
+        ConfigError, DataFormatError: see ``chat.Layout``.
+        LengthError: no example has a label.
+    """
+    if source.format == TEXT:
+        return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
+    encoded = encode(
+        source.dataset,
+        tokenizer,
+        split,
+        end_token=None if source.format == MESSAGES else tokenizer.eos_token_id,
+        layout=Layout.of(source.format, args, tokenizer, source.files),
+        workers=args.preprocessing_num_workers,
+        overwrite=args.overwrite_cache,
+    )
+    examples, note = _learnt_examples(encoded, args, split)
+    lost = _lost(encoded, len(source.dataset), tokenizer, split)
+    say(f"  {split:<10} {note}{lost}")
+    ends = encoded.tokens == tokenizer.eos_token_id
+    if encoded.types is not None and not (ends & (encoded.types > 0)).any():
+        warn(
+            f"{split}: no turn of the assistant ends with the eos token"
+            f" {tokenizer.eos_token!r}, so that the model does not learn to stop;"
+            " expected a chat template of this tokenizer"
+        )
+    return examples
+
+
+def _learnt_examples(
+    encoded: Encoded, args: GenerationDataArguments, split: str
+) -> tuple[Dataset, str]:
+    """Return the examples of rows with token types, and what to say of them."""
+    lengths, size = encoded.lengths, args.max_seq_length
+    if pack := args.block_policy == "pack":
+        whole = len(encoded.tokens) // size * size or len(encoded.tokens)
+        offsets = np.append(np.arange(0, whole, size), whole)
+        places = _positions(lengths, offsets)
+    else:
+        offsets = np.append(0, np.cumsum(lengths))
+        places = np.arange(len(encoded.tokens)) - np.repeat(offsets[:-1], lengths)
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    tokens, types = encoded.tokens[: len(owner)], np.ones(len(owner), np.int8)
+    if encoded.types is not None:
+        types = encoded.types[: len(owner)]
+    keep = np.full(len(owner), True) if pack else places < size
+    # The first token of a document is no label: nothing stands before it.
+    labelled = np.bincount(
+        owner[keep & (types > 0) & (places > 0)], minlength=len(offsets) - 1
+    )
+    if not labelled.any():
+        raise LengthError(
+            f"none of {len(lengths):,} {split} rows has a completion within its first"
+            f" {size} tokens",
+            hint="raise --max_seq_length",
+        )
+    cut = 0 if pack else int(((lengths > size) & (labelled > 0)).sum())
+    short = np.bincount(owner[~keep & (labelled > 0)[owner]]).sum()
+    keep &= (labelled > 0)[owner]
+    sizes = np.bincount(owner[keep])
+    bounds = np.append(0, np.cumsum(sizes[sizes > 0]))
+    note = f"{bounds[-1]:,} tokens in {len(bounds) - 1:,} examples of up to {size},"
+    note += f" {labelled.sum():,} of them to learn"
+    counts = {
+        f"rows cut to {size} tokens, {short:,} tokens left out": cut,
+        "tokens of the last partial block left out": len(encoded.tokens) - len(owner),
+        f"{'blocks' if pack else 'rows'} without a completion"
+        f"{'' if pack else f' in their first {size} tokens'} left out": int(
+            (labelled == 0).sum()
+        ),
+        "completions begin within a token": int((types == 2).sum()),
+    }
+    note += "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
+    columns = {
+        "input_ids": _lists(tokens[keep], bounds),
+        "labels": _lists(np.where(types > 0, tokens, IGNORED)[keep], bounds),
+        "row": np.arange(len(bounds) - 1),
+        "length": np.diff(bounds),
+    }
+    if pack:
+        columns["position_ids"] = _lists(places[keep], bounds)
+    return Dataset(pa.table(columns)), note
 
 
 def _positions(lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:

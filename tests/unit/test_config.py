@@ -9,8 +9,8 @@ import pytest
 from llmft import arguments, metrics
 from llmft.arguments import (
     ClassificationDataArguments,
+    GenerationDataArguments,
     GenerationModelArguments,
-    LanguageModelingDataArguments,
     MaskedLMDataArguments,
     ModelArguments,
 )
@@ -537,6 +537,9 @@ def test_data_that_no_step_would_use():
     assert require_prompt_or_data({**values, "lora_r": 4}) == [
         "lora_r is of training: add --do_train"
     ]
+    assert require_prompt_or_data({**values, "chat_template_path": "a.jinja"}) == [
+        "chat_template_path needs --apply_chat_template, or data"
+    ]
 
 
 TASKS = {
@@ -544,7 +547,7 @@ TASKS = {
     "classify": (ModelArguments, ClassificationDataArguments, metrics.CLASSIFICATION),
     "generate": (
         GenerationModelArguments,
-        LanguageModelingDataArguments,
+        GenerationDataArguments,
         metrics.CAUSAL_LM,
     ),
 }

@@ -15,6 +15,7 @@ from llmft.arguments import GenerationModelArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.generation import cloze_examples, fill_masks
 
+EOS = "<|endoftext|>"
 PROMPTS = ["the film was", "a director"]
 
 
@@ -46,6 +47,29 @@ def test_the_seed_decides(writer):
     assert texts(writer, 2) != found
     alone = texts(writer, 1, prompts=PROMPTS[1:])
     assert alone == found[1:]  # whatever was sampled before
+
+
+def test_a_prompt_goes_through_the_chat_template(writer, capsys):
+    model, tokenizer = writer[0], tiny.bpe_tokenizer()
+    tokenizer.pad_token, tokenizer.chat_template = EOS, tiny.CHAT_TEMPLATE
+    rendered = f"[system]help{EOS}\n[user]a film{EOS}\n[assistant]"
+    ids = torch.tensor([tokenizer(rendered)["input_ids"]])
+    greedy = {"do_sample": False, "no_repeat_ngram_size": 0, "max_new_tokens": 8}
+    ends = dict.fromkeys(("pad_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    plain = {"attention_mask": torch.ones_like(ids), **greedy, **ends}
+    expected = model.generate(ids, **plain)
+    answer = tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    chat = {"prompts": ("a film",), "apply_chat_template": True, **greedy}
+    assert texts((model, tokenizer), **chat) == [
+        [f"[user] a film [assistant] {answer}"]
+    ]
+    texts((model, tokenizer), **chat, stream=True)
+    first = capsys.readouterr().out.partition("\nwritten")[0]
+    assert first.strip() == f"[user] a film [assistant] {escape(answer)}".strip()
+    with pytest.raises(ConfigError, match="exceed the model's 64 positions"):
+        texts((model, tokenizer), **chat | {"max_new_tokens": 64 - len(ids[0]) + 1})
+    with pytest.raises(ConfigError, match="no chat template to write conversations"):
+        texts(writer, **chat)
 
 
 def test_dropout_is_off(writer):

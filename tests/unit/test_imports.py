@@ -16,7 +16,7 @@ LAYERS = [
     " hubdata wheels cache",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.masking"
-    " data.collate data.audit",
+    " data.collate data.audit data.chat data.messages",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",

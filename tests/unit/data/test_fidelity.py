@@ -34,17 +34,20 @@ PIECES = [
 ]  # fmt: skip
 
 
+CODES = [*range(1, 0xD800), *range(0xE000, 0x20000)]
+
+
 def strings(line=False):
     """Return strings, each character of Unicode among them; ``line``: of one line.
 
     A NUL is an error of its own, and halves of characters are no text.
     """
     draw = random.Random(5)
-    found = list(LOOKALIKES)
+    found = [*LOOKALIKES, *map(chr, draw.sample(CODES, 40_000))]
     while len(found) < COUNT:
         parts = draw.choices(PIECES, k=draw.randrange(1, 6))
         if draw.random() < 0.5:
-            parts.append(chr(draw.choice([*range(1, 0xD800), *range(0xE000, 0x20000)])))
+            parts.append(chr(draw.choice(CODES)))
         draw.shuffle(parts)
         found.append("".join(parts))
     if line:

