@@ -43,7 +43,8 @@ _MUST_AGREE = (
     "per_device_train_batch_size gradient_accumulation_steps seed data_seed"
     " train_sampling_strategy max_seq_length block_policy mlm_probability optim"
     " learning_rate weight_decay metric_for_best_model dropout freeze_backbone"
-    " lora_r lora_alpha lora_dropout lora_target_modules"
+    " lora_r lora_alpha lora_dropout lora_target_modules problem_type class_weights"
+    " multi_label_threshold long_text stride"
 ).split()
 
 

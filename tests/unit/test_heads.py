@@ -161,11 +161,11 @@ def test_another_number_of_classes_is_another_head(classifier, capsys):
         ({"architectures": ["BertForTokenClassification"]}, "it is a BertForToken"),
         (
             {"problem_type": "multi_label_classification"},
-            "its problem_type is multi_label_classification",
+            "it is for multi_label_classification",
         ),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label in its config.json is not one"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label in its config.json is not one"),
-        ({"id2label": {"0": "a"}}, "it has a single output"),
+        ({"id2label": {"0": "a"}}, "it is for regression"),
     ],
 )
 def test_a_head_of_another_kind(values, why, classifier, capsys):
@@ -174,7 +174,7 @@ def test_a_head_of_another_kind(values, why, classifier, capsys):
     names = models.label_names(found(folder), labelled("a", "b")).names
     model = load(folder, "classification", label_names=names)
     assert not model.classifier.bias.any()
-    assert model.config.problem_type is None
+    assert model.config.problem_type == "single_label_classification"
     said = capsys.readouterr().out
     assert f"the classifier of the file is not used: {why}" in said
     with pytest.raises(ConfigError) as caught:

@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
     "config hardware measure fastpath assets metrics parser supported arguments hub"
-    " hubdata wheels",
+    " hubdata wheels multilabel regression",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.collate"
+    " data.long_text"
     " data.audit",
-    "models fits heads losses positions memory lora frozen packing",
+    "models fits heads losses positions memory lora frozen packing problem"
+    " class_weights baseline",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",
     "cli",
