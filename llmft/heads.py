@@ -7,6 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -244,6 +245,28 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
             continue
         if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
             torch.nn.init.eye_(weight)
+
+
+def start_at_mean(model: PreTrainedModel, train: Dataset | None) -> None:
+    """Set the bias of a new regression head to the mean of the training ``labels``.
+
+    AdamW moves a weight by little more than the learning rate a step, which is far
+    from a rating of 80. A head whose bias is zero is new; others stay as they are.
+    """
+    if train is None or model.config.problem_type != REGRESSION:
+        return
+    outputs = [
+        module
+        for name, module in model.named_modules()
+        if getattr(module, "out_features", None) == 1 and not in_body(model, name)
+    ]
+    bias = getattr(outputs[-1], "bias", None) if outputs else None
+    if bias is None or bias.any():
+        return
+    mean = float(np.mean(train["labels"][:]))
+    with torch.no_grad():
+        bias.fill_(mean)
+    say(f"           the new head starts at the mean training label, {mean:.4g}")
 
 
 def start_from_frequencies(model: PreTrainedModel, blocks: Dataset) -> None:

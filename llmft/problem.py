@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import EvalPrediction
 
-from llmft import metrics, multilabel, regression
+from llmft import metrics, models, multilabel, regression
+from llmft.class_weights import weights_choice
 from llmft.config import Arguments
 from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read import Source
 from llmft.errors import ConfigError, LabelError
 from llmft.fastpath import Choice
+from llmft.hub import Located
 
 METRICS = {
     SINGLE: metrics.CLASSIFICATION,
@@ -42,11 +46,19 @@ def check(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def follow_model(args: Arguments, problem_type: str | None) -> None:
-    """Read labels as a model has them that is not trained any further, else None."""
-    if args.data.problem_type is None and problem_type not in (None, SINGLE):
-        args.data.problem_type = problem_type
+def follow_model(args: Arguments, located: Located) -> str | None:
+    """Read labels as a model has them that is not trained any further.
+
+    Returns:
+        its problem type; None for one that will be trained.
+    """
+    if args.training.do_train:
+        return None
+    made_for = models.problem_type(located)
+    if args.data.problem_type is None and made_for != SINGLE:
+        args.data.problem_type = made_for
         args.origins["problem_type"] = "follows: the model"
+    return made_for
 
 
 def settle(
@@ -116,15 +128,30 @@ def compute_metrics(
     return metrics.classification_metrics
 
 
-def labels_choice(labels: LabelNames, args: Arguments) -> list[Choice]:
-    """Return what to say in the plan of labels that are not one class each."""
+def choices(
+    data: Any, labels: LabelNames, weights: list[float] | None, train: Dataset | None
+) -> list[Choice]:
+    """Return what to say of labels in the plan, with their ``weights``.
+
+    Args:
+        data: the data arguments. train: the training examples.
+    """
+    weighed = weights_choice(data.class_weights, weights, labels)
     if labels.problem_type == SINGLE:
-        return []
-    value = labels.problem_type
-    if value == MULTI:
+        return weighed
+    value, said = labels.problem_type, "as the model was trained"
+    found = None if train is None else np.asarray(train["labels"][:], np.float64)
+    if labels.problem_type == MULTI:
         value += f", {len(labels.names):,} labels"
-    reason = args.origins.get("problem_type", "the labels")
-    return [Choice("labels", value, reason.removeprefix("follows: "))]
+        if found is not None:
+            none = int((found.sum(1) == 0).sum())
+            said = f"{found.sum(1).mean():.3g} an example, {none:,} examples have none"
+    elif found is not None:
+        said = (
+            f"from {found.min():.4g} to {found.max():.4g}, mean {found.mean():.4g},"
+            f" standard deviation {found.std():.4g}"
+        )
+    return [Choice("labels", value, said), *weighed]
 
 
 def kept(data: Any) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import r2_score
 from transformers import EvalPrediction
 
 from llmft.metrics import F64, cache, info, mean_error
@@ -34,8 +33,8 @@ def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
 class Regression(evaluate.Metric):
     """Mean squared and absolute error, R2, and the correlations of two rows of numbers.
 
-    A correlation is 0 where one side is all the same number; R2 is that of sklearn, and
-    0 for a single text. The standard errors are those of a mean, by the delta method
+    R2 is 0 where all labels are the same number, a correlation also where all
+    predictions are. The standard errors are those of a mean, by the delta method
     for R2 and the correlations: the mean of what each text adds to them.
     """
 
@@ -47,6 +46,7 @@ class Regression(evaluate.Metric):
         guesses, labels = (np.asarray(x, np.float64) for x in (predictions, references))
         squares, sizes = (guesses - labels) ** 2, np.abs(guesses - labels)
         mse, mse_error = float(squares.mean()), mean_error(squares)
+        r2, r2_error = _r2(squares, labels)
         pearson, pearson_error = _pearson(guesses, labels)
         spearman, spearman_error = _spearman(guesses, labels)
         return {
@@ -56,8 +56,8 @@ class Regression(evaluate.Metric):
             "mse_stderr": mse_error,
             "mae": float(sizes.mean()),
             "mae_stderr": mean_error(sizes),
-            "r2": float(r2_score(labels, guesses)) if len(labels) > 1 else 0.0,
-            "r2_stderr": _r2_error(squares, labels),
+            "r2": r2,
+            "r2_stderr": r2_error,
             "pearson": pearson,
             "pearson_stderr": pearson_error,
             "spearman": spearman,
@@ -66,12 +66,14 @@ class Regression(evaluate.Metric):
         }
 
 
-def _r2_error(squares: np.ndarray, labels: np.ndarray) -> float:
-    spread = (labels - labels.mean()) ** 2
-    total = spread.mean()
-    return (
-        mean_error((squares - squares.mean() / total * spread) / total) if total else 0
-    )
+def _r2(squares: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return 1 - mean(squares) / var(labels) and its standard error."""
+    spread = _centred(labels) ** 2
+    part, total = squares.mean(), spread.mean()
+    if not total:
+        return 0.0, 0.0
+    of_text = (squares - part / total * spread) / total
+    return float(1 - part / total), mean_error(of_text)
 
 
 def _correlation(joint: Any, one: Any, other: Any) -> tuple[float, float]:

@@ -13,12 +13,13 @@ from transformers import set_seed
 from llmft import checkpoint, fastpath, frozen, models, predictions, problem, runs
 from llmft.arguments import ClassificationDataArguments, ClassificationModelArguments
 from llmft.baseline import baseline_note
-from llmft.class_weights import class_weights, weights_choice
+from llmft.class_weights import class_weights
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say
 from llmft.data.collate import ClassificationCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import classification_features
+from llmft.heads import start_at_mean
 from llmft.trainer import LlmftTrainer
 
 DEFAULTS = Path(__file__).with_name("classify_cpu.json")
@@ -47,8 +48,7 @@ def main(argv: list[str]) -> None:
     set_seed(training.seed)
     tokenizer = models.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
-    made_for = None if training.do_train else models.problem_type(located)
-    problem.follow_model(args, made_for)
+    made_for = problem.follow_model(args, located)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
     kind = problem.settle(args, splits.sources, made_for, DEFAULTS)
     train = splits.parts.get("train")
@@ -69,10 +69,9 @@ def main(argv: list[str]) -> None:
         problem_type=kind,
         will_train=training.do_train,
     )
-    given = args.data.class_weights
-    weights = class_weights(given, labels, features.get("train"))
-    choices += problem.labels_choice(labels, args)
-    choices += weights_choice(given, weights, labels)
+    start_at_mean(model, features.get("train"))
+    weights = class_weights(args.data.class_weights, labels, features.get("train"))
+    choices += problem.choices(args.data, labels, weights, features.get("train"))
     runs.plan(args, choices, features.get("train"))
     if training.dry_run:
         return

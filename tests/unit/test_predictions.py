@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
 from llmft import console, predictions
-from llmft.data.labels import LabelNames
+from llmft.data.labels import MULTI, REGRESSION, LabelNames
 
 NAMES = LabelNames(("bad", "fair", "good"))
 TEXTS = Dataset.from_dict(
@@ -109,3 +109,63 @@ def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
     for line in predictions.mistakes(found, 5, NAMES).split("\n")[2:]:
         assert 58 < console.width(line) <= 60
         assert line.endswith("...")
+
+
+PAIRS = Dataset.from_dict({"text": ["one", "two"], "text_pair": ["a", "b\n"]})
+
+
+def test_several_labels():
+    labels = LabelNames(("bad", "fair", "good"), MULTI)
+    p = np.array([[0.9, 0.2, 0.6], [0.4, 0.45, 0.1]])
+    wanted = np.array([[1, 1, 0], [0, 0, 0]], np.float32)
+    result = predicted(wanted, np.log(p / (1 - p)))
+    found = predictions.rows(PAIRS, result, labels)
+    assert found[0] == {
+        "row": 0,
+        "text": "one",
+        "text_pair": "a",
+        "label": ["bad", "fair"],
+        "prediction": ["bad", "good"],
+        "probabilities": [0.9, 0.2, 0.6],
+    }
+    assert (found[1]["label"], found[1]["prediction"]) == ([], [])
+    assert predictions.mistakes(found, 5, labels) == (
+        "\nmost confident mistakes, 1 of 1\n  0.800 bad, good, was bad, fair: one / a"
+    )
+    lower = predictions.rows(PAIRS, result, labels, 0.42)
+    assert lower[1]["prediction"] == ["fair"]
+    shown = predictions.mistakes(lower, 5, labels).split("\n")
+    assert shown[3:] == ["  0.450 fair, was none: two / b\\n"]
+    assert predictions.class_table(result, labels, "test").split("\n")[2:] == [
+        "  class  precision  recall  f1     n",
+        "  bad    1.000      1.000   1.000  1",
+        "  fair   0.000      0.000   0.000  1",
+        "  good   0.000      0.000   0.000  0",
+    ]
+    unknown = predicted(None, result.predictions)
+    found = predictions.rows(PAIRS, unknown, labels)
+    assert [r["label"] for r in found] == [None, None]
+    assert predictions.mistakes(found, 5, labels) == ""
+    assert predictions.class_table(unknown, labels, "test") == ""
+
+
+def test_numbers():
+    labels = LabelNames(("LABEL_0",), REGRESSION)
+    result = predicted(np.array([0.1, 3.0], np.float32), [[0.3], [1.25]])
+    found = predictions.rows(PAIRS, result, labels)
+    assert found[0] == {
+        "row": 0,
+        "text": "one",
+        "text_pair": "a",
+        "label": 0.1,
+        "prediction": 0.3,
+    }
+    assert predictions.mistakes(found, 5, labels) == (
+        "\nlargest errors, 2 of 2\n"
+        "  -1.750 1.25, was 3: two / b\\n\n"
+        "  +0.200 0.3, was 0.1: one / a"
+    )
+    assert predictions.class_table(result, labels, "test") == ""
+    found = predictions.rows(PAIRS, predicted(None, [[0.3], [1.25]]), labels)
+    assert [r["label"] for r in found] == [None, None]
+    assert predictions.mistakes(found, 5, labels) == ""
