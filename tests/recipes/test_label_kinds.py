@@ -118,7 +118,8 @@ def test_several_labels(bert: Path, tmp_path: Path) -> None:
     run, said = train(
         *(bert, cwd, "--label_column_name", "tags", "--label_delimiter", "|"),
         *("--class_weights", "balanced", "--multi_label_threshold", 0.4),
-        *("--gradient_accumulation_steps", 2, "--num_train_epochs", 14),
+        *("--gradient_accumulation_steps", 2, "--num_train_epochs", 20),
+        *("--early_stopping_patience", "none", "--metric_for_best_model", "f1_micro"),
     )
     assert (
         "  labels     multi_label_classification, 2 labels (1 an example, 20 examples"
