@@ -247,21 +247,33 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
             torch.nn.init.eye_(weight)
 
 
-def start_at_mean(model: PreTrainedModel, train: Dataset | None) -> None:
-    """Set the bias of a new regression head to the mean of the training ``labels``.
+class _FullPrecision(torch.nn.Linear):
+    """A layer that autocast does not round: bf16 has steps of 0.5 at a rating of 80."""
 
-    AdamW moves a weight by little more than the learning rate a step, which is far
-    from a rating of 80. A head whose bias is zero is new; others stay as they are.
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.to(self.weight.dtype))
+
+
+def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
+    """Let the output of a regression have full precision; else do nothing.
+
+    The bias of a new head is set to the mean of the training ``labels``: AdamW moves a
+    weight by little more than the learning rate a step, which is far from a rating of
+    80. A head whose bias is zero is new; others stay as they are.
     """
-    if train is None or model.config.problem_type != REGRESSION:
-        return
     outputs = [
         module
         for name, module in model.named_modules()
-        if getattr(module, "out_features", None) == 1 and not in_body(model, name)
+        if type(module) is torch.nn.Linear
+        and module.out_features == 1
+        and not in_body(model, name)
     ]
-    bias = getattr(outputs[-1], "bias", None) if outputs else None
-    if bias is None or bias.any():
+    if model.config.problem_type != REGRESSION or not outputs:
+        return
+    outputs[-1].__class__ = _FullPrecision
+    bias = outputs[-1].bias
+    if train is None or bias is None or bias.any():
         return
     mean = float(np.mean(train["labels"][:]))
     with torch.no_grad():

@@ -143,6 +143,7 @@ F64 = datasets.Value("float64")
 
 
 def info(description: str | None, features: datasets.Features) -> evaluate.MetricInfo:
+    """Return what an ``evaluate.Metric`` has to say of itself."""
     return evaluate.MetricInfo(
         description=description or "", citation="", features=features
     )
@@ -182,6 +183,7 @@ def ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
 
 
 def mean_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean of ``values``, 0 for a single one."""
     return (
         float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     )

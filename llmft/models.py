@@ -356,8 +356,15 @@ def label_names(
 
 
 def problem_type(located: Located) -> str:
-    """Return what a model that is not trained any further predicts."""
-    return heads.problem_type(_from_pretrained(AutoConfig, located))
+    """Return what a model that is not trained any further predicts.
+
+    Raises ConfigError where it is no trained classifier.
+    """
+    config = _from_pretrained(AutoConfig, located)
+    kind = heads.problem_type(config)
+    if why := heads.no_classifier(config, kind):
+        raise heads.untrained(why, located.name)
+    return kind
 
 
 def set_dropout(config: Any, dropout: float | None) -> None:

@@ -19,7 +19,7 @@ from llmft.console import run_command, say
 from llmft.data.collate import ClassificationCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import classification_features
-from llmft.heads import start_at_mean
+from llmft.heads import prepare_regression
 from llmft.trainer import LlmftTrainer
 
 DEFAULTS = Path(__file__).with_name("classify_cpu.json")
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         problem_type=kind,
         will_train=training.do_train,
     )
-    start_at_mean(model, features.get("train"))
+    prepare_regression(model, features.get("train"))
     weights = class_weights(args.data.class_weights, labels, features.get("train"))
     choices += problem.choices(args.data, labels, weights, features.get("train"))
     runs.plan(args, choices, features.get("train"))

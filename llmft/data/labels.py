@@ -179,7 +179,8 @@ class LabelNames:
             counts = Counter({"LABEL_0": 1})
             same = len(set(map(float, labels))) < 2
         elif problem_type == MULTI:
-            counts = Counter(name for label in labels for name in set(names_in(label)))
+            of_rows = (dict.fromkeys(names_in(label)) for label in labels)
+            counts = Counter(name for names in of_rows for name in names)
             same = all(count == len(labels) for count in counts.values())
         else:
             counts = Counter(labels)

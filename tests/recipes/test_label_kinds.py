@@ -70,7 +70,7 @@ def pairs(count: int, seed: int) -> list[dict[str, Any]]:
 
 def write(folder: Path, make: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    for seed, (name, count) in enumerate((("train", 80), ("valid", 40), ("new", 40))):
+    for seed, (name, count) in enumerate((("train", 160), ("valid", 40), ("new", 40))):
         rows = make(count, seed)
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
@@ -118,11 +118,10 @@ def test_several_labels(bert: Path, tmp_path: Path) -> None:
     run, said = train(
         *(bert, cwd, "--label_column_name", "tags", "--label_delimiter", "|"),
         *("--class_weights", "balanced", "--multi_label_threshold", 0.4),
-        *("--gradient_accumulation_steps", 2, "--num_train_epochs", 20),
-        *("--early_stopping_patience", "none", "--metric_for_best_model", "f1_micro"),
+        *("--num_train_epochs", 14, "--learning_rate", 2e-3),
     )
     assert (
-        "  labels     multi_label_classification, 2 labels (1 an example, 20 examples"
+        "  labels     multi_label_classification, 2 labels (1 an example, 40 examples"
         " have none)\n"
     ) in said
     assert "  weights    'blame' 1, 'praise' 1 (rows without the label / rows" in said
@@ -170,9 +169,9 @@ def test_numbers(bert: Path, tmp_path: Path) -> None:
     best = ("--metric_for_best_model", "spearman")
     run, said = train(bert, cwd, "--label_column_name", "stars", *best)
     assert (
-        "  labels     regression (from 0.5 to 2.5, mean 1.488, standard deviation 0.8"
+        "  labels     regression (from 0.5 to 2.5, mean 1.494, standard deviation 0.8"
     ) in said
-    assert "the new head starts at the mean training label, 1.488\n" in said
+    assert "the new head starts at the mean training label, 1.494\n" in said
     assert "\nlargest errors, 5 of 40\n" in said
     assert re.search(r"TF-IDF \+ ridge regression, on validation: r2 0\.\d", said)
     config = process.read_json(run / "model" / "config.json")
@@ -321,7 +320,7 @@ def test_a_regression_goes_on_where_it_was_stopped(bert: Path, tmp_path: Path) -
     cwd = write(tmp_path / "work", numbers)
     flags = ("--label_column_name", "stars", "--save_total_limit", 9)
     run, _ = train(bert, cwd, *flags)
-    checkpoint = run / "checkpoints" / "checkpoint-20"
+    checkpoint = run / "checkpoints" / "checkpoint-40"
     more = ("--resume_from_checkpoint", checkpoint, "--output_dir", "again")
     again, _ = train(bert, cwd, *flags, *more)
     name = "model/model.safetensors"

@@ -410,16 +410,27 @@ def test_the_new_head_of_a_regression_starts_at_the_mean(
     options = {"label_names": ("LABEL_0",), "problem_type": REGRESSION}
     model = load(folder, "classification", **options).eval()
     train = Dataset.from_dict({"labels": [70.0, 90.0, 83.0]})
-    heads.start_at_mean(model, None)
+    heads.prepare_regression(model, None)
     assert "starts at" not in capsys.readouterr().out
-    heads.start_at_mean(model, train)
+    model = load(folder, "classification", **options).eval()
+    heads.prepare_regression(model, train)
     assert "the new head starts at the mean training label, 81" in (
         capsys.readouterr().out
     )
     with torch.no_grad():
         given = model(input_ids=torch.tensor([[2, 9, 3]])).logits
     assert abs(float(given) - 81) < 1
-    heads.start_at_mean(model, Dataset.from_dict({"labels": [0.0]}))  # no longer new
+    model.save_pretrained(folder)
+    again = load(folder, "classification", **options, will_train=False).eval()
+    capsys.readouterr()
+    heads.prepare_regression(again, Dataset.from_dict({"labels": [0.0]}))  # not new
+    assert "starts at" not in capsys.readouterr().out
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        in_bf16 = again(input_ids=torch.tensor([[2, 9, 3]])).logits
+    assert in_bf16.dtype == torch.float32
+    torch.testing.assert_close(in_bf16, given, rtol=0, atol=0.02)  # steps of 0.5
+    classes = load(folder, "classification", label_names=("a", "b"))
+    heads.prepare_regression(classes, train)
     assert "starts at" not in capsys.readouterr().out
 
 
@@ -450,3 +461,8 @@ def test_pairs_have_token_types_where_the_model_has_a_use(
     assert ("token_type_ids" in again("a", "film")) == takes
     model = load(folder, "classification", label_names=("x", "y"))
     model(**again("a", "film", return_tensors="pt"))
+
+
+def test_what_is_no_classifier_was_made_for_nothing(tiny_bert):
+    with pytest.raises(ConfigError, match="classifier: it is a BertForMaskedLM; exp"):
+        models.problem_type(found(tiny_bert))
