@@ -193,10 +193,27 @@ class ClassificationDataArguments(DataArguments):
     label_delimiter: str | None = arg(
         None, "Between several labels in one field, as | in `food|service`."
     )
-    baseline: bool = arg(
-        True, "Fit TF-IDF with logistic regression on the same split, to compare."
+    class_weights: list[str] = arg(
+        ["none"],
+        "Weight of each class in the training loss: none; balanced (a rare class counts"
+        " as much as a frequent one); NAME=NUMBER for each; or a JSON file of them. Of"
+        " several labels a text, the weight of having the label (pos_weight).",
     )
-    num_mistakes: int = arg(5, "Most confident mistakes to show.", "[0, 100]")
+    multi_label_threshold: float = arg(
+        0.5, "A text has a label from this probability on.", "(0, 1)"
+    )
+    long_text: Literal["truncate", "split", "error"] = arg(
+        "truncate",
+        "A text of more than max_seq_length tokens is cut; or becomes several examples,"
+        " whose predictions are averaged; or is an error.",
+    )
+    stride: int = arg(
+        0, "Tokens that two examples of one text share (long_text split).", "[0, inf)"
+    )
+    baseline: bool = arg(
+        True, "Fit TF-IDF with a linear model on the same split, to compare."
+    )
+    num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
 
 
 @dataclass

@@ -45,7 +45,8 @@ _MUST_AGREE = (
     " geometric_p max_span_length optim learning_rate weight_decay"
     " metric_for_best_model dropout freeze_backbone"
     " completion_only_loss assistant_only_loss"
-    " lora_r lora_alpha lora_dropout lora_target_modules"
+    " lora_r lora_alpha lora_dropout lora_target_modules problem_type class_weights"
+    " multi_label_threshold long_text stride"
 ).split()
 
 

@@ -15,6 +15,8 @@ from llmft.console import say
 
 _BATCH_TOKENS = 4096
 _PROBES = 4
+_INPUTS = ("input_ids", "token_type_ids")
+Text = tuple[tuple[int, ...], ...]  # its values in the order of _INPUTS
 
 
 class CachedBackbone(nn.Module):
@@ -50,7 +52,8 @@ def freeze_backbone(
     more than the first or the last state of a text, nothing is cached, which is said.
 
     Args:
-        features: ``input_ids`` and what else an example has, by split.
+        features: ``input_ids``, ``token_type_ids`` of pairs, and what else an example
+            has, by split.
         collate: makes a batch of examples with ``input_ids``.
 
     Returns:
@@ -59,9 +62,9 @@ def freeze_backbone(
     """
     for name, weight in model.base_model.named_parameters():
         weight.requires_grad_(name.startswith("pooler."))
-    rows: dict[tuple[int, ...], int] = {}
+    rows: dict[Text, int] = {}
     numbers = {
-        split: [rows.setdefault(tuple(ids), len(rows)) for ids in data["input_ids"]]
+        split: [rows.setdefault(text, len(rows)) for text in _texts(data)]
         for split, data in features.items()
     }
     texts = list(rows)
@@ -75,10 +78,21 @@ def freeze_backbone(
     _replace(model, states)
     return {
         split: data.remove_columns(
-            [n for n in ("input_ids", "length") if n in data.column_names]
+            [n for n in (*_INPUTS, "length") if n in data.column_names]
         ).add_column("input_ids", [[i] for i in numbers[split]])
         for split, data in features.items()
     }
+
+
+def _texts(data: Dataset) -> list[Text]:
+    """Return what an encoder reads of each example, in the order of ``_INPUTS``."""
+    names = [name for name in _INPUTS if name in data.column_names]
+    columns = [map(tuple, data[name]) for name in names]
+    return list(zip(*columns, strict=True))
+
+
+def _example(text: Text) -> dict[str, list[int]]:
+    return {name: list(ids) for name, ids in zip(_INPUTS, text, strict=False)}
 
 
 def _replace(model: Any, states: torch.Tensor) -> None:
@@ -97,13 +111,13 @@ def restore_backbone(model: Any) -> None:
 
 
 def _place_that_the_head_reads(
-    model: Any, texts: list[tuple[int, ...]], collate: Callable
+    model: Any, texts: list[Text], collate: Callable
 ) -> str | None:
     """Return ``first`` or ``last`` if the logits follow from that state alone."""
     probes = [texts[i] for i in range(0, len(texts), -(-len(texts) // _PROBES))]
     training = model.training
     model.eval()
-    batch = collate([{"input_ids": list(ids)} for ids in probes])
+    batch = collate([_example(text) for text in probes])
     with torch.no_grad():
         wanted = model(**batch).logits
         for place in ("first", "last"):
@@ -127,20 +141,20 @@ def _place_that_the_head_reads(
 @torch.no_grad()
 def _encode(
     model: Any,
-    texts: list[tuple[int, ...]],
+    texts: list[Text],
     collate: Callable,
     place: str,
     quiet: bool = False,
 ) -> torch.Tensor:
     """Return the state at ``place`` of each text, shape (texts, hidden)."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
     states: list[Any] = [None] * len(texts)
     bar = tqdm(total=len(texts), desc="encoding", unit="text", disable=quiet or None)
     start = 0
     while start < len(order):
-        size = max(1, _BATCH_TOKENS // len(texts[order[start]]))
+        size = max(1, _BATCH_TOKENS // len(texts[order[start]][0]))
         chosen = order[start : start + size]
-        batch = collate([{"input_ids": list(texts[i])} for i in chosen])
+        batch = collate([_example(texts[i]) for i in chosen])
         output = model.base_model(**batch)
         last = batch["attention_mask"].sum(1) - 1
         at = torch.zeros_like(last) if place == "first" else last

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llmft.console import say, warn
-from llmft.data.labels import LabelNames
+from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.stream import Stream
 from llmft.errors import ConfigError
 
 _MOST = 4  # names in a list of weights or classes
 _FIRST_BLOCKS = 2000
-_SINGLE = "single_label_classification"
 
 
 def own_names(config: Any) -> tuple[str, ...]:
@@ -28,35 +33,64 @@ def own_names(config: Any) -> tuple[str, ...]:
     return names if len(set(names)) == len(found) else ()
 
 
-def no_classifier(config: Any) -> str:
-    """Return why a model is not trained to choose one of several classes, or ""."""
+def problem_type(config: Any) -> str:
+    """Return what a classifier was made for: where that is not said, by its outputs."""
+    if config.problem_type in (SINGLE, MULTI, REGRESSION):
+        return str(config.problem_type)
+    return REGRESSION if config.num_labels == 1 else SINGLE
+
+
+def no_classifier(config: Any, kind: str = SINGLE) -> str:
+    """Return why a model is not trained for the problem type ``kind``, or ""."""
     made = config.architectures or []
     made = [made] if isinstance(made, str) else made
     if made and not any(str(n).endswith("ForSequenceClassification") for n in made):
         return f"it is a {made[0]}"
-    if config.problem_type not in (None, _SINGLE):
-        return f"its problem_type is {config.problem_type}"
-    if len(config.id2label or ()) < 2:
-        return "it has a single output"
+    if problem_type(config) != kind:
+        return f"it is for {problem_type(config)}"
     if not own_names(config):
         return "id2label in its config.json is not one name for each id from 0"
     return ""
 
 
-def choose_names(config: Any, labels: LabelNames | None, place: str) -> LabelNames:
+def choose_names(
+    config: Any, labels: LabelNames | None, place: str, kind: str = SINGLE
+) -> LabelNames:
     """Return the classes of a run: those of the training ``labels``, if there are any.
 
-    A model that knows the same names keeps its own order, so that its head fits.
+    A model that knows the same names keeps its own order, so that its head fits; one
+    for the same regression the name of its output.
 
     Raises:
         ConfigError: without labels, a model that is no trained classifier.
     """
     own = own_names(config)
     if labels is not None:
-        return LabelNames(own) if set(own) == set(labels.names) else labels
-    if why := no_classifier(config):
+        same = set(own) == set(labels.names)
+        if labels.problem_type == REGRESSION:
+            same = not no_classifier(config, REGRESSION)
+        return replace(labels, names=own) if same else labels
+    if why := no_classifier(config, kind):
         raise untrained(why, place)
-    return LabelNames(own)
+    return LabelNames(own, kind)
+
+
+def name_token_types(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Let a tokenizer make token types of pairs where the model has a use for them.
+
+    The class of a tokenizer decides otherwise: a generic one makes none for BERT, and
+    that of BERT makes some that DistilBERT refuses. It is saved with the tokenizer.
+    """
+    types, names = "token_type_ids", [*tokenizer.model_input_names]
+    size = getattr(config, "type_vocab_size", None)
+    if size is None:
+        model: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+        takes = types in names and types in signature(model.forward).parameters
+    else:
+        takes = size > 1
+    if takes != (types in names):
+        names = [*names, types] if takes else [n for n in names if n != types]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
 
 
 def untrained(why: str, place: str) -> ConfigError:
@@ -68,17 +102,21 @@ def untrained(why: str, place: str) -> ConfigError:
     )
 
 
-def set_names(config: Any, names: tuple[str, ...]) -> tuple[str, str]:
-    """Give ``config`` the class names of a run.
+def set_names(
+    config: Any, names: tuple[str, ...], kind: str = SINGLE
+) -> tuple[str, str]:
+    """Give ``config`` the class names and the problem type of a run, if it has any.
 
     Returns:
         why a classifier in the file cannot be taken over, or ""; and else, what the
         ids of one without names now mean, or "".
     """
-    own, why, note = own_names(config), no_classifier(config), ""
+    if not names:
+        return "", ""
+    own, why, note = own_names(config), no_classifier(config, kind), ""
     generic = own == tuple(f"LABEL_{i}" for i in range(len(own)))
     if why:
-        config.problem_type = None
+        pass
     elif len(own) != len(names):
         why = f"it has {len(own)} classes, the data {len(names)}"
     elif own != names and not generic:
@@ -86,6 +124,7 @@ def set_names(config: Any, names: tuple[str, ...]) -> tuple[str, str]:
     elif own != names and names != tuple(str(i) for i in range(len(names))):
         meanings = [f"{old} is {new}" for old, new in zip(own, names, strict=True)]
         note = f"its classes had no names: {_listed(meanings)}"
+    config.problem_type = kind
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
@@ -209,6 +248,40 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
             continue
         if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
             torch.nn.init.eye_(weight)
+
+
+class _FullPrecision(torch.nn.Linear):
+    """A layer that autocast does not round: bf16 has steps of 0.5 at a rating of 80."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.to(self.weight.dtype))
+
+
+def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
+    """Let the output of a regression have full precision; else do nothing.
+
+    The bias of a new head is set to the mean of the training ``labels``: AdamW moves a
+    weight by little more than the learning rate a step, which is far from a rating of
+    80. A head whose bias is zero is new; others stay as they are.
+    """
+    outputs = [
+        module
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear
+        and module.out_features == 1
+        and not in_body(model, name)
+    ]
+    if model.config.problem_type != REGRESSION or not outputs:
+        return
+    outputs[-1].__class__ = _FullPrecision
+    bias = outputs[-1].bias
+    if train is None or bias is None or bias.any():
+        return
+    mean = float(np.mean(train["labels"][:]))
+    with torch.no_grad():
+        bias.fill_(mean)
+    say(f"           the new head starts at the mean training label, {mean:.4g}")
 
 
 def start_from_frequencies(model: PreTrainedModel, blocks: Dataset | Stream) -> None:

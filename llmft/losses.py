@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llmft.data.collate import IGNORED
+from llmft.data.labels import MULTI, REGRESSION, SINGLE
 
 # Logits that are held at a time: 134 MB in fp32.
 LOGITS = 2**25
@@ -49,6 +50,56 @@ def labelled_cross_entropy(
     dtype = torch.get_autocast_dtype("cpu") if autocast else rows.dtype
     parameters = (head.weight, head.bias, wanted, 1 / count, dtype)
     return _ChunkedCrossEntropy.apply(rows, *parameters)
+
+
+def label_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    count: torch.Tensor | None = None,
+    problem_type: str = SINGLE,
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the loss of a classifier over the whole accumulated batch.
+
+    It is what torch's ``cross_entropy(weight=...)``, ``BCEWithLogitsLoss(pos_weight=
+    ...)`` and ``mse_loss`` give for all examples of a step at once, which is also what
+    transformers computes, without weights.
+
+    Args:
+        logits: (batch, classes), or (batch, 1) for a regression.
+        labels: as ``ClassificationCollator`` makes them.
+        count: the sum of ``label_count`` over the step; None: of these labels.
+        weights: (classes,): of each class, or its ``pos_weight`` among several labels.
+        label_smoothing: of a single label, as in ``cross_entropy``.
+    """
+    if count is None:
+        count = label_count(labels, problem_type, weights)
+    logits, functional = logits.float(), nn.functional
+    if problem_type == REGRESSION:
+        total = functional.mse_loss(logits[:, 0], labels, reduction="sum")
+    elif problem_type == MULTI:
+        total = functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="sum"
+        )
+    else:
+        total = functional.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
+        )
+    return total / count
+
+
+def label_count(
+    labels: torch.Tensor, problem_type: str, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Return what the summed loss of ``labels`` is divided by to be torch's mean.
+
+    The sum of the weights of their classes, where a text has one class and classes
+    have weights; otherwise the labels, of which a text may have several.
+    """
+    if weights is not None and problem_type == SINGLE:
+        return weights[labels].sum()
+    return torch.tensor(float(labels.numel()))
 
 
 def labelled_rows(

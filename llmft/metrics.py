@@ -45,7 +45,7 @@ def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, fl
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        metric = TokenPrediction(keep_in_memory=True, cache_dir=_cache())
+        metric = TokenPrediction(keep_in_memory=True, cache_dir=cache())
         return metric.compute(
             predictions=prediction.predictions, accuracy_name=accuracy_name
         )
@@ -55,12 +55,12 @@ def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, fl
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """``compute_metrics`` of a classifier; see ``Classification``."""
-    return Classification(keep_in_memory=True, cache_dir=_cache()).compute(
+    return Classification(keep_in_memory=True, cache_dir=cache()).compute(
         predictions=prediction.predictions, references=prediction.label_ids
     )
 
 
-def _cache() -> str:
+def cache() -> str:
     """The folder that ``evaluate`` makes for a metric, though this one needs none."""
     return str(assets.cache_home() / "metrics")
 
@@ -76,8 +76,8 @@ class TokenPrediction(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        columns = datasets.Features({"predictions": datasets.List(_F64)})
-        return _info(self.__doc__, columns)
+        columns = datasets.Features({"predictions": datasets.List(F64)})
+        return info(self.__doc__, columns)
 
     def _compute(self, predictions: Any, accuracy_name: str) -> dict[str, float]:
         nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
@@ -86,8 +86,8 @@ class TokenPrediction(evaluate.Metric):
             raise DataError(
                 "no token to predict in the evaluation data", hint="give more text"
             )
-        loss, loss_error = _ratio(nll, tokens)
-        accuracy, accuracy_error = _ratio(right, tokens)
+        loss, loss_error = ratio(nll, tokens)
+        accuracy, accuracy_error = ratio(right, tokens)
         perplexity = _exp(loss)
         return {
             "loss": loss,
@@ -112,9 +112,9 @@ class Classification(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         columns = datasets.Features(
-            {"predictions": datasets.List(_F64), "references": datasets.Value("int64")}
+            {"predictions": datasets.List(F64), "references": datasets.Value("int64")}
         )
-        return _info(self.__doc__, columns)
+        return info(self.__doc__, columns)
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         logits = np.asarray(predictions, dtype=np.float64)
@@ -126,23 +126,24 @@ class Classification(evaluate.Metric):
         f1_error, matthews_error = _bootstrap(matrix)
         return {
             "loss": float(nll.mean()),
-            "loss_stderr": _mean_error(nll),
+            "loss_stderr": mean_error(nll),
             "accuracy": float(right.mean()),
-            "accuracy_stderr": _mean_error(right),
+            "accuracy_stderr": mean_error(right),
             "f1_macro": float(f1_score(labels, guesses, average="macro")),
             "f1_macro_stderr": f1_error,
             "matthews_correlation": float(matthews_corrcoef(labels, guesses)),
             "matthews_correlation_stderr": matthews_error,
             "log_loss": float(nll.mean()),
-            "log_loss_stderr": _mean_error(nll),
+            "log_loss_stderr": mean_error(nll),
             "n": len(labels),
         }
 
 
-_F64 = datasets.Value("float64")
+F64 = datasets.Value("float64")
 
 
-def _info(description: str | None, features: datasets.Features) -> evaluate.MetricInfo:
+def info(description: str | None, features: datasets.Features) -> evaluate.MetricInfo:
+    """Return what an ``evaluate.Metric`` has to say of itself."""
     return evaluate.MetricInfo(
         description=description or "", citation="", features=features
     )
@@ -171,7 +172,7 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarr
     return cells.reshape(classes, classes)
 
 
-def _ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+def ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     """Return sum(parts) / sum(sizes) and the standard error of that ratio."""
     total, n = sizes.sum(), len(parts)
     ratio = parts.sum() / total
@@ -181,7 +182,8 @@ def _ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return float(ratio), float(math.sqrt(squares * n / (n - 1)) / total)
 
 
-def _mean_error(values: np.ndarray) -> float:
+def mean_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean of ``values``, 0 for a single one."""
     return (
         float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     )
@@ -231,32 +233,3 @@ def _sums(cells: np.ndarray, classes: np.ndarray, matrix: np.ndarray) -> np.ndar
     sums = np.zeros((len(cells), len(matrix)))
     sums[:, present] = np.add.reduceat(cells[:, order], starts, axis=1)
     return sums
-
-
-def baseline_note(train: datasets.Dataset, test: datasets.Dataset, split: str) -> str:
-    """Return the line of the report with ``tfidf_baseline``, or why there is none."""
-    try:
-        accuracy = tfidf_baseline(train, test)
-    except ValueError as error:  # no word in train, or a single class
-        return f"baseline   not computed: {error}"
-    return (
-        f"baseline   TF-IDF + logistic regression, on {split}: accuracy {accuracy:.4g}"
-    )
-
-
-def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset) -> float:
-    """Return the test accuracy of logistic regression on TF-IDF of words and pairs.
-
-    It takes seconds, and says what no pretraining at all reaches on the same split.
-    Raises ValueError where train has no word of two letters, or a single class.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10.0, max_iter=1000),
-    )
-    model.fit(train["text"][:], train["label"][:])
-    return float(model.score(test["text"][:], test["label"][:]))

@@ -29,7 +29,7 @@ from llmft.arguments import GenerationModelArguments, ModelArguments
 from llmft.console import as_fault, say, warn
 from llmft.data.chat import read_template
 from llmft.data.encode import tokenizer_fingerprint
-from llmft.data.labels import LabelNames
+from llmft.data.labels import SINGLE, LabelNames
 from llmft.errors import (
     ConfigError,
     EnvironmentFault,
@@ -227,6 +227,7 @@ def load_tokenizer(
     config = None
     if not lora.base_of(located.path_or_id):
         config = _from_pretrained(AutoConfig, located)  # its faults come first
+    made_for = config
     if args.tokenizer_name:
         located, config = _find(args.tokenizer_name, None, weights=False), None
     tokenizer = _from_pretrained(AutoTokenizer, located, config=config)
@@ -255,6 +256,8 @@ def load_tokenizer(
             )
         tokenizer.pad_token = tokenizer.eos_token
         say(f"the tokenizer has no pad token: padding with {tokenizer.eos_token!r}")
+    if task == "classification":
+        heads.name_token_types(tokenizer, made_for)
     return tokenizer
 
 
@@ -266,6 +269,7 @@ def load_model(
     *,
     max_seq_length: int = 0,
     label_names: tuple[str, ...] = (),
+    problem_type: str = SINGLE,
     dtype: torch.dtype = torch.float32,
     will_train: bool = True,
 ) -> PreTrainedModel:
@@ -273,7 +277,7 @@ def load_model(
 
     Args:
         max_seq_length: tokens that an example may have.
-        label_names: the classes by id, for classification.
+        label_names: the classes by id, for classification. problem_type: its kind.
         will_train: whether a head that is new will be trained before it is used.
 
     Raises:
@@ -287,9 +291,8 @@ def load_model(
         fits.check_fits(model, tokenizer, max_seq_length)
         return lora.apply_adapter(model, located.path_or_id)
     config = _from_pretrained(AutoConfig, located)
-    why, note = heads.set_names(config, label_names) if label_names else ("", "")
-    if args.dropout is not None:
-        set_dropout(config, args.dropout)
+    why, note = heads.set_names(config, label_names, problem_type)
+    set_dropout(config, args.dropout)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     options: dict[str, Any] = {
@@ -333,7 +336,10 @@ def _base_of_adapter(
 
 
 def label_names(
-    located: Located, train: Dataset | None, allow: Collection[str] = ()
+    located: Located,
+    train: Dataset | None,
+    allow: Collection[str] = (),
+    problem_type: str = SINGLE,
 ) -> LabelNames:
     """Return the classes: of the training labels, else those the model was made for.
 
@@ -341,17 +347,33 @@ def label_names(
 
     Raises:
         ConfigError: neither training labels nor a trained classifier.
-        LabelError: training labels of fewer than two classes, or much like each other.
+        LabelError: training labels that are all alike, or much like each other.
 
     ``allow`` is that of the data arguments.
     """
-    labels = LabelNames.of(train["label"][:], allow) if train is not None else None
+    labels = None
+    if train is not None:
+        labels = LabelNames.of(train["label"][:], allow, problem_type)
     config = _from_pretrained(AutoConfig, located)
-    return heads.choose_names(config, labels, located.name)
+    return heads.choose_names(config, labels, located.name, problem_type)
 
 
-def set_dropout(config: Any, dropout: float) -> None:
-    """Set every dropout probability that the config has."""
+def problem_type(located: Located) -> str:
+    """Return what a model that is not trained any further predicts.
+
+    Raises ConfigError where it is no trained classifier.
+    """
+    config = _from_pretrained(AutoConfig, located)
+    kind = heads.problem_type(config)
+    if why := heads.no_classifier(config, kind):
+        raise heads.untrained(why, located.name)
+    return kind
+
+
+def set_dropout(config: Any, dropout: float | None) -> None:
+    """Set every dropout probability that the config has; None changes nothing."""
+    if dropout is None:
+        return
     for name, value in config.to_dict().items():
         is_rate = "dropout" in name or name.endswith("pdrop")
         if is_rate and isinstance(value, float | int) and not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft import checkpoint, losses
+from llmft.data.labels import SINGLE
 from llmft.errors import NonFiniteError
 from llmft.positions import (
     first_position_only,
@@ -32,7 +34,9 @@ class LlmftTrainer(Trainer):
     Args:
         task: ``masked-lm`` and ``classification`` run the end of the model at the
             positions that count only, language models their head at a few at a time;
-            ``classification`` evaluates by length.
+            ``classification`` evaluates by length, and what examples of one text (data
+            sets with a column ``row``) say of it is averaged.
+        problem_type, class_weights: of a classifier, see ``losses.label_loss``.
         Otherwise as Trainer. What ``compute_metrics`` of a language model gets as
         predictions are the sums of ``losses.token_statistics`` for each example.
     """
@@ -41,11 +45,23 @@ class LlmftTrainer(Trainer):
         self,
         *,
         task: Literal["masked-lm", "causal-lm", "classification"],
+        problem_type: str = SINGLE,
+        class_weights: Sequence[float] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
+        kwargs["compute_metrics"] = compute_metrics
+        if compute_metrics is not None and task == "classification":
+            kwargs["compute_metrics"] = lambda found: compute_metrics(
+                EvalPrediction(*self._by_text(found.predictions, found.label_ids))
+            )
         kwargs.setdefault("preprocess_logits_for_metrics", _logits_alone)
         super().__init__(compute_loss_func=self._loss, **kwargs)
         self.task = task
+        self.problem_type = problem_type
+        self._weights = None
+        if class_weights is not None:
+            self._weights = torch.tensor(class_weights).to(self.args.device)
         self.model_accepts_loss_kwargs = False  # the count of labels goes to our loss
         # last_meeting and plain_head, as the first batch shows them; None before.
         self._shortcuts: tuple[nn.Module | None, nn.Linear | None] | None = None
@@ -104,6 +120,15 @@ class LlmftTrainer(Trainer):
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
+        if self.task == "classification":
+            return losses.label_loss(
+                outputs["logits"],
+                labels,
+                num_items_in_batch,  # type: ignore[arg-type]
+                self.problem_type,
+                self._weights,
+                self.args.label_smoothing_factor,
+            )
         values = self._states[-1] if self._states else outputs["logits"]
         if self.task == "causal-lm":  # position t predicts the label of t + 1
             values, labels = values[:, :-1], labels[:, 1:]
@@ -116,6 +141,20 @@ class LlmftTrainer(Trainer):
         return losses.labelled_cross_entropy(
             values, labels, num_items_in_batch, smoothing, head
         )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
+        """Return what the loss of a step is divided by, weights and all.
+
+        Trainer takes a number of -100 for no label.
+        """
+        if self.task != "classification":
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = [
+            losses.label_count(batch["labels"], self.problem_type, self._weights)
+            for batch in batch_samples
+            if "labels" in batch
+        ]
+        return torch.stack(counts).sum().to(device) if counts else None
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Return the one of Trainer, with its lengths as a list.
@@ -141,6 +180,7 @@ class LlmftTrainer(Trainer):
         Raises:
             NonFiniteError: a loss or, without labels, a prediction is not a number.
         """
+        self._evaluated = dataloader.dataset
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = output.metrics or {}
         losses = {n: x for n, x in found.items() if n.endswith("_loss")}
@@ -149,16 +189,31 @@ class LlmftTrainer(Trainer):
                 self._refuse(name, loss)
         if not losses and not np.isfinite(output.predictions).all():
             self._refuse("prediction", math.nan)
-        order = np.fromiter(_by_length(dataloader.dataset), dtype=np.int64)
-        rows: list[Any] = [output.predictions, output.label_ids]
-        for i, values in enumerate(rows):
-            if values is not None:
-                rows[i] = np.empty_like(values)
-                rows[i][order] = values
-        predictions, label_ids = rows
+        predictions, label_ids = self._by_text(output.predictions, output.label_ids)
         return EvalLoopOutput(
             predictions, label_ids, output.metrics, output.num_samples
         )
+
+    def _by_text(self, predictions: Any, label_ids: Any) -> tuple[Any, Any]:
+        """Return what an evaluation gave in the order of the data, one row a text.
+
+        The logits of the examples of a text are averaged; their label is the same.
+        """
+        data = self._evaluated
+        order = np.fromiter(_by_length(data), dtype=np.int64)
+        found: list[Any] = [predictions, label_ids]
+        for i, values in enumerate(found):
+            if values is not None:
+                found[i] = np.empty_like(values)
+                found[i][order] = values
+        predictions, label_ids = found
+        if self.task == "classification" and "row" in data.column_names:
+            rows = np.asarray(data["row"][:])
+            starts = np.flatnonzero(np.diff(rows, prepend=-1))
+            sizes = np.diff(starts, append=len(rows))[:, None]
+            predictions = np.add.reduceat(predictions, starts) / sizes
+            label_ids = None if label_ids is None else label_ids[starts]
+        return predictions, label_ids
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint that is whole or not there."""

@@ -10,14 +10,19 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import checkpoint, fastpath, frozen, metrics, models, predictions, runs
+from llmft import checkpoint, fastpath, frozen, models, predictions, problem, runs
 from llmft.arguments import ClassificationDataArguments, ClassificationModelArguments
+from llmft.baseline import baseline_note
+from llmft.class_weights import class_weights
 from llmft.config import parse, require_data, require_something_to_do
 from llmft.console import run_command, say
 from llmft.data.collate import ClassificationCollator
 from llmft.data.splits import load_splits, needed_splits
 from llmft.data.tokenize import classification_features
+from llmft.heads import prepare_regression
 from llmft.trainer import LlmftTrainer
+
+DEFAULTS = Path(__file__).with_name("classify_cpu.json")
 
 
 def main(argv: list[str]) -> None:
@@ -26,9 +31,13 @@ def main(argv: list[str]) -> None:
         ClassificationModelArguments,
         ClassificationDataArguments,
         description=__doc__,
-        metrics=metrics.CLASSIFICATION,
-        default_file=Path(__file__).with_name("classify_cpu.json"),
-        check=lambda values: require_data(values) + require_something_to_do(values),
+        metrics=problem.ALL_METRICS,
+        default_file=DEFAULTS,
+        check=lambda values: (
+            require_data(values)
+            + require_something_to_do(values)
+            + problem.check(values)
+        ),
     )
     training = args.training
     runs.check_output_dir(training)
@@ -39,8 +48,11 @@ def main(argv: list[str]) -> None:
     set_seed(training.seed)
     tokenizer = models.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
+    made_for = problem.follow_model(args, located)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
-    labels = models.label_names(located, splits.parts.get("train"), args.data.allow)
+    kind = problem.settle(args, splits.sources, made_for, DEFAULTS)
+    train = splits.parts.get("train")
+    labels = models.label_names(located, train, args.data.allow, kind)
     features = {
         split: classification_features(source, tokenizer, args.data, split, labels)
         for split, source in splits.sources.items()
@@ -54,25 +66,32 @@ def main(argv: list[str]) -> None:
         tokenizer,
         max_seq_length=args.data.max_seq_length,
         label_names=labels.names,
+        problem_type=kind,
         will_train=training.do_train,
     )
+    prepare_regression(model, features.get("train"))
+    weights = class_weights(args.data.class_weights, labels, features.get("train"))
+    choices += problem.choices(args.data, labels, weights, features.get("train"))
     runs.plan(args, choices, features.get("train"))
     if training.dry_run:
         return
 
+    threshold = args.data.multi_label_threshold
     with runs.start("classify", args, choices, **facts) as run:
         collator = ClassificationCollator(tokenizer)
         if args.model.freeze_backbone:
             features = frozen.freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
             task="classification",
+            problem_type=kind,
+            class_weights=weights,
             model=model,
             args=training,
             data_collator=collator,
             train_dataset=features.get("train"),
             eval_dataset=features.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=metrics.classification_metrics,
+            compute_metrics=problem.compute_metrics(kind, threshold),
         )
         run.attach(trainer)
         results = {}
@@ -86,29 +105,27 @@ def main(argv: list[str]) -> None:
             predicted = trainer.predict(features[held_out], metric_key_prefix=held_out)
             if held_out == "test":
                 results["test"] = predicted.metrics
-            rows = predictions.rows(
-                splits.parts[held_out]["text"], predicted, labels.names
-            )
+            test = splits.parts[held_out]
+            rows = predictions.rows(test, predicted, labels, threshold)
             run.write_predictions(rows)
 
         frozen.restore_backbone(model)
-        run.finish(trainer, results, f"Text classifier for {', '.join(labels.names)}")
+        run.finish(trainer, results, problem.title(labels))
         notes = []
         if held_out:
-            if shown := predictions.class_table(predicted, labels.names, held_out):
+            table = predictions.class_table(predicted, labels, held_out, threshold)
+            worst = predictions.mistakes(rows, args.data.num_mistakes, labels)
+            for shown in filter(None, (table, worst)):
                 say(shown)
-            if shown := predictions.mistakes(rows, args.data.num_mistakes):
-                say(shown)
-        if args.data.baseline and training.do_train and held_out:
-            train, test = splits.parts["train"], splits.parts[held_out]
-            notes = [metrics.baseline_note(train, test, held_out)]
+        if args.data.baseline and train is not None and held_out:
+            notes = [baseline_note(train, test, held_out, labels, threshold)]
         runs.report(
             run,
             results,
-            ["accuracy", "f1_macro", "matthews_correlation", "log_loss"],
+            list(problem.METRICS[kind])[1:],
             "classify",
             *("--do_predict", "--test_file", "NEW.csv"),
-            keep=["max_seq_length", "text_column_name", "label_column_name"],
+            keep=problem.kept(args.data),
             notes=notes,
         )
 

@@ -51,6 +51,7 @@ class Check:
     _empty: int = 0
     _returns: int = 0
     _unlabelled: tuple[int, str] = (0, "")
+    _blank: int = 0
     _good: int = 0
     _conversations: Conversations = field(default_factory=Conversations)
 
@@ -130,7 +131,10 @@ class Check:
         place = {"path": self.files[file], "line": line}
         for key, column in self.wanted.items():
             if key == "label" and self.columns.label_optional:
-                if row.get(column) in (None, ""):
+                blank = row.get(column)
+                if blank == "" and self.columns.label_delimiter is not None:
+                    self._blank += 1  # no label among several, unless all are so
+                elif blank in (None, ""):
                     count, first = self._unlabelled
                     self._unlabelled = count + 1, first or f"{self.files[file]}:{line}"
                     values[key] = None
@@ -184,7 +188,7 @@ class Check:
         if "label" not in self.wanted:
             return
         count, first = self._unlabelled
-        if count == self._good:
+        if count + self._blank == self._good:
             self.problem_type = None
         elif count:
             raise LabelError(
@@ -208,7 +212,7 @@ class Check:
         if unused:
             notes.append(f"columns not used: {listed(unused)}")
         label, given = wanted.get("label"), self.columns.label
-        if label is not None and self._unlabelled[0]:
+        if label is not None and self.problem_type is None:
             notes.append(f"{label!r} is empty in all rows")
         elif self.columns.label_optional and given not in (None, *self._names):
             notes.append(f"there is no column {given!r}")

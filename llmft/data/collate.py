@@ -149,12 +149,19 @@ def fix_masks(
     )
 
 
+_NO_INPUT = ("length", "row")
+
+
 @dataclass
 class ClassificationCollator(DataCollatorWithPadding):
-    """``DataCollatorWithPadding`` that drops the bookkeeping column ``length``."""
+    """``DataCollatorWithPadding`` that drops what is no input: ``length``, ``row``.
+
+    Labels are int64 of shape (batch,), float32 of shape (batch, classes) where a text
+    has several, or float32 of shape (batch,) for a regression.
+    """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a batch to its longest text."""
         return super().__call__(
-            [{k: v for k, v in f.items() if k != "length"} for f in features]
+            [{k: v for k, v in f.items() if k not in _NO_INPUT} for f in features]
         )

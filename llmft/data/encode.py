@@ -46,7 +46,7 @@ class Encoded:
     Attributes:
         tokens: int32, one text behind the other. lengths: int64, tokens of each text.
         types: int8, 0 for the first text of a pair and 1 for the second, as far as the
-            model tells them apart; of a layout, its ``chat.token_types``.
+            tokenizer tells them apart; of a layout, its ``chat.token_types``.
         accented: how many texts have letters that lose an accent, and the letters.
     """
 
@@ -201,7 +201,7 @@ def encode_batch(
         pairs,
         truncation=False,
         return_attention_mask=False,
-        return_token_type_ids=None if pairs else False,
+        return_token_type_ids=bool(pairs),  # in the cache for every model
         verbose=False,
     )
     rows = encoded["input_ids"]

@@ -6,12 +6,15 @@ and numbers of which some have a fraction are scores. ``--problem_type`` overrul
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
@@ -26,7 +29,7 @@ _NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _EXPECTED = {
     None: "a label: text that is not empty, a number, true/false, or a list of them",
     SINGLE: "a label: text that is not empty, a whole number, or true/false",
-    MULTI: "a list of labels",
+    MULTI: "a list of labels, or text with --label_delimiter",
     REGRESSION: "a finite number, such as 3.5",
 }
 
@@ -149,27 +152,50 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class LabelNames:
-    """Class names by id. Numbers are in numeric order, other names in alphabetical."""
+    """Class names by id. Numbers are in numeric order, other names in alphabetical.
+
+    The one output of a regression has the name that transformers gives it, LABEL_0.
+    """
 
     names: tuple[str, ...]
+    problem_type: str = SINGLE
 
     @classmethod
-    def of(cls, labels: list[str], allow: Collection[str] = ()) -> LabelNames:
-        """Collect the classes of training labels.
+    def of(
+        cls,
+        labels: list[str],
+        allow: Collection[str] = (),
+        problem_type: str = SINGLE,
+    ) -> LabelNames:
+        """Collect the classes of training labels, as ``Source`` has them.
 
         Args:
             allow: may hold ``one_class`` and ``similar_labels``.
 
         Raises:
-            LabelError: below two classes, or classes such as Yes and yes.
+            LabelError: all rows have the same label, or classes such as Yes and yes.
         """
-        counts = Counter(labels)
-        if len(counts) < 2 and "one_class" not in allow:
+        if problem_type == REGRESSION:
+            counts = Counter({"LABEL_0": 1})
+            same = len(set(map(float, labels))) < 2
+        elif problem_type == MULTI:
+            of_rows = (dict.fromkeys(names_in(label)) for label in labels)
+            counts = Counter(name for names in of_rows for name in names)
+            same = all(count == len(labels) for count in counts.values())
+        else:
+            counts = Counter(labels)
+            same = len(counts) < 2
+        if not counts:
+            raise LabelError(f"none of {len(labels):,} training rows has a label")
+        if same and "one_class" not in allow:
+            one, two = "class", "classes"
+            if problem_type == REGRESSION:
+                one, two = "number", "numbers"
             raise LabelError(
                 f"all {len(labels):,} training rows have the label"
                 f" {shorten(labels[0])}",
-                "expected at least two classes",
-                "give rows of another class; --allow one_class trains all the same",
+                f"expected at least two {two}",
+                f"give rows of another {one}; --allow one_class trains all the same",
             )
         pairs = similar(counts)
         if pairs and "similar_labels" not in allow:
@@ -182,7 +208,40 @@ class LabelNames:
             )
         numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in counts)
         # "1" and "01" are two classes: their order must not be that of a set.
-        return cls(tuple(sorted(counts, key=lambda n: (int(n) if numeric else 0, n))))
+        names = sorted(counts, key=lambda n: (int(n) if numeric else 0, n))
+        return cls(tuple(names), problem_type)
+
+    def targets(
+        self, labels: list[str], split: str, place: Callable[[int], str] | None = None
+    ) -> np.ndarray:
+        """Return what a model is trained to give for each label.
+
+        That is the class id, int64 of shape (rows,); or for several labels a row 1 for
+        each that it has and else 0, float32 of shape (rows, classes); or for a
+        regression the number, float32 of shape (rows,).
+
+        Raises:
+            LabelError: as ``ids``; or a number is too large for 32 bits.
+        """
+        if self.problem_type == SINGLE:
+            return np.array(self.ids(labels, split, place), np.int64)
+        if self.problem_type == REGRESSION:
+            with np.errstate(over="ignore"):
+                numbers = np.array(labels, np.float64).astype(np.float32)
+            if len(bad := np.flatnonzero(~np.isfinite(numbers))):
+                raise LabelError(
+                    f"the label {labels[bad[0]]} is too large",
+                    "expected a number of less than 3.4e38",
+                    path=place(int(bad[0])) if place else None,
+                )
+            return numbers
+        named = [names_in(label) for label in labels]
+        rows = np.repeat(np.arange(len(named)), [len(names) for names in named])
+        flat = [name for names in named for name in names]
+        of_row = (lambda i: place(int(rows[i]))) if place else None
+        found = np.zeros((len(labels), len(self.names)), np.float32)
+        found[rows, self.ids(flat, split, of_row)] = 1
+        return found
 
     def ids(
         self, labels: list[str], split: str, place: Callable[[int], str] | None = None
@@ -210,6 +269,12 @@ class LabelNames:
                 path=place(row) if place else None,
             )
         return [known[label] for label in labels]
+
+
+def names_in(label: str) -> list[str]:
+    """Return the class names of a label of several, which is a JSON list of them."""
+    names: list[str] = json.loads(label)
+    return names
 
 
 def _finite(value: Any) -> str | None:

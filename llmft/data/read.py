@@ -272,6 +272,10 @@ def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
             for column, cells in batch.items():
                 if isinstance(feature := features[column], ClassLabel):
                     batch[column] = [_class_of(feature, cell) for cell in cells]
+                elif isinstance(of := getattr(feature, "feature", None), ClassLabel):
+                    batch[column] = [
+                        cell and [_class_of(of, one) for one in cell] for cell in cells
+                    ]
             for cells in zip(*batch.values(), strict=True):
                 line += 1
                 yield 0, (line, dict(zip(batch, cells, strict=True)))

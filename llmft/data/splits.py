@@ -23,6 +23,7 @@ from llmft.console import say
 from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
+from llmft.data.labels import MULTI, SINGLE, names_in
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
 from llmft.errors import ConfigError, DataError, SchemaError
 
@@ -104,7 +105,8 @@ def load_splits(
             continue
         limit = limits.get(split, args.max_eval_samples)
         if limit is not None and limit < len(source.dataset):
-            source = _sample(source, limit, seed, needs_label and split == "train")
+            by_label = split == "train" and source.problem_type == SINGLE
+            source = _sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
@@ -318,7 +320,9 @@ def _fill(
         # --do_predict with the same arguments sees rows that training did not.
         if split not in needed and split != "test":
             continue
-        train, part = split_off(sources["train"], split, percentage, seed, stratify)
+        source = sources["train"]
+        by_label = stratify and source.problem_type == SINGLE
+        train, part = split_off(source, split, percentage, seed, by_label)
         sources |= {"train": train, split: part}
     flags = {
         "test": "--test_file or --test_split_percentage, or --do_predict false",
@@ -335,11 +339,12 @@ def split_off(
     """Return what stays of ``source``, and ``percentage`` of it for ``split``.
 
     Rows with the same group stay together; otherwise labels keep their shares where
-    ``stratify``. Classes with a single row stay in train.
+    ``stratify``. Classes with a single row stay in train, and so do rows with a label,
+    among several, that no other row of train has.
     """
     data, part = source.dataset, percentage / 100
     rows = np.arange(len(data))
-    how, single = "at random", 0
+    how, single, back = "at random", 0, 0
     if len(data) * part < 1 or len(data) < 2:
         raise DataError(
             f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
@@ -354,28 +359,12 @@ def split_off(
         kept, taken = next(splitter.split(rows, groups=groups))
         how = "by group"
     elif stratify:
-        labels = np.array(data["label"][:])
-        names, counts = np.unique(labels, return_counts=True)
-        alone = np.isin(labels, names[counts < 2])
-        classes, several = int((counts > 1).sum()), int((~alone).sum())
-        single = int(alone.sum())
-        if not classes:
-            raise DataError(
-                f"all {len(rows):,} rows have different labels",
-                hint="is --label_column_name right?",
-                path=source.name,
-            )
-        size = min(max(classes, round(part * len(rows))), several - classes)
-        kept, taken = train_test_split(
-            rows[~alone],
-            test_size=size,
-            random_state=seed,
-            stratify=labels[~alone],
-        )
-        kept = np.concatenate([kept, rows[alone]])
+        kept, taken, single = _stratified(source, part, seed)
         how = "stratified by label"
     else:
         kept, taken = train_test_split(rows, test_size=part, random_state=seed)
+        if source.problem_type == MULTI:
+            kept, taken, back = _keep_labels(data["label"][:], kept, taken)
     share = f"{100 * len(taken) / len(rows):.3g} %"
     if abs(len(taken) - part * len(rows)) > 1:
         share += f", asked for {percentage:g} %"
@@ -383,7 +372,54 @@ def split_off(
     notes = [f"{note}, seed {seed}"]
     if single:
         notes.append(f"classes of a single row stay in train: {single:,}")
+    if back:
+        notes.append(f"rows with a label that train had not stay there: {back:,}")
     return (
         source.select(np.sort(kept)),
         replace(source.select(np.sort(taken)), notes=notes),
     )
+
+
+def _stratified(
+    source: Source, part: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the rows to keep and to take, and how many are the only of their class."""
+    labels = np.array(source.dataset["label"][:])
+    rows = np.arange(len(labels))
+    names, counts = np.unique(labels, return_counts=True)
+    alone = np.isin(labels, names[counts < 2])
+    classes, several = int((counts > 1).sum()), int((~alone).sum())
+    if not classes:
+        raise DataError(
+            f"all {len(rows):,} rows have different labels",
+            hint="is --label_column_name right?",
+            path=source.name,
+        )
+    size = min(max(classes, round(part * len(rows))), several - classes)
+    kept, taken = train_test_split(
+        rows[~alone], test_size=size, random_state=seed, stratify=labels[~alone]
+    )
+    return np.concatenate([kept, rows[alone]]), taken, int(alone.sum())
+
+
+def _keep_labels(
+    labels: list[str], kept: np.ndarray, taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return ``kept`` with a row more for each label that it has not, and the others.
+
+    Args:
+        labels: of all rows, each a JSON list.
+    """
+    seen = {name for row in kept for name in names_in(labels[row])}
+    back = []
+    for row in taken:
+        names = set(names_in(labels[row]))
+        if not names <= seen:
+            back.append(row)
+            seen |= names
+    if len(back) == len(taken):
+        raise DataError(
+            "each row has a label of its own", hint="is --label_column_name right?"
+        )
+    kept = np.append(kept, np.array(back, kept.dtype))
+    return kept, np.setdiff1d(taken, back), len(back)

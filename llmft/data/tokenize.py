@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import (
-    DataArguments,
+    ClassificationDataArguments,
     GenerationDataArguments,
     LanguageModelingDataArguments,
 )
@@ -19,6 +19,7 @@ from llmft.data.chat import Layout
 from llmft.data.collate import IGNORED
 from llmft.data.encode import Encoded, encode, encode_batch
 from llmft.data.labels import LabelNames
+from llmft.data.long_text import described, fit, lists
 from llmft.data.messages import MESSAGES, TEXT
 from llmft.data.read import Source
 from llmft.errors import DataError, LengthError, listed
@@ -103,7 +104,7 @@ def lm_blocks(
         offsets = np.append(np.arange(0, whole, size), whole)
     if np.diff(offsets).max() < 2:
         raise DataError(f"{split} has a single token in a block", "expected text")
-    blocks = _lists(tokens[: offsets[-1]], offsets)
+    blocks = lists(tokens[: offsets[-1]], offsets)
     rows = pa.array(np.arange(len(blocks)))
     left = len(tokens) - int(offsets[-1])
     note = f"{len(tokens):,} tokens in {len(blocks):,} blocks of up to {size}"
@@ -114,7 +115,7 @@ def lm_blocks(
     say(f"  {split:<10} {note}{lost}")
     columns = {"input_ids": blocks, "row": rows}
     if end_documents and args.block_policy == "pack":
-        columns["position_ids"] = _lists(_positions(lengths, offsets), offsets)
+        columns["position_ids"] = lists(_positions(lengths, offsets), offsets)
     return Dataset(pa.table(columns))
 
 
@@ -208,13 +209,13 @@ def _learnt_examples(
     }
     note += "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
     columns = {
-        "input_ids": _lists(tokens[keep], bounds),
-        "labels": _lists(np.where(types > 0, tokens, IGNORED)[keep], bounds),
+        "input_ids": lists(tokens[keep], bounds),
+        "labels": lists(np.where(types > 0, tokens, IGNORED)[keep], bounds),
         "row": np.arange(len(bounds) - 1),
         "length": np.diff(bounds),
     }
     if pack:
-        columns["position_ids"] = _lists(places[keep], bounds)
+        columns["position_ids"] = lists(places[keep], bounds)
     return Dataset(pa.table(columns)), note
 
 
@@ -230,22 +231,19 @@ def _positions(lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return (np.arange(used) - np.maximum(of_document, of_block)).astype(np.int32)
 
 
-def _lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
-    """Return the lists that begin at ``offsets``, with 64 bits: 2**31 is not much."""
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), tokens)
-
-
 def classification_features(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
-    args: DataArguments,
+    args: ClassificationDataArguments,
     split: str,
     labels: LabelNames,
 ) -> Dataset:
-    """Encode each text as one example, cut to ``max_seq_length`` and counted.
+    """Encode texts or pairs as examples of up to ``max_seq_length`` tokens, counted.
 
     Returns:
-        columns ``input_ids`` (list), ``length`` and, where data has them, ``labels``.
+        columns ``input_ids`` (list), ``length``; ``token_type_ids`` (list) of pairs;
+        ``labels`` where data has them, as ``LabelNames.targets``; and ``row`` (int64),
+        the text of each example, where ``long_text`` is split.
     """
     data = source.dataset
     encoded = encode(
@@ -255,37 +253,19 @@ def classification_features(
         workers=args.preprocessing_num_workers,
         overwrite=args.overwrite_cache,
     )
-    tokens, lengths = encoded.tokens, encoded.lengths
-    texts = data["text"][:]
-    ids = _lists(tokens, np.append(0, np.cumsum(lengths)))
-    lost = _lost(encoded, len(texts), tokenizer, split)
-    size = args.max_seq_length
-    long, bare = np.flatnonzero(lengths > size), np.flatnonzero(lengths == 0)
-    left = int((lengths[long] - size).sum())
-    # A row without any token would have no place to classify.
-    new = [[tokenizer.pad_token_id]] * len(bare)
-    if len(long):  # again, so that the tokenizer itself puts the closing token in place
-        new += tokenizer(
-            [texts[i] for i in long],
-            truncation=True,
-            max_length=size,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-    if new:
-        order = np.arange(len(texts))
-        order[np.append(bare, long)] = len(texts) + np.arange(len(new))
-        ids = pa.concat_arrays([ids, pa.array(new, ids.type)]).take(pa.array(order))
-        lengths = ids.value_lengths().to_numpy()
-    columns: dict[str, Any] = {"input_ids": ids, "length": lengths}
+    made = fit(source, encoded, tokenizer, args, split)
+    lengths = made.columns["input_ids"].value_lengths().to_numpy()
+    columns: dict[str, Any] = {**made.columns, "length": lengths}
     if "label" in data.column_names:
-        columns["labels"] = labels.ids(data["label"][:], split, source.place)
-    note = f"{lengths.sum():,} tokens, longest {lengths.max()}"
-    if len(long):
-        note += f"; {len(long):,} texts cut to {size} tokens, {left:,} tokens left out"
+        found = labels.targets(data["label"][:], split, source.place)[made.rows]
+        columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
+    if args.long_text == "split":
+        columns["row"] = made.rows
+    lost = _lost(encoded, len(data), tokenizer, split)
+    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{made.note}"
     say(f"  {split:<10} {note}{lost}")
-    empty = sum(not text.strip() for text in texts)
+    empty = sum(not text.strip() for text in data["text"][:])
     if empty:
-        used = "as a single padding token" if len(bare) else "as they are"
+        used = "as a single padding token" if made.bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")
     return Dataset(pa.table(columns))

@@ -170,13 +170,14 @@ REFUSES_MINUS_AND_ZERO = """
  per_device_train_batch_size per_device_eval_batch_size num_train_epochs
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
- early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps""".split()
+ early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps
+ multi_label_threshold""".split()
 REFUSES_MINUS = """
  dropout lora_dropout top_k min_new_tokens no_repeat_ngram_size
  validation_split_percentage test_split_percentage num_examples num_mistakes
  warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm label_smoothing_factor
  neftune_noise_alpha eval_delay seed data_seed dataloader_num_workers
- early_stopping_threshold max_bad_rows buffer_size""".split()
+ early_stopping_threshold max_bad_rows buffer_size stride""".split()
 RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 

@@ -98,3 +98,23 @@ def test_training_on_the_cache_takes_the_same_steps(wordpiece, tmp_path, kind):
     assert "classifier.weight" in moved
     assert not any("layer" in name for name in moved)
     assert WEIGHTS["atol"] < 1e-3
+
+
+def test_pairs_of_the_same_ids_differ_by_their_token_types(wordpiece):
+    model, collate = classifier("bert", wordpiece), ClassificationCollator(wordpiece)
+    data = Dataset.from_dict(
+        {
+            "input_ids": [[2, 5, 3, 5, 3], [2, 5, 3, 5, 3], [2, 6, 3]],
+            "token_type_ids": [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 1]],
+            "length": [5, 5, 3],
+            "row": [0, 1, 1],
+            "labels": [0, 1, 2],
+        }
+    )
+    rows = [{k: row[k] for k in ("input_ids", "token_type_ids")} for row in data]
+    with torch.no_grad():
+        wanted = model(**collate(rows)).logits
+    assert not torch.allclose(wanted[0], wanted[1])
+    cached = frozen.freeze_backbone(model, {"train": data}, collate)["train"]
+    assert cached.column_names == ["row", "labels", "input_ids"]
+    torch.testing.assert_close(logits(model, collate, cached), wanted)

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from llmft import heads, models
 from llmft.arguments import ModelArguments
-from llmft.data.labels import LabelNames
+from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.errors import ConfigError, DataError
 
 
@@ -161,11 +161,11 @@ def test_another_number_of_classes_is_another_head(classifier, capsys):
         ({"architectures": ["BertForTokenClassification"]}, "it is a BertForToken"),
         (
             {"problem_type": "multi_label_classification"},
-            "its problem_type is multi_label_classification",
+            "it is for multi_label_classification",
         ),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label in its config.json is not one"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label in its config.json is not one"),
-        ({"id2label": {"0": "a"}}, "it has a single output"),
+        ({"id2label": {"0": "a"}}, "it is for regression"),
     ],
 )
 def test_a_head_of_another_kind(values, why, classifier, capsys):
@@ -174,7 +174,7 @@ def test_a_head_of_another_kind(values, why, classifier, capsys):
     names = models.label_names(found(folder), labelled("a", "b")).names
     model = load(folder, "classification", label_names=names)
     assert not model.classifier.bias.any()
-    assert model.config.problem_type is None
+    assert model.config.problem_type == "single_label_classification"
     said = capsys.readouterr().out
     assert f"the classifier of the file is not used: {why}" in said
     with pytest.raises(ConfigError) as caught:
@@ -349,3 +349,120 @@ def test_a_trained_bias_and_a_head_without_bias_stay(wordpiece, bpe, capsys):
     assert trained.get_output_embeddings().bias.eq(0.5).all()
     heads.start_from_frequencies(tiny.model("gpt2", "causal-lm", len(bpe)), blocks)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "names"),
+    [
+        (MULTI, ['["b", "a"]', "[]", '["c"]'], ("a", "b", "c")),
+        (MULTI, ['["a"]', "[]"], ("a",)),
+        (REGRESSION, ["0.5", "1.5"], ("LABEL_0",)),
+    ],
+)
+def test_a_model_for_each_kind(kind, labels, names, tiny_bert, tmp_path, wordpiece):
+    found_names = models.label_names(found(tiny_bert), labelled(*labels), (), kind)
+    assert found_names == LabelNames(names, kind)
+    options = {"label_names": names, "problem_type": kind}
+    model = load(tiny_bert, "classification", **options)
+    assert model.classifier.out_features == len(names)
+    folder = saved(tmp_path, model, wordpiece)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == kind
+    assert models.problem_type(found(folder)) == kind
+    assert models.label_names(found(folder), None, (), kind) == found_names
+    again = load(folder, "classification", **options, will_train=False)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    other = SINGLE if kind == MULTI else MULTI
+    with pytest.raises(ConfigError, match=f"no trained classifier: it is for {kind}"):
+        models.label_names(found(folder), None, (), other)
+
+
+def test_a_regression_keeps_the_name_of_its_output(classifier, capsys):
+    folder = change(classifier("score"), problem_type=REGRESSION)
+    names = models.label_names(found(folder), labelled("0.5", "2"), (), REGRESSION)
+    assert names.names == ("score",)
+    load(folder, "classification", label_names=names.names, problem_type=REGRESSION)
+    assert "new weights" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "names", "kind"),
+    [
+        (None, ("a", "b"), SINGLE),
+        (None, ("a",), REGRESSION),  # as transformers takes it
+        (MULTI, ("a",), MULTI),
+        (SINGLE, ("a",), SINGLE),
+        ("something", ("a", "b"), SINGLE),
+    ],
+)
+def test_what_a_model_was_made_for(problem_type, names, kind, classifier):
+    folder = classifier(*names)
+    config = models._from_pretrained(models.AutoConfig, found(folder))
+    object.__setattr__(config, "problem_type", problem_type)
+    assert heads.problem_type(config) == kind
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "modernbert"])
+def test_the_new_head_of_a_regression_starts_at_the_mean(
+    kind, tmp_path, capsys, wordpiece
+):
+    folder = tiny.save(tmp_path, kind, "masked-lm")
+    options = {"label_names": ("LABEL_0",), "problem_type": REGRESSION}
+    model = load(folder, "classification", **options).eval()
+    train = Dataset.from_dict({"labels": [70.0, 90.0, 83.0]})
+    heads.prepare_regression(model, None)
+    assert "starts at" not in capsys.readouterr().out
+    model = load(folder, "classification", **options).eval()
+    heads.prepare_regression(model, train)
+    assert "the new head starts at the mean training label, 81" in (
+        capsys.readouterr().out
+    )
+    with torch.no_grad():
+        given = model(input_ids=torch.tensor([[2, 9, 3]])).logits
+    assert abs(float(given) - 81) < 1
+    model.save_pretrained(folder)
+    again = load(folder, "classification", **options, will_train=False).eval()
+    capsys.readouterr()
+    heads.prepare_regression(again, Dataset.from_dict({"labels": [0.0]}))  # not new
+    assert "starts at" not in capsys.readouterr().out
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        in_bf16 = again(input_ids=torch.tensor([[2, 9, 3]])).logits
+    assert in_bf16.dtype == torch.float32
+    torch.testing.assert_close(in_bf16, given, rtol=0, atol=0.02)  # steps of 0.5
+    classes = load(folder, "classification", label_names=("a", "b"))
+    heads.prepare_regression(classes, train)
+    assert "starts at" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "takes"),
+    [
+        ("bert", {}, True),
+        ("bert", {"type_vocab_size": 1}, False),
+        ("distilbert", {}, False),
+        ("roberta", {"type_vocab_size": 1}, False),
+        ("modernbert", {}, False),
+        ("electra", {}, True),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_pairs_have_token_types_where_the_model_has_a_use(
+    kind, changes, takes, named, tmp_path
+):
+    folder = tiny.save(tmp_path, kind, "masked-lm", **changes)
+    if named:
+        path = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    tokenizer = models.load_tokenizer(found(folder), ModelArguments(), "classification")
+    assert ("token_type_ids" in tokenizer("a", "film")) == takes
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = type(tokenizer).from_pretrained(tmp_path / "saved")
+    assert ("token_type_ids" in again("a", "film")) == takes
+    model = load(folder, "classification", label_names=("x", "y"))
+    model(**again("a", "film", return_tensors="pt"))
+
+
+def test_what_is_no_classifier_was_made_for_nothing(tiny_bert):
+    with pytest.raises(ConfigError, match="classifier: it is a BertForMaskedLM; exp"):
+        models.problem_type(found(tiny_bert))

@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "errors console files",
     "config hardware measure fastpath assets metrics parser supported arguments hub"
-    " hubdata wheels cache",
+    " hubdata wheels cache multilabel regression",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.masking"
-    " data.collate data.audit data.chat data.messages",
-    "models fits heads losses positions memory lora frozen packing",
+    " data.collate data.audit data.chat data.messages data.long_text",
+    "models fits heads losses positions memory lora frozen packing problem"
+    " class_weights baseline",
     "trainer callbacks checkpoint",
     "runs card report doctor generation predictions",
     "cli",

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from sklearn import metrics as sk
 from transformers import EvalPrediction
 
@@ -208,48 +207,6 @@ def test_confusion_and_per_class():
     assert rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2)
     assert rows[2] == ("never", 0, 0, 0, 0)
     assert rows[3] == ("d", 0, 0, 0, 1)
-
-
-def test_tfidf_baseline():
-    """Accuracy on the test rows, of which one has a label that no word explains."""
-    train = Dataset.from_dict(
-        {
-            "text": ["good film here", "a bad film here"] * 10,
-            "label": ["yes", "no"] * 10,
-        }
-    )
-    test = Dataset.from_dict(
-        {
-            "text": ["so good", "very bad", "bad", "good"],
-            "label": "yes no no no".split(),
-        }
-    )
-    assert metrics.tfidf_baseline(train, test) == 0.75
-    assert metrics.baseline_note(train, test, "test") == (
-        "baseline   TF-IDF + logistic regression, on test: accuracy 0.75"
-    )
-
-
-@pytest.mark.parametrize(
-    ("texts", "labels", "why"),
-    [
-        (
-            ["a", "!"],
-            ["x", "y"],
-            "empty vocabulary; perhaps the documents only contain",
-        ),
-        (
-            ["good", "bad"],
-            ["x", "x"],
-            "This solver needs samples of at least 2 classes",
-        ),
-    ],
-)
-def test_a_baseline_that_cannot_be(texts, labels, why):
-    data = Dataset.from_dict({"text": texts, "label": labels})
-    said = metrics.baseline_note(data, data, "test")
-    assert said.startswith(f"baseline   not computed: {why}")
-    assert "\n" not in said
 
 
 _PROBE = """

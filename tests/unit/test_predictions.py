@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
 from llmft import console, predictions
+from llmft.data.labels import MULTI, REGRESSION, LabelNames
 
-NAMES = ("bad", "fair", "good")
-TEXTS = ["one", "two \x1b[2J", "three", "four\nlines", "five"]
+NAMES = LabelNames(("bad", "fair", "good"))
+TEXTS = Dataset.from_dict(
+    {"text": ["one", "two \x1b[2J", "three", "four\nlines", "five"]}
+)
 LOGITS = np.log(
     [
         [0.7, 0.2, 0.1],
@@ -29,7 +33,7 @@ def predicted(labels=LABELS, logits=LOGITS):
 def test_rows():
     found = predictions.rows(TEXTS, predicted(), NAMES)
     assert [r["row"] for r in found] == list(range(5))
-    assert [r["text"] for r in found] == TEXTS
+    assert [r["text"] for r in found] == TEXTS["text"][:]
     assert [r["label"] for r in found] == ["bad", "bad", "fair", "good", "good"]
     assert [r["prediction"] for r in found] == ["bad", "good", "fair", "bad", "bad"]
     assert [r["probability"] for r in found] == [0.7, 0.9, 0.8, 0.4, 0.5]
@@ -39,23 +43,25 @@ def test_rows():
 
 def test_probabilities_add_up_also_for_huge_logits():
     logits = np.random.default_rng(0).normal(0, 300, (50, 3))
-    found = predictions.rows(["x"] * 50, predicted(None, logits), NAMES)
+    found = predictions.rows(
+        Dataset.from_dict({"text": ["x"] * 50}), predicted(None, logits), NAMES
+    )
     for row, scores in zip(found, logits, strict=True):
         assert sum(row["probabilities"]) == pytest.approx(1, abs=2e-6)
-        assert row["prediction"] == NAMES[scores.argmax()]
+        assert row["prediction"] == NAMES.names[scores.argmax()]
         assert row["probability"] == max(row["probabilities"])
 
 
 def test_without_labels():
     found = predictions.rows(TEXTS, predicted(None), NAMES)
     assert [r["label"] for r in found] == [None] * 5
-    assert predictions.mistakes(found, 5) == ""
+    assert predictions.mistakes(found, 5, NAMES) == ""
     assert predictions.class_table(predicted(None), NAMES, "test") == ""
 
 
 def test_each_text_needs_its_scores():
     with pytest.raises(ValueError, match="longer"):
-        predictions.rows(TEXTS[:4], predicted(), NAMES)
+        predictions.rows(TEXTS.select(range(4)), predicted(), NAMES)
 
 
 def test_mistakes_start_with_the_surest():
@@ -66,13 +72,13 @@ def test_mistakes_start_with_the_surest():
         "  0.500 bad, was good: five",
         "  0.400 bad, was good: four\\nlines",
     ]
-    assert predictions.mistakes(found, 5) == "\n".join(lines)
+    assert predictions.mistakes(found, 5, NAMES) == "\n".join(lines)
     lines[0] = "\nmost confident mistakes, 1 of 3"
-    assert predictions.mistakes(found, 1) == "\n".join(lines[:2])
-    assert predictions.mistakes(found, 0) == ""
-    assert predictions.mistakes([found[0], found[2]], 5) == ""
+    assert predictions.mistakes(found, 1, NAMES) == "\n".join(lines[:2])
+    assert predictions.mistakes(found, 0, NAMES) == ""
+    assert predictions.mistakes([found[0], found[2]], 5, NAMES) == ""
     long = [{**found[1], "text": "x" * 500}]
-    assert predictions.mistakes(long, 1).endswith(": " + "x" * 97 + "...")
+    assert predictions.mistakes(long, 1, NAMES).endswith(": " + "x" * 97 + "...")
 
 
 def test_class_table():
@@ -89,7 +95,7 @@ def test_class_table():
 def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
     monkeypatch.setattr(predictions, "terminal_columns", lambda: 60)
     monkeypatch.setattr(console, "terminal_columns", lambda: 60)
-    names = ("漢" * 50, "b\x1b[2J", "c" * 200)
+    names = LabelNames(("漢" * 50, "b\x1b[2J", "c" * 200))
     shown = predictions.class_table(predicted(), names, "validation").split("\n")
     assert shown[1] == "classes, on validation"
     assert max(map(console.width, shown)) == 60
@@ -97,7 +103,69 @@ def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
     assert shown[3].startswith("  漢漢")
     assert "漢..." in shown[3]
     assert shown[4].startswith("  b\\x1b[2J ")
-    found = predictions.rows(["漢" * 90] * 5, predicted(), names)
-    for line in predictions.mistakes(found, 5).split("\n")[2:]:
+    found = predictions.rows(
+        Dataset.from_dict({"text": ["漢" * 90] * 5}), predicted(), names
+    )
+    for line in predictions.mistakes(found, 5, NAMES).split("\n")[2:]:
         assert 58 < console.width(line) <= 60
         assert line.endswith("...")
+
+
+PAIRS = Dataset.from_dict({"text": ["one", "two"], "text_pair": ["a", "b\n"]})
+
+
+def test_several_labels():
+    labels = LabelNames(("bad", "fair", "good"), MULTI)
+    p = np.array([[0.9, 0.2, 0.6], [0.4, 0.45, 0.1]])
+    wanted = np.array([[1, 1, 0], [0, 0, 0]], np.float32)
+    result = predicted(wanted, np.log(p / (1 - p)))
+    found = predictions.rows(PAIRS, result, labels)
+    assert found[0] == {
+        "row": 0,
+        "text": "one",
+        "text_pair": "a",
+        "label": ["bad", "fair"],
+        "prediction": ["bad", "good"],
+        "probabilities": [0.9, 0.2, 0.6],
+    }
+    assert (found[1]["label"], found[1]["prediction"]) == ([], [])
+    assert predictions.mistakes(found, 5, labels) == (
+        "\nmost confident mistakes, 1 of 1\n  0.800 bad, good, was bad, fair: one / a"
+    )
+    lower = predictions.rows(PAIRS, result, labels, 0.42)
+    assert lower[1]["prediction"] == ["fair"]
+    shown = predictions.mistakes(lower, 5, labels).split("\n")
+    assert shown[3:] == ["  0.450 fair, was none: two / b\\n"]
+    assert predictions.class_table(result, labels, "test").split("\n")[2:] == [
+        "  class  precision  recall  f1     n",
+        "  bad    1.000      1.000   1.000  1",
+        "  fair   0.000      0.000   0.000  1",
+        "  good   0.000      0.000   0.000  0",
+    ]
+    unknown = predicted(None, result.predictions)
+    found = predictions.rows(PAIRS, unknown, labels)
+    assert [r["label"] for r in found] == [None, None]
+    assert predictions.mistakes(found, 5, labels) == ""
+    assert predictions.class_table(unknown, labels, "test") == ""
+
+
+def test_numbers():
+    labels = LabelNames(("LABEL_0",), REGRESSION)
+    result = predicted(np.array([0.1, 3.0], np.float32), [[0.3], [1.25]])
+    found = predictions.rows(PAIRS, result, labels)
+    assert found[0] == {
+        "row": 0,
+        "text": "one",
+        "text_pair": "a",
+        "label": 0.1,
+        "prediction": 0.3,
+    }
+    assert predictions.mistakes(found, 5, labels) == (
+        "\nlargest errors, 2 of 2\n"
+        "  -1.750 1.25, was 3: two / b\\n\n"
+        "  +0.200 0.3, was 0.1: one / a"
+    )
+    assert predictions.class_table(result, labels, "test") == ""
+    found = predictions.rows(PAIRS, predicted(None, [[0.3], [1.25]]), labels)
+    assert [r["label"] for r in found] == [None, None]
+    assert predictions.mistakes(found, 5, labels) == ""

@@ -1,5 +1,8 @@
 """One rule says what a label is, and labels that look alike are no two classes."""
 
+import json
+
+import numpy as np
 import pytest
 
 from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule, similar
@@ -99,3 +102,55 @@ def test_similar_labels_are_refused_with_their_counts():
         " 1 more such pairs; expected each class in one spelling; write them alike; if"
         " they differ, --allow similar_labels"
     )
+
+
+def test_names_of_several_labels():
+    rows = [json.dumps(names) for names in (["b", "a"], [], ["10", "b", "b"])]
+    found = LabelNames.of(rows, (), MULTI)
+    assert found == LabelNames(("10", "a", "b"), MULTI)
+    targets = found.targets(rows, "train")
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 1]]
+
+
+def test_a_number_has_one_output_without_a_name():
+    found = LabelNames.of(["0.5", "2"], (), REGRESSION)
+    assert found == LabelNames(("LABEL_0",), REGRESSION)
+    targets = found.targets(["0.5", "-1e3", "0.1"], "test")
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [0.5, -1000, np.float32(0.1)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        (["[]", "[]"], MULTI, "none of 2 training rows has a label"),
+        (['["a", "b"]', '["b", "a"]'], MULTI, "all 2 training rows have the label"),
+        (["0.5", "0.50"], REGRESSION, "all 2 training rows have the label '0.5'; expec"
+         "ted at least two numbers; give rows of another number; --allow one_class"),
+        (['["Yes"]', '["yes"]'], MULTI, "the labels 'Yes' (1 rows) and 'yes' (1 rows)"),
+    ],
+)  # fmt: skip
+def test_labels_that_teach_nothing(labels, kind, said):
+    with pytest.raises(LabelError) as caught:
+        LabelNames.of(labels, (), kind)
+    assert said in str(caught.value)
+
+
+def test_one_label_for_some_rows_is_a_question_of_its_own():
+    assert LabelNames.of(['["spam"]', "[]"], (), MULTI).names == ("spam",)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "said"),
+    [
+        (LabelNames(("a", "b"), MULTI), ["[]", '["a", "x"]', '["x", "y"]'],
+         "LabelError f.csv:3: test has labels that train has not: 'x' (2 rows), 'y' ("),
+        (LabelNames(("LABEL_0",), REGRESSION), ["1", "1e39"],
+         "LabelError f.csv:3: the label 1e39 is too large; expected a number of less"),
+    ],
+)  # fmt: skip
+def test_targets_that_cannot_be(names, labels, said):
+    with pytest.raises(LabelError) as caught:
+        names.targets(labels, "test", lambda row: f"f.csv:{row + 2}")
+    assert str(caught.value).startswith(said)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -606,6 +607,30 @@ def test_hub_splits_give_the_names_of_classes():
     assert unlabelled.notes[-1] == "'label' is empty in all rows"
     with pytest.raises(DataError, match="no column 'txt'; it has 'sentence', 'label'"):
         from_hub(hub_split([0]), "a/b[train]", Columns("txt"))
+
+
+def test_hub_splits_give_the_names_of_several_classes():
+    feature = datasets.List(ClassLabel(names=["joy", "fear"]))
+    features = Features({"text": Value("string"), "labels": feature})
+    rows = {"text": ["a", "b"], "labels": [[1, 0], []]}
+    found = from_hub(
+        Dataset.from_dict(rows, features), "a/b", Columns(needs_label=True)
+    )
+    assert found.dataset["label"][:] == ['["fear", "joy"]', "[]"]
+    assert found.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize("labels", [["x|y", "", ""], ["", "", ""]])
+def test_an_empty_field_is_no_label_unless_all_are(labels, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"t,{label}\n" for label in labels))
+    columns = Columns(needs_label=True, label_optional=True, label_delimiter="|")
+    found = read_file(path, columns)
+    if any(labels):
+        assert found.dataset["label"][:] == ['["x", "y"]', "[]", "[]"]
+    else:
+        assert "label" not in found.dataset.column_names
+        assert found.notes == ["'label' is empty in all rows"]
 
 
 def test_the_embedded_reviews(tmp_path, monkeypatch):

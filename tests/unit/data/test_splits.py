@@ -1,14 +1,21 @@
 """Splits lose no row, leak no group, and are the same for the same seed."""
 
 import hashlib
+import json
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 from datasets import Dataset
 
-from llmft.arguments import DataArguments, TrainingArguments
+from llmft.arguments import (
+    ClassificationDataArguments,
+    DataArguments,
+    TrainingArguments,
+)
 from llmft.data import splits
+from llmft.data.labels import MULTI, names_in
 from llmft.data.read import Source
 from llmft.data.splits import hash_bucket, load_splits, needed_splits, split_off
 from llmft.errors import ConfigError, DataError
@@ -355,3 +362,50 @@ def test_the_embedded_reviews_are_split_by_movie(monkeypatch):
     assert sorted(chain(*rows(found).values())) == sorted(texts(200))
     assert found.provenance["test"]["notes"] == ["split by movie"]
     assert hash_bucket("", 10) == 0xD41D8CD98F00B204E9800998ECF8427E % 10
+
+
+def several(count):
+    """Rows of several labels, of which each tenth has one of its own."""
+    labels = [
+        json.dumps(["a", *["b"] * (i % 2), *[f"own {i}"] * (i % 10 == 0)])
+        for i in range(count)
+    ]
+    return replace(source(count, label=labels), problem_type=MULTI)
+
+
+@pytest.mark.parametrize("percentage", [10, 40])
+def test_rows_with_a_label_that_train_had_not_stay_there(percentage):
+    data = several(200)
+    kept, part = split_off(data, "test", percentage, 0, False)
+    names = [set(), set()]
+    for seen, rows in zip(names, (kept, part), strict=True):
+        seen.update(name for label in rows.dataset["label"] for name in names_in(label))
+    assert names[1] <= names[0]
+    assert len(names[0]) == 22
+    assert sorted(kept.dataset["text"][:] + part.dataset["text"][:]) == sorted(
+        data.dataset["text"][:]
+    )
+    back = round(200 * percentage / 100) - len(part.dataset)
+    assert back > 0
+    said = f"rows with a label that train had not stay there: {back}"
+    assert said in part.notes
+    assert "at random" in part.notes[0]
+
+
+def test_each_row_a_label_of_its_own_cannot_be_split():
+    labels = [json.dumps([str(i)]) for i in range(40)]
+    data = replace(source(40, label=labels), problem_type=MULTI)
+    with pytest.raises(DataError, match="each row has a label of its own; is --label"):
+        split_off(data, "test", 20, 0, False)
+
+
+def test_numbers_are_split_at_random(tmp_path, capsys):
+    rows = [f"text {i},{i / 7:.3f}" for i in range(60)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["text,label", *rows]))
+    args = ClassificationDataArguments(train_file=str(path), max_train_samples=20)
+    found = load_splits(args, 0, {"train", "validation"}, needs_label=True)
+    assert {s.problem_type for s in found.sources.values()} == {"regression"}
+    said = capsys.readouterr().out
+    assert "20 of 54 at random" in said
+    assert "6 of 60 rows of train (10 %), at random" in said

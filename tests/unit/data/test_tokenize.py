@@ -291,8 +291,8 @@ def test_long_texts_are_cut_and_counted(wordpiece, capsys):
     assert made["length"][:] == [5, 16, 16, 16]
     assert made["labels"][:] == [1, 0, 0, 1]
     assert capsys.readouterr().out == (
-        "  test       53 tokens, longest 16; 2 texts cut to 16 tokens,"
-        " 27 tokens left out\n"
+        "  test       53 tokens; lengths 50 % up to 16, 90 % up to 42, 99 % up to 42,"
+        " longest 42; 2 texts cut to 16 tokens, 27 tokens left out\n"
     )
     again = features(texts, wordpiece, ["pos", "neg", "neg", "pos"])
     assert again.to_dict() == made.to_dict()
@@ -303,7 +303,10 @@ def test_short_texts_without_labels(wordpiece, capsys):
     assert made.column_names == ["input_ids", "length"]
     assert made["input_ids"][:] == [*one_by_one(["a film"], wordpiece), [CLS, SEP]]
     said = capsys.readouterr()
-    assert said.out == "  test       6 tokens, longest 4\n"
+    assert said.out == (
+        "  test       6 tokens; lengths 50 % up to 2, 90 % up to 4, 99 % up to 4,"
+        " longest 4\n"
+    )
     assert "llmft: warning: test: 1 texts are empty; they are used as th" in said.err
 
 

@@ -1,0 +1,173 @@
+"""What follows from what labels are: one class, several, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from llmft import metrics, models, multilabel, regression
+from llmft.class_weights import weights_choice
+from llmft.config import Arguments
+from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read import Source
+from llmft.errors import ConfigError, LabelError
+from llmft.fastpath import Choice
+from llmft.hub import Located
+
+METRICS = {
+    SINGLE: metrics.CLASSIFICATION,
+    MULTI: multilabel.METRICS,
+    REGRESSION: regression.METRICS,
+}
+# What may be asked for before the labels are known.
+ALL_METRICS = {name: up for of in METRICS.values() for name, up in of.items()}
+
+
+def check(values: dict[str, Any]) -> list[str]:
+    """Return what does not fit together in the arguments of a classifier."""
+    problems = []
+    weighs = values["class_weights"] != ["none"]
+    if weighs and not values["do_train"]:
+        problems.append("class_weights is of training: add --do_train")
+    if weighs and values["problem_type"] == REGRESSION:
+        problems.append("class_weights is of classes, problem_type is regression")
+    if values["stride"] and values["long_text"] != "split":
+        problems.append("stride is of long_text split: add --long_text split")
+    if values["text_pair_column_name"] and values["long_text"] == "split":
+        problems.append(
+            "long_text split is for single texts, not for pairs (text_pair_column_name)"
+        )
+    return problems
+
+
+def follow_model(args: Arguments, located: Located) -> str | None:
+    """Read labels as a model has them that is not trained any further.
+
+    Returns:
+        its problem type; None for one that will be trained.
+    """
+    if args.training.do_train:
+        return None
+    made_for = models.problem_type(located)
+    if args.data.problem_type is None and made_for != SINGLE:
+        args.data.problem_type = made_for
+        args.origins["problem_type"] = "follows: the model"
+    return made_for
+
+
+def settle(
+    args: Arguments,
+    sources: Mapping[str, Source],
+    made_for: str | None,
+    default_file: Path,
+) -> str:
+    """Return the problem type of a run, and set the arguments that follow from it.
+
+    Args:
+        sources: the data by split.
+        made_for: the problem type of a model that is not trained any further.
+        default_file: a metric that it names gives way to one of the labels.
+
+    Raises:
+        LabelError: labels of two kinds.
+        ConfigError: arguments that are for labels of another kind.
+    """
+    kinds = {
+        f"{split} ({source.name})": source.problem_type
+        for split, source in sources.items()
+        if source.problem_type is not None
+    }
+    if made_for is not None:
+        kinds["the model"] = made_for
+    (first, kind), *others = kinds.items()
+    for other, found in others:
+        if found != kind:
+            raise LabelError(
+                f"the labels of {first} are {kind}, those of {other} {found}",
+                "expected the same kind everywhere",
+                "write them alike, or say what they are with --problem_type",
+            )
+    data, training = args.data, args.training
+    if data.problem_type is None and kind != SINGLE:
+        data.problem_type = kind
+        args.origins["problem_type"] = "follows: the labels"
+    problems = []
+    if kind != SINGLE and training.label_smoothing_factor:
+        problems.append(f"label_smoothing_factor does not work with {kind}")
+    if kind == REGRESSION and data.class_weights != ["none"]:
+        problems.append("class_weights is of classes, the labels are numbers")
+    best = training.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in METRICS[kind]:
+        if args.origins.get("metric_for_best_model") != str(default_file):
+            problems.append(
+                f"metric_for_best_model is {best}, {kind} has"
+                f" {', '.join(METRICS[kind])}"
+            )
+        training.metric_for_best_model, training.greater_is_better = "loss", False
+        for name in ("metric_for_best_model", "greater_is_better"):
+            args.origins[name] = f"follows: labels are {kind}"
+    if problems:
+        raise ConfigError(*problems)
+    return str(kind)
+
+
+def compute_metrics(
+    problem_type: str, threshold: float
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return what measures predictions of ``problem_type``."""
+    if problem_type == MULTI:
+        return partial(multilabel.multi_label_metrics, threshold=threshold)
+    if problem_type == REGRESSION:
+        return regression.regression_metrics
+    return metrics.classification_metrics
+
+
+def choices(
+    data: Any, labels: LabelNames, weights: list[float] | None, train: Dataset | None
+) -> list[Choice]:
+    """Return what to say of labels in the plan, with their ``weights``.
+
+    Args:
+        data: the data arguments. train: the training examples.
+    """
+    weighed = weights_choice(data.class_weights, weights, labels)
+    if labels.problem_type == SINGLE:
+        return weighed
+    value, said = labels.problem_type, "as the model was trained"
+    found = None if train is None else np.asarray(train["labels"][:], np.float64)
+    if labels.problem_type == MULTI:
+        value += f", {len(labels.names):,} labels"
+        if found is not None:
+            none = int((found.sum(1) == 0).sum())
+            said = f"{found.sum(1).mean():.3g} an example, {none:,} examples have none"
+    elif found is not None:
+        said = (
+            f"from {found.min():.4g} to {found.max():.4g}, mean {found.mean():.4g},"
+            f" standard deviation {found.std():.4g}"
+        )
+    return [Choice("labels", value, said), *weighed]
+
+
+def kept(data: Any) -> list[str]:
+    """Return the arguments that a command on the model of this run takes over."""
+    names = ["max_seq_length", "text_column_name", "text_pair_column_name"]
+    names += ["label_column_name", "problem_type", "label_delimiter"]
+    if data.long_text == "split":
+        names += ["long_text", "stride"]
+    if data.problem_type == MULTI:
+        names.append("multi_label_threshold")
+    return names
+
+
+def title(labels: LabelNames) -> str:
+    """Return the first line of the model card."""
+    if labels.problem_type == REGRESSION:
+        return "Text regression"
+    several = "Multi-label text" if labels.problem_type == MULTI else "Text"
+    return f"{several} classifier for {', '.join(labels.names)}"
