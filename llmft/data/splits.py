@@ -17,6 +17,7 @@ from llmft.arguments import (
     TrainingArguments,
 )
 from llmft.console import say
+from llmft.data.audit import check_splits, first_rows, prints
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
@@ -77,12 +78,10 @@ def load_splits(
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
     columns = _columns(args, needs_label, predicts_only=needed == {"test"})
-    sources = _read(args, columns, needed)
+    given = sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
-    provenance: dict[str, dict[str, Any]] = {}
-    say("data")
     for split in ("train", "validation", "test"):
         source = sources.get(split)
         if source is None or split not in needed:
@@ -93,13 +92,25 @@ def load_splits(
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
-        show(split, source)
         parts[split] = source
+    audit = check_splits(
+        parts,
+        # Splits that others made are not the user's to mend.
+        own=given if args.dataset_name is None else (),
+        noted=assets.is_asset(args.dataset_name or ""),
+        allow=args.allow,
+    )
+    provenance: dict[str, dict[str, Any]] = {}
+    say("data")
+    for split, source in parts.items():
+        source = replace(source, notes=[*source.notes, *audit.notes[split]])
+        show(split, source)
         provenance[split] = {
             "source": source.name,
             "rows": len(source.dataset),
             "sha256": source.sha256,
             "notes": source.notes,
+            "audit": audit.counts[split],
         }
     return Splits(parts, provenance)
 
@@ -265,12 +276,13 @@ def split_off(
 ) -> tuple[Source, Source]:
     """Return what stays of ``source``, and ``percentage`` of it for ``split``.
 
-    Rows with the same group stay together; otherwise labels keep their shares where
-    ``stratify``. Classes with a single row stay in train.
+    Rows with the same group stay together; otherwise rows with the same text do, and
+    labels keep their shares where ``stratify``. Classes with a single text stay in
+    train.
     """
     data, part = source.dataset, percentage / 100
     rows = np.arange(len(data))
-    how, single = "at random", 0
+    how, single, beside = "at random", 0, 0
     if len(data) * part < 1 or len(data) < 2:
         raise DataError(
             f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
@@ -284,37 +296,63 @@ def split_off(
         splitter = GroupShuffleSplit(1, test_size=part, random_state=seed)
         kept, taken = next(splitter.split(rows, groups=groups))
         how = "by group"
-    elif stratify:
-        labels = np.array(data["label"][:])
-        names, counts = np.unique(labels, return_counts=True)
-        alone = np.isin(labels, names[counts < 2])
-        classes, several = int((counts > 1).sum()), int((~alone).sum())
-        single = int(alone.sum())
-        if not classes:
+    else:
+        first = first_rows(prints(source))
+        texts = rows[first == rows]
+        beside = len(rows) - len(texts)
+        if stratify:
+            labels = np.array(data["label"][:])
+            texts, single = _stratified(texts, labels, part, seed, source.name)
+            how = "stratified by label"
+            moved = np.isin(first, texts)
+            # A text may come with several labels: train keeps a row of each.
+            lost = moved & ~np.isin(labels, labels[~moved])
+            texts = np.setdiff1d(texts, first[lost])
+        elif len(texts) > 1:
+            _, texts = train_test_split(texts, test_size=part, random_state=seed)
+        moved = np.isin(first, texts)
+        kept, taken = rows[~moved], rows[moved]
+        if not (len(kept) and len(taken)):
             raise DataError(
-                f"all {len(rows):,} rows have different labels",
-                hint="is --label_column_name right?",
+                f"too few different texts to set {percentage:g} % aside for {split}",
+                hint=f"give --{split}_file",
                 path=source.name,
             )
-        size = min(max(classes, round(part * len(rows))), several - classes)
-        kept, taken = train_test_split(
-            rows[~alone],
-            test_size=size,
-            random_state=seed,
-            stratify=labels[~alone],
-        )
-        kept = np.concatenate([kept, rows[alone]])
-        how = "stratified by label"
-    else:
-        kept, taken = train_test_split(rows, test_size=part, random_state=seed)
     share = f"{100 * len(taken) / len(rows):.3g} %"
     if abs(len(taken) - part * len(rows)) > 1:
         share += f", asked for {percentage:g} %"
     note = f"{len(taken):,} of {len(rows):,} rows of train ({share}), {how}"
     notes = [f"{note}, seed {seed}"]
+    if beside:
+        notes.append(f"rows kept on the side of an earlier one alike: {beside:,}")
     if single:
         notes.append(f"classes of a single row stay in train: {single:,}")
     return (
-        source.select(np.sort(kept)),
-        replace(source.select(np.sort(taken)), notes=notes),
+        source.select(kept),
+        replace(source.select(taken), notes=notes),
     )
+
+
+def _stratified(
+    rows: np.ndarray, labels: np.ndarray, part: float, seed: int, name: str
+) -> tuple[np.ndarray, int]:
+    """Return a ``part`` of ``rows`` by label, and how many classes have one row only.
+
+    Args:
+        labels: of all rows. name: of the source, for messages.
+    """
+    of_rows = labels[rows]
+    names, counts = np.unique(of_rows, return_counts=True)
+    alone = np.isin(of_rows, names[counts < 2])
+    classes, several = int((counts > 1).sum()), int((~alone).sum())
+    if not classes:
+        raise DataError(
+            f"all {len(rows):,} rows have different labels",
+            hint="is --label_column_name right?",
+            path=name,
+        )
+    size = min(max(classes, round(part * len(rows))), several - classes)
+    _, taken = train_test_split(
+        rows[~alone], test_size=size, random_state=seed, stratify=of_rows[~alone]
+    )
+    return taken, int(alone.sum())
