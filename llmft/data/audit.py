@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 from llmft.console import warn
 from llmft.data.labels import MULTI, REGRESSION
@@ -25,7 +24,8 @@ from llmft.errors import LeakageError, listed
 # an exclamation) may well occur twice.
 SHORT = 32
 _MANY_DUPLICATES = 0.01
-_BATCH = 10_000
+_BATCH = 10_000  # rows at a time, and
+_CHARACTERS = 2**21  # about as many characters at the most
 _PAIR = "\x01"  # between the two texts of a row; no text holds a NUL
 
 
@@ -34,7 +34,7 @@ class Prints:
     """Hashes of the rows of a source.
 
     Attributes:
-        exact, normalised: uint64, of the text as it is and of ``normalised``.
+        exact, normalised: int64, of the text as it is and of ``normalised``.
         compared: bool; empty rows are not, nor short ones where there are no labels.
     """
 
@@ -73,22 +73,31 @@ def _passed_over(character: str) -> bool:
     return kind[0] in "PZ" or kind in ("Cc", "Cf")
 
 
+def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
+    """Yield the texts of all rows, a part at a time; ``between`` joins pairs."""
+    data = source.dataset
+    names = [n for n in CONTENT[:2] if n in data.column_names]
+    mean = data.data.nbytes // max(1, data.data.num_rows) + 1
+    for batch in data.select_columns(names).iter(
+        min(_BATCH, max(1, _CHARACTERS // mean))
+    ):
+        yield [between.join(row) for row in zip(*batch.values(), strict=True)]
+
+
 def prints(source: Source) -> Prints:
     """Return the hashes of all rows; texts of a pair count together."""
     data = source.dataset
-    names = [n for n in CONTENT[:2] if n in data.column_names]
     least = 1 if "label" in data.column_names else SHORT
-    exact = np.empty(len(data), np.uint64)
+    exact = np.empty(len(data), np.int64)
     plain, compared = exact.copy(), np.empty(len(data), bool)
     at = 0
-    for batch in data.select_columns(names).iter(_BATCH):
-        texts = [_PAIR.join(row) for row in zip(*batch.values(), strict=True)]
+    for texts in row_texts(source):
         for text, read in zip(texts, normalised(texts), strict=True):
-            exact[at] = xxh3_64_intdigest(text.encode())
+            exact[at] = hash(text)
             # Of nothing but punctuation, every character counts.
             bare = not read.strip(_PAIR)
-            plain[at] = exact[at] if bare else xxh3_64_intdigest(read.encode())
-            length = len(text.strip(_PAIR + " \t\r\n")) if bare else len(read)
+            plain[at] = exact[at] if bare else hash(read)
+            length = len(text.replace(_PAIR, " ").strip()) if bare else len(read)
             compared[at] = length >= least
             at += 1
     return Prints(exact, plain, compared)
@@ -123,13 +132,14 @@ def conflicts(found: Prints, labels: np.ndarray, *, exact: bool = True) -> np.nd
 
 def overlap(found: Prints, other: Prints) -> Overlap:
     """Return the rows of ``found`` that ``other`` has too."""
-    order = np.argsort(other.normalised, kind="stable")
-    known = other.normalised[order]
-    at = np.searchsorted(known, found.normalised)
-    same = known[np.minimum(at, len(known) - 1)] == found.normalised
-    rows = np.flatnonzero(same & (at < len(known)) & found.compared)
+    known, first = np.unique(other.normalised, return_index=True)
+    values, which = np.unique(found.normalised, return_inverse=True)
+    at = np.searchsorted(known, values)  # both in order: one pass through memory
+    at[known[np.minimum(at, len(known) - 1)] != values] = -1
+    at = at[which]
+    rows = np.flatnonzero((at >= 0) & found.compared)
     exact = np.isin(found.exact[rows], other.exact).sum()
-    return Overlap(len(rows), int(exact), np.stack([rows, order[at[rows]]], 1))
+    return Overlap(len(rows), int(exact), np.stack([rows, first[at[rows]]], 1))
 
 
 def labels_of(source: Source) -> tuple[list[str], np.ndarray]:

@@ -16,10 +16,10 @@ LAYERS = [
     " hubdata wheels",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.tokenize data.collate"
-    " data.audit",
+    " data.audit data.near data.profile data.examine",
     "models fits heads losses positions memory lora frozen packing",
     "trainer callbacks checkpoint",
-    "runs card report doctor generation predictions",
+    "runs card report doctor generation predictions data_report",
     "cli",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
