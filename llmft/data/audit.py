@@ -189,10 +189,11 @@ def check_splits(
         LeakageError: rows of an own split are in train too.
     """
     found = {split: prints(source) for split, source in sources.items()}
+    labels = {split: labels_of(source) for split, source in sources.items()}
     checked = Checked({s: [] for s in sources}, {s: {} for s in sources})
     leaks: list[str] = []
     for split, source in sources.items():
-        _repeats(split, source, found[split], checked)
+        _repeats(split, source, found[split], labels[split], checked)
     for other, split in combinations(sources, 2):
         both = overlap(found[split], found[other])
         if not both.rows:
@@ -216,11 +217,19 @@ def check_splits(
             "expected rows that training does not see",
             "take them out on one side; --allow leakage goes on all the same",
         )
-    _absent_classes(sources)
+    _absent_classes(
+        {s: classes_of(source, labels[s][0]) for s, source in sources.items()}
+    )
     return checked
 
 
-def _repeats(split: str, source: Source, found: Prints, checked: Checked) -> None:
+def _repeats(
+    split: str,
+    source: Source,
+    found: Prints,
+    labels: tuple[list[str], np.ndarray],
+    checked: Checked,
+) -> None:
     """Note the rows of a split that repeat another; warn where they are many."""
     total, twice = len(source.dataset), duplicates(found)
     notes, counts = checked.notes[split], checked.counts[split]
@@ -234,8 +243,8 @@ def _repeats(split: str, source: Source, found: Prints, checked: Checked) -> Non
             f" {twice.exact:,} of them to the letter:"
             f" {places(twice.pairs, source, source)}; they weigh more than others"
         )
-    names, labels = labels_of(source)
-    pairs = conflicts(found, labels) if names else np.empty((0, 2), int)
+    names, of_rows = labels
+    pairs = conflicts(found, of_rows) if names else np.empty((0, 2), int)
     if len(pairs):
         counts["conflicting_texts"] = len(np.unique(pairs[:, 1]))
         label = "score" if source.problem_type == REGRESSION else "label"
@@ -246,9 +255,8 @@ def _repeats(split: str, source: Source, found: Prints, checked: Checked) -> Non
         )
 
 
-def _absent_classes(sources: Mapping[str, Source]) -> None:
+def _absent_classes(classes: dict[str, set[str]]) -> None:
     """Warn of classes of train that a split has no row of: no metric covers them."""
-    classes = {split: classes_of(source) for split, source in sources.items()}
     trained = classes.pop("train", set())
     for split, known in classes.items():
         absent = sorted(trained - known)
@@ -259,11 +267,10 @@ def _absent_classes(sources: Mapping[str, Source]) -> None:
             )
 
 
-def classes_of(source: Source) -> set[str]:
-    """Return the classes that occur; none of scores, or without labels."""
+def classes_of(source: Source, names: Sequence[str]) -> set[str]:
+    """Return the classes among the labels that occur; scores are none."""
     if source.problem_type == REGRESSION:
         return set()
-    names, _ = labels_of(source)
     if source.problem_type == MULTI:
         return {part for name in names for part in json.loads(name)}
     return {*names}

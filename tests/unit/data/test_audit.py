@@ -292,7 +292,7 @@ def test_classes_that_are_not_evaluated_are_warned_of(given, capsys):
 def test_classes_of_each_kind_of_label(kind, labels, classes):
     data = source(["x", "y", "z"], labels)
     data = Source(data.dataset, "a.csv", problem_type=kind)
-    assert audit.classes_of(data) == classes
+    assert audit.classes_of(data, labels_of(data)[0]) == classes
 
 
 @pytest.mark.parametrize("stratify", [False, True])
