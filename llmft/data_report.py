@@ -40,10 +40,13 @@ def report_data(
     """
     model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
     args = _arguments(flags)
-    parts = {name: name for name in files}
+    named = [(name, name) for name in files]
     for split in ("train", "validation", "test"):
         if file := getattr(args, f"{split}_file"):
-            parts[split] = file
+            named.append((split, file))
+    parts = dict(named)
+    if len(parts) < len(named):
+        raise ConfigError(f"a file named twice: {', '.join(name for name, _ in named)}")
     if not parts:
         raise ConfigError("no file named: llmft data FILE..., or --train_file FILE")
     if target is not None and Path(target).suffix.lower() not in _TARGETS:

@@ -198,9 +198,10 @@ def check_splits(
         both = overlap(found[split], found[other])
         if not both.rows:
             continue
+        aside = "" if labels[split][0] else f" (rows below {SHORT} letters aside)"
         said = (
             f"{both.rows:,} of {len(sources[split].dataset):,} rows of {split} are in"
-            f" {other} too, {both.exact:,} of them to the letter:"
+            f" {other} too{aside}, {both.exact:,} of them to the letter:"
             f" {places(both.pairs, sources[split], sources[other])}"
         )
         counts = checked.counts[split].setdefault("also_in", {})
@@ -235,7 +236,8 @@ def _repeats(
     notes, counts = checked.notes[split], checked.counts[split]
     if twice.rows:
         counts["duplicates"] = {"rows": twice.rows, "exact": twice.exact}
-        notes.append(f"duplicates: {twice.rows:,}")
+        aside = "" if labels[0] else f" of {SHORT} letters or more"
+        notes.append(f"duplicates{aside}: {twice.rows:,}")
     if split == "train" and twice.rows > _MANY_DUPLICATES * total:
         warn(
             f"train: {twice.rows:,} of {total:,} rows"

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from llmft.data.audit import (
     SHORT,
     Prints,
+    classes_of,
     conflicts,
     duplicates,
     labels_of,
@@ -28,7 +29,7 @@ from llmft.data.labels import MULTI, REGRESSION, similar
 from llmft.data.near import PIECE, THRESHOLD, near_duplicates
 from llmft.data.profile import Profile, Seen, profile
 from llmft.data.read import Source
-from llmft.errors import escape, shorten
+from llmft.errors import escape, listed, shorten
 
 _SHARES = (0, 1, 25, 50, 75, 95, 99, 100)
 _CLASSES = 30  # shown
@@ -106,6 +107,7 @@ def examine(
         _lengths(part, max_seq_length, report)
     for part in parts:
         _labels(part, report)
+    _classes(parts, report)
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:
@@ -217,7 +219,8 @@ def _label_findings(part: _Part, counts: Sequence[tuple[str, int]]) -> list[Find
         meaning = (
             "nothing to tell apart; a training refuses it unless --allow one_class"
         )
-        found.append(Finding(ERROR, what, "", meaning))
+        level = NOTE if part.name in ("validation", "test") else ERROR
+        found.append(Finding(level, what, "", meaning))
     for one, two in similar(dict(counts))[:3]:
         what = (
             f"labels that look like one in {part.name}: {shorten(one)}, {shorten(two)}"
@@ -238,6 +241,24 @@ def _label_findings(part: _Part, counts: Sequence[tuple[str, int]]) -> list[Find
         )
         found.append(Finding(NOTE, what, "", meaning))
     return found
+
+
+def _classes(parts: Sequence[_Part], report: Report) -> None:
+    """Compare the classes of the first part, which may be train, with the others."""
+    first, *others = parts
+    known = classes_of(first.source, labels_of(first.source)[0])
+    for part in others:
+        found = classes_of(part.source, labels_of(part.source)[0])
+        if not (known and found):
+            continue
+        if new := sorted(found - known):
+            what = f"labels of {part.name} that {first.name} has not: {len(new):,}"
+            meaning = "a model that is trained on the first does not know them"
+            report.findings.append(Finding(ERROR, what, listed(new, 5), meaning))
+        if absent := sorted(known - found):
+            what = f"labels of {first.name} that {part.name} has not: {len(absent):,}"
+            meaning = "metrics on the second say nothing about them"
+            report.findings.append(Finding(WARNING, what, listed(absent, 5), meaning))
 
 
 def _twice(parts: Sequence[_Part], report: Report) -> None:
@@ -277,7 +298,9 @@ def _twice(parts: Sequence[_Part], report: Report) -> None:
                 "where one is for training and one for testing, results look better"
                 " than they are: a run on these files stops, unless --allow leakage"
             )
-            report.findings.append(Finding(ERROR, what, where, meaning))
+            evaluated = {one.name, two.name} == {"validation", "test"}
+            level = WARNING if evaluated else ERROR
+            report.findings.append(Finding(level, what, where, meaning))
         if across:
             what = (
                 f"rows of {two.name} that are near one of {one.name}: {len(across):,}"

@@ -71,6 +71,11 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
             " number",
         ),
         (
+            ["train.csv", "train.csv"],
+            2,
+            "ConfigError: a file named twice: train.csv, train.csv",
+        ),
+        (
             ["train.csv", "--html", "test.csv"],
             2,
             "ConfigError: html is 'test.csv', expected a name that ends in .html",

@@ -137,3 +137,21 @@ def test_scores_and_lists_of_labels():
     several = ['["a","b"]'] * 30 + ['["a"]'] * 11
     report = examine({"train": source(texts, several, kind=MULTI)})
     assert section(report, "train: labels, 2")[0][:2] == ['["a","b"]', "30"]
+
+
+def test_classes_of_other_parts():
+    texts = [f"text {i}x" for i in range(30)]
+    train, test = (source(texts, [*"abc"] * 10), source(["q", "r"], ["a", "d"]))
+    report = examine({"train": train, "test": test})
+    assert ("labels of test that train has not: 1", "'d'") in findings(report, ERROR)
+    absent = ("labels of train that test has not: 2", "'b', 'c'")
+    assert absent in findings(report, WARNING)
+
+
+def test_validation_and_test_may_share_rows_at_less_cost():
+    parts = {"validation": source(["one", "two"], ["a", "b"])}
+    parts["test"] = source(["Two"], ["b"], "t.csv")
+    report = examine(parts)
+    assert findings(report, ERROR) == []
+    shared = ("rows of test that validation has too: 1", "t.csv:2 = a.csv:3")
+    assert shared in findings(report, WARNING)
