@@ -300,7 +300,7 @@ def split_off(
         first = first_rows(prints(source))
         texts = rows[first == rows]
         beside = len(rows) - len(texts)
-        if stratify:
+        if stratify and len(texts) > 1:
             labels = np.array(data["label"][:])
             texts, single = _stratified(texts, labels, part, seed, source.name)
             how = "stratified by label"

@@ -337,7 +337,7 @@ def test_a_split_loses_no_class_of_train():
 def test_a_text_repeated_throughout_cannot_be_split():
     for stratify in (False, True):
         data = source([LINE] * 20, ["a", "b"] * 10 if stratify else None)
-        with pytest.raises(DataError, match=re.escape("DataError a.csv: ")):
+        with pytest.raises(DataError, match="too few different texts to set 10 %"):
             split_off(data, "test", 10, 0, stratify)
 
 
