@@ -144,8 +144,44 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor.report()
 
 
+# Flags of `llmft data`; most are those of the recipes, checked in data_report.
+_DATA_FLAGS = {
+    "train_file": "file of the part called train",
+    "validation_file": "file of the part called validation",
+    "test_file": "file of the part called test",
+    "text_column_name": "column with the text",
+    "text_pair_column_name": "column with a second text",
+    "label_column_name": "column with the label",
+    "label_delimiter": "between several labels in one field",
+    "problem_type": "what labels are, as in classify.py",
+    "file_format": "format of the files; none: what their ending says",
+    "encoding": "of text files; none: UTF-8; auto: what they look like",
+    "delimiter": "between the fields of csv",
+    "sample_by": "what a row of txt is: line or document",
+    "max_bad_rows": "rows that may be left out, counted",
+    "model_name_or_path": "counts tokens as this model does",
+    "max_seq_length": "tokens that a run will take (128)",
+}
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_report_data)
+    parser.add_argument("files", metavar="FILE", nargs="*", help="a part of its own")
+    for name, help_text in _DATA_FLAGS.items():
+        parser.add_argument(f"--{name}", metavar="VALUE", help=help_text)
+    parser.add_argument("--html", metavar="FILE.html", help="write the report there")
+
+
+def _report_data(arguments: argparse.Namespace) -> None:
+    from llmft import data_report  # torch, which the other commands do without
+
+    flags = {name: getattr(arguments, name) for name in _DATA_FLAGS}
+    data_report.report_data(arguments.files, flags, arguments.html)
+
+
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
+    "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
 }

@@ -7,9 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from llmft import assets, hubdata
 from llmft.arguments import (
@@ -21,9 +19,11 @@ from llmft.arguments import (
 )
 from llmft.console import say
 from llmft.data import stream
+from llmft.data.audit import check_splits
+from llmft.data.carve import sample, split_off
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
-from llmft.data.labels import MULTI, SINGLE, names_in
+from llmft.data.labels import SINGLE
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
 from llmft.errors import ConfigError, DataError, SchemaError
 
@@ -92,13 +92,11 @@ def load_splits(
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         if "train" in needed:
             return _beside_stream(args, columns, needed)
-    sources = _read(args, columns, needed)
+    given = sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
     limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
-    provenance: dict[str, dict[str, Any]] = {}
-    say("data")
     for split in ("train", "validation", "test"):
         source = sources.get(split)
         if source is None or split not in needed:
@@ -106,13 +104,24 @@ def load_splits(
         limit = limits.get(split, args.max_eval_samples)
         if limit is not None and limit < len(source.dataset):
             by_label = split == "train" and source.problem_type == SINGLE
-            source = _sample(source, limit, seed, by_label)
+            source = sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
-        show(split, source)
         parts[split] = source
-        provenance[split] = _provenance(source)
+    audit = check_splits(
+        parts,
+        # Splits that others made are not the user's to mend.
+        own=given if args.dataset_name is None else (),
+        noted=assets.is_asset(args.dataset_name or ""),
+        allow=args.allow,
+    )
+    provenance: dict[str, dict[str, Any]] = {}
+    say("data")
+    for split, source in parts.items():
+        source = replace(source, notes=[*source.notes, *audit.notes[split]])
+        show(split, source)
+        provenance[split] = _provenance(source) | {"audit": audit.counts[split]}
     return Splits(parts, provenance)
 
 
@@ -139,7 +148,7 @@ def _beside_stream(
         if file is not None:
             source = read_file(file, columns, Reading.of(args))
             if limit is not None and limit < len(source.dataset):
-                source = _sample(source, limit, 0, False)
+                source = sample(source, limit, 0, False)
         elif split == "validation":
             skip = limit or stream.HELD_OUT
             source = stream.held_out(name, columns, Reading.of(args), skip)
@@ -250,35 +259,6 @@ def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
     return [split for split in given if split in needed]
 
 
-def _sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
-    """Return ``limit`` rows, drawn at random: a file may be sorted by label.
-
-    With ``by_label`` the classes keep their shares, and each at least one row.
-    """
-    data = source.dataset
-    order = np.random.default_rng(seed).permutation(len(data))
-    how = "at random"
-    if by_label:
-        _, classes = np.unique(data["label"][:], return_inverse=True)
-        sizes = np.bincount(classes)
-        if limit < len(sizes):
-            raise ConfigError(
-                f"max_train_samples is {limit:,}, train has {len(sizes):,} classes:"
-                " use at least one row for each"
-            )
-        # The r-th row of a class of c rows is at r/c: first comes one row of each
-        # class, then rows in proportion.
-        places, seen = np.empty(len(data)), np.zeros_like(sizes)
-        for i, label in enumerate(classes[order]):
-            places[i] = seen[label] / sizes[label]
-            seen[label] += 1
-        order = order[np.argsort(places, kind="stable")]
-        how = "stratified by label"
-    note = f"{limit:,} of {len(data):,} {how}, seed {seed}"
-    chosen = source.select(np.sort(order[:limit]))
-    return replace(chosen, notes=[*source.notes, note])
-
-
 def hash_bucket(value: str, buckets: int) -> int:
     """Return a number below ``buckets`` that depends on ``value`` alone."""
     return (
@@ -331,95 +311,3 @@ def _fill(
     for split in needed - sources.keys():
         raise ConfigError(f"no {split} data: give {flags.get(split, '--train_file')}")
     return sources
-
-
-def split_off(
-    source: Source, split: str, percentage: float, seed: int, stratify: bool
-) -> tuple[Source, Source]:
-    """Return what stays of ``source``, and ``percentage`` of it for ``split``.
-
-    Rows with the same group stay together; otherwise labels keep their shares where
-    ``stratify``. Classes with a single row stay in train, and so do rows with a label,
-    among several, that no other row of train has.
-    """
-    data, part = source.dataset, percentage / 100
-    rows = np.arange(len(data))
-    how, single, back = "at random", 0, 0
-    if len(data) * part < 1 or len(data) < 2:
-        raise DataError(
-            f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
-            hint=f"give --{split}_file or a larger --{split}_split_percentage",
-            path=source.name,
-        )
-    if "group" in data.column_names:
-        groups = data["group"][:]
-        if len(set(groups)) < 2:
-            raise DataError("all rows have the same group", path=source.name)
-        splitter = GroupShuffleSplit(1, test_size=part, random_state=seed)
-        kept, taken = next(splitter.split(rows, groups=groups))
-        how = "by group"
-    elif stratify:
-        kept, taken, single = _stratified(source, part, seed)
-        how = "stratified by label"
-    else:
-        kept, taken = train_test_split(rows, test_size=part, random_state=seed)
-        if source.problem_type == MULTI:
-            kept, taken, back = _keep_labels(data["label"][:], kept, taken)
-    share = f"{100 * len(taken) / len(rows):.3g} %"
-    if abs(len(taken) - part * len(rows)) > 1:
-        share += f", asked for {percentage:g} %"
-    note = f"{len(taken):,} of {len(rows):,} rows of train ({share}), {how}"
-    notes = [f"{note}, seed {seed}"]
-    if single:
-        notes.append(f"classes of a single row stay in train: {single:,}")
-    if back:
-        notes.append(f"rows with a label that train had not stay there: {back:,}")
-    return (
-        source.select(np.sort(kept)),
-        replace(source.select(np.sort(taken)), notes=notes),
-    )
-
-
-def _stratified(
-    source: Source, part: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the rows to keep and to take, and how many are the only of their class."""
-    labels = np.array(source.dataset["label"][:])
-    rows = np.arange(len(labels))
-    names, counts = np.unique(labels, return_counts=True)
-    alone = np.isin(labels, names[counts < 2])
-    classes, several = int((counts > 1).sum()), int((~alone).sum())
-    if not classes:
-        raise DataError(
-            f"all {len(rows):,} rows have different labels",
-            hint="is --label_column_name right?",
-            path=source.name,
-        )
-    size = min(max(classes, round(part * len(rows))), several - classes)
-    kept, taken = train_test_split(
-        rows[~alone], test_size=size, random_state=seed, stratify=labels[~alone]
-    )
-    return np.concatenate([kept, rows[alone]]), taken, int(alone.sum())
-
-
-def _keep_labels(
-    labels: list[str], kept: np.ndarray, taken: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return ``kept`` with a row more for each label that it has not, and the others.
-
-    Args:
-        labels: of all rows, each a JSON list.
-    """
-    seen = {name for row in kept for name in names_in(labels[row])}
-    back = []
-    for row in taken:
-        names = set(names_in(labels[row]))
-        if not names <= seen:
-            back.append(row)
-            seen |= names
-    if len(back) == len(taken):
-        raise DataError(
-            "each row has a label of its own", hint="is --label_column_name right?"
-        )
-    kept = np.append(kept, np.array(back, kept.dtype))
-    return kept, np.setdiff1d(taken, back), len(back)

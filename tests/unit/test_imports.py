@@ -15,12 +15,13 @@ LAYERS = [
     "config hardware measure fastpath assets metrics parser supported arguments hub"
     " hubdata wheels cache multilabel regression",
     "data data.decode data.formats data.labels data.columns data.check data.paths"
-    " data.read data.encode data.stream data.splits data.tokenize data.masking"
-    " data.collate data.audit data.chat data.messages data.long_text",
+    " data.read data.encode data.stream data.splits data.carve data.tokenize"
+    " data.masking data.collate data.audit data.chat data.messages data.long_text"
+    " data.near data.profile data.examine",
     "models fits heads losses positions memory lora frozen packing problem"
     " class_weights baseline",
     "trainer callbacks checkpoint",
-    "runs card report doctor generation predictions",
+    "runs card report doctor generation predictions data_report",
     "cli",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
