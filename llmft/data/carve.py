@@ -53,7 +53,7 @@ def split_off(
     """
     data, part = source.dataset, percentage / 100
     rows = np.arange(len(data))
-    how, single, beside, back = "at random", 0, 0, 0
+    more: list[str] = []
     if len(data) * part < 1 or len(data) < 2:
         raise DataError(
             f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
@@ -68,23 +68,7 @@ def split_off(
         kept, taken = next(splitter.split(rows, groups=groups))
         how = "by group"
     else:
-        first = first_rows(prints(source))
-        texts = rows[first == rows]
-        beside = len(rows) - len(texts)
-        if stratify and len(texts) > 1:
-            labels = np.array(data["label"][:])
-            texts, single = _stratified(texts, labels, part, seed, source.name)
-            how = "stratified by label"
-            moved = np.isin(first, texts)
-            # A text may come with several labels: train keeps a row of each.
-            lost = moved & ~np.isin(labels, labels[~moved])
-            texts = np.setdiff1d(texts, first[lost])
-        elif len(texts) > 1:
-            _, texts = train_test_split(texts, test_size=part, random_state=seed)
-        if source.problem_type == MULTI:
-            rare = _rare(data["label"][:], np.isin(first, texts))
-            texts, back = np.setdiff1d(texts, first[rare]), len(rare)
-        moved = np.isin(first, texts)
+        moved, how, more = _by_text(source, part, seed, stratify)
         kept, taken = rows[~moved], rows[moved]
         if not (len(kept) and len(taken)):
             raise DataError(
@@ -96,17 +80,41 @@ def split_off(
     if abs(len(taken) - part * len(rows)) > 1:
         share += f", asked for {percentage:g} %"
     note = f"{len(taken):,} of {len(rows):,} rows of train ({share}), {how}"
-    notes = [f"{note}, seed {seed}"]
-    if beside:
-        notes.append(f"rows kept on the side of an earlier one alike: {beside:,}")
-    if single:
-        notes.append(f"classes of a single row stay in train: {single:,}")
-    if back:
-        notes.append(f"rows with a label that train had not stay there: {back:,}")
-    return (
-        source.select(kept),
-        replace(source.select(taken), notes=notes),
-    )
+    notes = [f"{note}, seed {seed}", *more]
+    return source.select(kept), replace(source.select(taken), notes=notes)
+
+
+def _by_text(
+    source: Source, part: float, seed: int, stratify: bool
+) -> tuple[np.ndarray, str, list[str]]:
+    """Return which rows to set aside, how they were drawn, and what to note.
+
+    Rows of the same text go together; see ``split_off``.
+    """
+    data, how, single, back = source.dataset, "at random", 0, 0
+    rows, first = np.arange(len(data)), first_rows(prints(source))
+    texts = rows[first == rows]
+    beside = len(rows) - len(texts)
+    if stratify and len(texts) > 1:
+        labels = np.array(data["label"][:])
+        texts, single = _stratified(texts, labels, part, seed, source.name)
+        how = "stratified by label"
+        moved = np.isin(first, texts)
+        # A text may come with several labels: train keeps a row of each.
+        lost = moved & ~np.isin(labels, labels[~moved])
+        texts = np.setdiff1d(texts, first[lost])
+    elif len(texts) > 1:
+        _, texts = train_test_split(texts, test_size=part, random_state=seed)
+    if source.problem_type == MULTI:
+        rare = _rare(data["label"][:], np.isin(first, texts))
+        texts, back = np.setdiff1d(texts, first[rare]), len(rare)
+    counts = {
+        "rows kept on the side of an earlier one alike": beside,
+        "classes of a single row stay in train": single,
+        "rows with a label that train had not stay there": back,
+    }
+    notes = [f"{what}: {count:,}" for what, count in counts.items() if count]
+    return np.isin(first, texts), how, notes
 
 
 def _stratified(

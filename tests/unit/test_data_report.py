@@ -7,6 +7,7 @@ import sys
 import pytest
 import recipe_process as process
 
+from llmft import cli
 from llmft.data.examine import ERROR, Finding, Report, Section
 from llmft.data_report import as_html, as_text
 
@@ -88,10 +89,12 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
         ),
     ],
 )
-def test_mistakes(llmft, argv, code, said):
-    done = llmft("data", *argv)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == f"llmft: {said}\n"
+def test_mistakes(llmft, argv, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where the fixture wrote the files
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", *argv])
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", f"llmft: {said}\n")
 
 
 HOSTILE = [
