@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def class_weights(
         for name, value in values.items()
         if isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not 0 < value < math.inf
+        or not 0 < value < 1e300
     ]
     if missing := [name for name in labels.names if name not in values]:
         problems.append(f"no weight for {listed(missing)}")

@@ -279,6 +279,8 @@ def _streaming(v: dict[str, Any]) -> list[str]:
         problems.append("streaming reads train_file, not dataset_name")
     if v["train_file"] == "-":
         problems.append("streaming reads its file again: not from - (standard input)")
+    if v["dataloader_num_workers"] > 1:
+        problems.append("streaming with dataloader_num_workers above 1 reads all twice")
     if v["max_train_samples"] or v["test_split_percentage"]:
         problems.append(
             "max_train_samples and test_split_percentage need all rows: not with"

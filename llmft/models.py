@@ -383,6 +383,9 @@ def set_dropout(config: Any, dropout: float | None) -> None:
 def identity(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return what pins model and tokenizer: the hub commit, or sha256 of the files."""
     hashes = {"name": located.name, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    if template := tokenizer.chat_template:
+        text = json.dumps(template)
+        hashes["chat_template"] = hashlib.sha256(text.encode()).hexdigest()
     if located.commit:
         return {**hashes, "commit": located.commit}
     for path in sorted(Path(located.path_or_id).glob("*.safetensors")):

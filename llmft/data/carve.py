@@ -22,7 +22,7 @@ def sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
     order = np.random.default_rng(seed).permutation(len(data))
     how = "at random"
     if by_label:
-        _, classes = np.unique(data["label"][:], return_inverse=True)
+        classes = _codes(data["label"][:])
         sizes = np.bincount(classes)
         if limit < len(sizes):
             raise ConfigError(
@@ -40,6 +40,15 @@ def sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
     note = f"{limit:,} of {len(data):,} {how}, seed {seed}"
     chosen = source.select(np.sort(order[:limit]))
     return replace(chosen, notes=[*source.notes, note])
+
+
+def _codes(labels: list[str]) -> np.ndarray:
+    """Return a number for each label, in the order of the names.
+
+    An array of the names themselves takes rows x longest name x 4 bytes.
+    """
+    codes = {name: i for i, name in enumerate(sorted(set(labels)))}
+    return np.fromiter((codes[name] for name in labels), np.int64, len(labels))
 
 
 def split_off(
@@ -96,7 +105,7 @@ def _by_text(
     texts = rows[first == rows]
     beside = len(rows) - len(texts)
     if stratify and len(texts) > 1:
-        labels = np.array(data["label"][:])
+        labels = _codes(data["label"][:])
         texts, single = _stratified(texts, labels, part, seed, source.name)
         how = "stratified by label"
         moved = np.isin(first, texts)

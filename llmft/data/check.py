@@ -27,6 +27,7 @@ _SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
 _COUNTED = 10**6  # rows after a bad one that are looked at, to count others
 
+_CHARACTERS = 2**24  # of text handed on at a time
 Checked = tuple[int, int, dict[str, str | None]]  # file, line, values
 
 
@@ -60,8 +61,7 @@ class Check:
 
     def batches(self, rows: Iterable[tuple[int, Line]]) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
-        checked = self.rows(rows)
-        while part := list(islice(checked, _BATCH)):
+        for part in _parts(self.rows(rows)):
             schema = pa.schema([(key, pa.large_string()) for key in self.wanted])
             schema = schema.append(pa.field("file", pa.int32()))
             schema = schema.append(pa.field("line", pa.int64()))
@@ -87,6 +87,8 @@ class Check:
             if not more:
                 break
             sample += more
+            if len(sample) > max(_COUNTED // 10, self.max_bad_rows):
+                break
         self._choose([row for _, (_, row) in sample if isinstance(row, dict)])
         looked = 0
         try:
@@ -216,6 +218,11 @@ class Check:
             notes.append(f"{label!r} is empty in all rows")
         elif self.columns.label_optional and given not in (None, *self._names):
             notes.append(f"there is no column {given!r}")
+        return notes + self.left_out()
+
+    def left_out(self) -> list[str]:
+        """Return how many lines and rows were not used, and odd line ends."""
+        notes = []
         if self._empty:
             notes.append(f"{self._empty:,} empty lines passed over")
         if self._returns:
@@ -224,3 +231,17 @@ class Check:
             first = [f"{e.path}:{e.line}" for e in self._bad[:3]]
             notes.append(f"{len(self._bad):,} bad rows left out ({', '.join(first)})")
         return notes
+
+
+def _parts(rows: Iterator[Checked]) -> Iterator[list[Checked]]:
+    """Yield rows in lists that are short in rows and in characters."""
+    part: list[Checked] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += len(row[2]["text"] or "")
+        if len(part) == _BATCH or size > _CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -134,7 +134,8 @@ def pick(
     if text is None:
         taken = (label, columns.group, columns.text_pair)
         candidates = [n for n in strings if n not in taken]
-        known = [n for n in _TEXT_NAMES if n in names] or candidates
+        known = [n for n in _TEXT_NAMES if n in names and n not in taken]
+        known = known or candidates
         if len(known) != 1 and "text" not in known:
             raise SchemaError(
                 f"cannot tell the text column among {listed(names)}",

@@ -111,7 +111,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             block = self._file.read(len(buffer))
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, pyarrow.ArrowException) as error:
             if isinstance(error, OSError) and error.errno:
                 raise unreadable(error, self._path) from error
             self._refuse(str(error))
@@ -155,6 +155,8 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
         try:
             while line := text.readline(MAX_LINE + 1):
                 number += 1
+                if number == 1 and encoding.startswith(("utf-16-", "utf-32-")):
+                    line = line.removeprefix("\ufeff")  # these take it for text
                 if len(line) > MAX_LINE:
                     raise DataFormatError(
                         f"a line of more than {MAX_LINE:,} characters",
@@ -163,7 +165,7 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
                         line=number,
                     )
                 yield line
-        except UnicodeDecodeError:
+        except UnicodeError:  # also that of UTF-16 without its mark
             raise _not_decoded(path, encoding) from None
 
 
@@ -172,7 +174,7 @@ def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
     with _text(path, encoding, "") as text:
         try:
             found = text.read(limit + 1)
-        except UnicodeDecodeError:
+        except UnicodeError:  # also that of UTF-16 without its mark
             raise _not_decoded(path, encoding) from None
     if len(found) > limit:
         said = f"more than {limit:,} characters in one piece"
@@ -222,7 +224,7 @@ def _known(encoding: str) -> str:
     try:
         found = codecs.lookup(encoding)
         "".encode(found.name)  # not of text: hex, zip and the like
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise ConfigError(
             f"encoding is {encoding}, expected auto or one that Python knows, such as"
             " utf-8, cp1252, gb18030, big5 or shift_jis"
@@ -278,7 +280,9 @@ def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
             kept = decoder.getstate()[0]
             try:
                 lines += decoder.decode(block, final=not block).count("\n")
-            except UnicodeDecodeError as error:
+            except UnicodeError as error:
+                if not isinstance(error, UnicodeDecodeError):
+                    return 0, 1, block[0]
                 held = kept + block
                 before = held[: error.start].decode(encoding, "ignore")
                 at = min(error.start, len(held) - 1)

@@ -15,12 +15,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
+import transformers
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +34,9 @@ from llmft.data.read import content_hash
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, write_json
 
+CACHE = 2  # to be raised where the same settings make other ids
 _BATCH = 1000  # texts that a tokenizer gets at once
+_CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
 
 Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -64,12 +68,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     are taken off first, else the hash would change with use.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    special = [tokenizer.split_special_tokens, tokenizer.special_tokens_map]
     if backend is None:
-        described = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()])
+        places = {"name_or_path", "tokenizer_file", "vocab_file", "merges_file"}
+        settings = {k: v for k, v in tokenizer.init_kwargs.items() if k not in places}
+        own = [type(tokenizer).__name__, tokenizer.get_vocab(), settings]
     else:
         backend.no_truncation()
         backend.no_padding()
-        described = backend.to_str()
+        own = [backend.to_str()]
+    described = json.dumps([*own, *special], default=str)
     return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -96,7 +104,7 @@ def encode(
     names = [n for n in wanted if n in data.column_names]
     texts = data.select_columns(names)
     settings: list[Any] = [
-        __version__,
+        [__version__, CACHE, tokenizers.__version__, transformers.__version__],
         tokenizer_fingerprint(tokenizer),
         content_hash(texts),
     ]
@@ -158,20 +166,29 @@ def _encoded(
 ) -> Iterator[tuple[Batch, Ids]]:
     """Yield batches with their ids, in order; no more than a few are held at once."""
     if workers is None:
-        for batch in texts.iter(_BATCH):
+        for batch in _batches(texts):
             yield batch, encode_batch(batch, *how)
         return
     # spawn: a process forked after the tokenizer ran its threads may never end.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how)
     waiting: deque[tuple[Batch, Future[Ids]]] = deque()
     with pool:
-        for batch in texts.iter(_BATCH):
+        for batch in _batches(texts):
             waiting.append((batch, pool.submit(_in_worker, batch)))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
+
+
+def _batches(texts: Dataset) -> Iterator[Batch]:
+    """Yield texts in batches; few where they are long, as books are."""
+    for batch in texts.iter(_BATCH):
+        sizes = np.cumsum([len(text) for text in batch["text"]]) // _CHARACTERS
+        starts = np.flatnonzero(np.diff(sizes, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), len(sizes)]):
+            yield {name: values[start:end] for name, values in batch.items()}
 
 
 _worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with

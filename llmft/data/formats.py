@@ -131,12 +131,20 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Line]:
             except StopIteration:
                 break
             except csv.Error as error:
-                yield line, _csv_fault(error, path, line)
+                fault = _csv_fault(error, path, line)
+                if reader.line_num > line:  # which rows it swallowed is not known
+                    raise fault from None
+                yield line, fault
                 continue
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
+            elif not fields:
+                yield line, None
             else:
-                yield line, _field_count(fields, header, path, line) if fields else None
+                fault = _field_count(fields, header, path, line)
+                if reader.line_num > line:
+                    raise fault
+                yield line, fault
         if reader.line_num == end_of_header:
             said = "0 rows: a header line and nothing else"
             raise DataFormatError(said, "expected at least one", path=path)
@@ -200,7 +208,8 @@ def _field_count(
 
 def _jsonl_rows(path: Path, encoding: str) -> Iterator[Line]:
     for number, line in enumerate(text_lines(path, encoding), 1):
-        yield number, _object(line, path, number) if line.strip() else None
+        text = line.rstrip("\r\n")
+        yield number, _object(text, path, number) if text.strip() else None
 
 
 def _object(text: str, path: Path, line: int) -> Row | DataError:

@@ -62,10 +62,12 @@ class LabelRule:
     delimiter: str | None = None
     # The first place where each kind of value was seen, and what it looked like.
     _seen: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Whether all texts are numbers, some with a point, some with a fraction.
-    _numbers: bool = True
+    # Texts that are numbers, some with a point, some with a fraction; and names.
+    _numbers: int = 0
     _pointed: bool = False
-    _fractions: bool = False
+    _fractions: int = 0
+    _names: int = 0
+    _name: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and self.problem_type is None:
@@ -81,12 +83,12 @@ class LabelRule:
 
         A list is stored as JSON, a number of a regression as Python writes it.
         """
-        spelled, kind = self._spelled(value)
+        spelled, kind = self._spelled(value, place)
         if spelled is not None and kind not in self._seen:
             self._seen[kind] = (place, repr(value)[:40])
         return spelled
 
-    def _spelled(self, value: Any) -> tuple[str | None, str]:
+    def _spelled(self, value: Any, place: str) -> tuple[str | None, str]:
         if self.problem_type == REGRESSION:
             return _finite(value), "number"
         if self.delimiter is not None and isinstance(value, str):
@@ -105,16 +107,20 @@ class LabelRule:
                 return class_name(value), "number"
             return repr(value), "whole" if value.is_integer() else "fraction"
         if isinstance(value, str):
-            self._note_number(value)
+            self._note_number(value, place)
             return class_name(value), "text"
         kind = "true/false" if isinstance(value, bool) else "whole number"
         return class_name(value), kind
 
-    def _note_number(self, text: str) -> None:
-        self._numbers = self._numbers and _NUMBER.fullmatch(text) is not None
-        if self._numbers:
+    def _note_number(self, text: str, place: str) -> None:
+        if _NUMBER.fullmatch(text) is None:
+            self._names += 1
+            if self._names == 1:
+                self._name = (place, text)
+        else:
+            self._numbers += 1
             self._pointed |= not text.lstrip("+-").isdigit()
-            self._fractions |= not float(text).is_integer()
+            self._fractions += not float(text).is_integer()
 
     def decide(self, source: str) -> str:
         """Return the problem type of the labels that were spelled.
@@ -127,10 +133,18 @@ class LabelRule:
         kinds, whole = set(self._seen), self._seen.keys() == {"whole"}
         if kinds == {"list"}:
             return MULTI
-        if kinds == {"text"} and self._numbers:
+        if kinds == {"text"} and not self._names:
             if self._fractions:
                 return REGRESSION
             whole = self._pointed
+        if self._names and 2 * self._fractions > self._numbers + self._names:
+            place, text = self._name
+            raise LabelError(
+                f"{shorten(text)} at {place} among {self._numbers:,} numbers",
+                "expected numbers with a fraction in all rows, or names",
+                f"mend it, or say what they are: --problem_type {SINGLE}",
+                path=source,
+            )
         if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
             return REGRESSION
         shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
@@ -283,7 +297,10 @@ def _finite(value: Any) -> str | None:
         return None
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
         return None
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
     return repr(number) if math.isfinite(number) else None
 
 

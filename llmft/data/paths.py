@@ -73,7 +73,11 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     try:
         for folder, folders, names in os.walk(path, onerror=refuse):
             links += sum(Path(folder, name).is_symlink() for name in folders)
-            known = [Path(folder, n) for n in names if _known(Path(n), reading)]
+            hidden = [name for name in folders if name.startswith(".")]
+            others += len(hidden)  # notebooks keep old copies in such folders
+            folders[:] = [name for name in folders if name not in hidden]
+            shown = [n for n in names if not n.startswith(".")]
+            known = [Path(folder, n) for n in shown if _known(Path(n), reading)]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
             others += len(names) - len(known)

@@ -41,6 +41,7 @@ from llmft.parser import nearest
 
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000
+CACHE = 2  # to be raised where the same files are read in another way
 
 Rows = Iterable[tuple[int, Line]]  # each with the place of its file
 Versions = list[tuple[str, int, int]]  # path, size and time of change
@@ -138,6 +139,8 @@ def stream_rows(
                 said = f"streaming reads plain text, and the data are {check.format}"
                 raise ConfigError(f"{said}: leave --streaming out", path=name)
             yield row
+        if left_out := check.left_out():
+            warn(f"{name}: {'; '.join(left_out)}")
 
 
 def file_versions(name: str, reading: Reading) -> Versions:
@@ -165,6 +168,8 @@ def _file_rows(
             encodings.append(note if len(files) < 2 else f"{shown[i]} {note}")
         of_file: Row | None = None
         for line, row in found:
+            if isinstance(row, DataError) and row.path != shown[i]:
+                row.path = shown[i]  # standard input, not the copy of it
             if of_file is None and isinstance(row, dict):
                 of_file, first = row, first or row
                 _require_same(of_file, first, shown[i], shown[0])
@@ -209,7 +214,7 @@ def _cached(
     Raises:
         DataError: a row is bad, or there is none.
     """
-    how = [__version__, identity, asdict(check.columns), check.max_bad_rows]
+    how = [__version__, CACHE, identity, asdict(check.columns), check.max_bad_rows]
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
     folder = assets.cache_home() / "read" / key
     source = _stored(folder, check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -24,8 +24,9 @@ from llmft.data.carve import sample, split_off
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.labels import SINGLE
+from llmft.data.messages import TEXT
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
-from llmft.errors import ConfigError, DataError, SchemaError
+from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Splits:
     @property
     def format(self) -> str:
         """The format of all parts, of ``messages.COLUMNS``."""
-        return next(iter(self.sources.values())).format
+        return next((source.format for source in self.sources.values()), TEXT)
 
     def held_out(self) -> str | None:
         """The part that a result is best judged on: test, else validation."""
@@ -88,7 +89,10 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
-    columns = _columns(args, needs_label, predicts_only=needed == {"test"})
+    # A test part that is set aside of train is read as training reads it, so that it
+    # is the same rows.
+    apart = args.test_file is not None or args.dataset_name is not None
+    columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         if "train" in needed:
             return _beside_stream(args, columns, needed)
@@ -134,12 +138,9 @@ def _beside_stream(
     versions = stream.file_versions(name, Reading.of(args))
     size = sum(size for _, size, _ in versions) / 2**20
     say(f"  {'train':<10} {size:,.0f} MiB of {name}, read and tokenized on the way")
-    said = json.dumps(versions).encode()
-    streamed = {
-        "source": name,
-        "rows": None,
-        "sha256": hashlib.sha256(said).hexdigest(),
-    }
+    how = [versions, asdict(Reading.of(args)), asdict(columns), args.buffer_size]
+    identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    streamed = {"source": name, "rows": None, "sha256": identity}
     provenance: dict[str, dict[str, Any]] = {"train": {**streamed, "notes": []}}
     sources, skip = {}, 0
     files = {"validation": args.validation_file, "test": args.test_file}
@@ -149,6 +150,15 @@ def _beside_stream(
             source = read_file(file, columns, Reading.of(args))
             if limit is not None and limit < len(source.dataset):
                 source = sample(source, limit, 0, False)
+            shared = {path for path, _, _ in versions} & {*source.files}
+            if shared and "leakage" not in args.allow:
+                raise LeakageError(
+                    f"{split} is read from the file that is trained on",
+                    hint="give another, or add --allow leakage",
+                    path=min(shared),
+                )
+            alike = "its rows are not looked for in train, which is a stream"
+            source = replace(source, notes=[*source.notes, alike])
         elif split == "validation":
             skip = limit or stream.HELD_OUT
             source = stream.held_out(name, columns, Reading.of(args), skip)

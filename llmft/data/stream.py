@@ -170,7 +170,15 @@ def stream_blocks(
 
 def held_out(name: str, columns: Columns, reading: Reading, rows: int) -> Source:
     """Return the first ``rows`` rows of a stream's files, for validation."""
-    found = list(islice(stream_rows(name, columns, reading), rows))
+    found = list(islice(stream_rows(name, columns, reading), rows + 1))
+    if len(found) <= rows:
+        raise DataError(
+            f"all of its {len(found):,} rows are held out for validation",
+            "expected more, to train on",
+            "lower --max_eval_samples, or give --validation_file",
+            path=name,
+        )
+    found.pop()
     data = {
         "text": [values["text"] for _, _, values in found],
         "file": [file for file, _, _ in found],

@@ -13,7 +13,7 @@ from llmft.data import decode
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.read import read_file
-from llmft.errors import DataError, DataFormatError, EncodingError
+from llmft.errors import ConfigError, DataError, DataFormatError, EncodingError
 
 GERMAN = "text\nDas Hotel war schön, das Frühstück übersüß.\nGrüße aus Köln\n"
 CHINESE = "text\n这家酒店很好,早餐也不错。\n服务员的态度非常热情。\n"
@@ -215,3 +215,29 @@ def test_an_encoding_that_does_not_exist():
 def test_files_that_are_no_text(raw, expected):
     Path("a.csv").write_bytes(raw)
     assert said("a.csv", DataFormatError).startswith(f"a.csv: {expected}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_plain_file_read_as_utf16(encoding):
+    Path("a.csv").write_text("text\none, two\n")
+    assert said("a.csv", EncodingError, encoding=encoding).startswith(
+        f"a.csv:1: byte 0x74 at offset 0 is not {encoding.upper()}"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["hex", "undefined"])
+def test_encodings_that_are_not_of_text(encoding):
+    Path("a.txt").write_text("x")
+    with pytest.raises(ConfigError, match=f"encoding is {encoding}"):
+        texts("a.txt", encoding=encoding)
+
+
+def test_the_mark_of_utf16_is_left_out_where_its_order_is_named():
+    Path("a.csv").write_bytes("\ufefftext\none\n".encode("utf-16-le"))
+    assert texts("a.csv", encoding="utf-16-le") == ["one"]
+
+
+def test_an_empty_member_is_no_crash():
+    parts = bz2.compress(b"one\n") + bz2.compress(b"") + bz2.compress(b"two\n")
+    Path("a.txt.bz2").write_bytes(parts)
+    assert said("a.txt.bz2", DataFormatError).startswith("a.txt.bz2: damaged bz2 file")

@@ -154,3 +154,17 @@ def test_targets_that_cannot_be(names, labels, said):
     with pytest.raises(LabelError) as caught:
         names.targets(labels, "test", lambda row: f"f.csv:{row + 2}")
     assert str(caught.value).startswith(said)
+
+
+def test_one_name_among_scores_is_named():
+    with pytest.raises(LabelError) as caught:
+        decided([f"{i / 7:.2f}" for i in range(50)] + ["NA", "none"])
+    assert str(caught.value) == (
+        "LabelError a.jsonl: 'NA' at a.jsonl:51 among 50 numbers; expected numbers with"
+        " a fraction in all rows, or names; mend it, or say what they are:"
+        " --problem_type single_label_classification"
+    )
+
+
+def test_a_number_that_no_float_holds():
+    assert LabelRule(REGRESSION).spell(10**400, "a:1") is None

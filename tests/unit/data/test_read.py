@@ -4,6 +4,7 @@ import bz2
 import csv
 import datetime
 import decimal
+import io
 import json
 import os
 from dataclasses import replace
@@ -653,3 +654,39 @@ def test_the_embedded_reviews(tmp_path, monkeypatch):
         ConfigError, match="expected one of reviews, plots, all, did you"
     ):
         read_asset("pypi:x", "review")
+
+
+@pytest.mark.parametrize("end", ["", 'x"\n', '"again",1\n'])
+def test_a_quote_that_takes_in_other_lines_is_no_bad_row(tmp_path, end):
+    """How many rows it swallowed is not known: they cannot be counted."""
+    lines = ["text,label", "a,1", '"never closed,1', *(f"{i},2" for i in range(50))]
+    (tmp_path / "a.csv").write_text("\n".join([*lines, end]))
+    with pytest.raises(DataError, match=r"a\.csv:3: (not csv: |1 fields)"):
+        read_file(tmp_path / "a.csv", LABELLED, Reading(max_bad_rows=9))
+
+
+def test_a_column_that_is_taken_is_no_text(tmp_path):
+    row = {"title": "a", "text": "b", "label": "c"}
+    write_csv(tmp_path / "a.csv", [row])
+    source = read_file(tmp_path / "a.csv", replace(LABELLED, text_pair="text"))
+    assert content(source) == {"text": ["a"], "text_pair": ["b"], "label": ["c"]}
+
+
+def test_hidden_files_of_a_folder_are_passed_over(tmp_path):
+    folder = tmp_path / "in"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("a.csv", "._a.csv", ".ipynb_checkpoints/a-checkpoint.csv"):
+        (folder / name).write_text(f"text\n{name}\n")
+    source = read_file(folder, Columns())
+    assert source.dataset["text"][:] == ["a.csv"]
+    assert source.notes[:2] == ["1 files", "2 other files passed over"]
+
+
+def test_rows_are_named_after_standard_input(monkeypatch):
+    raw = io.BytesIO(b'{"text": "a"}\n{"text": \n')
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=raw))
+    with pytest.raises(DataError) as caught:
+        read_file("-", Columns(), Reading(file_format="jsonl"))
+    assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
+    with pytest.raises(DataError, match="standard input has no ending; name it with"):
+        read_file("-", Columns())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -409,3 +410,32 @@ def test_numbers_are_split_at_random(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "20 of 54 at random" in said
     assert "6 of 60 rows of train (10 %), at random" in said
+
+
+def test_a_later_test_sees_no_row_of_training(tmp_path):
+    """Also where rows are bad, and the label column is told by being the other one."""
+    lines = [f"text {i},c{i % 2}" for i in range(200)]
+    lines[20] = " ,c1"
+    (tmp_path / "a.csv").write_text("\n".join(["comment,sentiment", *lines, ""]))
+    args = ClassificationDataArguments(
+        train_file=str(tmp_path / "a.csv"),
+        text_column_name="comment",
+        test_split_percentage=10,
+        max_bad_rows=5,
+    )
+    seen = rows(load_splits(args, 1, {"train", "validation"}, needs_label=True))
+    test = rows(load_splits(args, 1, {"test"}, needs_label=True))["test"]
+    assert len(test) == 20
+    assert not set(test) & {*seen["train"], *seen["validation"]}
+
+
+def test_a_long_label_costs_no_memory(tmp_path):
+    """An array of names takes rows x longest name x 4 bytes: 1.4 GB here."""
+    lines = [f"text {i},{'x' * 20_000 if i == 5 else 'c'}" for i in range(3000)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *lines, ""]))
+    args = ClassificationDataArguments(train_file=str(tmp_path / "a.csv"))
+    tracemalloc.start()
+    load_splits(args, 1, {"train", "validation"}, needs_label=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20

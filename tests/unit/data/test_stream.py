@@ -1,6 +1,7 @@
 """A stream gives the blocks that reading everything first would give."""
 
 import os
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -13,7 +14,7 @@ from llmft.data.formats import Reading
 from llmft.data.splits import load_splits
 from llmft.data.stream import held_out, stream_blocks
 from llmft.data.tokenize import lm_blocks
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, LeakageError
 
 SIZE = 16
 TEXTS = [*tiny.sentences(2300, words=5), *tiny.sentences(40, words=60), "", "a film"]
@@ -138,3 +139,29 @@ def test_what_does_not_go_with_a_stream():
         )
     assert len(caught.value.problems) == 3
     assert "streaming needs max_steps" in str(caught.value)
+
+
+def test_a_file_that_is_all_held_out(file, tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError) as caught:
+        held_out(str(tmp_path / "a.txt"), Columns(), Reading(), 2)
+    assert "all of its 2 rows are held out for validation" in str(caught.value)
+    assert "lower --max_eval_samples, or give --validation_file" in str(caught.value)
+
+
+def test_what_is_left_out_is_said_after_a_pass(tmp_path, wordpiece, capsys):
+    rows = '{"text": "a film"}\n\n{"txt": "b"}\n{"text": "good"}\n'
+    (tmp_path / "a.jsonl").write_text(rows)
+    args = arguments(tmp_path / "a.jsonl", max_bad_rows=1, block_policy="row")
+    assert len(list(stream_blocks(args, wordpiece, 1, 0))) == 2
+    said = capsys.readouterr().err
+    assert "a.jsonl: 1 empty lines passed over; 1 bad rows left out (" in said
+
+
+def test_a_validation_on_the_stream_itself_is_leakage(file):
+    args = arguments(file, streaming=True, validation_file=str(file))
+    with pytest.raises(LeakageError, match="validation is read from the file that is"):
+        load_splits(args, 1, {"train", "validation"})
+    allowed = replace(args, allow=["leakage"])
+    splits = load_splits(allowed, 1, {"train", "validation"})
+    assert "not looked for in train" in splits.provenance["validation"]["notes"][-1]

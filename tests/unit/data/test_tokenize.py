@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmft import assets
 from llmft.arguments import ClassificationDataArguments, LanguageModelingDataArguments
+from llmft.data import encode as encode_module
 from llmft.data.encode import tokenizer_fingerprint
 from llmft.data.labels import LabelNames
 from llmft.data.read import Source
@@ -397,3 +398,30 @@ def test_labels_that_train_has_not(wordpiece):
         " (1 rows); known are 'neg', 'pos'; correct them, or add rows with them to"
         " train"
     )
+
+
+def test_long_texts_come_in_small_batches(bpe, calls, monkeypatch):
+    """A tokenizer takes 30 times the memory of its texts: books come a few at once."""
+    monkeypatch.setattr("llmft.data.encode._CHARACTERS", 300)
+    sizes, real = [], encode_module.encode_batch
+
+    def counted(batch, *args, **options):
+        sizes.append(sum(map(len, batch["text"])))
+        return real(batch, *args, **options)
+
+    monkeypatch.setattr(encode_module, "encode_batch", counted)
+    long = tiny.sentences(40)
+    made = blocks(long, bpe, "row")["input_ids"]
+    assert list(chain(*made)) == list(chain(*one_by_one(long, bpe)))
+    assert len(sizes) > 5
+    assert max(sizes) < 300 + max(map(len, long))
+
+
+def test_what_else_changes_the_fingerprint(bpe):
+    before = tokenizer_fingerprint(bpe)
+    other = copy.deepcopy(bpe)
+    other.split_special_tokens = True
+    assert tokenizer_fingerprint(other) != before
+    other = copy.deepcopy(bpe)
+    other.pad_token = "x"
+    assert tokenizer_fingerprint(other) != before
