@@ -272,21 +272,17 @@ def _relations(
 
 def _streaming(v: dict[str, Any]) -> list[str]:
     """Return what does not go together with reading on the way."""
-    problems = []
-    if v["do_train"] and v["max_steps"] < 1:
-        problems.append("streaming needs max_steps: how much there is is not known")
-    if v["dataset_name"]:
-        problems.append("streaming reads train_file, not dataset_name")
-    if v["train_file"] == "-":
-        problems.append("streaming reads its file again: not from - (standard input)")
-    if v["dataloader_num_workers"] > 1:
-        problems.append("streaming with dataloader_num_workers above 1 reads all twice")
-    if v["max_train_samples"] or v["test_split_percentage"]:
-        problems.append(
-            "max_train_samples and test_split_percentage need all rows: not with"
-            " streaming; max_steps limits it, test_file gives a test"
-        )
-    return problems
+    faults = {
+        "needs max_steps: there is no end": v["do_train"] and v["max_steps"] < 1,
+        "reads train_file, not dataset_name": v["dataset_name"],
+        "reads its file again: not from - (standard input)": v["train_file"] == "-",
+        "with dataloader_num_workers above 1 reads all twice": (
+            v["dataloader_num_workers"] > 1
+        ),
+        "knows no number of rows: leave max_train_samples and test_split_percentage"
+        " out": v["max_train_samples"] or v["test_split_percentage"],
+    }
+    return [f"streaming {said}" for said, wrong in faults.items() if wrong]
 
 
 def _evaluation(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
