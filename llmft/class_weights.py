@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def class_weights(
         for name, value in values.items()
         if isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not 0 < value < 1e300
+        or not 0 < value <= sys.float_info.max
     ]
     if missing := [name for name in labels.names if name not in values]:
         problems.append(f"no weight for {listed(missing)}")

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from llmft import callbacks, checkpoint, hardware
 from llmft.arguments import TrainingArguments
 from llmft.callbacks import finite
@@ -239,9 +241,8 @@ def _mean_length(train: Any) -> float | None:
     """Return the tokens of an example; None for a stream, and for cached features."""
     if not hasattr(train, "__len__"):
         return None
-    column = train.with_format("arrow")["input_ids"][:]
-    total = column.combine_chunks().value_lengths().to_numpy()
-    return float(total.mean()) if total.max() > 1 else None
+    lengths = pc.list_value_length(train.with_format("arrow")["input_ids"][:])
+    return pc.mean(lengths).as_py() if pc.max(lengths).as_py() > 1 else None
 
 
 def plan(args: Arguments, choices: list[Choice], train: Any | None) -> None:

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -36,11 +36,10 @@ class Case:
     flags: tuple[str, ...] = ()
     recipe: str = "classify"
     kind: str = "DataFormatError"
-    name: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        name = f"{self.id} {self.what}".replace(" ", "-").replace("/", "-")
-        object.__setattr__(self, "name", name)
+    @property
+    def name(self) -> str:
+        return f"{self.id} {self.what}".replace(" ", "-")
 
 
 def rows(count: int = 24, start: int = 0) -> list[dict[str, str]]:

@@ -261,10 +261,9 @@ class Layout:
         template = template_of(tokenizer) if found == MESSAGES else ""
         return cls(found, only, template, files)
 
-    def identity(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    def identity(self) -> list[Any]:
         """Return what decides the tokens, besides texts and tokenizer."""
-        tokens = tokenizer.special_tokens_map if self.template else None
-        return [self.format, self.only, self.template, tokens]
+        return [self.format, self.only, self.template]
 
     def _texts(
         self, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase

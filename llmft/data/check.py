@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,9 +25,11 @@ from llmft.errors import DataError, DataFormatError, LabelError, listed, shorten
 _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
-_COUNTED = 10**6  # rows after a bad one that are looked at, to count others
-
 _CHARACTERS = 2**24  # of text handed on at a time
+_COUNTED = 10**6  # rows after a bad one that are looked at, to count others
+_SHOWN = 4  # bad rows that a message names
+
+T = TypeVar("T")
 Checked = tuple[int, int, dict[str, str | None]]  # file, line, values
 
 
@@ -48,7 +50,8 @@ class Check:
     problem_type: str | None = None
     format: str = TEXT
     _names: list[str] = field(default_factory=list)
-    _bad: list[DataError] = field(default_factory=list)
+    _bad: int = 0
+    _first_bad: list[DataError] = field(default_factory=list)
     _empty: int = 0
     _returns: int = 0
     _unlabelled: tuple[int, str] = (0, "")
@@ -61,7 +64,7 @@ class Check:
 
     def batches(self, rows: Iterable[tuple[int, Line]]) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
-        for part in _parts(self.rows(rows)):
+        for part in in_parts(self.rows(rows), _length, _BATCH, _CHARACTERS):
             schema = pa.schema([(key, pa.large_string()) for key in self.wanted])
             schema = schema.append(pa.field("file", pa.int32()))
             schema = schema.append(pa.field("line", pa.int64()))
@@ -80,21 +83,11 @@ class Check:
             DataError: the first bad row, with how many others there are; or there is
                 no row left; or the labels do not go together.
         """
-        source = iter(rows)
-        sample = list(islice(source, _SAMPLE))
-        while not any(isinstance(row, dict) for _, (_, row) in sample):
-            more = list(islice(source, _SAMPLE))
-            if not more:
-                break
-            sample += more
-            if len(sample) > max(_COUNTED // 10, self.max_bad_rows):
-                break
-        self._choose([row for _, (_, row) in sample if isinstance(row, dict)])
-        looked = 0
+        source, looked = iter(rows), 0
         try:
-            for file, (line, row) in chain(sample, source):
+            for file, (line, row) in chain(self._first(source), source):
                 values = self._values(file, line, row)
-                if len(self._bad) > self.max_bad_rows:
+                if self._bad > self.max_bad_rows:
                     looked += 1
                     if looked > _COUNTED:
                         break
@@ -105,19 +98,34 @@ class Check:
             raise self._refusal() or error from None
         self._finish()
 
+    def _first(self, source: Iterator[tuple[int, Line]]) -> list[tuple[int, Line]]:
+        """Return the first rows from which the columns are chosen.
+
+        What comes before them, lines that are empty and rows that are bad, is counted.
+        """
+        while part := list(islice(source, _SAMPLE)):
+            found = [row for _, (_, row) in part if isinstance(row, dict)]
+            if found:
+                self._choose(found)
+                return part
+            for file, (line, row) in part:
+                self._values(file, line, row)
+            if self._bad > self.max_bad_rows + _COUNTED:
+                break
+        return []
+
     def _choose(self, rows: Sequence[Row]) -> None:
         first: Row = {}  # the first value of each column that some row has
         for row in rows:
             if row.keys() != first.keys() or None in first.values():
                 first |= {n: v for n, v in row.items() if first.get(n) is None}
         self._names = list(first)
-        if rows:
-            strings = [n for n, value in first.items() if isinstance(value, str)]
-            if self.columns.chat:  # one list is enough: the others are to blame
-                seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
-                strings = [n for n, types in seen if list not in types]
-            self.format, _ = format_of(self._names, strings, self.columns)
-            self.wanted = choose(self._names, strings, self.columns, self.name)
+        strings = [n for n, value in first.items() if isinstance(value, str)]
+        if self.columns.chat:  # one list is enough: the others are to blame
+            seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
+            strings = [n for n, types in seen if list not in types]
+        self.format, _ = format_of(self._names, strings, self.columns)
+        self.wanted = choose(self._names, strings, self.columns, self.name)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None
@@ -127,7 +135,7 @@ class Check:
             self._empty += 1
             return None
         if isinstance(row, DataError):
-            self._bad.append(row)
+            self._leave_out(row)
             return None
         values: dict[str, str | None] = {}
         place = {"path": self.files[file], "line": line}
@@ -143,13 +151,18 @@ class Check:
                     continue
             value = self._value(key, column, row, place)
             if isinstance(value, DataError):
-                self._bad.append(value)
+                self._leave_out(value)
                 return None
             values[key] = value
         text = values["text"]
         if text is not None and "\r" in text and _LONE_RETURN.search(text):
             self._returns += 1
         return values
+
+    def _leave_out(self, error: DataError) -> None:
+        self._bad += 1
+        if self._bad <= _SHOWN:
+            self._first_bad.append(error)
 
     def _value(
         self, key: str, column: str, row: Row, place: dict[str, Any]
@@ -165,15 +178,14 @@ class Check:
 
     def _refusal(self) -> DataError | None:
         """Return the first bad row as an error, where there are too many."""
-        if len(self._bad) <= self.max_bad_rows:
+        if self._bad <= self.max_bad_rows:
             return None
-        error, count = self._bad[0], len(self._bad)
+        error, count = self._first_bad[0], self._bad
         others = ""
         if count > 1:
-            lines = [f"{e.path}:{e.line}" for e in self._bad[1:4]]
-            others = (
-                f"{count:,} rows are bad ({', '.join(lines)}{', ...' * (count > 4)})"
-            )
+            lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
+            more = ", ..." if count > _SHOWN else ""
+            others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
             error.expected = "; ".join(filter(None, [error.expected, others]))
         if error.line is not None:
             leave = f"--max_bad_rows {count} leaves bad rows out"
@@ -185,7 +197,7 @@ class Check:
         if error := self._refusal():
             raise error
         if not self._good:
-            left = f"0 rows left after {len(self._bad):,} bad ones" if self._bad else ""
+            left = f"0 rows left after {self._bad:,} bad ones" if self._bad else ""
             raise DataError(left or "0 rows", "expected at least one", path=self.name)
         if "label" not in self.wanted:
             return
@@ -228,19 +240,25 @@ class Check:
         if self._returns:
             notes.append(f"{self._returns:,} texts hold lone carriage returns")
         if self._bad:
-            first = [f"{e.path}:{e.line}" for e in self._bad[:3]]
-            notes.append(f"{len(self._bad):,} bad rows left out ({', '.join(first)})")
+            first = [f"{e.path}:{e.line}" for e in self._first_bad[:3]]
+            notes.append(f"{self._bad:,} bad rows left out ({', '.join(first)})")
         return notes
 
 
-def _parts(rows: Iterator[Checked]) -> Iterator[list[Checked]]:
-    """Yield rows in lists that are short in rows and in characters."""
-    part: list[Checked] = []
+def _length(row: Checked) -> int:
+    return len(row[2]["text"] or "")
+
+
+def in_parts(
+    items: Iterable[T], length: Callable[[T], int], most: int, characters: int
+) -> Iterator[list[T]]:
+    """Yield items in lists of at most ``most``, and of about so many characters."""
+    part: list[T] = []
     size = 0
-    for row in rows:
-        part.append(row)
-        size += len(row[2]["text"] or "")
-        if len(part) == _BATCH or size > _CHARACTERS:
+    for item in items:
+        part.append(item)
+        size += length(item)
+        if len(part) == most or size > characters:
             yield part
             part, size = [], 0
     if part:

@@ -35,8 +35,8 @@ from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, write_json
 
 CACHE = 2  # to be raised where the same settings make other ids
-_BATCH = 1000  # texts that a tokenizer gets at once
-_CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
+BATCH = 1000  # texts that a tokenizer gets at once
+CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
 
 Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -108,7 +108,7 @@ def encode(
         tokenizer_fingerprint(tokenizer),
         content_hash(texts),
     ]
-    settings += [end_token, *(layout.identity(tokenizer) if layout else ())]
+    settings += [end_token, *(layout.identity() if layout else ())]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     folder = assets.cache_home() / "tokenized" / key
     found = None if overwrite else _stored(folder, len(texts), split)
@@ -130,7 +130,7 @@ def _write(
     workers: int | None,
     folder: Path,
 ) -> None:
-    lengths, typed, checksum = [], False, 0
+    lengths, typed, checksums = [], False, [0, 0]
     accents, accented = _Accents(how[0]), 0
     bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
     with (
@@ -139,22 +139,22 @@ def _write(
         bar,
     ):
         for batch, found in _encoded(texts, how, workers):
-            raw = found[0].tobytes()
-            tokens.write(raw)
-            checksum = zlib.crc32(raw, checksum)
             lengths.append(found[1])
-            if found[2] is not None:
-                types.write(found[2].tobytes())
-                typed = True
+            typed = typed or found[2] is not None
+            for i, (file, values) in enumerate(((tokens, found[0]), (types, found[2]))):
+                raw = b"" if values is None else values.tobytes()
+                file.write(raw)
+                checksums[i] = zlib.crc32(raw, checksums[i])
             accented += accents.count(batch["text"])
             bar.update(len(batch["text"]))
-    np.save(folder / "lengths.npy", np.concatenate(lengths))
+    of_texts = np.concatenate(lengths)
+    np.save(folder / "lengths.npy", of_texts)
     shown = "".join(sorted(accents.seen))[:100]
     write_json(
         folder / "encoded.json",
         {
             "typed": typed,
-            "crc32": checksum,
+            "crc32": [*checksums, _checksum(of_texts)],
             "accented": accented,
             "accents": shown,
         },
@@ -184,8 +184,8 @@ def _encoded(
 
 def _batches(texts: Dataset) -> Iterator[Batch]:
     """Yield texts in batches; few where they are long, as books are."""
-    for batch in texts.iter(_BATCH):
-        sizes = np.cumsum([len(text) for text in batch["text"]]) // _CHARACTERS
+    for batch in texts.iter(BATCH):
+        sizes = np.cumsum([len(text) for text in batch["text"]]) // CHARACTERS
         starts = np.flatnonzero(np.diff(sizes, prepend=-1))
         for start, end in pairwise([*starts.tolist(), len(sizes)]):
             yield {name: values[start:end] for name, values in batch.items()}
@@ -243,8 +243,10 @@ def _stored(folder: Path, rows: int, split: str) -> Encoded | None:
         types = _mapped(folder / "types", np.int8, total) if said["typed"] else None
         if len(lengths) != rows or lengths.dtype != np.int64 or (lengths < 0).any():
             raise ValueError(f"{len(lengths):,} texts of {rows:,}")
-        if _checksum(tokens) != said["crc32"]:
-            raise ValueError("the tokens are not those that were written")
+        nothing = np.empty(0)
+        found = [tokens, nothing if types is None else types, lengths]
+        if [_checksum(values) for values in found] != said["crc32"]:
+            raise ValueError("it is not what was written")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:

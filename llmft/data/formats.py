@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -53,7 +53,7 @@ class Reading:
     @classmethod
     def of(cls, args: DataArguments) -> Reading:
         """Return how the files of the arguments are read."""
-        return cls(**{name: getattr(args, name) for name in cls.__match_args__})
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
     def separator(self, file_format: str) -> str:
         """Return the one character between fields. Raises ConfigError."""

@@ -132,15 +132,16 @@ def stream_rows(
     with named_files(name, reading) as (files, _, unit):
         shown = [str(file) for file in files]
         found = [(size, time) for _, size, time in now]
-        rows = _file_rows(files, shown, found, reading, unit, [])
+        encodings: list[str] = []
+        rows = _file_rows(files, shown, found, reading, unit, encodings)
         check = Check(name, shown, columns, reading.max_bad_rows)
         for row in check.rows(rows):
             if check.format != TEXT:
                 said = f"streaming reads plain text, and the data are {check.format}"
                 raise ConfigError(f"{said}: leave --streaming out", path=name)
             yield row
-        if left_out := check.left_out():
-            warn(f"{name}: {'; '.join(left_out)}")
+        if told := encodings + check.left_out():
+            warn(f"{name}: {'; '.join(told)}")
 
 
 def file_versions(name: str, reading: Reading) -> Versions:

@@ -95,7 +95,7 @@ def load_splits(
     columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         if "train" in needed:
-            return _beside_stream(args, columns, needed)
+            return _beside_stream(args, columns, needed, seed)
     given = sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
@@ -130,7 +130,7 @@ def load_splits(
 
 
 def _beside_stream(
-    args: LanguageModelingDataArguments, columns: Columns, needed: set[str]
+    args: LanguageModelingDataArguments, columns: Columns, needed: set[str], seed: int
 ) -> Splits:
     """Read what a run needs beside the stream that it trains on."""
     name = str(args.train_file)
@@ -149,7 +149,7 @@ def _beside_stream(
         if file is not None:
             source = read_file(file, columns, Reading.of(args))
             if limit is not None and limit < len(source.dataset):
-                source = sample(source, limit, 0, False)
+                source = sample(source, limit, seed, False)
             shared = {path for path, _, _ in versions} & {*source.files}
             if shared and "leakage" not in args.allow:
                 raise LeakageError(

@@ -17,14 +17,14 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import LanguageModelingDataArguments
+from llmft.data.check import in_parts
 from llmft.data.columns import Columns
-from llmft.data.encode import encode_batch
+from llmft.data.encode import BATCH, CHARACTERS, encode_batch
 from llmft.data.formats import Reading
 from llmft.data.read import Source, file_versions, stream_rows
 from llmft.errors import DataError
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
-_BATCH = 1000  # texts that a tokenizer gets at once
 
 
 class Stream(IterableDataset):
@@ -105,7 +105,7 @@ class Stream(IterableDataset):
         """Yield ids and lengths of some texts at a time."""
         rows = stream_rows(self.name, self.columns, self.reading, self.versions)
         texts = (str(values["text"]) for _, _, values in islice(rows, self.skip, None))
-        while part := list(islice(texts, _BATCH)):
+        for part in in_parts(texts, len, BATCH, CHARACTERS):
             ids, lengths, _ = encode_batch(
                 {"text": part}, self.tokenizer, self.end_token
             )

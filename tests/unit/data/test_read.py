@@ -7,6 +7,7 @@ import decimal
 import io
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -690,3 +691,22 @@ def test_rows_are_named_after_standard_input(monkeypatch):
     assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
     with pytest.raises(DataError, match="standard input has no ending; name it with"):
         read_file("-", Columns())
+
+
+def test_many_empty_lines_before_the_first_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n" * 101_000 + '{"text": "a"}\n')
+    source = read_file(tmp_path / "a.jsonl", Columns())
+    assert source.dataset["text"][:] == ["a"]
+    assert source.place(0) == f"{tmp_path / 'a.jsonl'}:101001"
+    assert source.notes == ["101,000 empty lines passed over"]
+
+
+def test_a_file_that_is_all_bad_takes_no_memory(tmp_path, fault):
+    """Of its rows' errors a few are kept, and all are counted."""
+    tracemalloc.start()
+    said = fault("a.jsonl", "no json here\n" * 50_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said.startswith("a.jsonl:1:1: not JSON: ")
+    assert "50,000 rows are bad (a.jsonl:2, a.jsonl:3, a.jsonl:4, ...)" in said
+    assert peak < 10 * 2**20

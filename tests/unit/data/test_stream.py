@@ -9,6 +9,7 @@ import tiny
 
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.config import parse
+from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.splits import load_splits
@@ -165,3 +166,29 @@ def test_a_validation_on_the_stream_itself_is_leakage(file):
     allowed = replace(args, allow=["leakage"])
     splits = load_splits(allowed, 1, {"train", "validation"})
     assert "not looked for in train" in splits.provenance["validation"]["notes"][-1]
+
+
+def test_books_are_tokenized_a_few_at_once(tmp_path, wordpiece, monkeypatch):
+    books = tiny.sentences(30, words=40)
+    (tmp_path / "a.txt").write_text("\n".join(books))
+    monkeypatch.setattr(stream, "CHARACTERS", 300)
+    sizes, real = [], stream.encode_batch
+
+    def counted(batch, *args):
+        sizes.append(sum(map(len, batch["text"])))
+        return real(batch, *args)
+
+    monkeypatch.setattr(stream, "encode_batch", counted)
+    args = arguments(tmp_path / "a.txt", block_policy="row")
+    assert sum(len(b["input_ids"]) for b in stream_blocks(args, wordpiece, 1, 0)) == (
+        sum(map(len, wordpiece(books)["input_ids"]))
+    )
+    assert len(sizes) > 5
+    assert max(sizes) < 300 + max(map(len, books))
+
+
+def test_a_guessed_encoding_is_said(tmp_path, wordpiece, capsys):
+    (tmp_path / "a.txt").write_bytes("schön und süß\n".encode("cp1252") * 9)
+    args = arguments(tmp_path / "a.txt", encoding="auto")
+    assert list(stream_blocks(args, wordpiece, 1, 0))
+    assert "a.txt: looks like cp1252, read so" in capsys.readouterr().err

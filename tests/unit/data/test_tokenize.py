@@ -199,6 +199,18 @@ def test_a_damaged_cache_is_made_anew(bpe, capsys, change, name):
     assert "damaged" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [lambda raw: raw[:-1], noise])
+def test_damaged_types_of_pairs_are_made_anew(wordpiece, capsys, change):
+    """They say what is learnt of a completion, and which text of a pair a token is."""
+    data = dataset(["a film", "good"], text_pair=["a dull story", "bad"])
+    first = encode_module.encode(data, wordpiece, "train").types.tolist()
+    assert first == [0] * 4 + [1] * 4 + [0] * 3 + [1] * 2
+    (path,) = assets.cache_home().rglob("types")
+    path.write_bytes(change(path.read_bytes()))
+    assert encode_module.encode(data, wordpiece, "train").types.tolist() == first
+    assert "damaged (" in capsys.readouterr().err
+
+
 def test_two_processes_may_tokenize_the_same_at_once(bpe, monkeypatch):
     """One finishes while the other is at work; each has its own file until then."""
     expected = list(chain(*one_by_one(TEXTS, bpe)))
@@ -402,7 +414,7 @@ def test_labels_that_train_has_not(wordpiece):
 
 def test_long_texts_come_in_small_batches(bpe, calls, monkeypatch):
     """A tokenizer takes 30 times the memory of its texts: books come a few at once."""
-    monkeypatch.setattr("llmft.data.encode._CHARACTERS", 300)
+    monkeypatch.setattr("llmft.data.encode.CHARACTERS", 300)
     sizes, real = [], encode_module.encode_batch
 
     def counted(batch, *args, **options):
