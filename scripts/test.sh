@@ -9,4 +9,5 @@ scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# Tests of a file stay in one process, which makes what they share once.
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadscope "$@"

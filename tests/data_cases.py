@@ -1,7 +1,8 @@
 """Files with faults, and what a recipe has to make of each.
 
 One list for the tests and for ``scripts/data_faults.py``, which prints the table of
-today's ``datasets`` beside llmft. The ids are those of the matrix of faults.
+today's ``datasets`` and ``TrainingArguments`` beside llmft. The ids are those of the
+matrix of faults: D of data, E of arguments.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+import tiny
 
 Content = bytes | Callable[[], bytes]
 
@@ -25,7 +28,8 @@ class Case:
     Attributes:
         said: what the one line of the error says, or (code 0) what the output says.
         flags: beside those that name the model; the first file is train_file unless
-            they name one.
+            they name one, or a file of arguments.
+        model: one of ``models``; that of the recipe where there is none.
     """
 
     id: str
@@ -36,10 +40,49 @@ class Case:
     flags: tuple[str, ...] = ()
     recipe: str = "classify"
     kind: str = "DataFormatError"
+    model: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.id} {self.what}".replace(" ", "-")
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the files; return their paths."""
+        paths = []
+        for name, content in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content() if callable(content) else content)
+            paths.append(path)
+        return paths
+
+    def command_line(self, models: dict[str, Path]) -> list[str]:
+        """Return the flags of a run that checks everything and trains nothing."""
+        model = models[self.model or self.recipe]
+        named = {"--train_file", "--args"}.intersection(self.flags)
+        file = [] if named else ["--train_file", next(iter(self.files))]
+        return [*FLAGS, "--model_name_or_path", str(model), *file, *self.flags]
+
+
+FLAGS = (
+    *("--do_train", "--dry_run", "--num_threads", "1", "--precision", "fp32"),
+    *("--attn_implementation", "eager", "--max_seq_length", "32"),
+)
+
+
+def models(folder: Path) -> dict[str, Path]:
+    """Make a tiny model for each recipe, and three with faults of their own."""
+    made = {
+        name: tiny.save(folder / name, "bert", "masked-lm")
+        for name in ("classify", "mlm", "foreign tokenizer", "no pad token")
+    }
+    made["no mask token"] = tiny.save(folder / "gpt2", "gpt2", "causal-lm")
+    more = tiny.wordpiece_tokenizer("\u00e4\u00f6\u00fc")
+    more.save_pretrained(made["foreign tokenizer"])
+    bare = tiny.wordpiece_tokenizer()
+    bare.pad_token = None
+    bare.save_pretrained(made["no pad token"])
+    return made
 
 
 def rows(count: int = 24, start: int = 0) -> list[dict[str, str]]:
@@ -78,6 +121,19 @@ def only(content: Content, ending: str = "csv") -> dict[str, Content]:
 
 def with_test(test: str) -> dict[str, Content]:
     return {"a.csv": csv(), "t.csv": test.encode()}
+
+
+def arguments(values: str) -> dict[str, Content]:
+    return {
+        "args.json": f'{{"train_file": "a.csv", {values}}}'.encode(),
+        "a.csv": csv(),
+    }
+
+
+def wrong(id: str, what: str, values: str, said: str) -> Case:
+    """A file of arguments with a fault, which is checked before any data."""
+    flags = ("--args", "args.json")
+    return Case(id, what, arguments(values), said, 2, flags, kind="ConfigError")
 
 
 TEST = ("--test_file", "t.csv", "--do_predict", "--do_eval")
@@ -134,7 +190,8 @@ CASES = [
     Case("D11", "a gz of two members", only(
         lambda: gzip.compress(csv()[:99]) + gzip.compress(csv()[99:]), "csv.gz"),
          "22 rows of a.csv.gz", 0),
-    Case("D12", "a gz bomb", only(lambda: gzip.compress(b"0\n" * (1 << 26)), "txt.gz"),
+    Case("D12", "a gz bomb", only(
+        lambda: gzip.compress((b"0" * 999 + b"\n") * (1 << 17)), "txt.gz"),
          "a.txt.gz: unpacks to more than 200 times its ", recipe="mlm"),
     Case("D13", "a parquet cut off", only(lambda: parquet()[:-100], "parquet"),
          "a.parquet: damaged, or not a parquet file: "),
@@ -212,6 +269,28 @@ CASES = [
         "in/a.csv": csv(), "in/b.csv": csv(header="body,label")},
          "in/b.csv: columns are 'body', 'label'; expected those of in/a.csv: 'text'",
          flags=("--train_file", "in"), kind="SchemaError"),
+    # Rows that are there twice, and rows that are too long.
+    Case("D29", "rows twice", only(csv(csv(count=4).decode().split("\n", 1)[1])),
+         "4 of 26 rows (15 %) repeat an earlier one, 4 of them to the letter: ", 0),
+    Case("D30", "a text with two labels", only(csv("the 3 film was good,pos\n")),
+         "texts with more than one label: 1: a.csv:26 / a.csv:5", 0),
+    Case("D31", "rows of the test in train", with_test(
+        "text,label\nthe 3 film was good,neg\nThe 4  film was GOOD!,pos\n"),
+         "a.csv", flags=TEST, kind="LeakageError"),
+    Case("D33", "a long text cut", only(csv("a " * 50 + ",pos\n")),
+         "1 texts cut to 32 tokens, 20 tokens left out", 0),
+    Case("D33", "a long text refused", only(csv("a " * 50 + ",pos\n")),
+         "a.csv:26: a text of 52 tokens; expected at most 32; raise --max_seq_length",
+         flags=("--long_text", "error"), kind="LengthError"),
+    Case("D33", "more tokens than positions", only(csv()),
+         "max_seq_length", 2, ("--max_seq_length", "100"), kind="ConfigError"),
+    # Models that do not fit the data.
+    Case("D34", "the tokenizer of another model", only(csv()),
+         "the tokenizer has", 2, kind="ConfigError", model="foreign tokenizer"),
+    Case("D35", "no mask token", only(csv()), "has no mask token, which masked", 2,
+         recipe="mlm", kind="ConfigError", model="no mask token"),
+    Case("D35", "no pad token", only(csv()), "has no pad and no eos token: set ", 2,
+         kind="ConfigError", model="no pad token"),
     Case("D32", "a text of spaces", only(csv("  ,pos\n")),
          "a.csv:26: 'text' is empty; expected a text to classify"),
     Case("D39", "half a character in a JSON escape", only(
@@ -223,4 +302,34 @@ CASES = [
     Case("D40", "nothing left after bad rows", only(b"text,label\na\nb\n"),
          "a.csv: 0 rows left after 2 bad ones", flags=("--max_bad_rows", "9"),
          kind="DataError"),
+    # Arguments.
+    wrong("E01", "an unknown key", '"learning_rat": 1', "args.json: unknown key "
+          "'learning_rat', did you mean learning_rate?"),
+    Case("E01", "an unknown flag", only(csv()), "unknown argument --learning_rat, did "
+         "you mean learning_rate?", 2, ("--learning_rat", "1"), kind="ConfigError"),
+    wrong("E02", "a key twice", '"seed": 1, "seed": 2', "'seed' stands there twice"),
+    wrong("E02", "a number as text", '"learning_rate": "1e-4"',
+          'args.json: learning_rate is "1e-4", expected a number'),
+    wrong("E02", "a truth as text", '"do_eval": "no"', 'do_eval is "no", expected '),
+    wrong("E03", "minus one", '"learning_rate": -1', "learning_rate is -1, expected a "
+          "number in (0, 100]"),
+    wrong("E03", "zero", '"per_device_train_batch_size": 0',
+          "per_device_train_batch_size is 0, expected a number in [1, inf)"),
+    wrong("E03", "nan", '"weight_decay": NaN', "weight_decay is nan, expected a "),
+    wrong("E03", "1e400", '"warmup_steps": 1e400', "warmup_steps is inf, expected a"),
+    wrong("E03", "a fraction", '"max_steps": 1.5', "max_steps is 1.5, expected a"),
+    wrong("E03", "true", '"num_train_epochs": true', "num_train_epochs is True, "),
+    wrong("E04", "the best of no evaluation", '"eval_strategy": "no", '
+          '"load_best_model_at_end": true', "load_best_model_at_end needs eval_"),
+    wrong("E05", "a metric misspelt", '"metric_for_best_model": "acuracy"',
+          "did you mean accuracy?"),
+    *(Case("E07", what, {"args.json": content, "a.csv": csv()}, said, 2,
+           ("--args", "args.json"), kind="ConfigError")
+      for what, content, said in (
+          ("an empty file", b"", "args.json: not JSON: "),
+          ("100 MB", lambda: b" " * 10**8, "args.json: "),
+          ("nested deeply", b"[" * 10**5, "args.json: nested too deeply"))),
+    Case("E07", "a folder", {"args.json/a": b"", "a.csv": csv()},
+         "args.json: cannot read it: Is a directory", 2, ("--args", "args.json"),
+         kind="ConfigError"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -147,6 +148,22 @@ def fix_masks(
             "row": dataset["row"][:],
         }
     )
+
+
+def examples_of(batch: Mapping[str, Any], dataset: Any) -> list[int]:
+    """Return the places in a data set of the examples that a batch was made of.
+
+    They are found by their tokens; none of a stream, nor of features made before.
+    """
+    if "input_ids" not in batch or not isinstance(dataset, Dataset):
+        return []
+    ids, labels = batch["input_ids"], batch.get("labels")
+    if labels is not None and labels.shape == ids.shape:
+        ids = torch.where(labels == IGNORED, ids, labels)  # as before masking
+    keep = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    made_of = {tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)}
+    rows = (row for part in dataset.iter(1000) for row in part["input_ids"])
+    return [i for i, row in enumerate(rows) if tuple(row) in made_of]
 
 
 _NO_INPUT = ("length", "row")

@@ -9,8 +9,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import FORMATS, Reading
@@ -20,27 +21,35 @@ from llmft.parser import nearest
 STDIN = "-"
 
 
+def is_pipe(name: str) -> bool:
+    """Return whether a name is ``-``, standard input, or a pipe as of ``<(zcat a)``."""
+    return name == STDIN or Path(name).expanduser().is_fifo()
+
+
 @contextmanager
 def named_files(
     name: str, reading: Reading
 ) -> Iterator[tuple[list[Path], list[str], str]]:
     """Yield the files of a name, notes, and what a row of txt is by default.
 
-    The name is a file, a folder with files of one format, a pattern with ``*``, or
-    ``-``: standard input, which is copied to a temporary file first.
+    The name is a file, a folder with files of one format, a pattern with ``*``, or a
+    pipe, which is copied to a temporary file first.
 
     Raises:
         DataError: there are none, or a folder holds several formats.
     """
     path = Path(name).expanduser()
-    if name == STDIN:
+    if is_pipe(name):
         if reading.file_format is None:
-            said = "standard input has no ending"
+            said = "standard input, or a pipe, has no ending"
             raise DataFormatError(said, hint="name it with --file_format", path=name)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             copy = Path(folder, f"stdin.{reading.file_format}")
+            pipe: IO[bytes] = sys.stdin.buffer
+            if name != STDIN:
+                pipe = stack.enter_context(open(path, "rb"))
             with open(copy, "wb") as stream:
-                shutil.copyfileobj(sys.stdin.buffer, stream)
+                shutil.copyfileobj(pipe, stream)
             yield [copy], [], "line"
     elif path.is_dir():
         files, notes = _in_folder(path, reading)

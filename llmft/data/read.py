@@ -28,7 +28,7 @@ from llmft.data.columns import Columns, choose, format_of
 from llmft.data.decode import unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
 from llmft.data.messages import COLUMNS, TEXT
-from llmft.data.paths import STDIN, named_files
+from llmft.data.paths import is_pipe, named_files
 from llmft.errors import (
     ConfigError,
     DataError,
@@ -103,7 +103,7 @@ def read_file(
     """
     reading = reading or Reading()
     with named_files(str(name), reading) as (files, notes, unit):
-        shown = [STDIN] if str(name) == STDIN else [str(file) for file in files]
+        shown = [str(name)] if is_pipe(str(name)) else [str(file) for file in files]
         versions = [_version(file) for file in files]
         identity = [[_sha256(file) for file in files], shown, asdict(reading), unit]
         encodings: list[str] = []
@@ -145,7 +145,13 @@ def stream_rows(
 
 
 def file_versions(name: str, reading: Reading) -> Versions:
-    """Return path, size and time of change of each file of a name."""
+    """Return path, size and time of change of each file of a name.
+
+    Raises ConfigError for a pipe, which cannot be read again.
+    """
+    if is_pipe(name):
+        said = "a pipe cannot be read again, as streaming does in every epoch"
+        raise ConfigError(f"{said}; give a file", path=name)
     with named_files(name, reading) as (files, _, _):
         return [(str(file), *_version(file)) for file in files]
 

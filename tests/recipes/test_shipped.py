@@ -6,7 +6,11 @@ network, once from a server that speaks the hub's protocol to an empty cache.
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pyarrow
@@ -104,7 +108,31 @@ def test_embedded(name: str, tmp_path: Path) -> None:
         examples = process.RECIPES / "custom_dataset"
         shutil.copytree(examples, tmp_path / "work" / "recipes" / "custom_dataset")
     train(name, *flags, cwd=tmp_path / "work", env=env)
+    if name == OWN:
+        follow_the_guide(tmp_path / "work", env)
     assert not list((tmp_path / "home").iterdir())  # the hub was not asked
+
+
+def follow_the_guide(cwd: Path, env: dict[str, str]) -> None:
+    """Run the Python of the worked example's README on the model of its command."""
+    guide = (process.RECIPES / "custom_dataset" / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) == 2
+    code = "\n".join(textwrap.dedent(block) for block in blocks)
+    run = process.only_run(cwd, "classify").relative_to(cwd)
+    code = code.replace("outputs/classify/RUN", run.as_posix())
+    code = code.replace("sort(", "print(sort(").replace('parcel?")', 'parcel?"))', 1)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'label': " in done.stdout
+    assert "train_loss" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -129,9 +129,10 @@ DAMAGES = [
     ),
     (shutil.rmtree, "there is no such folder"),
 ]
+SAID = [said[:30] for _, said in DAMAGES]
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=SAID)
 def test_a_damaged_checkpoint_is_refused(run, damage, said):
     """And the hint names the newest one that is whole."""
     folder, whole = (run / "checkpoints" / f"checkpoint-{n}" for n in (3, 2))
@@ -148,7 +149,7 @@ def test_a_damaged_checkpoint_is_refused(run, damage, said):
     assert (run / "run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES[:-1], ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("damage", "said"), DAMAGES[:-1], ids=SAID[:-1])
 def test_true_takes_the_newest_whole_one(run, damage, said, capsys):
     damage(run / "checkpoints" / "checkpoint-3")
     args = arguments(run, resume_from_checkpoint=True).training

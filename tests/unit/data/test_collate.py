@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from llmft.data.collate import (
     ClassificationCollator,
     LanguageModelingCollator,
+    examples_of,
     fix_masks,
     row_seed,
 )
@@ -65,6 +66,18 @@ def test_a_mask_depends_on_seed_epoch_and_row_alone(wordpiece, rows, mode):
     assert sum(a != b for a, b in zip(unpadded(collator(rows)), alone)) > 12  # noqa: B905
     collator.set_epoch(0)
     assert unpadded(collator(rows)) == alone
+
+
+@pytest.mark.parametrize("mlm", [True, False])
+def test_the_examples_of_a_batch_are_found(wordpiece, rows, mlm):
+    data = Dataset.from_list(rows)
+    batch = masker(wordpiece, mlm=mlm)([rows[i] for i in (17, 3, 8)])
+    assert examples_of(batch, data) == [3, 8, 17]
+    assert examples_of(batch, iter(rows)) == []
+    assert examples_of({"features": batch["input_ids"]}, data) == []
+    classes = [{**row, "labels": 1} for row in rows]
+    batch = ClassificationCollator(wordpiece)(classes[5:7])
+    assert examples_of(batch, data) == [5, 6]
 
 
 def test_padding(wordpiece, rows):

@@ -7,6 +7,7 @@ import decimal
 import io
 import json
 import os
+import subprocess
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from llmft.data import read
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.labels import class_name
-from llmft.data.read import from_hub, read_asset, read_file
+from llmft.data.read import file_versions, from_hub, read_asset, read_file
 from llmft.errors import ConfigError, DataError
 
 LABELLED = Columns(needs_label=True)
@@ -689,8 +690,20 @@ def test_rows_are_named_after_standard_input(monkeypatch):
     with pytest.raises(DataError) as caught:
         read_file("-", Columns(), Reading(file_format="jsonl"))
     assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
-    with pytest.raises(DataError, match="standard input has no ending; name it with"):
+    with pytest.raises(DataError, match="input, or a pipe, has no ending; name it wit"):
         read_file("-", Columns())
+
+
+def test_a_pipe(tmp_path):
+    """As bash makes one of ``<(zcat a.csv.gz)``."""
+    pipe = tmp_path / "63"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["/bin/sh", "-c", f"printf 'text\\na\\n' > {pipe}"]):
+        source = read_file(pipe, Columns(), Reading(file_format="csv"))
+    assert source.dataset["text"][:] == ["a"]
+    assert source.place(0) == f"{pipe}:2"
+    with pytest.raises(ConfigError, match="a pipe cannot be read again, as streaming"):
+        file_versions(str(pipe), Reading(file_format="csv"))
 
 
 def test_many_empty_lines_before_the_first_row(tmp_path):
