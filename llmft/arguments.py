@@ -73,6 +73,11 @@ class DataArguments:
     delimiter: str | None = arg(
         None, "Between the fields of csv: one character, or tab; none: comma."
     )
+    quoting: Literal["minimal", "none"] = arg(
+        "minimal",
+        "Quotes in csv and tsv: minimal: around fields that hold a separator or a line"
+        " break; none: text like any other, a row is a line.",
+    )
     max_bad_rows: int = arg(
         0, "Rows that may be left out, counted, because they are bad.", "[0, inf)"
     )

@@ -14,6 +14,14 @@ from sklearn.pipeline import make_pipeline
 
 from llmft.data.labels import MULTI, REGRESSION, LabelNames
 
+# Letters of scripts without spaces (Thai, Lao, Tibetan, Myanmar, Khmer, Japanese,
+# Chinese) are words of their own, pairs of them then most of what is a word; all other
+# words are sklearn's. Of Chinese, sklearn takes a whole clause for a word.
+_UNSPACED = (
+    "\u0e01-\u0f8c\u1000-\u109f\u1780-\u17f9\u3005-\u312f\u31a0-\u31ff\u3400-\u9fff"
+    "\uf900-\ufad9\U00020000-\U0002fa1d"
+)
+_WORD = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
 _NAMES = {
     MULTI: "logistic regression of each label",
     REGRESSION: "ridge regression",
@@ -41,7 +49,7 @@ def tfidf_baseline(
     ``threshold``, or the R2 of a regression; the texts of a pair are joined. Raises
     ValueError where train has no word of two letters, or a single class.
     """
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
     logistic = LogisticRegression(C=10.0, max_iter=1000)
     texts, others = _texts(train), _texts(test)
     if labels.problem_type == MULTI:

@@ -157,6 +157,7 @@ _DATA_FLAGS = {
     "file_format": "format of the files; none: what their ending says",
     "encoding": "of text files; none: UTF-8; auto: what they look like",
     "delimiter": "between the fields of csv",
+    "quoting": "none: quotes in csv and tsv are text like any other",
     "sample_by": "what a row of txt is: line or document",
     "max_bad_rows": "rows that may be left out, counted",
     "model_name_or_path": "counts tokens as this model does",

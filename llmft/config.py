@@ -60,6 +60,7 @@ _SOURCE = {
     *("validation_file", "test_file", "text_column_name", "label_column_name"),
     *("split_group_column", "train_split_name", "validation_split_name"),
     *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
+    "quoting",
     *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
     *("messages_column_name", "prompt_column_name", "completion_column_name"),
 }

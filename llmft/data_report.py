@@ -60,10 +60,7 @@ def report_data(
         problem_type=args.problem_type,
         label_delimiter=args.label_delimiter,
     )
-    reading = Reading(
-        *(args.file_format, args.encoding, args.delimiter, args.sample_by),
-        args.max_bad_rows,
-    )
+    reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:
         located = models.locate(model, "causal-lm")

@@ -16,6 +16,7 @@ import torch
 
 from llmft import hardware
 from llmft.arguments import ModelArguments, TrainingArguments
+from llmft.console import warn
 from llmft.hardware import Machine
 from llmft.measure import LONGEST, Measurement, measure
 
@@ -25,6 +26,7 @@ BF16_MUST_GAIN = 1.3
 BF16_MUST_GAIN_BUSY = 3.0
 # Where nothing can be measured; AMX was seen faster with eager at 128.
 EAGER_UP_TO = 256
+_SLOWER = "; the other is faster here"
 _BUSY = "other programs run, so that little can be measured"
 
 
@@ -78,7 +80,7 @@ def choose_precision(m: Measurement, given: str | None) -> Choice:
         measured += f"; {_BUSY}"
     if given is None:
         return Choice("precision", "bf16" if pays else "fp32", measured)
-    slow = "; the other is faster here" if pays != (given == "bf16") else ""
+    slow = _SLOWER if pays != (given == "bf16") else ""
     return Choice("precision", given, f"was given; {measured}{slow}")
 
 
@@ -135,6 +137,9 @@ def prepare(
     if tune_allocator():
         choices.append(Choice("allocator", "keeps memory", "fewer page faults (glibc)"))
     values = {choice.name: choice.value for choice in choices}
+    for choice in choices:
+        if asked == "bf16" and choice.reason.endswith(_SLOWER):
+            warn(f"precision bf16 {choice.reason}")
     if values["precision"] == "bf16":
         args.bf16, args.mixed_precision = True, "bf16"
     if values["attention"] == "eager":  # else transformers takes the best it has

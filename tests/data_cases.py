@@ -257,6 +257,12 @@ CASES = [
          "a.csv:2: 3 fields; expected 2 as in the header; 9 rows are bad"),
     Case("D26", "a quote never closed", only(csv('"a,pos\nb,neg\n')),
          "a.csv:26: not csv: a quote that is never closed"),
+    Case("D26", "a tsv whose quotes are text", only(
+        csv().replace(b",", b"\t") + b'"So" it goes\tpos\n', "tsv"),
+         "where quotes are text, --quoting none; or --max_bad_rows 1"),
+    Case("D26", "the same read as such", only(
+        csv().replace(b",", b"\t") + b'"So" it goes\tpos\n"never closed\tneg\n', "tsv"),
+         "23 rows of a.tsv", 0, ("--quoting", "none")),
     Case("D26", "a column name twice", only(b"text,text\na,b\n"),
          "a.csv:1: the column name 'text' occurs twice"),
     Case("D26", "tabs in a csv", only(csv().replace(b",", b"\t")),

@@ -47,6 +47,7 @@ class Reading:
     file_format: str | None = None
     encoding: str | None = None
     delimiter: str | None = None
+    quoting: str = "minimal"
     sample_by: str | None = None
     max_bad_rows: int = 0
 
@@ -65,6 +66,11 @@ class Reading:
                 f"delimiter is {self.delimiter!r}, expected one character, or tab"
             )
         return found
+
+    def dialect(self, file_format: str) -> dict[str, Any]:
+        """Return what ``csv.reader`` needs to know. Raises ConfigError."""
+        quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
+        return {"delimiter": self.separator(file_format), "quoting": quoting}
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,10 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     if file_format in ("parquet", "arrow"):
         return _table_rows(path, file_format), ""
     encoding, note = choose_encoding(path, reading.encoding)
+    csv_rows = partial(_csv_rows, dialect=reading.dialect(file_format))
     readers: dict[str, Callable[[Path, str], Iterator[Line]]] = {
-        "csv": partial(_csv_rows, delimiter=reading.separator("csv")),
-        "tsv": partial(_csv_rows, delimiter=reading.separator("tsv")),
+        "csv": csv_rows,
+        "tsv": csv_rows,
         "json": _json_rows,
         "jsonl": _jsonl_rows,
         "txt": partial(_txt_rows, sample_by=sample_by),
@@ -114,14 +121,14 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     return readers[file_format](path, encoding), note
 
 
-def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Line]:
+def _csv_rows(path: Path, encoding: str, dialect: dict[str, Any]) -> Iterator[Line]:
     # A lone \r ends a row here, as in the files of old systems; in quotes it is text.
     lines = text_lines(path, encoding, newline="")
     first = next(lines, "")
-    _check_separator(path, first, delimiter)
+    _check_separator(path, first, dialect["delimiter"])
     previous_limit = csv.field_size_limit(MAX_LINE)
     try:
-        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([first], lines), strict=True, **dialect)
         header = _header(reader, path)
         end_of_header = reader.line_num
         while True:
@@ -138,13 +145,11 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Line]:
                 continue
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
-            elif not fields:
-                yield line, None
-            else:
-                fault = _field_count(fields, header, path, line)
-                if reader.line_num > line:
-                    raise fault
-                yield line, fault
+                continue
+            wrong = _field_count(fields, header, path, line) if fields else None
+            if wrong and reader.line_num > line:
+                raise wrong
+            yield line, wrong
         if reader.line_num == end_of_header:
             said = "0 rows: a header line and nothing else"
             raise DataFormatError(said, "expected at least one", path=path)
@@ -189,7 +194,7 @@ def _csv_fault(error: csv.Error, path: Path, line: int) -> DataFormatError:
         said = f"a field of more than {MAX_LINE:,} characters"
     elif "unexpected end" in said:
         said = "a quote that is never closed"
-    hint = 'write a quote within a quoted field twice: ""'
+    hint = 'write a quote in quotes twice: ""; where quotes are text, --quoting none'
     return DataFormatError(f"not csv: {said}", hint=hint, path=path, line=line)
 
 

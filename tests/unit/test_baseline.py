@@ -1,6 +1,7 @@
 """The linear model that says what no pretraining reaches, for each kind of label."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, r2_score
 
-from llmft.baseline import baseline_note, tfidf_baseline
+from llmft.baseline import _WORD, baseline_note, tfidf_baseline
 from llmft.data.labels import MULTI, REGRESSION, LabelNames
 
 TWO = LabelNames(("no", "yes"))
@@ -34,6 +35,18 @@ def test_accuracy():
     assert baseline_note(train, test, "test", TWO, 0.5) == (
         "baseline   TF-IDF + logistic regression, on test: accuracy 0.75"
     )
+
+
+def test_words_of_scripts_without_spaces():
+    """A character of Chinese or Thai is one; other words are those of sklearn."""
+    found = re.findall(_WORD, "这个很good a ดี it's 3d 不")
+    assert found == [*"这个很", "good", *"ดี", "it", "3d", "不"]
+    text = "So it's naïve, и да: 10 out_of 7 á"
+    assert re.findall(_WORD, text) == re.findall(r"(?u)\b\w\w+\b", text)
+    rows = ["这部很好啊", "我觉得不好啊"] * 10
+    train = data(rows, ["yes", "no"] * 10)
+    test = data(["很好", "不好"], ["yes", "no"])
+    assert tfidf_baseline(train, test, TWO) == ("accuracy", 1.0)
 
 
 def test_pairs_are_read_whole():

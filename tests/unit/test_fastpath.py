@@ -136,7 +136,7 @@ def test_sampling_takes_sdpa():
         (100, {"bf16": True}, "bf16"),
     ],
 )
-def test_prepare_sets_what_it_chose(monkeypatch, bf16, given, precision):
+def test_prepare_sets_what_it_chose(monkeypatch, capsys, bf16, given, precision):
     machine = replace(PLAIN, physical_cores=1)
     monkeypatch.setattr(hardware, "detect", lambda: machine)
     speeds = replace(SPEEDS, bf16_gflops=bf16)
@@ -149,6 +149,10 @@ def test_prepare_sets_what_it_chose(monkeypatch, bf16, given, precision):
     assert args.bf16 is (precision == "bf16")
     assert model_args.attn_implementation == "eager"
     assert [c.name for c in choices][:3] == ["threads", "precision", "attention"]
+    warned = (
+        "warning: precision bf16 was given; bf16 multiplies" in capsys.readouterr().err
+    )
+    assert warned is (given == {"bf16": True})
 
 
 @pytest.mark.parametrize(
