@@ -170,6 +170,13 @@ class BestCheckpoint(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Name the best checkpoint, which Trainer has loaded by now."""
+        if args.early_stopping_patience and state.global_step < state.max_steps:
+            name = args.metric_for_best_model.removeprefix("eval_")
+            say(
+                f"stopped    at step {state.global_step:,} of {state.max_steps:,}: no"
+                f" better {name} in {args.early_stopping_patience} evaluations"
+                " (early_stopping_patience)"
+            )
         if not args.load_best_model_at_end:
             return
         if not state.best_model_checkpoint:

@@ -92,7 +92,7 @@ def choose_attention(m: Measurement, given: Given) -> Choice:
         return Choice("attention", "sdpa", "fast in inference; not measured")
     if m.busy:
         likely = "eager" if m.length <= EAGER_UP_TO else "sdpa"
-        return Choice("attention", likely, f"{_BUSY}: by the length")
+        return Choice("attention", likely, f"{_BUSY}; chosen by the length")
     faster = "eager" if m.eager_ms < m.sdpa_ms else "sdpa"
     measured = (
         f"forward and backward at length {m.length}: eager {m.eager_ms:.1f} ms,"

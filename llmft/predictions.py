@@ -24,8 +24,8 @@ def rows(
     """Return one row a text: text, label (None where unknown), prediction.
 
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
-    all in the order of ``labels``; where a text has several labels, both are lists of
-    names, and ``prediction`` has those of at least ``threshold``.
+    all by name; where a text has several labels, ``label`` and ``prediction`` are lists
+    of names, and the latter has those of at least ``threshold``.
 
     Args:
         data: ``text`` and maybe ``text_pair``.
@@ -56,7 +56,7 @@ def _single(
         "label": None if label is None else names[int(label)],
         "prediction": names[best],
         "probability": round(float(p[best]), 6),
-        "probabilities": [round(float(x), 6) for x in p],
+        "probabilities": _by_name(names, p),
     }
 
 
@@ -68,8 +68,12 @@ def _several(
     return {
         "label": None if label is None else [names[i] for i in label.nonzero()[0]],
         "prediction": [names[i] for i in given],
-        "probabilities": [round(float(x), 6) for x in p],
+        "probabilities": _by_name(names, p),
     }
+
+
+def _by_name(names: tuple[str, ...], p: np.ndarray) -> dict[str, float]:
+    return {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
 
 
 def _number(
@@ -134,7 +138,7 @@ def _size(row: dict[str, Any], labels: LabelNames) -> float:
         return float(row["prediction"] - row["label"])
     if labels.problem_type == MULTI:
         named = set(row["label"]) ^ set(row["prediction"])
-        pairs = zip(labels.names, row["probabilities"], strict=True)
+        pairs = row["probabilities"].items()
         return max(
             (abs((n in row["label"]) - p) for n, p in pairs if n in named), default=0
         )

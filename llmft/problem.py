@@ -158,6 +158,9 @@ def kept(data: Any) -> list[str]:
     """Return the arguments that a command on the model of this run takes over."""
     names = ["max_seq_length", "text_column_name", "text_pair_column_name"]
     names += ["label_column_name", "problem_type", "label_delimiter"]
+    names += ["file_format", "encoding", "delimiter"]
+    if data.quoting != "minimal":
+        names.append("quoting")
     if data.long_text == "split":
         names += ["long_text", "stride"]
     if data.problem_type == MULTI:

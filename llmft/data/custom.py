@@ -14,7 +14,7 @@ from llmft.data.columns import Columns, value_of
 from llmft.data.labels import SINGLE, LabelNames, LabelRule
 from llmft.data.read import Source, read_file
 from llmft.data.tokenize import classification_features
-from llmft.errors import DataError
+from llmft.errors import ConfigError, DataError, shorten
 
 
 class CustomTextDataset(Dataset):
@@ -45,6 +45,7 @@ class CustomTextDataset(Dataset):
 
     Raises:
         DataError: a text or label is not one; its place is counted from 0.
+        ConfigError: ``max_length`` is below 8.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class CustomTextDataset(Dataset):
         if label_names is None and "label" in source.dataset.column_names:
             kind = source.problem_type or SINGLE
             label_names = LabelNames.of(source.dataset["label"][:], allow, kind)
+        if max_length < 8:  # the range of max_seq_length
+            raise ConfigError(f"max_length is {max_length}, expected at least 8")
         args = ClassificationDataArguments(max_seq_length=max_length)
         known = label_names or LabelNames(())
         made = classification_features(source, tokenizer, args, source.name, known)
@@ -116,6 +119,9 @@ def _source(
     given: dict[str, Iterable[Any] | None], problem_type: str | None, needs_text: bool
 ) -> Source:
     """Check values in memory, and return them as what a file would have given."""
+    for key, cells in given.items():
+        if isinstance(cells, str):
+            raise DataError(f"{key} is the str {shorten(cells)}", "expected a list")
     values = {key: _listed(v) for key, v in given.items() if v is not None}
     sizes = {key: len(cells) for key, cells in values.items()}
     if len({*sizes.values()}) > 1 or not sizes["text"]:

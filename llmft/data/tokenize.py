@@ -48,11 +48,11 @@ def _lost(
             )
     if encoded.accented:
         note += f"; {encoded.accented:,} texts lose accents"
-    if encoded.accented > _ACCENTS * rows:
+    if split == "train" and encoded.accented > _ACCENTS * rows:  # said once
         warn(
             f"{split}: this tokenizer strips the accents that {encoded.accented:,} of"
             f" {rows:,} texts have ({listed(encoded.accents, 5)}); choose a"
-            " model that keeps them where they matter"
+            " model that keeps them if words differ by them only"
         )
     return note
 

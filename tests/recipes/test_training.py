@@ -162,6 +162,10 @@ def test_early_stopping(given: Path, tmp_path: Path) -> None:
     assert found["epochs"] == 2
     assert found["steps"] == 2 * ROWS // 4
     assert "180 steps" in said
+    assert (
+        "\nstopped    at step 40 of 180: no better accuracy in 1 evaluations"
+        " (early_stopping_patience)\n"
+    ) in said
 
 
 def test_prediction_with_a_trained_model(

@@ -37,7 +37,7 @@ def test_rows():
     assert [r["label"] for r in found] == ["bad", "bad", "fair", "good", "good"]
     assert [r["prediction"] for r in found] == ["bad", "good", "fair", "bad", "bad"]
     assert [r["probability"] for r in found] == [0.7, 0.9, 0.8, 0.4, 0.5]
-    assert found[3]["probabilities"] == [0.4, 0.25, 0.35]
+    assert [*found[3]["probabilities"].values()] == [0.4, 0.25, 0.35]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -47,9 +47,9 @@ def test_probabilities_add_up_also_for_huge_logits():
         Dataset.from_dict({"text": ["x"] * 50}), predicted(None, logits), NAMES
     )
     for row, scores in zip(found, logits, strict=True):
-        assert sum(row["probabilities"]) == pytest.approx(1, abs=2e-6)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
         assert row["prediction"] == NAMES.names[scores.argmax()]
-        assert row["probability"] == max(row["probabilities"])
+        assert row["probability"] == max(row["probabilities"].values())
 
 
 def test_without_labels():
@@ -126,7 +126,7 @@ def test_several_labels():
         "text_pair": "a",
         "label": ["bad", "fair"],
         "prediction": ["bad", "good"],
-        "probabilities": [0.9, 0.2, 0.6],
+        "probabilities": {"bad": 0.9, "fair": 0.2, "good": 0.6},
     }
     assert (found[1]["label"], found[1]["prediction"]) == ([], [])
     assert predictions.mistakes(found, 5, labels) == (

@@ -85,6 +85,13 @@ def test_what_is_refused(wordpiece, texts, labels, said):
     assert said in str(caught.value)
 
 
+def test_arguments_that_are_none(wordpiece):
+    with pytest.raises(LlmftError, match="text is the str 'a b'; expected a list"):
+        CustomTextDataset("a b", ["x"] * 3, wordpiece)
+    with pytest.raises(LlmftError, match="max_length is 4, expected at least 8"):
+        CustomTextDataset(TEXTS, LABELS, wordpiece, max_length=4)
+
+
 def test_a_second_set_has_the_classes_of_the_first(wordpiece, tmp_path):
     train = CustomTextDataset(TEXTS, LABELS, wordpiece)
     names = train.label_names

@@ -365,8 +365,8 @@ def test_lost_accents_are_counted(wordpiece, bpe, capsys):
     said = capsys.readouterr()
     assert "; 2 texts lose accents\n" in said.out
     accents = (
-        "train: this tokenizer strips the accents that 2 of 3 texts have"
-        " ('\u00fc', '\u0308'); choose a model that keeps them where they matter"
+        "train: this tokenizer strips the accents that 2 of 3 texts have ('\u00fc',"
+        " '\u0308'); choose a model that keeps them if words differ by them only"
     )
     assert accents in warned(said)
     blocks(["\u00fcber"], bpe)
