@@ -76,7 +76,7 @@ class DataArguments:
     quoting: Literal["minimal", "none"] = arg(
         "minimal",
         "Quotes in csv and tsv: minimal: around fields that hold a separator or a line"
-        " break; none: text like any other, a row is a line.",
+        " break; none: they are text like any other.",
     )
     max_bad_rows: int = arg(
         0, "Rows that may be left out, counted, because they are bad.", "[0, inf)"

@@ -172,10 +172,11 @@ class BestCheckpoint(TrainerCallback):
         """Name the best checkpoint, which Trainer has loaded by now."""
         if args.early_stopping_patience and state.global_step < state.max_steps:
             name = args.metric_for_best_model.removeprefix("eval_")
+            at = f"step {state.global_step:,} of {state.max_steps:,}"
             say(
-                f"stopped    at step {state.global_step:,} of {state.max_steps:,}: no"
-                f" better {name} in {args.early_stopping_patience} evaluations"
-                " (early_stopping_patience)"
+                f"stopped    at {at}: {name} did not improve in"
+                f" {args.early_stopping_patience} evaluations"
+                " (early_stopping_patience, early_stopping_threshold)"
             )
         if not args.load_best_model_at_end:
             return

@@ -27,6 +27,7 @@ BF16_MUST_GAIN_BUSY = 3.0
 # Where nothing can be measured; AMX was seen faster with eager at 128.
 EAGER_UP_TO = 256
 _SLOWER = "; the other is faster here"
+_NO_GAIN = "; that does not pay for its conversions"
 _BUSY = "other programs run, so that little can be measured"
 
 
@@ -81,6 +82,8 @@ def choose_precision(m: Measurement, given: str | None) -> Choice:
     if given is None:
         return Choice("precision", "bf16" if pays else "fp32", measured)
     slow = _SLOWER if pays != (given == "bf16") else ""
+    if slow and given == "bf16" and m.bf16_gflops > m.fp32_gflops:
+        slow = "" if m.busy else _NO_GAIN
     return Choice("precision", given, f"was given; {measured}{slow}")
 
 
@@ -138,7 +141,7 @@ def prepare(
         choices.append(Choice("allocator", "keeps memory", "fewer page faults (glibc)"))
     values = {choice.name: choice.value for choice in choices}
     for choice in choices:
-        if asked == "bf16" and choice.reason.endswith(_SLOWER):
+        if asked == "bf16" and choice.reason.endswith((_SLOWER, _NO_GAIN)):
             warn(f"precision bf16 {choice.reason}")
     if values["precision"] == "bf16":
         args.bf16, args.mixed_precision = True, "bf16"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,14 +64,12 @@ def settle(
     args: Arguments,
     sources: Mapping[str, Source],
     made_for: str | None,
-    default_file: Path,
 ) -> str:
     """Return the problem type of a run, and set the arguments that follow from it.
 
     Args:
         sources: the data by split.
         made_for: the problem type of a model that is not trained any further.
-        default_file: a metric that it names gives way to one of the labels.
 
     Raises:
         LabelError: labels of two kinds.
@@ -104,14 +101,8 @@ def settle(
         problems.append("class_weights is of classes, the labels are numbers")
     best = training.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in METRICS[kind]:
-        if args.origins.get("metric_for_best_model") != str(default_file):
-            problems.append(
-                f"metric_for_best_model is {best}, {kind} has"
-                f" {', '.join(METRICS[kind])}"
-            )
-        training.metric_for_best_model, training.greater_is_better = "loss", False
-        for name in ("metric_for_best_model", "greater_is_better"):
-            args.origins[name] = f"follows: labels are {kind}"
+        has = ", ".join(METRICS[kind])
+        problems.append(f"metric_for_best_model is {best}, {kind} has {has}")
     if problems:
         raise ConfigError(*problems)
     return str(kind)

@@ -254,7 +254,10 @@ class LlmftTrainer(Trainer):
         known = [f"learning rate {self._get_learning_rate():.3g}"]
         if self._last_norm is not None:
             known.append(f"gradient norm {self._last_norm:.3g} in the step before")
-        if found := examples_of(self._batch, self.train_dataset):
+        # With accumulation, an earlier batch may be to blame for a gradient.
+        whole = name == "loss" or self.args.gradient_accumulation_steps == 1
+        found = examples_of(self._batch, self.train_dataset) if whole else []
+        if found:
             shown = ", ".join(map(str, found[:5])) + ", ..." * (len(found) > 5)
             known.append(f"examples {shown} of train")
         raise NonFiniteError(

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     needed = needed_splits(training)
     made_for = problem.follow_model(args, located)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
-    kind = problem.settle(args, splits.sources, made_for, DEFAULTS)
+    kind = problem.settle(args, splits.sources, made_for)
     train = splits.parts.get("train")
     labels = models.label_names(located, train, args.data.allow, kind)
     features = {

@@ -86,7 +86,7 @@ def here(case: data_cases.Case, models: dict[str, Path]) -> tuple[str, bool]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_command(main, case.command_line(models))
     if code == 0:
-        return "read, text unchanged", False
+        return "read", False
     lines = [x for x in err.getvalue().splitlines() if not x.startswith("llmft: warn")]
     said = lines[-1].removeprefix("llmft: ")
     return f"{code}: {escape(said, 110)}", any(name in said for name in case.files)

@@ -158,7 +158,7 @@ def examples_of(batch: Mapping[str, Any], dataset: Any) -> list[int]:
     if "input_ids" not in batch or not isinstance(dataset, Dataset):
         return []
     ids, labels = batch["input_ids"], batch.get("labels")
-    if labels is not None and labels.shape == ids.shape:
+    if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
         ids = torch.where(labels == IGNORED, ids, labels)  # as before masking
     keep = batch.get("attention_mask", torch.ones_like(ids)).bool()
     made_of = {tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)}

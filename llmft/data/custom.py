@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import ClassificationDataArguments
 from llmft.data.columns import Columns, value_of
 from llmft.data.labels import SINGLE, LabelNames, LabelRule
-from llmft.data.read import Source, read_file
+from llmft.data.read import Source, read_file, show
 from llmft.data.tokenize import classification_features
 from llmft.errors import ConfigError, DataError, shorten
 
@@ -37,6 +38,7 @@ class CustomTextDataset(Dataset):
         max_length: tokens of an example, at the most.
         text_pairs: second texts.
         label_names: those of the training set; None collects them.
+        problem_type: as in a config of transformers; None: what the labels look like.
         allow: faults to pass over, as ``ClassificationDataArguments.allow``.
 
     Attributes:
@@ -57,9 +59,10 @@ class CustomTextDataset(Dataset):
         *,
         text_pairs: Iterable[str] | None = None,
         label_names: LabelNames | None = None,
+        problem_type: str | None = None,
         allow: Collection[str] = (),
     ) -> None:
-        kind = label_names.problem_type if label_names else None
+        kind = label_names.problem_type if label_names else problem_type
         given = {"text": texts, "text_pair": text_pairs, "label": labels}
         source = _source(given, kind, "empty_text" not in allow)
         self._fill(source, tokenizer, max_length, label_names, allow)
@@ -75,23 +78,26 @@ class CustomTextDataset(Dataset):
         label_column_name: str | None = None,
         text_pair_column_name: str | None = None,
         label_names: LabelNames | None = None,
+        problem_type: str | None = None,
         allow: Collection[str] = (),
     ) -> CustomTextDataset:
         """Read a json or jsonl file; columns are found as the recipes find them.
 
+        With ``label_names`` it may have no labels, unless their column is named.
         Raises DataError, with path and line.
         """
         columns = Columns(
             text_column_name,
             label_column_name,
             needs_label=True,
-            label_optional=label_names is not None,
+            label_optional=label_names is not None and label_column_name is None,
             text_pair=text_pair_column_name,
             needs_text="empty_text" not in allow,
-            problem_type=label_names.problem_type if label_names else None,
+            problem_type=label_names.problem_type if label_names else problem_type,
         )
         made = cls.__new__(cls)
         source = read_file(path, columns)
+        show("texts", source)
         made._fill(source, tokenizer, max_length, label_names, allow)
         return made
 
@@ -120,8 +126,9 @@ def _source(
 ) -> Source:
     """Check values in memory, and return them as what a file would have given."""
     for key, cells in given.items():
-        if isinstance(cells, str):
-            raise DataError(f"{key} is the str {shorten(cells)}", "expected a list")
+        if isinstance(cells, str | Mapping) or hasattr(cells, "columns"):
+            said = f"{key} is {shorten(cells)} ({type(cells).__name__})"
+            raise DataError(said, "expected a list, or a single column")
     values = {key: _listed(v) for key, v in given.items() if v is not None}
     sizes = {key: len(cells) for key, cells in values.items()}
     if len({*sizes.values()}) > 1 or not sizes["text"]:
@@ -144,6 +151,6 @@ def _source(
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:
-    """Return values as a list of Python's own types; arrays and tensors have tolist."""
-    found = values.tolist() if hasattr(values, "tolist") else list(values)
-    return found if isinstance(found, list) else [found]
+    """Return values as a list of Python's own types, which arrays are made of, too."""
+    found = np.asarray(values).tolist() if hasattr(values, "tolist") else [*values]
+    return [value.item() if isinstance(value, np.generic) else value for value in found]

@@ -41,7 +41,7 @@ def named_files(
     path = Path(name).expanduser()
     if is_pipe(name):
         if reading.file_format is None:
-            said = "standard input, or a pipe, has no ending"
+            said = "standard input, or a pipe, does not say its format"
             raise DataFormatError(said, hint="name it with --file_format", path=name)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             copy = Path(folder, f"stdin.{reading.file_format}")

@@ -25,6 +25,7 @@ from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.labels import SINGLE
 from llmft.data.messages import TEXT
+from llmft.data.paths import is_pipe
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
 from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 
@@ -226,6 +227,9 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             "test": args.test_file,
         }
         given = {split: file for split, file in files.items() if file is not None}
+        once = [file for file in given.values() if is_pipe(file)]
+        if len(once) > len({*once}):
+            raise ConfigError(f"{once[0]} is named twice, and can be read once only")
         return {
             split: read_file(given[split], columns, Reading.of(args))
             for split in _to_read(needed, given)

@@ -48,7 +48,7 @@ def _lost(
             )
     if encoded.accented:
         note += f"; {encoded.accented:,} texts lose accents"
-    if split == "train" and encoded.accented > _ACCENTS * rows:  # said once
+    if split not in ("validation", "test") and encoded.accented > _ACCENTS * rows:
         warn(
             f"{split}: this tokenizer strips the accents that {encoded.accented:,} of"
             f" {rows:,} texts have ({listed(encoded.accents, 5)}); choose a"

@@ -163,8 +163,8 @@ def test_early_stopping(given: Path, tmp_path: Path) -> None:
     assert found["steps"] == 2 * ROWS // 4
     assert "180 steps" in said
     assert (
-        "\nstopped    at step 40 of 180: no better accuracy in 1 evaluations"
-        " (early_stopping_patience)\n"
+        "\nstopped    at step 40 of 180: accuracy did not improve in 1 evaluations"
+        " (early_stopping_patience, early_stopping_threshold)\n"
     ) in said
 
 

@@ -1,6 +1,5 @@
 """What follows from the kind of labels, and what does not fit it."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,18 +13,15 @@ from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read import Source
 from llmft.errors import ConfigError, LabelError
 
-DEFAULTS = Path("recipes/classify_cpu.json")
 
-
-def arguments(best="accuracy", origin=str(DEFAULTS), smoothing=0.0, **data):
+def arguments(best="loss", smoothing=0.0, **data):
     training = SimpleNamespace(
         metric_for_best_model=best,
         greater_is_better=True,
         label_smoothing_factor=smoothing,
     )
-    origins = {"metric_for_best_model": origin}
     data = ClassificationDataArguments(**data)
-    return SimpleNamespace(data=data, training=training, origins=origins)
+    return SimpleNamespace(data=data, training=training, origins={})
 
 
 def sources(**kinds):
@@ -37,7 +33,7 @@ def sources(**kinds):
 
 
 def settle(args, made_for=None, **kinds):
-    return problem.settle(args, sources(**kinds), made_for, DEFAULTS)
+    return problem.settle(args, sources(**kinds), made_for)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
@@ -45,14 +41,11 @@ def test_what_follows_from_the_labels(kind):
     args = arguments()
     assert settle(args, train=kind, validation=kind, test=None) == kind
     assert args.data.problem_type == kind
-    assert args.training.metric_for_best_model == "loss"
-    assert args.training.greater_is_better is False
-    assert args.origins["metric_for_best_model"] == f"follows: labels are {kind}"
     assert args.origins["problem_type"] == "follows: the labels"
 
 
 def test_single_labels_change_nothing():
-    args = arguments()
+    args = arguments("accuracy")
     assert settle(args, train=SINGLE) == SINGLE
     assert args.data.problem_type is None
     assert args.training.metric_for_best_model == "accuracy"
@@ -61,7 +54,7 @@ def test_single_labels_change_nothing():
 
 @pytest.mark.parametrize("best", ["r2", "eval_spearman", "loss"])
 def test_a_metric_of_the_kind_stays(best):
-    args = arguments(best, "command line")
+    args = arguments(best)
     settle(args, train=REGRESSION)
     assert args.training.metric_for_best_model == best
 
@@ -69,9 +62,9 @@ def test_a_metric_of_the_kind_stays(best):
 @pytest.mark.parametrize(
     ("args", "kind", "said"),
     [
-        (arguments("accuracy", "command line"), REGRESSION,
+        (arguments("accuracy"), REGRESSION,
          "metric_for_best_model is accuracy, regression has loss, mse, mae, r2, pears"),
-        (arguments("r2", "own.json"), SINGLE,
+        (arguments("r2"), SINGLE,
          "metric_for_best_model is r2, single_label_classification has loss, accuracy"),
         (arguments(smoothing=0.1), MULTI,
          "label_smoothing_factor does not work with multi_label_classification"),
@@ -162,3 +155,11 @@ def test_each_kind_is_measured_by_its_metrics(kind):
     assert {n for n in found if "stderr" not in n} == {*problem.METRICS[kind], "n"}
     low = problem.compute_metrics(kind, 0.99)(EvalPrediction(logits, labels))
     assert (low == found) == (kind != MULTI)
+
+
+def test_what_a_command_on_the_model_takes_over():
+    """As far as it has a value: how the next export is read, too."""
+    data = ClassificationDataArguments(encoding="cp1252", delimiter=";")
+    assert {"encoding", "delimiter", "text_column_name"} <= {*problem.kept(data)}
+    assert "quoting" not in problem.kept(data)
+    assert "quoting" in problem.kept(ClassificationDataArguments(quoting="none"))

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 import tiny
 import torch
@@ -46,6 +47,8 @@ def test_text_stays_as_it_is(wordpiece, tmp_path):
         (torch.tensor([3, 1, 3, 1, 3, 1]), "single_label_classification", 1),
         ([True, False] * 3, "single_label_classification", 1),
         ([0.5, 1.0, 2.0, 3.0, 4.0, 5.0], "regression", 0.5),
+        (list(np.linspace(0.5, 2, 6)), "regression", 0.5),
+        (iter(np.array([4, 1] * 3)), "single_label_classification", 1),
         ([["x"], [], ["y"], ["x", "y"], [], []], "multi_label_classification", [1, 0]),
     ],
 )
@@ -85,8 +88,34 @@ def test_what_is_refused(wordpiece, texts, labels, said):
     assert said in str(caught.value)
 
 
+def test_whole_numbers_can_be_scores(wordpiece):
+    scores = [float(i) for i in range(6)]
+    with pytest.raises(LlmftError, match="whole numbers written with a fraction"):
+        CustomTextDataset(TEXTS, scores, wordpiece)
+    found = CustomTextDataset(TEXTS, scores, wordpiece, problem_type="regression")
+    assert found["labels"][:] == scores
+
+
+def test_columns_of_pandas(wordpiece):
+    table = pandas.DataFrame({"text": TEXTS, "label": LABELS})
+    found = CustomTextDataset(table["text"], table["label"], wordpiece)
+    assert found["labels"][:] == [1, 0, 1, 2, 0, 1]
+    with pytest.raises(LlmftError, match=r"\(DataFrame\); expected a list, or a singl"):
+        CustomTextDataset(table[["text"]], None, wordpiece)
+
+
+def test_a_label_column_that_is_named_must_be_there(wordpiece, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "a film", "other": 1}\n')
+    names = CustomTextDataset(TEXTS, LABELS, wordpiece).label_names
+    given = {"label_column_name": "lable", "label_names": names}
+    with pytest.raises(LlmftError, match="no column 'lable'; it has 'text', 'other'"):
+        CustomTextDataset.from_json(tmp_path / "a.jsonl", wordpiece, **given)
+    CustomTextDataset.from_json(tmp_path / "a.jsonl", wordpiece, label_names=names)
+    assert "columns not used: 'other'" in capsys.readouterr().out
+
+
 def test_arguments_that_are_none(wordpiece):
-    with pytest.raises(LlmftError, match="text is the str 'a b'; expected a list"):
+    with pytest.raises(LlmftError, match=r"text is 'a b' \(str\); expected a list"):
         CustomTextDataset("a b", ["x"] * 3, wordpiece)
     with pytest.raises(LlmftError, match="max_length is 4, expected at least 8"):
         CustomTextDataset(TEXTS, LABELS, wordpiece, max_length=4)

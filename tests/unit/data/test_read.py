@@ -690,7 +690,7 @@ def test_rows_are_named_after_standard_input(monkeypatch):
     with pytest.raises(DataError) as caught:
         read_file("-", Columns(), Reading(file_format="jsonl"))
     assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
-    with pytest.raises(DataError, match="input, or a pipe, has no ending; name it wit"):
+    with pytest.raises(DataError, match="or a pipe, does not say its format; name it"):
         read_file("-", Columns())
 
 

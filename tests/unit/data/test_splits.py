@@ -439,3 +439,9 @@ def test_a_long_label_costs_no_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
+
+
+def test_a_pipe_is_read_once_only():
+    args = DataArguments(train_file="-", test_file="-", file_format="csv")
+    with pytest.raises(ConfigError, match="- is named twice, and can be read once only"):
+        load_splits(args, 1, {"train", "test"})
