@@ -443,5 +443,5 @@ def test_a_long_label_costs_no_memory(tmp_path):
 
 def test_a_pipe_is_read_once_only():
     args = DataArguments(train_file="-", test_file="-", file_format="csv")
-    with pytest.raises(ConfigError, match="- is named twice, and can be read once only"):
+    with pytest.raises(ConfigError, match="- is named twice, and can be read once"):
         load_splits(args, 1, {"train", "test"})
