@@ -68,10 +68,14 @@ def report() -> None:
 
 
 def _found(m: Machine) -> list[tuple[str, str]]:
+    cores = f"{m.cores} usable of {m.logical_cores}"
+    if m.physical_cores < m.cores:
+        cores += f", which are {m.physical_cores} whole ones with several threads each"
+    features = ", ".join(m.features) or "none that matter"
     return [
         ("processor", f"{m.cpu} ({m.architecture})"),
-        ("cores", f"{m.cores} usable, {m.physical_cores} whole, of {m.logical_cores}"),
-        ("features", ", ".join(m.features) or "none that matter"),
+        ("cores", cores),
+        ("features", f"{features} (what it calculates fast with)"),
         ("memory", f"{gib(m.memory_bytes)}, {gib(m.available_bytes)} free"),
     ]
 
@@ -81,22 +85,22 @@ def _measured(m: Measurement) -> list[tuple[str, str, str]]:
         (
             "multiply fp32",
             f"{m.fp32_gflops:,.0f} GFLOP/s",
-            "sets the speed of training",
+            "numbers of 32 bits; this sets the speed of training",
         ),
         (
             "multiply bf16",
             f"{m.bf16_gflops:,.0f} GFLOP/s",
-            f"used where {BF16_MUST_GAIN} times as fast",
+            f"numbers of 16 bits; used where {BF16_MUST_GAIN} times as fast",
         ),
         (
             "copy memory",
             f"{m.bandwidth_gb_s:.0f} GB/s",
-            "the speed of generating text",
+            "this sets the speed of writing text",
         ),
         (
             "attention",
             f"eager {m.eager_ms:.1f} ms, sdpa {m.sdpa_ms:.1f} ms",
-            f"a layer at length {m.length}, forward and backward",
+            f"two codes for the same: a layer at length {m.length} in training",
         ),
     ]
 

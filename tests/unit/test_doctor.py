@@ -31,7 +31,7 @@ def test_the_whole_table(monkeypatch, capsys):
     said = told(monkeypatch, capsys, machine, SPEEDS)
     for part in (
         "Intel(R) Xeon(R) Processor (x86_64)",
-        "8 usable, 8 whole, of 8",
+        "8 usable of 8\n",
         "16.0 GiB, 8.0 GiB free",
         "160 GFLOP/s",
         "390 GFLOP/s",
@@ -51,3 +51,8 @@ def test_expectations_follow_the_chosen_precision(monkeypatch, capsys):
     assert "nothing that was found" in said
     slow = replace(SPEEDS, bf16_gflops=2.0)
     assert "about 1,669 tokens/s" in told(monkeypatch, capsys, PLAIN, slow)
+
+
+def test_threads_that_share_cores(monkeypatch, capsys):
+    said = told(monkeypatch, capsys, replace(PLAIN, physical_cores=4), SPEEDS)
+    assert "8 usable of 8, which are 4 whole ones with several threads each" in said
