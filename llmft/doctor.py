@@ -53,13 +53,11 @@ def report() -> None:
     how = "disturbed by other programs" if found.busy else "best of a few runs"
     say(f"\nmeasured ({how})\n" + table(_measured(found), ["", "", ""]))
     choices = choose(machine, found, Given())
-    say("\nchosen for training at length 128 (flags: --num_threads, --precision,")
-    say("--attn_implementation)\n" + table(_rows(choices), ["", "", ""]))
+    say("\nchosen for training at length 128 (flags override it: --num_threads,")
+    say("--precision, --attn_implementation)\n" + table(_rows(choices), ["", "", ""]))
     sampling = choose(machine, found, Given(trains=False))
     say("\nchosen for generate --prompt\n" + table(_rows(sampling), ["", "", ""]))
-    say(
-        "\nexpected on the default jobs, from what was measured, nothing else running\n"
-    )
+    say("\nexpected of the recipes as they are shipped, while nothing else runs\n")
     say(table(_expected(found, choices), ["recipe", "speed", "training takes"]))
     missing = hardware.warnings(machine)
     say("\nwhat holds this machine back")
@@ -75,7 +73,7 @@ def _found(m: Machine) -> list[tuple[str, str]]:
     return [
         ("processor", f"{m.cpu} ({m.architecture})"),
         ("cores", cores),
-        ("features", f"{features} (what it calculates fast with)"),
+        ("instructions", f"{features} (for fast arithmetic)"),
         ("memory", f"{gib(m.memory_bytes)}, {gib(m.available_bytes)} free"),
     ]
 
@@ -85,22 +83,22 @@ def _measured(m: Measurement) -> list[tuple[str, str, str]]:
         (
             "multiply fp32",
             f"{m.fp32_gflops:,.0f} GFLOP/s",
-            "numbers of 32 bits; this sets the speed of training",
+            "numbers of 32 bits; what training does without bf16",
         ),
         (
             "multiply bf16",
             f"{m.bf16_gflops:,.0f} GFLOP/s",
-            f"numbers of 16 bits; used where {BF16_MUST_GAIN} times as fast",
+            f"numbers of 16 bits; chosen from {BF16_MUST_GAIN} times as fast on",
         ),
         (
             "copy memory",
             f"{m.bandwidth_gb_s:.0f} GB/s",
-            "this sets the speed of writing text",
+            "limits how fast text is generated",
         ),
         (
             "attention",
             f"eager {m.eager_ms:.1f} ms, sdpa {m.sdpa_ms:.1f} ms",
-            f"two codes for the same: a layer at length {m.length} in training",
+            f"two codes for the same; a layer, {m.length} tokens, in training",
         ),
     ]
 

@@ -92,7 +92,9 @@ def choose_attention(m: Measurement, given: Given) -> Choice:
     if given.attn_implementation:
         return Choice("attention", given.attn_implementation, "was given")
     if not given.trains:
-        return Choice("attention", "sdpa", "fast in inference; not measured")
+        return Choice(
+            "attention", "sdpa", "without a backward pass sdpa is fast; not measured"
+        )
     if m.busy:
         likely = "eager" if m.length <= EAGER_UP_TO else "sdpa"
         return Choice("attention", likely, f"{_BUSY}; chosen by the length")

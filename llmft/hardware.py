@@ -204,7 +204,7 @@ def warnings(machine: Machine) -> list[str]:
     if m.busy:
         said.append(
             f"other programs keep {m.load:.1f} of {m.logical_cores} cores busy: threads"
-            " wait for each other, and a measurement now says little"
+            " wait for each other, and a measurement now says little; close them"
         )
     return said
 
