@@ -104,7 +104,9 @@ def predict(cwd: Path, said: str, name: str) -> list[dict[str, Any]]:
     """Run the command that the training ended with, on new.csv."""
     following = said.splitlines()[-1].removeprefix("next").strip()
     words = [w.replace("NEW.csv", "new.csv") for w in shlex.split(following)[2:]]
-    process.run_well("classify", *words, "--output_dir", name, cwd=cwd)
+    # A busy machine may choose another precision the next time.
+    flags = (*process.QUICK, "--output_dir", name)
+    process.run_well("classify", *words, *flags, cwd=cwd)
     return process.read_jsonl(cwd / name / "predictions.jsonl")
 
 
