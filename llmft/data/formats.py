@@ -56,21 +56,16 @@ class Reading:
         """Return how the files of the arguments are read."""
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
-    def separator(self, file_format: str) -> str:
-        """Return the one character between fields. Raises ConfigError."""
-        if self.delimiter is None:
-            return "\t" if file_format == "tsv" else ","
-        found = _NAMED.get(self.delimiter, self.delimiter)
-        if len(found) != 1 or found in '"\r\n':
-            raise ConfigError(
-                f"delimiter is {self.delimiter!r}, expected one character, or tab"
-            )
-        return found
-
     def dialect(self, file_format: str) -> dict[str, Any]:
         """Return what ``csv.reader`` needs to know. Raises ConfigError."""
+        given = self.delimiter
+        if given is None:
+            given = "tab" if file_format == "tsv" else "comma"
+        found = _NAMED.get(given, given)
+        if len(found) != 1 or found in '"\r\n':
+            raise ConfigError(f"delimiter is {given!r}, expected one character, or tab")
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
-        return {"delimiter": self.separator(file_format), "quoting": quoting}
+        return {"delimiter": found, "quoting": quoting}
 
 
 @dataclass(frozen=True)

@@ -723,3 +723,10 @@ def test_a_file_that_is_all_bad_takes_no_memory(tmp_path, fault):
     assert said.startswith("a.jsonl:1:1: not JSON: ")
     assert "50,000 rows are bad (a.jsonl:2, a.jsonl:3, a.jsonl:4, ...)" in said
     assert peak < 10 * 2**20
+
+
+@pytest.mark.parametrize("delimiter", ["", "::", '"', "\n"])
+def test_what_is_no_delimiter(tmp_path, delimiter):
+    (tmp_path / "a.csv").write_text("text\na\n")
+    with pytest.raises(ConfigError, match="expected one character, or tab"):
+        read_file(tmp_path / "a.csv", Columns(), Reading(delimiter=delimiter))
