@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from huggingface_hub import file_exists
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -30,6 +29,7 @@ from llmft.console import as_fault, say, warn
 from llmft.data.chat import read_template
 from llmft.data.encode import tokenizer_fingerprint
 from llmft.data.labels import SINGLE, LabelNames
+from llmft.data.read import Source
 from llmft.errors import (
     ConfigError,
     EnvironmentFault,
@@ -337,7 +337,7 @@ def _base_of_adapter(
 
 def label_names(
     located: Located,
-    train: Dataset | None,
+    train: Source | None,
     allow: Collection[str] = (),
     problem_type: str = SINGLE,
 ) -> LabelNames:
@@ -353,7 +353,8 @@ def label_names(
     """
     labels = None
     if train is not None:
-        labels = LabelNames.of(train["label"][:], allow, problem_type)
+        given = train.dataset["label"][:]
+        labels = LabelNames.of(given, allow, problem_type, train.name)
     config = _from_pretrained(AutoConfig, located)
     return heads.choose_names(config, labels, located.name, problem_type)
 

@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
     kind = problem.settle(args, splits.sources, made_for)
     train = splits.parts.get("train")
-    labels = models.label_names(located, train, args.data.allow, kind)
+    labels = models.label_names(
+        located, splits.sources.get("train"), args.data.allow, kind
+    )
     features = {
         split: classification_features(source, tokenizer, args.data, split, labels)
         for split, source in splits.sources.items()

@@ -214,14 +214,15 @@ CASES = [
         csv("".join(f"{s},pos\n" for s in STRINGS))), "29 rows of a.csv", 0),
     # Labels.
     Case("D18", "labels spelled in two ways", only(csv("a,Pos\n")),
-         "the labels 'pos' (11 rows) and 'Pos' (1 rows) look like one class",
+         "a.csv: the labels 'pos' (11 rows) and 'Pos' (1 rows) look like one class",
          kind="LabelError"),
     Case("D18", "7 and 007", only(b"text,label\na,7\nb,007\nc,8\nd,8\n" + b"".join(
-        b"x%d,7\n" % i for i in range(20))), "look like one class",
+        b"x%d,7\n" % i for i in range(20))),
+         "a.csv: the labels '007' (1 rows) and '7' (19 rows) look like one class",
          kind="LabelError"),
     Case("D18", "1 and true", only(
         b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n', "jsonl"),
-         "labels of different kinds: 1 at a.jsonl:1, True at a.jsonl:2",
+         "labels of different kinds: 1 at a.jsonl:1, true at a.jsonl:2",
          kind="LabelError"),
     Case("D19", "a label missing", only(csv("a,\nb,\n")),
          "a.csv:26: 'label' is ''; expected a label", kind="LabelError"),
@@ -232,7 +233,7 @@ CASES = [
          "'pos'", flags=TEST, kind="LabelError"),
     Case("D21", "one class", only(b"text,label\n" + b"".join(
         b"x%d,a\n" % i for i in range(20))),
-         "all 18 training rows have the label 'a'; expected at least two classes",
+         "a.csv: all 18 training rows have the label 'a'; expected at least two ",
          kind="LabelError"),
     Case("D22", "a class of the test only", with_test("text,label\na,pos\nb,new\n"),
          "t.csv:3: test has labels that train has not: 'new' (1 rows)", flags=TEST,

@@ -16,12 +16,22 @@ from llmft.errors import ConfigError, DataError
 def sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
     """Return ``limit`` rows, drawn at random: a file may be sorted by label.
 
-    With ``by_label`` the classes keep their shares, and each at least one row.
+    With ``by_label`` the classes keep their shares, and each at least one row. Where a
+    text has several labels, each of them has at least one row.
     """
     data = source.dataset
     order = np.random.default_rng(seed).permutation(len(data))
     how = "at random"
-    if by_label:
+    if by_label and source.problem_type == MULTI:
+        first = _with_new_labels(data["label"][:], order, set())
+        if limit < len(first):
+            raise ConfigError(
+                f"max_train_samples is {limit:,}, train has rare labels: use at least"
+                f" {len(first):,} rows, for one of each"
+            )
+        order = np.append(first, order[~np.isin(order, first)])
+        how = "at random, with a row of each label"
+    elif by_label:
         classes = _codes(data["label"][:])
         sizes = np.bincount(classes)
         if limit < len(sizes):
@@ -158,14 +168,24 @@ def _rare(labels: list[str], moved: np.ndarray) -> list[int]:
         labels: of all rows, each a JSON list. moved: which rows are set aside.
     """
     seen = {name for row in np.flatnonzero(~moved) for name in names_in(labels[row])}
-    back = []
-    for row in np.flatnonzero(moved):
-        names = set(names_in(labels[row]))
-        if not names <= seen:
-            back.append(int(row))
-            seen |= names
+    back = _with_new_labels(labels, np.flatnonzero(moved), seen)
     if len(back) == moved.sum():
         raise DataError(
             "each row has a label of its own", hint="is --label_column_name right?"
         )
     return back
+
+
+def _with_new_labels(labels: list[str], rows: np.ndarray, seen: set[str]) -> list[int]:
+    """Return those of ``rows``, in their order, with a label that none before has.
+
+    Args:
+        labels: of all rows, each a JSON list. seen: labels that are there already.
+    """
+    found = []
+    for row in rows:
+        names = set(names_in(labels[row]))
+        if not names <= seen:
+            found.append(int(row))
+            seen = seen | names
+    return found

@@ -111,7 +111,8 @@ class CustomTextDataset(Dataset):
     ) -> None:
         if label_names is None and "label" in source.dataset.column_names:
             kind = source.problem_type or SINGLE
-            label_names = LabelNames.of(source.dataset["label"][:], allow, kind)
+            given = source.dataset["label"][:]
+            label_names = LabelNames.of(given, allow, kind, source.name)
         if max_length < 8:  # the range of max_seq_length
             raise ConfigError(f"max_length is {max_length}, expected at least 8")
         args = ClassificationDataArguments(max_seq_length=max_length)

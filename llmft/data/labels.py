@@ -85,7 +85,8 @@ class LabelRule:
         """
         spelled, kind = self._spelled(value, place)
         if spelled is not None and kind not in self._seen:
-            self._seen[kind] = (place, repr(value)[:40])
+            seen = spelled if isinstance(value, bool) else repr(value)[:40]
+            self._seen[kind] = (place, seen)
         return spelled
 
     def _spelled(self, value: Any, place: str) -> tuple[str | None, str]:
@@ -180,11 +181,13 @@ class LabelNames:
         labels: list[str],
         allow: Collection[str] = (),
         problem_type: str = SINGLE,
+        path: str | None = None,
     ) -> LabelNames:
         """Collect the classes of training labels, as ``Source`` has them.
 
         Args:
             allow: may hold ``one_class`` and ``similar_labels``.
+            path: where they were read, for messages.
 
         Raises:
             LabelError: all rows have the same label, or classes such as Yes and yes.
@@ -200,7 +203,8 @@ class LabelNames:
             counts = Counter(labels)
             same = len(counts) < 2
         if not counts:
-            raise LabelError(f"none of {len(labels):,} training rows has a label")
+            said = f"none of {len(labels):,} training rows has a label"
+            raise LabelError(said, path=path)
         if same and "one_class" not in allow:
             one, two = "class", "classes"
             if problem_type == REGRESSION:
@@ -210,6 +214,7 @@ class LabelNames:
                 f" {shorten(labels[0])}",
                 f"expected at least two {two}",
                 f"give rows of another {one}; --allow one_class trains all the same",
+                path=path,
             )
         pairs = similar(counts)
         if pairs and "similar_labels" not in allow:
@@ -219,6 +224,7 @@ class LabelNames:
                 f"the labels {' and '.join(shown)} look like one class{more}",
                 "expected each class in one spelling",
                 "write them alike; if they differ, --allow similar_labels",
+                path=path,
             )
         numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in counts)
         # "1" and "01" are two classes: their order must not be that of a set.

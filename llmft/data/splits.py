@@ -23,7 +23,7 @@ from llmft.data.audit import check_splits
 from llmft.data.carve import sample, split_off
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
-from llmft.data.labels import SINGLE
+from llmft.data.labels import MULTI, SINGLE
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
@@ -108,7 +108,7 @@ def load_splits(
             continue
         limit = limits.get(split, args.max_eval_samples)
         if limit is not None and limit < len(source.dataset):
-            by_label = split == "train" and source.problem_type == SINGLE
+            by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
             source = sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from llmft import heads, models
 from llmft.arguments import ModelArguments
 from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read import Source
 from llmft.errors import ConfigError, DataError
 
 
@@ -38,7 +39,7 @@ def change(folder, **values):
 
 
 def labelled(*labels):
-    return Dataset.from_dict({"label": list(labels)})
+    return Source(Dataset.from_dict({"label": list(labels)}), "train.csv")
 
 
 @pytest.fixture
@@ -98,8 +99,8 @@ def test_new_and_unused_weights_are_said(tiny_bert, tmp_path, wordpiece, capsys)
 
 
 def test_label_names_come_from_data_or_from_the_model(tiny_bert, tmp_path, wordpiece):
-    data = Dataset.from_dict({"label": ["good", "bad", "fair", "bad"]})
-    names = models.label_names(found(tiny_bert), data).names
+    labels = labelled("good", "bad", "fair", "bad")
+    names = models.label_names(found(tiny_bert), labels).names
     assert names == ("bad", "fair", "good")
     model = load(tiny_bert, "classification", label_names=names)
     assert model.classifier.out_features == 3

@@ -63,7 +63,7 @@ def test_what_is_no_label(value, given):
     ("values", "said"),
     [
         ([1, "1"], "labels of different kinds: 1 at a.jsonl:1, '1' at a.jsonl:2"),
-        ([1, True], "labels of different kinds: 1 at a.jsonl:1, True at a.jsonl:2"),
+        ([1, True], "labels of different kinds: 1 at a.jsonl:1, true at a.jsonl:2"),
         ([["a"], "a"], "labels of different kinds: ['a'] at a.jsonl:1, 'a' at a.js"),
         ([0.5, "x"], "labels of different kinds: 0.5 at a.jsonl:1, 'x' at a.jsonl:2"),
         ([1, 1.0], "labels of different kinds: 1 at a.jsonl:1, 1.0 at a.jsonl:2"),

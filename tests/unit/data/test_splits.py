@@ -287,6 +287,31 @@ def test_a_limit_keeps_the_classes(tmp_path):
     )
 
 
+def test_a_limit_keeps_each_of_several_labels(tmp_path):
+    """A plain random draw of 10 of these rows loses the rare labels."""
+    labels = [["a"], ["a", "b"], []] * 33 + [["b", "rare", "rarest"]]
+    rows = [{"text": f"text {i}", "label": given} for i, given in enumerate(labels)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def train(limit, seed=1):
+        given = {"train_file": str(path), "max_train_samples": limit}
+        found = load({"train"}, seed, needs_label=True, **given)
+        note = f"{limit} of 100 at random, with a row of each label, seed {seed}"
+        assert found.provenance["train"]["notes"] == [note]
+        return found.parts["train"]
+
+    for seed in range(20):
+        found = train(10, seed)
+        names = {name for label in found["label"] for name in json.loads(label)}
+        assert names == {"a", "b", "rare", "rarest"}
+        assert len(found) == 10
+    assert train(10)["text"][:] != train(10, seed=2)["text"][:]
+    said = r"max_train_samples is 1, train has rare labels: use at least [23] rows, for"
+    with pytest.raises(ConfigError, match=said):
+        train(1)
+
+
 def test_provenance_changes_with_content_only(file, tmp_path):
     def train(path, **given):
         return load({"train"}, train_file=path, **given).provenance["train"]
