@@ -40,14 +40,12 @@ def separates_documents(model: PreTrainedModel) -> bool:
 def keep_documents_apart(
     model: PreTrainedModel, blocks: dict[str, Blocks]
 ) -> dict[str, Blocks]:
-    """Return ``blocks``, without ``position_ids`` where the model makes no use of them.
+    """Return ``blocks``, without ``seq_lengths`` where the model makes no use of them.
 
     Then the attention of a packed block goes across its documents, which is said.
     """
-    packed = any("position_ids" in data.column_names for data in blocks.values())
+    packed = any("seq_lengths" in data.column_names for data in blocks.values())
     if not packed or separates_documents(model):
         return blocks
     say("  this model attends across the documents of a packed block")
-    return {
-        split: data.remove_columns("position_ids") for split, data in blocks.items()
-    }
+    return {split: data.remove_columns("seq_lengths") for split, data in blocks.items()}

@@ -78,15 +78,16 @@ def examples(recipe, tokenizer, rows, seed):
         for split, part in parts.items()
     }
     if causal:
-        plain = blocks["train"].remove_columns(["row", "position_ids"])
+        plain = blocks["train"].remove_columns(["row", "seq_lengths"])
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         return {"train": plain, "test": blocks["test"]}, collator
     # The masks that llmft evaluates on: else the two losses could not be compared.
-    fixed = fix_masks(
-        blocks["test"], LanguageModelingCollator(tokenizer, mask_seed=seed)
+    masked = LanguageModelingCollator(tokenizer, mask_seed=seed)
+    test = fix_masks(blocks["test"], masked).map(
+        lambda row: {name: values[0] for name, values in masked([row]).items()},
+        remove_columns=["row", "epoch"],
     )
-    blocks = {"train": blocks["train"], "test": fixed}
-    blocks = {s: b.remove_columns("row") for s, b in blocks.items()}
+    blocks = {"train": blocks["train"].remove_columns("row"), "test": test}
     return blocks, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
 
 

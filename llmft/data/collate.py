@@ -28,7 +28,8 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     The one of transformers draws from a stream, so that a worker, a look-ahead or a
     resume changes every later mask. Here each row seeds its own draw, and has at least
     one masked token unless all are special. Examples need ``input_ids`` and ``row``;
-    those with ``labels`` are taken as they are.
+    those with ``epoch`` have the masks of that one, and those with ``labels`` are taken
+    as they are.
 
     ``mlm_masking`` is token, whole_word or span: ``word_edges`` says what a word is,
     ``SpanLengths`` what ``geometric_p`` and ``max_span_length`` mean.
@@ -37,12 +38,12 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     parent would also ignore every eos token of a model that pads with eos, such as
     GPT-2, which then never learns to stop.
 
-    Examples with ``position_ids`` hold several documents, each counted from 0: the
-    first token of a document is no label, since what stands before it belongs to
-    another one.
+    Examples with ``seq_lengths`` hold several documents of so many tokens, whose
+    positions each count from 0. The first token of a document is no label, since what
+    stands before it belongs to another one.
 
     Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)),
-    ``position_ids`` where given and, only with padding, ``attention_mask``.
+    ``position_ids`` of several documents and, only with padding, ``attention_mask``.
     """
 
     mask_seed: int = 42
@@ -74,11 +75,11 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
             "input_ids": pad_sequence(ids, True, 0 if pad is None else pad),
             "labels": pad_sequence(labels, True, IGNORED),
         }
-        if "position_ids" in examples[0]:
+        if "seq_lengths" in examples[0]:
             positions = torch.stack(
                 [
-                    torch.as_tensor(e["position_ids"], dtype=torch.int64)
-                    for e in examples
+                    torch.cat([torch.arange(n) for n in example["seq_lengths"]])
+                    for example in examples
                 ]
             )
             batch["position_ids"] = positions
@@ -98,6 +99,7 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
             return ids, torch.as_tensor(example["labels"], dtype=torch.int64)
         if not self.mlm:
             return ids, ids.clone()
+        epoch = int(example.get("epoch", epoch))
         seed = row_seed(self.mask_seed, epoch, int(example["row"]))
         self.generator = generator = torch.Generator().manual_seed(seed)
         special = torch.isin(ids, self._special)
@@ -128,26 +130,21 @@ def row_seed(seed: int, epoch: int, row: int) -> int:
 def fix_masks(
     dataset: Dataset, collator: LanguageModelingCollator, split: str = "validation"
 ) -> Dataset:
-    """Return ``dataset`` masked once, for evaluations that can be compared.
+    """Return ``dataset`` with column ``epoch``, so that its masks are always the same.
 
-    Adds column ``labels``; the masks are those of (seed, epoch -1, row). Raises
+    They are those of (seed, epoch -1, row): evaluations can be compared. Raises
     DataError where all tokens are special, so that there is nothing to measure.
     """
-    rows = [collator._example(example, FIXED_EPOCH) for example in dataset]
+    rows = (collator._example(example, FIXED_EPOCH) for example in dataset)
     if not any((labels != IGNORED).any() for _, labels in rows):
+        tokens = sum(len(ids) for ids in dataset["input_ids"])
         raise DataError(
-            f"all {sum(len(ids) for ids, _ in rows):,} {split} tokens are special ones,"
-            " or unknown to the tokenizer",
+            f"all {tokens:,} {split} tokens are special ones, or unknown to the"
+            " tokenizer",
             "expected at least one to mask, and to measure on",
             f"give more {split} text",
         )
-    return Dataset.from_dict(
-        {
-            "input_ids": [ids.tolist() for ids, _ in rows],
-            "labels": [labels.tolist() for _, labels in rows],
-            "row": dataset["row"][:],
-        }
-    )
+    return dataset.add_column("epoch", np.full(len(dataset), FIXED_EPOCH))
 
 
 def examples_of(batch: Mapping[str, Any], dataset: Any) -> list[int]:

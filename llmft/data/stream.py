@@ -37,7 +37,7 @@ class Stream(IterableDataset):
         size, policy: ``max_seq_length`` and ``block_policy``.
         skip: rows at the start, which are held out for validation.
         end_token: is added to each text that does not end with it; packed blocks then
-            tell the documents apart by ``position_ids``.
+            tell the documents apart by ``seq_lengths``.
         seed, buffer_size: a block changes places with one of as many others.
 
     Raises:
@@ -65,7 +65,7 @@ class Stream(IterableDataset):
         self.versions = file_versions(name, reading)
         self.column_names = ["input_ids", "row"]
         if end_token is not None and policy == "pack":
-            self.column_names.append("position_ids")
+            self.column_names.append("seq_lengths")
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of ``epoch`` from now on."""
@@ -77,7 +77,7 @@ class Stream(IterableDataset):
         return self
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield blocks: ``input_ids`` (int32), ``row``, maybe ``position_ids``."""
+        """Yield blocks: ``input_ids`` (int32), ``row``, maybe ``seq_lengths``."""
         draw = random.Random(f"{self.seed}/{self.epoch}")
         held: list[dict[str, Any]] = []
         for block in self.in_order():
@@ -134,11 +134,10 @@ class Stream(IterableDataset):
             yield self._block(tokens, first)
 
     def _block(self, ids: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-        if "position_ids" not in self.column_names:
+        if "seq_lengths" not in self.column_names:
             return {"input_ids": ids}
-        places = np.arange(len(ids), dtype=np.int32)
-        starts = np.maximum.accumulate(np.where(first, places, 0))
-        return {"input_ids": ids, "position_ids": places - starts}
+        bounds = np.union1d(np.flatnonzero(first), [0, len(ids)])
+        return {"input_ids": ids, "seq_lengths": np.diff(bounds)}
 
 
 def stream_blocks(

@@ -17,7 +17,7 @@ from llmft.arguments import (
 from llmft.console import say, warn
 from llmft.data.chat import Layout
 from llmft.data.collate import IGNORED
-from llmft.data.encode import Encoded, encode, encode_batch
+from llmft.data.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.labels import LabelNames
 from llmft.data.long_text import described, fit, lists
 from llmft.data.messages import MESSAGES, TEXT
@@ -36,10 +36,10 @@ def _lost(
     # GPT-2 and its kin call their eos so, and have a token for every byte.
     if unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
         special = set(tokenizer.all_special_ids) - {unknown}
-        count = int((tokens == unknown).sum())
+        count = _count(tokens, [unknown])
         if count:
             note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
-            total = len(tokens) - int(np.isin(tokens, list(special)).sum())
+            total = len(tokens) - _count(tokens, list(special))
         if count and count > _UNKNOWN * total:
             warn(
                 f"{split}: {100 * count / total:.2g} % of the tokens are unknown to"
@@ -55,6 +55,12 @@ def _lost(
             " model that keeps them if words differ by them only"
         )
     return note
+
+
+def _count(tokens: np.ndarray, ids: list[int]) -> int:
+    """Return how many tokens are one of ``ids``; a mask of them all could be large."""
+    parts = np.array_split(tokens, len(tokens) // 2**20 + 1)
+    return sum(int(np.isin(part, ids).sum()) for part in parts)
 
 
 def lm_blocks(
@@ -76,7 +82,7 @@ def lm_blocks(
 
     Returns:
         columns ``input_ids`` (list of int32), ``row`` (int64, its position) and, where
-        documents end within blocks, ``position_ids``: counted from each one's start.
+        documents end within blocks, ``seq_lengths``: tokens of each one in the block.
     """
     end_token = tokenizer.eos_token_id if end_documents else None
     encoded = encode(
@@ -115,7 +121,7 @@ def lm_blocks(
     say(f"  {split:<10} {note}{lost}")
     columns = {"input_ids": blocks, "row": rows}
     if end_documents and args.block_policy == "pack":
-        columns["position_ids"] = lists(_positions(lengths, offsets), offsets)
+        columns["seq_lengths"] = _seq_lengths(lengths, offsets)
     return Dataset(pa.table(columns))
 
 
@@ -134,7 +140,7 @@ def causal_examples(
 
     Returns:
         columns ``input_ids`` and ``labels`` (lists of int32), ``row`` and ``length``
-        (int64), and with policy pack ``position_ids``.
+        (int64), and with policy pack ``seq_lengths``.
 
     Raises:
         ConfigError, DataFormatError: see ``chat.Layout``.
@@ -172,10 +178,11 @@ def _learnt_examples(
     if pack := args.block_policy == "pack":
         whole = len(encoded.tokens) // size * size or len(encoded.tokens)
         offsets = np.append(np.arange(0, whole, size), whole)
-        places = _positions(lengths, offsets)
+        seq_lengths = _seq_lengths(lengths, offsets)
+        parts = seq_lengths.flatten().to_numpy()
     else:
-        offsets = np.append(0, np.cumsum(lengths))
-        places = np.arange(len(encoded.tokens)) - np.repeat(offsets[:-1], lengths)
+        offsets, parts = np.append(0, np.cumsum(lengths)), lengths
+    places = np.arange(offsets[-1]) - np.repeat(np.cumsum(parts) - parts, parts)
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     tokens, types = encoded.tokens[: len(owner)], np.ones(len(owner), np.int8)
     if encoded.types is not None:
@@ -215,20 +222,19 @@ def _learnt_examples(
         "length": np.diff(bounds),
     }
     if pack:
-        columns["position_ids"] = lists(places[keep], bounds)
+        columns["seq_lengths"] = seq_lengths.filter(pa.array(labelled > 0))
     return Dataset(pa.table(columns)), note
 
 
-def _positions(lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return the position of each token in its document, as far as its block holds it.
+def _seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return for each block the tokens that it holds of each of its documents.
 
     Args:
         lengths: tokens of each document. offsets: where each block begins, and the end.
     """
-    used = int(offsets[-1])
-    of_document = np.repeat(np.cumsum(lengths) - lengths, lengths)[:used]
-    of_block = np.repeat(offsets[:-1], np.diff(offsets))
-    return (np.arange(used) - np.maximum(of_document, of_block)).astype(np.int32)
+    ends = np.cumsum(lengths)
+    bounds = np.union1d(offsets, ends[ends < offsets[-1]])
+    return lists(np.diff(bounds).astype(np.int32), np.searchsorted(bounds, offsets))
 
 
 def classification_features(
@@ -264,7 +270,8 @@ def classification_features(
     lost = _lost(encoded, len(data), tokenizer, split)
     note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{made.note}"
     say(f"  {split:<10} {note}{lost}")
-    empty = sum(not text.strip() for text in data["text"][:])
+    batches = data.select_columns(["text"]).iter(BATCH)
+    empty = sum(not text.strip() for batch in batches for text in batch["text"])
     if empty:
         used = "as a single padding token" if made.bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")

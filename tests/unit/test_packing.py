@@ -36,32 +36,35 @@ def test_which_models_keep_documents_apart(kind, separates, blocks, capsys):
     model = tiny.model(kind, "causal-lm", 500, **extra.get(kind, {}))
     assert separates_documents(model) is separates
     found = keep_documents_apart(model, {"train": blocks})["train"]
-    assert ("position_ids" in found.column_names) is separates
+    assert ("seq_lengths" in found.column_names) is separates
     assert ("attends across" in capsys.readouterr().out) is not separates
 
 
 def test_positions_begin_with_each_document_and_block(blocks, tokenizer):
-    for row in blocks:
+    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
+    for ids, positions in zip(
+        batch["input_ids"].tolist(), batch["position_ids"].tolist(), strict=True
+    ):
         expected, position, fresh = [], 0, True
-        for token in row["input_ids"]:
+        for token in ids:
             position = 0 if fresh else position
             expected.append(position)
             position += 1
             fresh = token == tokenizer.eos_token_id
-        assert row["position_ids"] == expected
+        assert positions == expected
 
 
 def test_the_loss_of_a_block_is_that_of_its_documents(blocks, tokenizer):
     model = tiny.model("llama", "causal-lm", len(tokenizer)).eval()
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
-    labels = batch.pop("labels")
+    labels, positions = batch.pop("labels"), batch["position_ids"].tolist()
     head = plain_head(model, batch)
     with torch.no_grad(), head_inputs(head) as states:
         model(**batch, use_cache=False)
         packed = labelled_cross_entropy(states[0][:, :-1], labels[:, 1:], head=head)
     total, count = 0.0, 0
-    for row in blocks:
-        starts = [i for i, p in enumerate(row["position_ids"]) if p == 0]
+    for row, places in zip(blocks, positions, strict=True):
+        starts = [i for i, place in enumerate(places) if place == 0]
         for start, end in zip(
             starts, [*starts[1:], len(row["input_ids"])], strict=True
         ):

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import tiny
@@ -206,7 +206,10 @@ def test_packed(tokenizer, capsys):
     assert 0 < len(learnt) < len(starts)
     for name, values in flat.items():
         assert made[name][:] == [values[s : s + 16] for s in learnt]
-    assert all(row[0] == 0 for row in made["position_ids"])
+    ends = {*accumulate(map(len, whole["input_ids"]))}
+    for start, found in zip(learnt, made["seq_lengths"], strict=True):
+        cuts = sorted({start, start + 16, *(ends & {*range(start, start + 16)})})
+        assert found == [b - a for a, b in pairwise(cuts)]
     said = capsys.readouterr().out
     out = len(starts) - len(learnt)
     assert f"; {out} blocks without a completion left out" in said
@@ -234,7 +237,7 @@ def test_loss_and_gradients_are_those_of_the_completions(policy):
         model.config.max_position_embeddings = 2 * size
     data = {"t": examples(TALKS, tokenizer, block_policy=policy, max_seq_length=size)}
     data = keep_documents_apart(model, data)["t"]
-    assert ("position_ids" in data.column_names) == (policy == "pack")
+    assert ("seq_lengths" in data.column_names) == (policy == "pack")
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(data))
     labels = batch.pop("labels")
     head = plain_head(model, batch)

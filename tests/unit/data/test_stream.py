@@ -49,9 +49,9 @@ def test_the_same_blocks_as_read_before(file, wordpiece, bpe, policy, causal):
         ids = [b["input_ids"].tolist() for b in found]
         assert ids == expected["input_ids"][:]
         assert [b["row"] for b in found] == list(range(len(expected)))
-        if "position_ids" in expected.column_names:
-            positions = [b["position_ids"].tolist() for b in found]
-            assert positions == expected["position_ids"][:]
+        if "seq_lengths" in expected.column_names:
+            lengths = [b["seq_lengths"].tolist() for b in found]
+            assert lengths == expected["seq_lengths"][:]
 
 
 def test_less_than_a_block_is_a_block(tmp_path, wordpiece):
