@@ -125,8 +125,8 @@ class LanguageModelingDataArguments(DataArguments):
     )
     streaming: bool = arg(
         False,
-        "Read and tokenize train_file on the way instead of before: starts at once,"
-        " keeps nothing; needs max_steps.",
+        "Read and tokenize train_file, or fetch dataset_name, on the way instead of"
+        " before: starts at once, keeps nothing; needs max_steps.",
     )
     buffer_size: int = arg(
         10_000, "Blocks that streaming shuffles among; 0 keeps the order.", "[0, inf)"

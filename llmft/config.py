@@ -55,12 +55,12 @@ _MOST_USED = (
     " dry_run debug"
 ).split()
 
+_FILES = ("train_file", "validation_file", "test_file")
 _SOURCE = {
-    *("dataset_name", "dataset_config_name", "dataset_revision", "train_file"),
-    *("validation_file", "test_file", "text_column_name", "label_column_name"),
+    *("dataset_name", "dataset_config_name", "dataset_revision", *_FILES),
+    *("text_column_name", "label_column_name", "quoting"),
     *("split_group_column", "train_split_name", "validation_split_name"),
     *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
-    "quoting",
     *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
     *("messages_column_name", "prompt_column_name", "completion_column_name"),
 }
@@ -185,8 +185,7 @@ def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
     source with its columns, and its test where no other is named; asking for a step
     (--do_predict) replaces the steps of the default file: it means just that step.
     """
-    files = {"train_file", "validation_file", "test_file"}
-    other_kind = "dataset_name" in from_file and files & flags.keys()
+    other_kind = "dataset_name" in from_file and {*_FILES} & flags.keys()
     if {"dataset_name", "train_file"} & flags.keys() or other_kind:
         tests = {"test_file", "test_split_percentage", "test_split_name"}
         if not tests & flags.keys():
@@ -257,8 +256,8 @@ def _relations(
         problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
     if v.get("streaming"):
         problems += _streaming(v)
-    if v["dataset_name"] and v["train_file"]:
-        problems.append("dataset_name and train_file exclude each other")
+    if v["dataset_name"] and (files := [name for name in _FILES if v[name]]):
+        problems.append(f"dataset_name and {', '.join(files)} exclude each other")
     if v["resume_from_checkpoint"] and not v["do_train"]:
         problems.append(
             "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
@@ -275,7 +274,7 @@ def _streaming(v: dict[str, Any]) -> list[str]:
     """Return what does not go together with reading on the way."""
     faults = {
         "needs max_steps: there is no end": v["do_train"] and v["max_steps"] < 1,
-        "reads train_file, not dataset_name": v["dataset_name"],
+        "reads files or the hub, not pypi:": str(v["dataset_name"])[:5] == "pypi:",
         "reads its file again: not from - (standard input)": v["train_file"] == "-",
         "with dataloader_num_workers above 1 reads all twice": (
             v["dataloader_num_workers"] > 1
@@ -356,8 +355,7 @@ def require_data(v: dict[str, Any]) -> list[str]:
         problems.append("freeze_backbone is of training: add --do_train")
     if not v["model_name_or_path"]:
         problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
-    files = [v["train_file"], v["validation_file"], v["test_file"]]
-    if not v["dataset_name"] and not any(files):
+    if not v["dataset_name"] and not any(v[name] for name in _FILES):
         problems.append("no data: give --dataset_name or --train_file")
     if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
         problems.append("do_train needs --dataset_name or --train_file")
@@ -389,7 +387,7 @@ def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
         problems.append("chat_template_path needs --apply_chat_template, or data")
     problems += [
         f"{name} is used by --do_train, --do_eval or --do_predict only"
-        for name in ("dataset_name", "train_file", "validation_file", "test_file")
+        for name in ("dataset_name", *_FILES)
         if v[name]
     ]
     if not any(text.strip() for text in v["prompt"]):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from huggingface_hub import DatasetCard, HfApi
 
@@ -28,7 +28,9 @@ from llmft.hub import (
 )
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
+
+    Loaded: TypeAlias = tuple[DatasetDict | IterableDatasetDict, str]
 
 
 def load_dataset_dict(
@@ -48,6 +50,31 @@ def load_dataset_dict(
         DataError: a data set that has no files that datasets can read.
         EnvironmentFault: neither on the hub nor completely in a cache.
     """
+    return _find(name, config_name, revision, alternative)[0]
+
+
+def stream_dataset_dict(
+    name: str,
+    config_name: str | None = None,
+    revision: str | None = None,
+    alternative: str = "",
+) -> Loaded:
+    """Find a data set as ``load_dataset_dict`` does, but fetch nothing yet.
+
+    Returns:
+        its splits, which fetch their rows while they are iterated, and what tells its
+        version. From a cache they are read as they lie there.
+    """
+    return _find(name, config_name, revision, alternative, streaming=True)
+
+
+def _find(
+    name: str,
+    config_name: str | None,
+    revision: str | None,
+    alternative: str,
+    streaming: bool = False,
+) -> Loaded:
     check_id(name, "dataset_name")
     import datasets
 
@@ -67,7 +94,8 @@ def load_dataset_dict(
     try:
         # The prefix keeps a local folder of this name from being taken instead, and
         # a commit as the revision keeps datasets from asking a second host.
-        return _load(f"hf://datasets/{info.id}", config_name, revision=info.sha)
+        source = f"hf://datasets/{info.id}"
+        return _load(source, config_name, streaming, revision=info.sha)
     except (*MISSES, DataError) as error:
         if isinstance(error, DataError) and reachable():
             raise
@@ -75,7 +103,9 @@ def load_dataset_dict(
         raise nowhere(wanted, miss) from error
 
 
-def _load(source: str, config_name: str | None, **options: Any) -> DatasetDict:
+def _load(
+    source: str, config_name: str | None, streaming: bool = False, **options: Any
+) -> Loaded:
     """Do what ``load_dataset`` does, with errors in llmft's words."""
     import datasets
 
@@ -84,8 +114,10 @@ def _load(source: str, config_name: str | None, **options: Any) -> DatasetDict:
         builder = datasets.load_dataset_builder(source, config_name, **options)
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
             console.warn(f"{shown} cannot be read on the hub: using an older copy")
+        if streaming:
+            return builder.as_streaming_dataset(), builder.hash
         builder.download_and_prepare()
-        return builder.as_dataset()
+        return builder.as_dataset(), builder.hash
     except MISSES:
         raise
     except (
@@ -107,7 +139,7 @@ def _load(source: str, config_name: str | None, **options: Any) -> DatasetDict:
         ) from error
 
 
-def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> DatasetDict:
+def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Loaded:
     """Load from what datasets prepared before, else from the hub cache."""
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -127,7 +159,7 @@ def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Data
             prepared = brief(error) if "in the cache:" in str(error) else ""
         else:
             console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
-            return cached.as_dataset()
+            return cached.as_dataset(), cached.hash
     for folder, commit in snapshots(wanted):
         with suppress(DataError):  # files that were never fetched
             loaded = _load_snapshot(folder, repo_id, config_name)
@@ -136,7 +168,7 @@ def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Data
     raise nowhere(wanted, miss, prepared)
 
 
-def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> DatasetDict:
+def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> Loaded:
     """Load from a snapshot in the hub cache that may hold one configuration only."""
     from datasets.utils.metadata import MetadataConfigs
 

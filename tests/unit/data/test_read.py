@@ -23,7 +23,8 @@ from llmft.data import read
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.labels import class_name
-from llmft.data.read import file_versions, from_hub, read_asset, read_file
+from llmft.data.read import from_hub, read_asset, read_file
+from llmft.data.rows import FileRows
 from llmft.errors import ConfigError, DataError
 
 LABELLED = Columns(needs_label=True)
@@ -703,7 +704,7 @@ def test_a_pipe(tmp_path):
     assert source.dataset["text"][:] == ["a"]
     assert source.place(0) == f"{pipe}:2"
     with pytest.raises(ConfigError, match="a pipe cannot be read again, as streaming"):
-        file_versions(str(pipe), Reading(file_format="csv"))
+        FileRows(str(pipe), Columns(), Reading(file_format="csv"))
 
 
 def test_many_empty_lines_before_the_first_row(tmp_path):

@@ -6,16 +6,18 @@ from itertools import islice
 
 import pytest
 import tiny
+from datasets import Dataset, IterableDataset
 
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.config import parse
 from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
+from llmft.data.rows import FileRows, HubRows
 from llmft.data.splits import load_splits
 from llmft.data.stream import held_out, stream_blocks
 from llmft.data.tokenize import lm_blocks
-from llmft.errors import ConfigError, DataError, LeakageError
+from llmft.errors import ConfigError, DataError, EnvironmentFault, LeakageError
 
 SIZE = 16
 TEXTS = [*tiny.sentences(2300, words=5), *tiny.sentences(40, words=60), "", "a film"]
@@ -34,6 +36,15 @@ def arguments(file, **given):
     )
 
 
+def rows_of(file):
+    return FileRows(str(file), Columns(), Reading())
+
+
+def blocks_of(args, tokenizer, seed=1, skip=0, **given):
+    rows = FileRows(args.train_file, Columns(), Reading.of(args))
+    return stream_blocks(rows, args, tokenizer, seed, skip, **given)
+
+
 @pytest.mark.parametrize("policy", ["pack", "row"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_same_blocks_as_read_before(file, wordpiece, bpe, policy, causal):
@@ -41,7 +52,7 @@ def test_the_same_blocks_as_read_before(file, wordpiece, bpe, policy, causal):
     tokenizer = bpe if causal else wordpiece
     parts = load_splits(args, 1, {"train"}).parts
     expected = lm_blocks(parts["train"], tokenizer, args, "train", end_documents=causal)
-    blocks = stream_blocks(args, tokenizer, 1, 0, end_documents=causal)
+    blocks = blocks_of(args, tokenizer, end_documents=causal)
     assert blocks.column_names == expected.column_names
     assert {name for block in blocks for name in block} == {*blocks.column_names}
     for _ in range(2):  # it can be read again
@@ -56,23 +67,23 @@ def test_the_same_blocks_as_read_before(file, wordpiece, bpe, policy, causal):
 
 def test_less_than_a_block_is_a_block(tmp_path, wordpiece):
     (tmp_path / "a.txt").write_text("a film\n")
-    (block,) = stream_blocks(arguments(tmp_path / "a.txt"), wordpiece, 1, 0)
+    (block,) = blocks_of(arguments(tmp_path / "a.txt"), wordpiece)
     assert block["input_ids"].tolist() == wordpiece("a film")["input_ids"]
 
 
 def test_rows_held_out_are_left_out(file, wordpiece):
-    source = held_out(str(file), Columns(), Reading(), 7)
+    source = held_out(rows_of(file), 7)
     assert source.dataset["text"][:] == TEXTS[:7]
     assert source.place(6) == f"{file}:8"
     assert source.notes == ["the first 7 rows, which training leaves out"]
     args = arguments(file, block_policy="row")
-    first = next(iter(stream_blocks(args, wordpiece, 1, 7)))
+    first = next(iter(blocks_of(args, wordpiece, skip=7)))
     assert first["input_ids"].tolist() == wordpiece(TEXTS[7])["input_ids"][:SIZE]
 
 
 def test_blocks_are_shuffled_by_seed_and_epoch(file, wordpiece):
     def rows(seed, epoch):
-        blocks = stream_blocks(arguments(file, buffer_size=50), wordpiece, seed, 0)
+        blocks = blocks_of(arguments(file, buffer_size=50), wordpiece, seed)
         blocks.set_epoch(epoch)
         return [b["row"] for b in blocks]
 
@@ -85,7 +96,7 @@ def test_a_fault_is_named_when_it_is_reached(file, wordpiece):
     lines = file.read_text().split("\n")
     lines[2200] = '"a","b"'
     file.write_text("\n".join(lines))
-    blocks = iter(stream_blocks(arguments(file), wordpiece, 1, 0))
+    blocks = iter(blocks_of(arguments(file), wordpiece))
     assert len(list(islice(blocks, 100))) == 100
     with pytest.raises(DataError, match=r"texts\.csv:2201: 2 fields; expected 1"):
         list(blocks)
@@ -93,7 +104,7 @@ def test_a_fault_is_named_when_it_is_reached(file, wordpiece):
 
 @pytest.mark.parametrize("change", ["content", "time"])
 def test_a_file_that_changes_between_two_epochs(file, wordpiece, change):
-    blocks = stream_blocks(arguments(file), wordpiece, 1, 0)
+    blocks = blocks_of(arguments(file), wordpiece)
     list(blocks)
     if change == "content":
         file.write_text("text\nanother\n")
@@ -105,7 +116,7 @@ def test_a_file_that_changes_between_two_epochs(file, wordpiece, change):
 
 def test_nothing_left_is_an_error(tmp_path, wordpiece):
     (tmp_path / "a.txt").write_text("a film\n")
-    blocks = stream_blocks(arguments(tmp_path / "a.txt"), wordpiece, 1, skip=1)
+    blocks = blocks_of(arguments(tmp_path / "a.txt"), wordpiece, skip=1)
     with pytest.raises(DataError, match="0 tokens to train on"):
         list(blocks)
 
@@ -145,7 +156,7 @@ def test_what_does_not_go_with_a_stream():
 def test_a_file_that_is_all_held_out(file, tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError) as caught:
-        held_out(str(tmp_path / "a.txt"), Columns(), Reading(), 2)
+        held_out(rows_of(tmp_path / "a.txt"), 2)
     assert "all of its 2 rows are held out for validation" in str(caught.value)
     assert "lower --max_eval_samples, or give --validation_file" in str(caught.value)
 
@@ -154,7 +165,7 @@ def test_what_is_left_out_is_said_after_a_pass(tmp_path, wordpiece, capsys):
     rows = '{"text": "a film"}\n\n{"txt": "b"}\n{"text": "good"}\n'
     (tmp_path / "a.jsonl").write_text(rows)
     args = arguments(tmp_path / "a.jsonl", max_bad_rows=1, block_policy="row")
-    assert len(list(stream_blocks(args, wordpiece, 1, 0))) == 2
+    assert len(list(blocks_of(args, wordpiece))) == 2
     said = capsys.readouterr().err
     assert "a.jsonl: 1 empty lines passed over; 1 bad rows left out (" in said
 
@@ -180,7 +191,7 @@ def test_books_are_tokenized_a_few_at_once(tmp_path, wordpiece, monkeypatch):
 
     monkeypatch.setattr(stream, "encode_batch", counted)
     args = arguments(tmp_path / "a.txt", block_policy="row")
-    assert sum(len(b["input_ids"]) for b in stream_blocks(args, wordpiece, 1, 0)) == (
+    assert sum(len(b["input_ids"]) for b in blocks_of(args, wordpiece)) == (
         sum(map(len, wordpiece(books)["input_ids"]))
     )
     assert len(sizes) > 5
@@ -190,5 +201,46 @@ def test_books_are_tokenized_a_few_at_once(tmp_path, wordpiece, monkeypatch):
 def test_a_guessed_encoding_is_said(tmp_path, wordpiece, capsys):
     (tmp_path / "a.txt").write_bytes("schön und süß\n".encode("cp1252") * 9)
     args = arguments(tmp_path / "a.txt", encoding="auto")
-    assert list(stream_blocks(args, wordpiece, 1, 0))
+    assert list(blocks_of(args, wordpiece))
     assert "a.txt: looks like cp1252, read so" in capsys.readouterr().err
+
+
+def hub_rows(data):
+    return HubRows("owner/films[train]", Columns(), data, "a")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_rows_of_the_hub(lazy, wordpiece):
+    data = Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))})
+    rows = hub_rows(data.to_iterable_dataset() if lazy else data)
+    for _ in range(2):
+        found = list(rows)
+        assert [values["text"] for _, _, values in found] == TEXTS
+        assert [line for _, line, _ in found] == list(range(1, len(TEXTS) + 1))
+    source = held_out(rows, 7)
+    assert source.place(6) == "owner/films[train]:7"
+    args = arguments("none", block_policy="row")
+    first = next(iter(stream_blocks(rows, args, wordpiece, 1, 7)))
+    assert first["input_ids"].tolist() == wordpiece(TEXTS[7])["input_ids"][:SIZE]
+
+
+def test_a_bad_row_of_the_hub():
+    data = Dataset.from_dict({"text": [*TEXTS[:2000], None, "x"]})
+    rows = iter(hub_rows(data.to_iterable_dataset()))
+    assert len(list(islice(rows, 1000))) == 1000
+    with pytest.raises(DataError, match=r"owner/films\[train\]:2001: 'text' is None"):
+        list(rows)
+
+
+def test_a_hub_that_fails_on_the_way():
+    def texts():
+        yield from ({"text": text} for text in TEXTS[:1500])
+        raise ConnectionError("the line is dead")
+
+    rows = hub_rows(IterableDataset.from_generator(texts))
+    with pytest.raises(EnvironmentFault) as caught:
+        list(rows)
+    assert str(caught.value) == (
+        "EnvironmentFault owner/films[train]: the hub failed after 1,000 rows (the line"
+        " is dead); try again, or --resume_from_checkpoint"
+    )
