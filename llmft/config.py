@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from llmft import assets
 from llmft.arguments import TrainingArguments
 from llmft.errors import ConfigError, escape
 from llmft.parser import (
@@ -274,14 +275,15 @@ def _streaming(v: dict[str, Any]) -> list[str]:
     """Return what does not go together with reading on the way."""
     faults = {
         "needs max_steps: there is no end": v["do_train"] and v["max_steps"] < 1,
-        "reads files or the hub, not pypi:": str(v["dataset_name"])[:5] == "pypi:",
+        "reads files or the hub, not pypi:": assets.is_asset(v["dataset_name"] or ""),
         "reads its file again: not from - (standard input)": v["train_file"] == "-",
         "with dataloader_num_workers above 1 reads all twice": (
             v["dataloader_num_workers"] > 1
         ),
-        "knows no number of rows: leave max_train_samples and test_split_percentage"
-        " out": v["max_train_samples"] or v["test_split_percentage"],
     }
+    whole = ("max_train_samples", "test_split_percentage", "split_group_column")
+    if out := [name for name in whole if v[name]]:
+        faults[f"does not know all rows: leave {', '.join(out)} out"] = True
     return [f"streaming {said}" for said, wrong in faults.items() if wrong]
 
 

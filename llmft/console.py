@@ -333,6 +333,9 @@ def as_fault(
     ``place`` is what to name where writing failed and the error names no file.
     """
     if isinstance(error, LlmftError):
+        if "DataLoader worker process" in error.found:  # and its traceback, as text
+            said = error.found.strip().splitlines()[-1].partition(": ")[2]
+            error.found = said.removeprefix(error.kind).strip(": ")
         return error
     said = str(error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:

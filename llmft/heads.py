@@ -297,7 +297,8 @@ def start_from_frequencies(model: PreTrainedModel, blocks: Dataset | Stream) -> 
     if isinstance(blocks, Dataset):
         parts = blocks.select_columns(["input_ids"]).with_format("numpy").iter(1000)
     else:  # of a stream, its first blocks
-        first = [block["input_ids"] for block in islice(blocks, _FIRST_BLOCKS)]
+        in_order = islice(blocks.in_order(), _FIRST_BLOCKS)
+        first = [block["input_ids"] for block in in_order]
         parts = iter([{"input_ids": first}])
     for part in parts:
         ids = np.concatenate(list(part["input_ids"]))

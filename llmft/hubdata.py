@@ -59,11 +59,11 @@ def stream_dataset_dict(
     revision: str | None = None,
     alternative: str = "",
 ) -> Loaded:
-    """Find a data set as ``load_dataset_dict`` does, but fetch nothing yet.
+    """Find a data set as ``load_dataset_dict`` does, but fetch no rows yet.
 
     Returns:
-        its splits, which fetch their rows while they are iterated, and what tells its
-        version. From a cache they are read as they lie there.
+        its splits, which fetch their rows while they are iterated, and its
+        configuration with the commit. What is in a cache is prepared and read there.
     """
     return _find(name, config_name, revision, alternative, streaming=True)
 
@@ -95,7 +95,8 @@ def _find(
         # The prefix keeps a local folder of this name from being taken instead, and
         # a commit as the revision keeps datasets from asking a second host.
         source = f"hf://datasets/{info.id}"
-        return _load(source, config_name, streaming, revision=info.sha)
+        found, config = _load(source, config_name, streaming, revision=info.sha)
+        return found, f"{config} {info.sha}"
     except (*MISSES, DataError) as error:
         if isinstance(error, DataError) and reachable():
             raise
@@ -106,7 +107,10 @@ def _find(
 def _load(
     source: str, config_name: str | None, streaming: bool = False, **options: Any
 ) -> Loaded:
-    """Do what ``load_dataset`` does, with errors in llmft's words."""
+    """Do what ``load_dataset`` does, with errors in llmft's words.
+
+    Returns the splits, and the name of the configuration.
+    """
     import datasets
 
     shown = source.removeprefix("hf://datasets/")
@@ -115,9 +119,9 @@ def _load(
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
             console.warn(f"{shown} cannot be read on the hub: using an older copy")
         if streaming:
-            return builder.as_streaming_dataset(), builder.hash
+            return builder.as_streaming_dataset(), builder.config.name
         builder.download_and_prepare()
-        return builder.as_dataset(), builder.hash
+        return builder.as_dataset(), builder.config.name
     except MISSES:
         raise
     except (
@@ -159,12 +163,12 @@ def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Load
             prepared = brief(error) if "in the cache:" in str(error) else ""
         else:
             console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
-            return cached.as_dataset(), cached.hash
+            return cached.as_dataset(), f"{cached.config.name} {cached.hash}"
     for folder, commit in snapshots(wanted):
         with suppress(DataError):  # files that were never fetched
-            loaded = _load_snapshot(folder, repo_id, config_name)
+            found, config = _load_snapshot(folder, repo_id, config_name)
             console.say(f"{said} ({commit[:7]})")
-            return loaded
+            return found, f"{config} {commit}"
     raise nowhere(wanted, miss, prepared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ def sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
     order = np.random.default_rng(seed).permutation(len(data))
     how = "at random"
     if by_label and source.problem_type == MULTI:
-        first = _with_new_labels(data["label"][:], order, set())
+        first = _one_of_each(data["label"][:], order)
         if limit < len(first):
             raise ConfigError(
                 f"max_train_samples is {limit:,}, train has rare labels: use at least"
@@ -125,7 +126,7 @@ def _by_text(
     elif len(texts) > 1:
         _, texts = train_test_split(texts, test_size=part, random_state=seed)
     if source.problem_type == MULTI:
-        rare = _rare(data["label"][:], np.isin(first, texts))
+        rare = _rare(data["label"][:], np.isin(first, texts), source.name)
         texts, back = np.setdiff1d(texts, first[rare]), len(rare)
     counts = {
         "rows kept on the side of an earlier one alike": beside,
@@ -161,31 +162,42 @@ def _stratified(
     return taken, int(alone.sum())
 
 
-def _rare(labels: list[str], moved: np.ndarray) -> list[int]:
+def _rare(labels: list[str], moved: np.ndarray, path: str) -> list[int]:
     """Return rows that train has to keep, so that it has each label.
 
     Args:
         labels: of all rows, each a JSON list. moved: which rows are set aside.
+        path: of the data, for the message.
     """
     seen = {name for row in np.flatnonzero(~moved) for name in names_in(labels[row])}
-    back = _with_new_labels(labels, np.flatnonzero(moved), seen)
+    back = []
+    for row in np.flatnonzero(moved):
+        names = set(names_in(labels[row]))
+        if not names <= seen:
+            back.append(int(row))
+            seen |= names
     if len(back) == moved.sum():
-        raise DataError(
-            "each row has a label of its own", hint="is --label_column_name right?"
-        )
+        said = "each row has a label of its own"
+        raise DataError(said, hint="is --label_column_name right?", path=path)
     return back
 
 
-def _with_new_labels(labels: list[str], rows: np.ndarray, seen: set[str]) -> list[int]:
-    """Return those of ``rows``, in their order, with a label that none before has.
+def _one_of_each(labels: list[str], order: np.ndarray) -> list[int]:
+    """Return rows that together have each label, few since the rarest comes first.
 
     Args:
-        labels: of all rows, each a JSON list. seen: labels that are there already.
+        labels: of all rows, each a JSON list. order: in which rows are looked at.
     """
-    found = []
-    for row in rows:
-        names = set(names_in(labels[row]))
-        if not names <= seen:
-            found.append(int(row))
-            seen = seen | names
-    return found
+    first: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for row in order:
+        names = names_in(labels[row])
+        counts.update(names)
+        first |= {name: int(row) for name in names if name not in first}
+    found: dict[int, None] = {}
+    seen: set[str] = set()
+    for name, _ in reversed(counts.most_common()):
+        if name not in seen:
+            found[first[name]] = None
+            seen.update(names_in(labels[first[name]]))
+    return list(found)

@@ -26,7 +26,6 @@ _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
 _CHARACTERS = 2**24  # of text handed on at a time
-_COUNTED = 10**6  # rows after a bad one that are looked at, to count others
 _SHOWN = 4  # bad rows that a message names
 
 T = TypeVar("T")
@@ -40,12 +39,14 @@ class Check:
     Args:
         name: the data set, for messages. files: their names, by their place.
         columns: which to read. max_bad_rows: how many may be left out.
+        counted: how many rows after a bad one are looked at, to count others.
     """
 
     name: str
     files: Sequence[str]
     columns: Columns
     max_bad_rows: int = 0
+    counted: int = 10**6
     wanted: dict[str, str] = field(default_factory=dict)
     problem_type: str | None = None
     format: str = TEXT
@@ -89,7 +90,7 @@ class Check:
                 values = self._values(file, line, row)
                 if self._bad > self.max_bad_rows:
                     looked += 1
-                    if looked > _COUNTED:
+                    if looked > self.counted:
                         break
                 elif values is not None:
                     self._good += 1
@@ -110,7 +111,7 @@ class Check:
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
-            if self._bad > self.max_bad_rows + _COUNTED:
+            if self._bad > self.max_bad_rows + self.counted:
                 break
         return []
 
@@ -215,6 +216,10 @@ class Check:
 
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
+        return self.column_notes() + self.left_out()
+
+    def column_notes(self) -> list[str]:
+        """Return what the user has to know of the columns, after the first row."""
         wanted, notes = dict(self.wanted), []
         if self.format != TEXT:
             notes += [f"format = {self.format}", *self._conversations.notes()]
@@ -230,7 +235,7 @@ class Check:
             notes.append(f"{label!r} is empty in all rows")
         elif self.columns.label_optional and given not in (None, *self._names):
             notes.append(f"there is no column {given!r}")
-        return notes + self.left_out()
+        return notes
 
     def left_out(self) -> list[str]:
         """Return how many lines and rows were not used, and odd line ends."""

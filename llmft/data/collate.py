@@ -76,12 +76,11 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
             "labels": pad_sequence(labels, True, IGNORED),
         }
         if "seq_lengths" in examples[0]:
-            positions = torch.stack(
-                [
-                    torch.cat([torch.arange(n) for n in example["seq_lengths"]])
-                    for example in examples
-                ]
-            )
+            of_each = [
+                torch.cat([torch.arange(n) for n in example["seq_lengths"]])
+                for example in examples
+            ]
+            positions = pad_sequence(of_each, batch_first=True)
             batch["position_ids"] = positions
             batch["labels"][positions == 0] = IGNORED
         lengths = torch.tensor([len(row) for row in ids])

@@ -43,7 +43,7 @@ CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000
 CACHE = 2  # to be raised where the same files are read in another way
 
-Rows = Iterable[tuple[int, Line]]  # each with the place of its file
+Lines = Iterable[tuple[int, Line]]  # each with the place of its file
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _require_same(row: Row, first: Row, file: str, first_file: str) -> None:
 
 
 def _cached(
-    identity: list[Any], check: Check, rows: Rows, encodings: Sequence[str] = ()
+    identity: list[Any], check: Check, rows: Lines, encodings: Sequence[str] = ()
 ) -> Source:
     """Return the checked rows, out of the cache where their identity is in it.
 
@@ -232,7 +232,9 @@ def _stored(folder: Path, check: Check) -> Source | None:
     return Source(dataset, check.name, said["notes"], files, kind, said["format"])
 
 
-def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
+def from_hub(
+    raw: Dataset, name: str, columns: Columns, max_bad_rows: int = 0
+) -> Source:
     """Make a ``Source`` of one split of a hub data set; check every value."""
     features, names = raw.features, raw.column_names
     if not len(raw):
@@ -258,7 +260,7 @@ def from_hub(raw: Dataset, name: str, columns: Columns) -> Source:
     found, _ = format_of(names, strings, columns)
     fields = {COLUMNS[found].get(key, key): column for key, column in wanted.items()}
     named = replace(columns, **fields)  # type: ignore[arg-type]  # none is chat
-    check = Check(name, [name], named)
+    check = Check(name, [name], named, max_bad_rows)
     source = _cached([name, raw._fingerprint], check, rows())
     unused = [n for n in names if n not in wanted.values()]
     notes = [f"columns not used: {listed(unused)}"] if unused else []

