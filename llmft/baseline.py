@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,30 @@ _NAMES = {
 
 
 def baseline_note(
-    train: Dataset, test: Dataset, split: str, labels: LabelNames, threshold: float
+    train: Dataset,
+    test: Dataset,
+    split: str,
+    labels: LabelNames,
+    threshold: float,
+    reached: Mapping[str, float],
 ) -> str:
-    """Return the line of the report with ``tfidf_baseline``, or why there is none."""
+    """Return the line of the report with ``tfidf_baseline``, or why there is none.
+
+    Args:
+        reached: the metrics of the trained model, by ``split_metric``.
+    """
     try:
         metric, value = tfidf_baseline(train, test, labels, threshold)
     except ValueError as error:  # no word in train, or a single class
         return f"baseline   not computed: {error}"
     name = _NAMES.get(labels.problem_type, "logistic regression")
-    return f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
+    note = f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
+    if value > reached[f"{split}_{metric}"]:
+        note += (
+            ", more than the model has; more epochs may help, or a model that was made"
+            " for this language and subject"
+        )
+    return note
 
 
 def tfidf_baseline(

@@ -120,7 +120,8 @@ def main(argv: list[str]) -> None:
             for shown in filter(None, (table, worst)):
                 say(shown)
         if args.data.baseline and train is not None and held_out:
-            notes = [baseline_note(train, test, held_out, labels, threshold)]
+            reached = predicted.metrics
+            notes = [baseline_note(train, test, held_out, labels, threshold, reached)]
         runs.report(
             run,
             results,

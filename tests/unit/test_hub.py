@@ -38,7 +38,7 @@ for name, args in json.loads(sys.argv[1]):
     answer = {"heavy": sorted(heavy)}
     try:
         with contextlib.redirect_stdout(said):
-            module = hubdata if name == "load_dataset_dict" else hub
+            module = hubdata if "dataset_dict" in name else hub
             value = getattr(module, name)(*args)
     except Exception as error:
         answer |= {"type": type(error).__name__, "text": str(error)}
@@ -47,6 +47,9 @@ for name, args in json.loads(sys.argv[1]):
         answer["type"] = type(value).__name__
         if answer["type"] == "DatasetDict":
             value = {split: rows["text"][:] for split, rows in value.items()}
+        if answer["type"] == "tuple":
+            texts = {s: [r["text"] for r in rows] for s, rows in value[0].items()}
+            value = [texts, value[1]]
         answer["value"] = getattr(value, "__dict__", value)
     answer |= {"said": said.getvalue(), "seconds": time.monotonic() - start}
     print(json.dumps(answer))
@@ -173,6 +176,19 @@ def test_a_one_word_data_set_is_resolved_and_said(online: tuple) -> None:
     assert answers["data"]["said"] == f"dataset wikitext is {DATA} on the hub\n"
     fetched = [path for method, path in log if method == "GET" and "resolve" in path]
     assert not [path for path in fetched if CONFIGS[0] in path]  # the larger one
+
+
+def test_a_stream_is_the_same_from_hub_and_cache(
+    repos: dict[str, Path], tmp_path: Path
+) -> None:
+    calls = [("stream_dataset_dict", ["wikitext", config]) for config in CONFIGS]
+    with HubServer(repos) as server:
+        answers = ask(*calls, home=tmp_path / "online", HF_ENDPOINT=server.url)
+        files = server.files(f"datasets/{DATA}")
+    lay_out_hub_cache(tmp_path / "offline" / "hub", "dataset", DATA, files)
+    answers += ask(*calls, home=tmp_path / "offline", HF_HUB_OFFLINE="1")
+    for config, answer in zip(CONFIGS * 2, answers, strict=True):
+        assert answer["value"] == [rows_of(config), f"{config} {COMMIT}"]
 
 
 @pytest.mark.parametrize(
