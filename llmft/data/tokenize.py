@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,7 @@ from llmft.errors import DataError, LengthError, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
+_PIECE = 2**20  # tokens looked at at once: masks of all of them could be large
 
 
 def _lost(
@@ -68,9 +71,13 @@ def _dataset(columns: dict[str, Any]) -> Dataset:
 
 
 def _count(tokens: np.ndarray, ids: list[int]) -> int:
-    """Return how many tokens are one of ``ids``; a mask of them all could be large."""
-    parts = np.array_split(tokens, len(tokens) // 2**20 + 1)
-    return sum(int(np.isin(part, ids).sum()) for part in parts)
+    """Return how many tokens are one of ``ids``."""
+    return sum(int(np.isin(piece, ids).sum()) for piece in _pieces(tokens))
+
+
+def _pieces(tokens: np.ndarray) -> list[np.ndarray]:
+    """Return views of some tokens each."""
+    return np.array_split(tokens, len(tokens) // _PIECE + 1)
 
 
 def lm_blocks(
@@ -170,8 +177,12 @@ def causal_examples(
     examples, note = _learnt_examples(encoded, args, split)
     lost = _lost(encoded, len(source.dataset), tokenizer, split)
     say(f"  {split:<10} {note}{lost}")
-    ends = encoded.tokens == tokenizer.eos_token_id
-    if encoded.types is not None and not (ends & (encoded.types > 0)).any():
+    if encoded.types is not None and not any(
+        (part[types > 0] == tokenizer.eos_token_id).any()
+        for part, types in zip(
+            _pieces(encoded.tokens), _pieces(encoded.types), strict=True
+        )
+    ):
         warn(
             f"{split}: no turn of the assistant ends with the eos token"
             f" {tokenizer.eos_token!r}, so that the model does not learn to stop;"
@@ -185,55 +196,102 @@ def _learnt_examples(
 ) -> tuple[Dataset, str]:
     """Return the examples of rows with token types, and what to say of them."""
     lengths, size = encoded.lengths, args.max_seq_length
+    offsets, total = np.append(0, np.cumsum(lengths)), len(encoded.tokens)
     if pack := args.block_policy == "pack":
-        whole = len(encoded.tokens) // size * size or len(encoded.tokens)
+        whole = total // size * size or total
         offsets = np.append(np.arange(0, whole, size), whole)
-        seq_lengths = _seq_lengths(lengths, offsets)
-        parts = seq_lengths.flatten().to_numpy()
-    else:
-        offsets, parts = np.append(0, np.cumsum(lengths)), lengths
-    places = np.arange(offsets[-1]) - np.repeat(np.cumsum(parts) - parts, parts)
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    tokens, types = encoded.tokens[: len(owner)], np.ones(len(owner), np.int8)
-    if encoded.types is not None:
-        types = encoded.types[: len(owner)]
-    keep = np.full(len(owner), True) if pack else places < size
-    # The first token of a document is no label: nothing stands before it.
-    labelled = np.bincount(
-        owner[keep & (types > 0) & (places > 0)], minlength=len(offsets) - 1
+    seq_lengths = _seq_lengths(lengths, offsets)
+    made = _Learnt.joined(
+        _learnt(encoded, offsets[some.start : some.stop + 1], seq_lengths[some], size)
+        for some in _parts(offsets)
     )
-    if not labelled.any():
+    learnt = made.labelled > 0
+    if not learnt.any():
         raise LengthError(
             f"none of {len(lengths):,} {split} rows has a completion within its first"
             f" {size} tokens",
             hint="raise --max_seq_length",
         )
-    cut = 0 if pack else int(((lengths > size) & (labelled > 0)).sum())
-    short = np.bincount(owner[~keep & (labelled > 0)[owner]]).sum()
-    keep &= (labelled > 0)[owner]
-    sizes = np.bincount(owner[keep])
-    bounds = np.append(0, np.cumsum(sizes[sizes > 0]))
+    bounds = np.append(0, np.cumsum(made.sizes[learnt]))
     note = f"{bounds[-1]:,} tokens in {len(bounds) - 1:,} examples of up to {size},"
-    note += f" {labelled.sum():,} of them to learn"
+    note += f" {made.labelled.sum():,} of them to learn"
+    cut = np.diff(offsets)[learnt] - made.sizes[learnt]
     counts = {
-        f"rows cut to {size} tokens, {short:,} tokens left out": cut,
-        "tokens of the last partial block left out": len(encoded.tokens) - len(owner),
+        f"rows cut to {size} tokens, {cut.sum():,} tokens left out": int(
+            (cut > 0).sum()
+        ),
+        "tokens of the last partial block left out": total - int(offsets[-1]),
         f"{'blocks' if pack else 'rows'} without a completion"
         f"{'' if pack else f' in their first {size} tokens'} left out": int(
-            (labelled == 0).sum()
+            (~learnt).sum()
         ),
-        "completions begin within a token": int((types == 2).sum()),
+        "completions begin within a token": int(made.within.sum()),
     }
     note += "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
     columns = {
-        "input_ids": lists(tokens[keep], bounds),
-        "labels": lists(np.where(types > 0, tokens, IGNORED)[keep], bounds),
+        "input_ids": lists(made.ids, bounds),
+        "labels": lists(made.labels, bounds),
         "row": np.arange(len(bounds) - 1),
         "length": np.diff(bounds),
     }
     if pack:
-        columns["seq_lengths"] = seq_lengths.filter(pa.array(labelled > 0))
+        columns["seq_lengths"] = seq_lengths.filter(pa.array(learnt))
     return _dataset(columns), note
+
+
+class _Learnt(NamedTuple):
+    """Examples one behind the other, of which those without a label are left out.
+
+    Of each example, also of those: its tokens that are kept and that are labelled, and
+    how many completions begin within a token.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    labelled: np.ndarray
+    within: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Iterable[_Learnt]) -> _Learnt:
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _learnt(
+    encoded: Encoded, offsets: np.ndarray, seq_lengths: pa.LargeListArray, size: int
+) -> _Learnt:
+    """Cut some examples to ``size`` tokens, and label what is to be learnt.
+
+    Args:
+        offsets: where each example begins, and the end. seq_lengths: of each.
+    """
+    part, count = slice(offsets[0], offsets[-1]), len(offsets) - 1
+    tokens = encoded.tokens[part]
+    types = np.ones(len(tokens), np.int8)
+    if encoded.types is not None:
+        types = encoded.types[part]
+    sequences = seq_lengths.flatten().to_numpy()
+    places = np.arange(len(tokens))
+    places -= np.repeat(np.cumsum(sequences) - sequences, sequences)
+    owner = np.repeat(np.arange(count), np.diff(offsets))
+    # The first token of a document is no label: nothing stands before it.
+    learnt = (places > 0) & (places < size) & (types > 0)
+    labelled = np.bincount(owner[learnt], minlength=count)
+    keep = (places < size) & (labelled > 0)[owner]
+    return _Learnt(
+        tokens[keep],
+        np.where(types > 0, tokens, IGNORED)[keep],
+        np.bincount(owner[keep], minlength=count),
+        labelled,
+        np.bincount(owner[types == 2], minlength=count),
+    )
+
+
+def _parts(offsets: np.ndarray) -> Iterator[slice]:
+    """Yield the examples in parts of about ``_PIECE`` tokens, or of one example."""
+    marks = np.arange(0, offsets[-1] + 1, _PIECE)
+    bounds = np.unique([*np.searchsorted(offsets[:-1], marks), len(offsets) - 1])
+    yield from (slice(start, end) for start, end in pairwise(bounds.tolist()))
 
 
 def _seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:

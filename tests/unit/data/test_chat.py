@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from llmft import assets
 from llmft.arguments import GenerationDataArguments, GenerationModelArguments
 from llmft.config import Arguments
-from llmft.data import chat
+from llmft.data import chat, tokenize
 from llmft.data.collate import IGNORED, LanguageModelingCollator
 from llmft.data.read import Source
 from llmft.data.tokenize import causal_examples
@@ -217,6 +217,17 @@ def test_packed(tokenizer, capsys):
     assert f"; {left} tokens of the last partial block left out" in said
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(made))
     assert (batch["labels"][batch["position_ids"] == 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize("policy", ["row", "pack"])
+def test_a_few_examples_at_a_time_make_the_same(policy, tokenizer, monkeypatch, capsys):
+    rows = [*PAIRS, ("the " * 60, "x"), *PAIRS]
+    given = {"block_policy": policy, "max_seq_length": 16}
+    whole, said = examples(rows, tokenizer, **given).to_dict(), capsys.readouterr()
+    for size in (1, 7, 40, 100):
+        monkeypatch.setattr(tokenize, "_PIECE", size)
+        assert examples(rows, tokenizer, **given).to_dict() == whole
+        assert capsys.readouterr() == said
 
 
 def gradients(model, loss):
