@@ -40,7 +40,8 @@ def parts() -> list[Part]:
     found = []
     for name in PARTS:
         folder = assets.cache_home() / name
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        inside = folder.iterdir() if folder.is_dir() else ()
+        entries = sorted(p for p in inside if not p.name.startswith("."))
         sizes = [p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()]
         found.append(Part(name, entries, sum(sizes)))
     return found

@@ -96,15 +96,15 @@ def as_text(report: Report) -> str:
         header, rows = list(section.header), [[*map(str, r)] for r in section.rows]
         for i in range(len(header)):
             if all(_NUMBER.fullmatch(row[i]) for row in rows):
-                widest = max(len(row[i]) for row in rows)
+                widest = max((len(row[i]) for row in rows), default=0)
                 for row in rows:
                     row[i] = row[i].rjust(widest)
         if section.bars:
-            scale = _BAR / max(section.bars)
+            scale = _BAR / (max(section.bars) or 1)
             bars = ["#" * max(1, round(n * scale)) if n else "" for n in section.bars]
             rows = [[*row, bar] for row, bar in zip(rows, bars, strict=True)]
             header.append("")
-        shown.append(f"{section.title}\n{table(rows, header)}")
+        shown.append(f"{escape(section.title)}\n{table(rows, header)}")
     for finding in report.findings:
         lines = [f"{finding.level}: {finding.what}", finding.where, finding.meaning]
         shown.append("\n    ".join(escape(line) for line in lines if line))

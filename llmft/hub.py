@@ -326,5 +326,5 @@ def _has_weights(folder: Path) -> bool:
     return bool(there) and there.issuperset(shards)
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     return escape(" ".join(str(error).split()) or type(error).__name__, 200)

@@ -112,10 +112,14 @@ def _load(
     Returns the splits, and the name of the configuration.
     """
     import datasets
+    from datasets.packaged_modules.csv.csv import Csv
 
     shown = source.removeprefix("hf://datasets/")
     try:
         builder = datasets.load_dataset_builder(source, config_name, **options)
+        if isinstance(builder, Csv) and builder.info.features is None:
+            options |= _as_text(builder)
+            builder = datasets.load_dataset_builder(source, config_name, **options)
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
             console.warn(f"{shown} cannot be read on the hub: using an older copy")
         if streaming:
@@ -127,7 +131,9 @@ def _load(
     except (
         ValueError,
         FileNotFoundError,
+        EOFError,
         RuntimeError,
+        StopIteration,
         datasets.exceptions.DatasetsError,
     ) as error:
         if isinstance(error, ValueError):
@@ -136,11 +142,24 @@ def _load(
                 _check_config(shown, config_name, names)
         if isinstance(error.__cause__, OSError) and error.__cause__.errno:
             raise error.__cause__ from error  # a full disk, say
+        cause = error.__cause__ if "error occurred while gen" in str(error) else None
         raise DataError(
-            f"cannot be loaded as a data set: {brief(error)}",
+            "it has no rows"
+            if isinstance(error, StopIteration)
+            else f"cannot be loaded as a data set: {brief(cause or error)}",
             "expected data files that datasets can read, and no loading script",
             path=shown,
         ) from error
+
+
+def _as_text(builder: Any) -> dict[str, Any]:
+    """Return options by which csv is read as text: else 007 becomes 7, NA nothing."""
+    from datasets import Features, Value
+
+    split = next(iter(builder.as_streaming_dataset().values()))
+    names = next(iter(split))
+    kinds = Features({name: Value("string") for name in names})
+    return {"features": kinds, "keep_default_na": False}
 
 
 def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Loaded:

@@ -51,7 +51,7 @@ class Check:
     problem_type: str | None = None
     format: str = TEXT
     _names: list[str] = field(default_factory=list)
-    _bad: int = 0
+    bad: int = 0
     _first_bad: list[DataError] = field(default_factory=list)
     _empty: int = 0
     _returns: int = 0
@@ -88,7 +88,7 @@ class Check:
         try:
             for file, (line, row) in chain(self._first(source), source):
                 values = self._values(file, line, row)
-                if self._bad > self.max_bad_rows:
+                if self.bad > self.max_bad_rows:
                     looked += 1
                     if looked > self.counted:
                         break
@@ -111,7 +111,7 @@ class Check:
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
-            if self._bad > self.max_bad_rows + self.counted:
+            if self.bad > self.max_bad_rows + self.counted:
                 break
         return []
 
@@ -161,8 +161,8 @@ class Check:
         return values
 
     def _leave_out(self, error: DataError) -> None:
-        self._bad += 1
-        if self._bad <= _SHOWN:
+        self.bad += 1
+        if self.bad <= _SHOWN:
             self._first_bad.append(error)
 
     def _value(
@@ -179,9 +179,9 @@ class Check:
 
     def _refusal(self) -> DataError | None:
         """Return the first bad row as an error, where there are too many."""
-        if self._bad <= self.max_bad_rows:
+        if self.bad <= self.max_bad_rows:
             return None
-        error, count = self._first_bad[0], self._bad
+        error, count = self._first_bad[0], self.bad
         others = ""
         if count > 1:
             lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
@@ -198,7 +198,7 @@ class Check:
         if error := self._refusal():
             raise error
         if not self._good:
-            left = f"0 rows left after {self._bad:,} bad ones" if self._bad else ""
+            left = f"0 rows left after {self.bad:,} bad ones" if self.bad else ""
             raise DataError(left or "0 rows", "expected at least one", path=self.name)
         if "label" not in self.wanted:
             return
@@ -230,6 +230,9 @@ class Check:
         unused = [n for n in self._names if n not in wanted.values()]
         if unused:
             notes.append(f"columns not used: {listed(unused)}")
+        if self._rule.undelimited:
+            said = f"no label holds the delimiter {self._rule.delimiter!r}"
+            notes.append(said)
         label, given = wanted.get("label"), self.columns.label
         if label is not None and self.problem_type is None:
             notes.append(f"{label!r} is empty in all rows")
@@ -244,9 +247,9 @@ class Check:
             notes.append(f"{self._empty:,} empty lines passed over")
         if self._returns:
             notes.append(f"{self._returns:,} texts hold lone carriage returns")
-        if self._bad:
+        if self.bad:
             first = [f"{e.path}:{e.line}" for e in self._first_bad[:3]]
-            notes.append(f"{self._bad:,} bad rows left out ({', '.join(first)})")
+            notes.append(f"{self.bad:,} bad rows left out ({', '.join(first)})")
         return notes
 
 

@@ -158,6 +158,10 @@ def value_of(
     if isinstance(value, str) and (fault := text_fault(value, shorten(column), place)):
         return fault
     if key == "label":
+        for part in value if isinstance(value, list) else ():
+            name = f"a label of {shorten(column)}"
+            if isinstance(part, str) and (fault := text_fault(part, name, place)):
+                return fault
         spelled = rule.spell(value, f"{place['path']}:{place['line']}")
         said = f"{shorten(column)} is {shorten(value)}"
         hint = "give the row a label, or take it out"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import ClassificationDataArguments
 from llmft.data.columns import Columns, value_of
-from llmft.data.labels import SINGLE, LabelNames, LabelRule
+from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule
 from llmft.data.read import Source, read_file, show
 from llmft.data.tokenize import classification_features
 from llmft.errors import ConfigError, DataError, shorten
@@ -47,7 +47,7 @@ class CustomTextDataset(Dataset):
 
     Raises:
         DataError: a text or label is not one; its place is counted from 0.
-        ConfigError: ``max_length`` is below 8.
+        ConfigError: ``max_length`` is no number from 8 on, or ``problem_type`` unknown.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class CustomTextDataset(Dataset):
             kind = source.problem_type or SINGLE
             given = source.dataset["label"][:]
             label_names = LabelNames.of(given, allow, kind, source.name)
-        if max_length < 8:  # the range of max_seq_length
-            raise ConfigError(f"max_length is {max_length}, expected at least 8")
+        if not isinstance(max_length, int) or max_length < 8:  # as max_seq_length
+            raise ConfigError(f"max_length is {max_length!r}, expected at least 8")
         args = ClassificationDataArguments(max_seq_length=max_length)
         known = label_names or LabelNames(())
         made = classification_features(source, tokenizer, args, source.name, known)
@@ -126,8 +126,14 @@ def _source(
     given: dict[str, Iterable[Any] | None], problem_type: str | None, needs_text: bool
 ) -> Source:
     """Check values in memory, and return them as what a file would have given."""
+    if problem_type not in (None, SINGLE, MULTI, REGRESSION):
+        kinds = ", ".join((SINGLE, MULTI, REGRESSION))
+        raise ConfigError(f"problem_type is {problem_type!r}, expected one of {kinds}")
     for key, cells in given.items():
-        if isinstance(cells, str | Mapping) or hasattr(cells, "columns"):
+        if cells is None and key != "text":
+            continue
+        one = isinstance(cells, str | Mapping) or hasattr(cells, "columns")
+        if one or not hasattr(cells, "__iter__") or getattr(cells, "ndim", 1) == 0:
             said = f"{key} is {shorten(cells)} ({type(cells).__name__})"
             raise DataError(said, "expected a list, or a single column")
     values = {key: _listed(v) for key, v in given.items() if v is not None}
@@ -154,4 +160,4 @@ def _source(
 def _listed(values: Iterable[Any]) -> list[Any]:
     """Return values as a list of Python's own types, which arrays are made of, too."""
     found = np.asarray(values).tolist() if hasattr(values, "tolist") else [*values]
-    return [value.item() if isinstance(value, np.generic) else value for value in found]
+    return [value.tolist() if hasattr(value, "tolist") else value for value in found]

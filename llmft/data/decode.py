@@ -91,7 +91,8 @@ class _Unpacked(io.RawIOBase):
         if self._codec is None:
             return open(self._path, "rb")
         if self._codec != "xz":
-            return pyarrow.input_stream(str(self._path), compression=self._codec)
+            # Not by its name, which may be no UTF-8.
+            return pyarrow.input_stream(self._path.open("rb"), compression=self._codec)
         with open(self._path, "rb") as stream:  # lzma passes over what follows the end
             stream.seek(max(0, self._packed - 4096))
             if not stream.read().rstrip(b"\0").endswith(b"YZ"):

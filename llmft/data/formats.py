@@ -33,7 +33,7 @@ Row = dict[str, Any]
 # None: an empty line; an error: a row that is none.
 Line = tuple[int, Row | DataError | None]
 FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
-_NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
+SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _BATCH = 10_000  # rows of a table at a time
 
 
@@ -61,7 +61,7 @@ class Reading:
         given = self.delimiter
         if given is None:
             given = "tab" if file_format == "tsv" else "comma"
-        found = _NAMED.get(given, given)
+        found = SEPARATORS.get(given, given)
         if len(found) != 1 or found in '"\r\n':
             raise ConfigError(f"delimiter is {given!r}, expected one character, or tab")
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
@@ -255,12 +255,16 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Line]:
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         for number, row in enumerate(value["data"], 1):
             yield number, row if isinstance(row, dict) else _no_object(path, number)
-    elif isinstance(value, dict) and not any(
-        isinstance(v, list | dict) for v in value.values()
-    ):
+    elif isinstance(value, dict) and not _is_table(value):
         yield 1, value
     else:
         raise DataFormatError("not a list of objects", path=path, line=1)
+
+
+def _is_table(value: Row) -> bool:
+    """Whether an object is a list of rows under a name, and no conversation."""
+    lists = [isinstance(cell, list | dict) for cell in value.values()]
+    return all(lists) and not value.keys() & {"messages", "conversations"}
 
 
 def _no_object(path: Path, number: int, line: int | None = None) -> DataFormatError:

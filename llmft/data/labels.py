@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llmft.errors import LabelError, listed, shorten
+from llmft.data.formats import SEPARATORS
+from llmft.errors import ConfigError, LabelError, listed, shorten
 from llmft.files import to_json
 
 SINGLE, MULTI, REGRESSION = (
@@ -68,10 +69,24 @@ class LabelRule:
     _fractions: int = 0
     _names: int = 0
     _name: tuple[str, str] = ("", "")
+    # Of the lists so far: whether there is one without, and with the delimiter; how
+    # long all are that hold nothing but 0 and 1, 0 where they are no such rows.
+    _plain: bool = False
+    _split: bool = False
+    _hot: int | None = None
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and self.problem_type is None:
-            self.problem_type = MULTI
+        if self.delimiter is None:
+            return
+        self.delimiter = SEPARATORS.get(self.delimiter, self.delimiter)
+        if not self.delimiter:
+            raise ConfigError("label_delimiter is '', expected a text, such as '|'")
+        self.problem_type = self.problem_type or MULTI
+
+    @property
+    def undelimited(self) -> bool:
+        """Whether there were labels, and none of them held the delimiter."""
+        return self._plain and not self._split
 
     @property
     def expected(self) -> str:
@@ -94,9 +109,13 @@ class LabelRule:
             return _finite(value), "number"
         if self.delimiter is not None and isinstance(value, str):
             parts = [part.strip() for part in value.split(self.delimiter)]
+            self._plain |= len(parts) == 1 and parts != [""]
+            self._split |= len(parts) > 1
             value = [part for part in parts if part]
         if isinstance(value, list | tuple):
             names = [class_name(part) for part in value]
+            flat = len(names) > 1 and {*names} <= {"0", "1", "true", "false"}
+            self._hot = len(names) * (flat and self._hot in (None, len(names)))
             good = None not in names and self.problem_type != SINGLE
             return (to_json(names) if good else None), "list"
         if self.problem_type == MULTI:
@@ -127,8 +146,16 @@ class LabelRule:
         """Return the problem type of the labels that were spelled.
 
         Raises:
-            LabelError: they are of kinds that do not go together, such as 1 and "1".
+            LabelError: they are of kinds that do not go together, such as 1 and "1"; or
+                each is a row of 0 and 1.
         """
+        if self._hot:  # with names 0 and 1, all rows would have both
+            raise LabelError(
+                f"each label is a list of {self._hot} values that are 0 or 1",
+                "expected the names of the classes that a text has",
+                "write the names for which the value is 1",
+                path=source,
+            )
         if self.problem_type is not None:
             return self.problem_type
         kinds, whole = set(self._seen), self._seen.keys() == {"whole"}

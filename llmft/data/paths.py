@@ -23,7 +23,16 @@ STDIN = "-"
 
 def is_pipe(name: str) -> bool:
     """Return whether a name is ``-``, standard input, or a pipe as of ``<(zcat a)``."""
-    return name == STDIN or Path(name).expanduser().is_fifo()
+    if name == STDIN:
+        return True
+    try:
+        return _expanded(name).is_fifo()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _expanded(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # that of Path fails for an unknown user
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def named_files(
     Raises:
         DataError: there are none, or a folder holds several formats.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if is_pipe(name):
         if reading.file_format is None:
             said = "standard input, or a pipe, does not say its format"
@@ -51,17 +60,22 @@ def named_files(
             with open(copy, "wb") as stream:
                 shutil.copyfileobj(pipe, stream)
             yield [copy], [], "line"
-    elif path.is_dir():
+    elif os.path.isdir(path):
         files, notes = _in_folder(path, reading)
         yield files, notes, "document"
-    elif path.exists():
+    elif os.path.exists(path):
         yield [path], [], "line"
     else:
         matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-        files = [p for p in matches if p.is_file()]
-        if not files:
+        found = [p for p in matches if p.is_file()]
+        if not found:
             raise _none(path)
-        yield files, [f"{len(files):,} files"], "line"
+        once = {os.path.realpath(p): p for p in reversed(found)}
+        files, notes = sorted(once.values()), [f"{len(once):,} files"]
+        if len(files) < len(found):
+            said = f"{len(found) - len(files):,} other names of them passed over"
+            notes.append(said)
+        yield files, notes, "line"
 
 
 def _none(path: Path) -> DataError:

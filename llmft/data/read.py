@@ -36,12 +36,13 @@ from llmft.errors import (
     SchemaError,
     listed,
 )
-from llmft.files import publish_folder, write_json
+from llmft.files import checksum, publish_folder, write_json
 from llmft.parser import nearest
 
 CONTENT = ("text", "text_pair", "label", "group")
+STRINGS = ("string", "large_string")  # what datasets calls columns of text
 _BATCH = 10_000
-CACHE = 2  # to be raised where the same files are read in another way
+CACHE = 3  # to be raised where the same files are read in another way
 
 Lines = Iterable[tuple[int, Line]]  # each with the place of its file
 
@@ -203,7 +204,7 @@ def _cached(
             "notes": [*encodings, *check.notes()],
             "problem_type": check.problem_type,
             "format": check.format,
-            "size": table.stat().st_size,
+            "crc32": checksum(table),
         }
         write_json(staging / "source.json", said)
     source = _stored(folder, check)
@@ -217,8 +218,8 @@ def _stored(folder: Path, check: Check) -> Source | None:
     table, described = folder / "data.arrow", folder / "source.json"
     try:
         said = json.loads(described.read_text("utf-8"))
-        if table.stat().st_size != said["size"]:
-            raise ValueError("data.arrow is cut off")
+        if checksum(table) != said["crc32"]:
+            raise ValueError("data.arrow is not what was written")
         dataset = Dataset.from_file(str(table))
     except FileNotFoundError:
         return None
@@ -239,7 +240,7 @@ def from_hub(
     features, names = raw.features, raw.column_names
     if not len(raw):
         return Source(raw.select_columns([]), name)
-    strings = [n for n in names if getattr(features[n], "dtype", "") == "string"]
+    strings = [n for n in names if getattr(features[n], "dtype", "") in STRINGS]
     wanted = choose(names, strings, columns, name)
     used = raw.select_columns(sorted(set(wanted.values())))
 

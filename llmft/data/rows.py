@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,13 +17,13 @@ from llmft.data.columns import Columns, choose, format_of
 from llmft.data.formats import Line, Reading
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe, named_files
-from llmft.data.read import file_rows, version_of
+from llmft.data.read import STRINGS, file_rows, version_of
 from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.hub import MISSES, brief
 
 _BATCH = 1000  # rows of the hub at a time
 # What datasets raises on the way, of files that are not what it takes them for.
-_FAULTS = (ValueError, OSError, RuntimeError, ArithmeticError, pa.ArrowException)
+_FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
 
 class Rows(Protocol):
@@ -119,11 +120,10 @@ class FileRows:
             versions = [(size, time) for _, size, time in now]
             notes: list[str] = []
             rows = file_rows(files, self.files, versions, self.reading, unit, notes)
-            for row in check.rows(rows):
-                _require_text(check.format, self.name)
-                yield row
-            if told := notes + check.left_out():
-                warn(f"{self.name}: {'; '.join(told)}")
+            with _told(self.name, check, notes):
+                for row in check.rows(rows):
+                    _require_text(check.format, self.name)
+                    yield row
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,8 @@ class HubRows:
 
     def read(self, check: Check) -> Iterator[Checked]:
         """See ``Rows``."""
-        yield from check.rows((0, line) for line in self._lines(check))
-        if told := check.left_out():
-            warn(f"{self.name}: {'; '.join(told)}")
+        with _told(self.name, check):
+            yield from check.rows((0, line) for line in self._lines(check))
 
     def _lines(self, check: Check) -> Iterator[Line]:
         """Yield the rows, of the wanted columns only."""
@@ -185,7 +184,7 @@ class HubRows:
         names, strings = list(features or batch), []
         for name in names:
             if name in features:
-                texts = getattr(features[name], "dtype", "") == "string"
+                texts = getattr(features[name], "dtype", "") in STRINGS
             else:
                 texts = any(isinstance(cell, str) for cell in batch[name])
             strings += [name] * texts
@@ -205,11 +204,24 @@ class HubRows:
                 hint="try again, or --resume_from_checkpoint",
                 path=self.name,
             ) from error
-        except (*_FAULTS, DatasetsError) as error:
+        except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # a full disk, say
             said = f"cannot be read after {read:,} rows: {brief(error)}"
             raise DataError(said, path=self.name) from error
+
+
+@contextmanager
+def _told(name: str, check: Check, notes: Sequence[str] = ()) -> Iterator[None]:
+    """Warn of what was left out, also where a pass ends before the last row."""
+    try:
+        yield
+    except GeneratorExit:
+        if check.bad:
+            warn(f"{name}: {'; '.join(check.left_out())}, as far as it was read")
+        raise
+    if told := [*notes, *check.left_out()]:
+        warn(f"{name}: {'; '.join(told)}")
 
 
 def _require_text(found: str, name: str) -> None:

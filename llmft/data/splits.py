@@ -164,14 +164,15 @@ def _beside_stream(
                 source = sample(source, limit, seed, False)
             _require_apart(source, rows, split, args.allow)
         elif split in streams:
+            _require_apart(streams[split], rows, split, args.allow)
             source = stream.head(streams[split], limit or stream.HELD_OUT)
         elif split == "validation" and rows is not None:
             skip = limit or stream.HELD_OUT
             source = stream.held_out(rows, skip)
         else:
             raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")
-        if not skip and "train" in needed:
-            alike = "its rows are not looked for in train, which is a stream"
+        if "train" in needed:
+            alike = "its texts are not looked for in train, which is a stream"
             source = replace(source, notes=[*source.notes, alike])
         show(split, source)
         sources[split], provenance[split] = source, _provenance(source)
@@ -179,13 +180,13 @@ def _beside_stream(
 
 
 def _require_apart(
-    source: Source, rows: Rows | None, split: str, allow: Collection[str]
+    part: Source | Rows, rows: Rows | None, split: str, allow: Collection[str]
 ) -> None:
-    """Raise LeakageError where a part is read from the files that are trained on."""
-    shared = {*source.files} & {*(rows.files if rows else ())}
+    """Raise LeakageError where a part is read from what is trained on."""
+    shared = {*part.files} & {*(rows.files if rows else ())}
     if shared and "leakage" not in allow:
         raise LeakageError(
-            f"{split} is read from the file that is trained on",
+            f"{split} is read from what is trained on",
             hint="give another, or add --allow leakage",
             path=min(shared),
         )

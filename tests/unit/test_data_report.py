@@ -153,3 +153,12 @@ def test_numbers_are_set_to_the_right_and_bars_are_scaled():
         f"t\n     n\n  a      5  #\n  b  1,000  {'#' * 40}\n  c      0"
         "\n\nnothing odd was found"
     )
+
+
+@pytest.mark.parametrize("text", ["123\n456\n", "\U0001f600\n", "...\n"])
+def test_data_without_letters(text, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", str(tmp_path / "a.txt")])
+    assert ended.value.code == 0
+    assert "scripts" in capsys.readouterr().out

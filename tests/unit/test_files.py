@@ -5,11 +5,16 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from llmft import files
 from llmft.files import publish_folder, sync, to_json, write_json, write_text
+
+ROOT = Path(__file__).parents[2]
 
 
 def names(folder):
@@ -179,3 +184,25 @@ def test_sync_passes_over_what_a_file_system_cannot_do(
     else:
         with pytest.raises(OSError, match=os.strerror(code)):
             sync(tmp_path)
+
+
+def test_what_a_killed_process_left_is_taken_away(tmp_path):
+    target = tmp_path / "a[1]"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from llmft import files\n"
+        "with files.publish_folder(Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'x').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, target], cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a[1].staging-")
+    with publish_folder(target) as mine, publish_folder(target):
+        assert mine.is_dir()  # that of a process that lives
+    assert names(tmp_path) == ["a[1]"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No s") as caught, publish_folder(tmp_path / "a"):
+        raise full
+    assert caught.value.filename == str(tmp_path / "a")

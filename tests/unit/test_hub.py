@@ -6,6 +6,7 @@ subprocess that makes several calls; what it found is checked here.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -189,6 +190,39 @@ def test_a_stream_is_the_same_from_hub_and_cache(
     answers += ask(*calls, home=tmp_path / "offline", HF_HUB_OFFLINE="1")
     for config, answer in zip(CONFIGS * 2, answers, strict=True):
         assert answer["value"] == [rows_of(config), f"{config} {COMMIT}"]
+
+
+def test_csv_of_the_hub_stays_text(tmp_path: Path) -> None:
+    lines = ["text", *(f"a film {i}" for i in range(20)), "007", "NA", "1e5", '""']
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_text("\n".join([*lines, ""]))
+    calls = [(f"{how}_dataset_dict", ["owner/csv"]) for how in ("load", "stream")]
+    with HubServer({"datasets/owner/csv": tmp_path / "csv"}) as server:
+        loaded, streamed = ask(*calls, home=tmp_path / "home", HF_ENDPOINT=server.url)
+    assert loaded["value"] == {"train": [*lines[1:-1], ""]}
+    assert streamed["value"][0] == loaded["value"]
+
+
+def test_files_of_the_hub_that_cannot_be_read(tmp_path: Path) -> None:
+    rows = gzip.compress(b'{"text": "a film"}\n' * 999)
+    contents = {
+        "empty.jsonl": b"",
+        "cut.jsonl.gz": rows[: len(rows) // 2],
+        "uneven.csv": b"text,label\na,b\nc,d,e\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"train{name[name.index('.') :]}").write_bytes(content)
+    names = {name: f"owner/{name.partition('.')[0]}" for name in contents}
+    repos = {f"datasets/{names[name]}": tmp_path / name for name in contents}
+    calls = [data(name) for name in names.values()]
+    with HubServer(repos) as server:
+        answers = ask(*calls, home=tmp_path / "home", HF_ENDPOINT=server.url)
+    said = ["it has no rows", "Compressed file ended", "Expected 2 fields in line 3"]
+    for answer, name, why in zip(answers, names.values(), said, strict=True):
+        assert (answer["type"], answer["code"]) == ("DataError", 3)
+        assert answer["text"].startswith(f"DataError {name}: ")
+        assert why in answer["text"]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,16 @@ def test_pairs_and_no_labels(wordpiece):
         ([], [], "0 of text, 0 of label; expected as many of each, and at least one"),
         (["a", "b"], ["x", "x"], "all 2 training rows have the label 'x'"),
         (["a\0", "b"], ["x", "y"], "texts:0: 'text' holds a NUL byte"),
+        (["a"], [["x\0"]], "texts:0: a label of 'label' holds a NUL byte"),
+        (["a"], [["\ud800"]], "texts:0: a label of 'label' holds half of a character"),
+        (None, ["x"], "text is None (NoneType); expected a list, or a single column"),
+        (["a"], 5, "label is 5 (int); expected a list, or a single column"),
+        (["a"], torch.tensor(1), "label is tensor(1) (Tensor); expected a list"),
+        (
+            ["a", "b"],
+            np.array([[1, 0, 1], [0, 1, 1]]),
+            "texts: each label is a list of 3 values that are 0 or 1; expected ",
+        ),
     ],
 )
 def test_what_is_refused(wordpiece, texts, labels, said):
@@ -119,6 +129,17 @@ def test_arguments_that_are_none(wordpiece):
         CustomTextDataset("a b", ["x"] * 3, wordpiece)
     with pytest.raises(LlmftError, match="max_length is 4, expected at least 8"):
         CustomTextDataset(TEXTS, LABELS, wordpiece, max_length=4)
+    with pytest.raises(LlmftError, match="max_length is None, expected at least 8"):
+        CustomTextDataset(TEXTS, LABELS, wordpiece, max_length=None)
+    with pytest.raises(LlmftError, match="problem_type is 'x', expected one of single"):
+        CustomTextDataset(TEXTS, LABELS, wordpiece, problem_type="x")
+
+
+def test_labels_that_are_arrays(wordpiece):
+    labels = [np.array(["x", "y"]), torch.tensor([3]), []]
+    found = CustomTextDataset(["a", "b", "c"], labels, wordpiece)
+    assert found.label_names.names == ("3", "x", "y")
+    assert found["labels"][:] == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
 
 def test_a_second_set_has_the_classes_of_the_first(wordpiece, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule, similar
-from llmft.errors import LabelError
+from llmft.errors import ConfigError, LabelError
 
 
 def decided(values, **given):
@@ -168,3 +168,34 @@ def test_one_name_among_scores_is_named():
 
 def test_a_number_that_no_float_holds():
     assert LabelRule(REGRESSION).spell(10**400, "a:1") is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[[1, 0], [0, 0]], [[1.0, 0.0], [0.0, 1.0]], [[True, False], [True, True]]],
+)
+@pytest.mark.parametrize("kind", [None, MULTI])
+def test_rows_of_bits(values, kind):
+    with pytest.raises(LabelError) as caught:
+        decided(values, problem_type=kind)
+    assert str(caught.value) == (
+        "LabelError a.jsonl: each label is a list of 2 values that are 0 or 1; expected"
+        " the names of the classes that a text has; write the names for which the value"
+        " is 1"
+    )
+
+
+@pytest.mark.parametrize("values", [[[1, 0], [1]], [[0], [1]], [[0, 1], [0, 2]]])
+def test_lists_that_are_no_rows_of_bits(values):
+    assert decided(values)[1] == MULTI
+
+
+def test_delimiters_have_names():
+    rule = LabelRule(delimiter="tab")
+    assert rule.spell("b\tstable", "a:1") == '["b", "stable"]'
+    assert not rule.undelimited
+    rule = LabelRule(delimiter="comma")
+    assert rule.spell("a|b", "a:1") == '["a|b"]'
+    assert rule.undelimited
+    with pytest.raises(ConfigError, match="label_delimiter is '', expected a text"):
+        LabelRule(delimiter="")

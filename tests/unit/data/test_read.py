@@ -4,10 +4,12 @@ import bz2
 import csv
 import datetime
 import decimal
+import gzip
 import io
 import json
 import os
 import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -731,3 +733,47 @@ def test_what_is_no_delimiter(tmp_path, delimiter):
     (tmp_path / "a.csv").write_text("text\na\n")
     with pytest.raises(ConfigError, match="expected one character, or tab"):
         read_file(tmp_path / "a.csv", Columns(), Reading(delimiter=delimiter))
+
+
+def test_a_pattern_names_each_file_once(tmp_path):
+    (tmp_path / "a.csv").write_text("text\na\n")
+    (tmp_path / "loop").symlink_to(".")
+    source = read_file(tmp_path / "**" / "*.csv", Columns())
+    assert source.dataset["text"][:] == ["a"]
+    assert source.files == (str(tmp_path / "a.csv"),)
+    assert source.notes[0] == "1 files"
+    assert source.notes[1].endswith(" other names of them passed over")
+
+
+@pytest.mark.parametrize("name", ["~nosuch/a.csv", f"{'x' * 300}.csv"])
+def test_names_that_no_file_has(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such file") as caught:
+        read_file(name, Columns())
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names there are UTF-8")
+def test_a_packed_file_whose_name_is_not_utf8(tmp_path):
+    path = os.fsencode(tmp_path) + b"/x\xff.csv.gz"
+    with open(path, "wb") as stream:
+        stream.write(gzip.compress(b"text\na\n"))
+    source = read_file(Path(os.fsdecode(path)), Columns())
+    assert source.dataset["text"][:] == ["a"]
+
+
+def test_a_json_of_one_row(tmp_path):
+    (tmp_path / "a.json").write_text('{"text": "a", "label": ["x", "y"]}')
+    assert content(read_file(tmp_path / "a.json", LABELLED))["label"] == ['["x", "y"]']
+
+
+def test_what_changed_in_the_cache_is_read_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.csv").write_text("text\nall is well\n")
+    read_file(tmp_path / "a.csv", Columns())
+    (stored,) = tmp_path.glob("cache/read/*/data.arrow")
+    raw = stored.read_bytes()
+    stored.write_bytes(raw.replace(b"all is well", b"all is over"))
+    source = read_file(tmp_path / "a.csv", Columns())
+    assert source.dataset["text"][:] == ["all is well"]
+    assert "data.arrow is not what was written" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A stream gives the blocks that reading everything first would give."""
 
+import json
 import os
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from llmft.arguments import LanguageModelingDataArguments
 from llmft.config import parse
 from llmft.console import as_fault
+from llmft.data import splits as splits_module
 from llmft.data import stream
 from llmft.data.columns import Columns
 from llmft.data.formats import Reading
@@ -199,7 +201,9 @@ def test_what_is_left_out_is_said_after_a_pass(tmp_path, wordpiece, capsys):
 
 def test_a_validation_on_the_stream_itself_is_leakage(file):
     args = arguments(file, streaming=True, validation_file=str(file))
-    with pytest.raises(LeakageError, match="validation is read from the file that is"):
+    with pytest.raises(
+        LeakageError, match="validation is read from what is trained on"
+    ):
         load_splits(args, 1, {"train", "validation"})
     allowed = replace(args, allow=["leakage"])
     splits = load_splits(allowed, 1, {"train", "validation"})
@@ -234,6 +238,41 @@ def test_a_guessed_encoding_is_said(tmp_path, wordpiece, capsys):
 
 def hub_rows(data):
     return HubRows("owner/films[train]", Columns(), data, "a")
+
+
+def test_rows_left_out_are_told_where_a_pass_is_not_ended(tmp_path, capsys):
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    lines[30:30] = ['{"text": 5}', "nope"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows = FileRows(str(tmp_path / "a.jsonl"), Columns(), Reading(max_bad_rows=2))
+    for count, said in ((20, ""), (100, "2 bad rows left out")):
+        passing = iter(rows)
+        assert len(list(islice(passing, count))) == count
+        passing.close()
+        assert said in capsys.readouterr().err
+
+
+def test_a_split_of_the_hub_that_is_trained_on(monkeypatch):
+    data = Dataset.from_dict({"text": TEXTS})
+    found = {"train": data, "test": data}
+    monkeypatch.setattr(
+        splits_module.hubdata, "stream_dataset_dict", lambda *args: (found, "default a")
+    )
+    args = LanguageModelingDataArguments(
+        dataset_name="owner/films", streaming=True, validation_split_name="train"
+    )
+    with pytest.raises(
+        LeakageError, match=r"films\[train\]: validation is read from w"
+    ):
+        load_splits(args, 1, {"train", "validation"})
+    splits = load_splits(
+        replace(args, max_eval_samples=3, validation_split_name="test"),
+        *(1, {"train", "validation"}),
+    )
+    assert splits.provenance["validation"]["notes"] == [
+        "the first 3 rows of more; --max_eval_samples N takes N",
+        "its texts are not looked for in train, which is a stream",
+    ]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
