@@ -189,7 +189,8 @@ class Check:
             others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
             error.expected = "; ".join(filter(None, [error.expected, others]))
         if error.line is not None:
-            leave = f"--max_bad_rows {count} leaves bad rows out"
+            most = count if self.counted else "N"
+            leave = f"--max_bad_rows {most} leaves bad rows out"
             error.hint = "; or ".join(filter(None, [error.hint, leave]))
         error.args = (str(error),)
         return error

@@ -25,7 +25,7 @@ from llmft import __version__, assets
 from llmft.console import say, warn
 from llmft.data.check import Check
 from llmft.data.columns import Columns, choose, format_of
-from llmft.data.decode import unreadable
+from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
 from llmft.data.messages import COLUMNS, TEXT
 from llmft.data.paths import is_pipe, named_files
@@ -136,13 +136,15 @@ def file_rows(
         found, note = rows_of(file, reading, reading.sample_by or unit)
         if note:
             encodings.append(note if len(files) < 2 else f"{shown[i]} {note}")
+        kind = reading.file_format or plain_suffix(file).removeprefix(".")
         of_file: Row | None = None
         for line, row in found:
             if isinstance(row, DataError) and row.path != shown[i]:
                 row.path = shown[i]  # standard input, not the copy of it
             if of_file is None and isinstance(row, dict):
                 of_file, first = row, first or row
-                _require_same(of_file, first, shown[i], shown[0])
+                if kind not in ("json", "jsonl"):  # these may leave some out
+                    _require_same(of_file, first, shown[i], shown[0])
             yield i, (line, row)
         if version_of(file) != version:
             said = "the file changed while it was read"
@@ -167,8 +169,8 @@ def _sha256(path: Path) -> str:
 
 
 def _require_same(row: Row, first: Row, file: str, first_file: str) -> None:
-    """Raise SchemaError where two files have other columns; json may leave some out."""
-    if row.keys() != first.keys() and ".json" not in file.lower():
+    """Raise SchemaError where two files have other columns."""
+    if row.keys() != first.keys():
         raise SchemaError(
             f"columns are {listed(row)}",
             f"expected those of {first_file}: {listed(first)}",

@@ -777,3 +777,17 @@ def test_what_changed_in_the_cache_is_read_again(tmp_path, monkeypatch, capsys):
     source = read_file(tmp_path / "a.csv", Columns())
     assert source.dataset["text"][:] == ["all is well"]
     assert "data.arrow is not what was written" in capsys.readouterr().err
+
+
+def test_which_files_may_leave_columns_out(tmp_path):
+    for i, row in enumerate(['{"text": "a", "more": 1}', '{"text": "b"}']):
+        (tmp_path / f"{i}.log").write_text(row)
+    reading = Reading(file_format="jsonl")
+    source = read_file(tmp_path / "*.log", Columns("text"), reading)
+    assert source.dataset["text"][:] == ["a", "b"]
+    folder = tmp_path / "d.json.d"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text,label\na,b\n")
+    (folder / "b.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match="columns are 'text'; expected those of"):
+        read_file(folder, Columns())

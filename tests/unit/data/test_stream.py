@@ -304,7 +304,7 @@ def test_a_bad_row_of_the_hub(capsys):
         list(rows)
     assert str(caught.value) == (
         "SchemaError owner/films[train]:1002: 'text' is None (NoneType); expected text"
-        " in every row; --max_bad_rows 1 leaves bad rows out"
+        " in every row; --max_bad_rows N leaves bad rows out"
     )
     assert len(fetched) <= 2000
     found = [v["text"] for _, _, v in replace(rows, max_bad_rows=1)]
