@@ -218,7 +218,7 @@ CASES = [
          kind="LabelError"),
     Case("D18", "7 and 007", only(b"text,label\na,7\nb,007\nc,8\nd,8\n" + b"".join(
         b"x%d,7\n" % i for i in range(20))),
-         "a.csv: the labels '007' (1 rows) and '7' (19 rows) look like one class",
+         "a.csv: the labels '7' (19 rows) and '007' (1 rows) look like one class",
          kind="LabelError"),
     Case("D18", "1 and true", only(
         b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n', "jsonl"),
