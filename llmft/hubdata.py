@@ -118,8 +118,8 @@ def _load(
     try:
         builder = datasets.load_dataset_builder(source, config_name, **options)
         if isinstance(builder, Csv) and builder.info.features is None:
-            options |= _as_text(builder)
-            builder = datasets.load_dataset_builder(source, config_name, **options)
+            as_text = options | _as_text(builder)
+            builder = datasets.load_dataset_builder(source, config_name, **as_text)
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
             console.warn(f"{shown} cannot be read on the hub: using an older copy")
         if streaming:
