@@ -17,6 +17,7 @@ from typing import Any
 import chardet
 import pyarrow
 
+from llmft.console import warn
 from llmft.errors import ConfigError, DataFormatError, EncodingError, escape
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
@@ -212,12 +213,29 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
     name = _known(encoding or "utf-8")
     if encoding is not None and name != "utf-8":
-        return name, f"read as {name}"
+        note = f"read as {name}"
+        if _is_utf8(path):
+            note += ", though it is UTF-8: leave --encoding out"
+            warn(f"{path}: {note}")
+        return name, note
     if marked:
         raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
     return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a file is valid UTF-8 with more than ASCII, which is never by chance."""
+    decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
+    with open_bytes(path) as stream:
+        try:
+            while block := stream.read(_BLOCK):
+                ascii_only &= decoder.decode(block).isascii()
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return not ascii_only
 
 
 def _known(encoding: str) -> str:

@@ -177,7 +177,7 @@ def _check_separator(path: Path, header: str, delimiter: str) -> None:
     raise DataFormatError(
         f"looks separated by {'tabs' if other == chr(9) else repr(other)}",
         f"expected {delimiter!r} between the column names",
-        f"add --delimiter {name}; a single column of that name has to be renamed",
+        f"add --delimiter {name}; or rename the column where that is its name",
         path=path,
         line=1,
     )

@@ -28,7 +28,8 @@ SIGNS = (
     Sign(
         "UTF-8 that was read as another encoding",
         r"[ÂÃ][\x{80}-\x{BF}]|Ã[€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x{80}-\x{BF}™œž˜“”¦¢]|ï»¿",
-        "é has become Ã©: mend the texts (as ftfy does), or export them anew as UTF-8",
+        "é has become Ã©: leave --encoding out, mend the texts (as ftfy does), or"
+        " export them anew as UTF-8",
         True,
     ),
     Sign(

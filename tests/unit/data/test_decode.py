@@ -241,3 +241,17 @@ def test_an_empty_member_is_no_crash():
     parts = bz2.compress(b"one\n") + bz2.compress(b"") + bz2.compress(b"two\n")
     Path("a.txt.bz2").write_bytes(parts)
     assert said("a.txt.bz2", DataFormatError).startswith("a.txt.bz2: damaged bz2 file")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gb18030"])
+def test_utf8_that_is_read_as_something_else(tmp_path, encoding, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text("schön\n" * 300_000, "utf-8")  # characters are cut by blocks
+    assert decode.choose_encoding(path, encoding)[1].endswith(
+        "though it is UTF-8: leave --encoding out"
+    )
+    assert f"{path}: read as " in capsys.readouterr().err
+    for text in ("schön\n", "plain\n"):
+        path.write_text(text, "cp1252")
+        assert "UTF-8" not in decode.choose_encoding(path, encoding)[1]
+    assert not capsys.readouterr().err

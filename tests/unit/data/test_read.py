@@ -387,7 +387,7 @@ def test_what_is_no_label(fault, label):
             "a.csv",
             "text;label\nfine, or not;x\n",
             "looks separated by ';'; expected ',' between the column names; add"
-            " --delimiter ';'; a single column of that name has to be renamed",
+            " --delimiter ';'; or rename the column where that is its name",
         ),
         ("a.csv", '"text";"label"\n"a";"b"\n', "looks separated by ';'; expected ','"),
         ("a.csv", "text|label\r\na|b\r\n", "looks separated by '|'; expected ','"),
