@@ -107,8 +107,7 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     encoding, note = choose_encoding(path, reading.encoding)
     csv_rows = partial(_csv_rows, dialect=reading.dialect(file_format))
     readers: dict[str, Callable[[Path, str], Iterator[Line]]] = {
-        "csv": csv_rows,
-        "tsv": csv_rows,
+        **dict.fromkeys(("csv", "tsv"), csv_rows),
         "json": _json_rows,
         "jsonl": _jsonl_rows,
         "txt": partial(_txt_rows, sample_by=sample_by),
@@ -255,16 +254,16 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Line]:
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         for number, row in enumerate(value["data"], 1):
             yield number, row if isinstance(row, dict) else _no_object(path, number)
-    elif isinstance(value, dict) and not _is_table(value):
-        yield 1, value
-    else:
+        return
+    if not isinstance(value, dict) or _is_table(value):
         raise DataFormatError("not a list of objects", path=path, line=1)
+    yield 1, value
 
 
 def _is_table(value: Row) -> bool:
     """Whether an object is a list of rows under a name, and no conversation."""
-    lists = [isinstance(cell, list | dict) for cell in value.values()]
-    return all(lists) and not value.keys() & {"messages", "conversations"}
+    lists = all(isinstance(cell, list | dict) for cell in value.values())
+    return lists and not value.keys() & {"messages", "conversations"}
 
 
 def _no_object(path: Path, number: int, line: int | None = None) -> DataFormatError:

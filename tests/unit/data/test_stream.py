@@ -21,7 +21,7 @@ from llmft.data.rows import FileRows, HubRows, column_notes
 from llmft.data.splits import load_splits
 from llmft.data.stream import held_out, stream_blocks
 from llmft.data.tokenize import lm_blocks
-from llmft.errors import ConfigError, DataError, EnvironmentFault, LeakageError
+from llmft.errors import ConfigError, DataError, LeakageError, LlmftError
 
 SIZE = 16
 TEXTS = [*tiny.sentences(2300, words=5), *tiny.sentences(40, words=60), "", "a film"]
@@ -328,29 +328,31 @@ def test_the_columns_of_the_hub():
         list(rows)
 
 
-def test_what_the_hub_has_is_not_what_datasets_takes_it_for():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ValueError("Couldn't cast\narray of type x"),
+            "DataError owner/films[train]: cannot be read after 1,000 rows: Couldn't"
+            " cast array of type x",
+        ),
+        (
+            EOFError("Compressed file ended"),
+            "DataError owner/films[train]: cannot be read after 1,000 rows: Compressed"
+            " file ended",
+        ),
+        (
+            ConnectionError("the line is dead"),
+            "EnvironmentFault owner/films[train]: the hub failed after 1,000 rows (the"
+            " line is dead); try again, or --resume_from_checkpoint",
+        ),
+    ],
+)
+def test_a_hub_that_fails_on_the_way(error, said):
     def texts():
         yield from ({"text": text} for text in TEXTS[:1500])
-        raise ValueError("Couldn't cast\narray of type x")
+        raise error
 
-    rows = hub_rows(IterableDataset.from_generator(texts))
-    with pytest.raises(DataError) as caught:
-        list(rows)
-    assert str(caught.value) == (
-        "DataError owner/films[train]: cannot be read after 1,000 rows: Couldn't cast"
-        " array of type x"
-    )
-
-
-def test_a_hub_that_fails_on_the_way():
-    def texts():
-        yield from ({"text": text} for text in TEXTS[:1500])
-        raise ConnectionError("the line is dead")
-
-    rows = hub_rows(IterableDataset.from_generator(texts))
-    with pytest.raises(EnvironmentFault) as caught:
-        list(rows)
-    assert str(caught.value) == (
-        "EnvironmentFault owner/films[train]: the hub failed after 1,000 rows (the line"
-        " is dead); try again, or --resume_from_checkpoint"
-    )
+    with pytest.raises(LlmftError) as caught:
+        list(hub_rows(IterableDataset.from_generator(texts)))
+    assert str(caught.value) == said
