@@ -194,6 +194,19 @@ class BestCheckpoint(TrainerCallback):
         say(f"best       {folder}{epoch}: {name} {state.best_metric:.4g}")
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """Counts on, in a resumed run, from where the checkpoint was."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Take the count over. Trainer could restore it, with the older patience."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        counted = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        self.early_stopping_patience_counter = counted
+
+
 def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
     """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run.
 
@@ -216,8 +229,6 @@ def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
         trainer.add_callback(MaskEpoch(trainer.data_collator))
     if args.do_train and args.early_stopping_patience is not None:
         trainer.add_callback(
-            EarlyStoppingCallback(
-                args.early_stopping_patience, args.early_stopping_threshold
-            )
+            EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)
         )
     return progress

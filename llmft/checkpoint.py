@@ -27,7 +27,7 @@ from transformers.trainer import (
     TRAINING_ARGS_NAME,
 )
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 
 from llmft.arguments import TrainingArguments
 from llmft.config import Arguments
@@ -268,6 +268,13 @@ def require_match(
             " is left to do",
             hint="raise num_train_epochs or max_steps",
             path=folder,
+        )
+    planned = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["max_steps"]
+    schedule = SchedulerType(training.lr_scheduler_type).value
+    if planned != total and not schedule.startswith("constant"):
+        warn(
+            f"the checkpoint was made for {planned:,} steps, this run has {total:,}:"
+            f" the learning rate goes on as in a run of {total:,} ({schedule})"
         )
     for name, version in manifest["versions"].items():
         if name != "python" and version != (now := importlib.metadata.version(name)):
