@@ -95,9 +95,13 @@ class DataError(LlmftError):
 
 
 class EncodingError(DataError):
-    """Bytes that are not text in the encoding that was expected."""
+    """Bytes that are not text in the encoding that was expected.
+
+    ``guess`` is the encoding that the file looks like.
+    """
 
     kind = "EncodingError"
+    guess: str | None = None
 
 
 class DataFormatError(DataError):

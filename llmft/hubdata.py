@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from huggingface_hub import DatasetCard, HfApi
 
 from llmft import console
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, shorten
 from llmft.hub import (
     LOOKUP_SECONDS,
     MISSES,
@@ -118,7 +118,7 @@ def _load(
     try:
         builder = datasets.load_dataset_builder(source, config_name, **options)
         if isinstance(builder, Csv) and builder.info.features is None:
-            as_text = options | _as_text(builder)
+            as_text = options | _as_text(builder, shown)
             builder = datasets.load_dataset_builder(source, config_name, **as_text)
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
             console.warn(f"{shown} cannot be read on the hub: using an older copy")
@@ -152,12 +152,20 @@ def _load(
         ) from error
 
 
-def _as_text(builder: Any) -> dict[str, Any]:
+def _as_text(builder: Any, shown: str) -> dict[str, Any]:
     """Return options by which csv is read as text: else 007 becomes 7, NA nothing."""
     from datasets import Features, Value
 
     split = next(iter(builder.as_streaming_dataset().values()))
-    names = next(iter(split))
+    names = list(next(iter(split)))
+    if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+        raise DataError(
+            f"the one column of its csv, {shorten(names[0])}, looks separated by"
+            f" {other!r}",
+            "expected ',', or `sep` in its card",
+            f"download it, and name it with --train_file and --delimiter {other!r}",
+            path=shown,
+        )
     kinds = Features({name: Value("string") for name in names})
     return {"features": kinds, "keep_default_na": False}
 

@@ -8,6 +8,7 @@ HfArgumentParser on top of it) stops at the first problem.
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import difflib
 import enum
@@ -15,7 +16,7 @@ import json
 import math
 import textwrap
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ _PATHS = {
     *("model_name_or_path", "tokenizer_name", "dataset_name", "train_file"),
     *("validation_file", "test_file", "output_dir", "resume_from_checkpoint"),
 }
+SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
 
@@ -152,6 +154,8 @@ def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
     for part in _parts(value):
         if isinstance(part, str) and name not in _PATHS and not _is_utf8(part):
             raise ValueError("text in UTF-8")
+        if isinstance(part, str) and name in _CHECKS:
+            _CHECKS[name](part)
         if isinstance(part, float) and not math.isfinite(part):
             raise ValueError("a finite number")
         if isinstance(part, int | float):
@@ -160,6 +164,41 @@ def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
             if abs(part) >= _LARGEST and (not allowed or "inf" in allowed):
                 raise ValueError(f"a number below {_LARGEST}")
     return value
+
+
+def text_encoding(name: str) -> str:
+    """Return Python's name of a text encoding. Raises ValueError."""
+    try:
+        found = codecs.lookup(name).name
+        "".encode(found)  # not of text: hex, zip and the like
+    except (LookupError, ValueError):  # ValueError: a NUL in it
+        raise ValueError(
+            "auto or an encoding that Python knows, such as utf-8, cp1252, gb18030,"
+            " big5 or shift_jis"
+        ) from None
+    return found
+
+
+def separator(name: str) -> str:
+    """Return the character between the fields of csv. Raises ValueError."""
+    found = SEPARATORS.get(name, name)
+    if len(found) != 1 or found in '"\r\n':
+        raise ValueError("one character, or tab")
+    return found
+
+
+def label_separator(name: str) -> str:
+    """Return the text between several labels in one field. Raises ValueError."""
+    if not name:
+        raise ValueError("a text, such as '|'")
+    return SEPARATORS.get(name, name)
+
+
+_CHECKS: dict[str, Callable[[str], Any]] = {
+    "encoding": lambda name: name == "auto" or text_encoding(name),
+    "delimiter": separator,
+    "label_delimiter": label_separator,
+}
 
 
 def _parts(value: Any) -> list[Any]:

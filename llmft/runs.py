@@ -261,7 +261,7 @@ def plan(args: Arguments, choices: list[Choice], train: Any | None) -> None:
             f" learning rate {t.learning_rate:g}"
         )
     if t.dry_run:
-        say("\ndry run    all checks passed; nothing was written")
+        say("\ndry run    all checks passed; nothing was written outside the cache")
 
 
 def report(

@@ -18,7 +18,8 @@ import chardet
 import pyarrow
 
 from llmft.console import warn
-from llmft.errors import ConfigError, DataFormatError, EncodingError, escape
+from llmft.errors import DataFormatError, EncodingError, escape
+from llmft.parser import text_encoding
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
 MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
@@ -198,7 +199,7 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     Raises:
         DataFormatError: the file is none of text.
         EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
-        ConfigError: there is no such encoding.
+        ValueError: there is no such encoding.
     """
     with open_bytes(path) as stream:
         start = stream.read(4096)
@@ -211,7 +212,7 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         if guess is None:
             raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
-    name = _known(encoding or "utf-8")
+    name = text_encoding(encoding or "utf-8")
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         if _is_utf8(path):
@@ -236,19 +237,6 @@ def _is_utf8(path: Path) -> bool:
         except UnicodeDecodeError:
             return False
     return not ascii_only
-
-
-def _known(encoding: str) -> str:
-    """Return Python's name of a text encoding."""
-    try:
-        found = codecs.lookup(encoding)
-        "".encode(found.name)  # not of text: hex, zip and the like
-    except (LookupError, UnicodeError):
-        raise ConfigError(
-            f"encoding is {encoding}, expected auto or one that Python knows, such as"
-            " utf-8, cp1252, gb18030, big5 or shift_jis"
-        ) from None
-    return found.name
 
 
 _NAME_IT = "name it with --encoding, or save the file as UTF-8"
@@ -285,7 +273,7 @@ def _guess(path: Path) -> str | None:
         for era in (eras.MODERN_WEB, eras.ALL)
         for guess in chardet.detect_all(raw, encoding_era=era)
     ]
-    names = [_known(name) for name in found if name != "None"]
+    names = [text_encoding(name) for name in found if name != "None"]
     return next((name for name in names if _first_fault(path, name) is None), None)
 
 
@@ -312,6 +300,12 @@ def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
             read += len(block)
 
 
+def require_decodable(path: Path, encoding: str) -> None:
+    """Raise EncodingError where a byte of a file is not of an encoding."""
+    if _first_fault(path, encoding) is not None:
+        raise _not_decoded(path, encoding)
+
+
 def _not_decoded(path: Path, encoding: str) -> EncodingError:
     offset, line, byte = _first_fault(path, encoding) or (0, 1, 0)
     said = f"byte 0x{byte:02x} at offset {offset:,} is not {encoding.upper()}"
@@ -330,7 +324,9 @@ def _wrong(
             reads = _line_in(path, guess, line)
             hint += f", if this is right: {escape(reads, 60)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
-    return EncodingError(said, expected, hint, path=path, line=line)
+    error = EncodingError(said, expected, hint, path=path, line=line)
+    error.guess = guess
+    return error
 
 
 def _line_in(path: Path, encoding: str, number: int) -> str:

@@ -11,30 +11,27 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from llmft.arguments import DataArguments
 from llmft.data.decode import (
     MAX_LINE,
     choose_encoding,
     plain_suffix,
+    require_decodable,
     text_lines,
     unreadable,
     whole_text,
 )
-from llmft.errors import ConfigError, DataError, DataFormatError, escape
+from llmft.data.tables import Unreadable, table_rows
+from llmft.errors import DataError, DataFormatError, EncodingError, escape
+from llmft.parser import separator
 
 Row = dict[str, Any]
 # None: an empty line; an error: a row that is none.
 Line = tuple[int, Row | DataError | None]
 FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
-SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
-_BATCH = 10_000  # rows of a table at a time
 
 
 @dataclass(frozen=True)
@@ -57,25 +54,12 @@ class Reading:
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
     def dialect(self, file_format: str) -> dict[str, Any]:
-        """Return what ``csv.reader`` needs to know. Raises ConfigError."""
+        """Return what ``csv.reader`` needs to know."""
         given = self.delimiter
         if given is None:
             given = "tab" if file_format == "tsv" else "comma"
-        found = SEPARATORS.get(given, given)
-        if len(found) != 1 or found in '"\r\n':
-            raise ConfigError(f"delimiter is {given!r}, expected one character, or tab")
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
-        return {"delimiter": found, "quoting": quoting}
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A value that Python cannot hold; no trouble where its column is not used."""
-
-    reason: str
-
-    def __repr__(self) -> str:
-        return f"not readable ({self.reason})"
+        return {"delimiter": separator(given), "quoting": quoting}
 
 
 def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line], str]:
@@ -103,11 +87,13 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     except OSError as error:
         raise unreadable(error, path) from error
     if file_format in ("parquet", "arrow"):
-        return _table_rows(path, file_format), ""
+        return table_rows(path, file_format), ""
+    if file_format in ("csv", "tsv"):
+        dialect = reading.dialect(file_format)
+        encoding, note = _csv_encoding(path, reading.encoding, dialect["delimiter"])
+        return _csv_rows(path, encoding, dialect), note
     encoding, note = choose_encoding(path, reading.encoding)
-    csv_rows = partial(_csv_rows, dialect=reading.dialect(file_format))
     readers: dict[str, Callable[[Path, str], Iterator[Line]]] = {
-        **dict.fromkeys(("csv", "tsv"), csv_rows),
         "json": _json_rows,
         "jsonl": _jsonl_rows,
         "txt": partial(_txt_rows, sample_by=sample_by),
@@ -115,14 +101,31 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     return readers[file_format](path, encoding), note
 
 
+def _csv_encoding(path: Path, encoding: str | None, delimiter: str) -> tuple[str, str]:
+    """Do what ``choose_encoding`` does, and check the header.
+
+    A file of another country often has both another encoding and another separator:
+    one error tells of both.
+    """
+    try:
+        chosen, note = choose_encoding(path, encoding)
+        fault = _separator_fault(path, chosen, delimiter)
+        if fault is None:
+            return chosen, note
+        require_decodable(path, chosen)
+    except EncodingError as error:
+        if error.guess and (also := _separator_fault(path, error.guess, delimiter)):
+            error.hint += f"; it also {also.found}: {also.hint}"
+        raise
+    raise fault
+
+
 def _csv_rows(path: Path, encoding: str, dialect: dict[str, Any]) -> Iterator[Line]:
-    # A lone \r ends a row here, as in the files of old systems; in quotes it is text.
-    lines = text_lines(path, encoding, newline="")
-    first = next(lines, "")
-    _check_separator(path, first, dialect["delimiter"])
     previous_limit = csv.field_size_limit(MAX_LINE)
     try:
-        reader = csv.reader(chain([first], lines), strict=True, **dialect)
+        # A lone \r ends a row here, as in files of old systems; in quotes it is text.
+        lines = text_lines(path, encoding, newline="")
+        reader = csv.reader(lines, strict=True, **dialect)
         header = _header(reader, path)
         end_of_header = reader.line_num
         while True:
@@ -166,14 +169,17 @@ def _header(reader: Any, path: Path) -> list[str]:
     return header
 
 
-def _check_separator(path: Path, header: str, delimiter: str) -> None:
-    """Raise DataFormatError where a header of one column seems to be several."""
+def _separator_fault(
+    path: Path, encoding: str, delimiter: str
+) -> DataFormatError | None:
+    """Return what is wrong where a header of one column seems to be several."""
+    header = next(text_lines(path, encoding, newline=""), "")
     others = [c for c in ",;\t|" if c in header and c != delimiter]
     if delimiter in header or not others:
-        return
+        return None
     other = max(others, key=header.count)
     name = "tab" if other == "\t" else f"'{other}'"
-    raise DataFormatError(
+    return DataFormatError(
         f"looks separated by {'tabs' if other == chr(9) else repr(other)}",
         f"expected {delimiter!r} between the column names",
         f"add --delimiter {name}; or rename the column where that is its name",
@@ -328,66 +334,6 @@ def _parse_json(text: str) -> Any:
         return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
-
-
-def _table_rows(path: Path, file_format: str) -> Iterator[Line]:
-    try:
-        yield from _rows_of_batches(_batches(path, file_format))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise unreadable(error, path) from error
-        size = f"{path.stat().st_size:,} bytes"
-        said = f"damaged, or not a {file_format} file: {error} ({size})"
-        raise DataFormatError(said, path=path) from None
-
-
-def _batches(path: Path, file_format: str) -> Iterator[pyarrow.RecordBatch]:
-    """Yield the tables of a file, a part at a time."""
-    with open(path, "rb") as stream:
-        if file_format == "parquet":
-            file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-            _require_names(path, file.schema_arrow.names)
-            yield from file.iter_batches(_BATCH)
-        elif stream.read(6) == b"ARROW1":
-            table = pyarrow.ipc.open_file(stream)
-            _require_names(path, table.schema.names)
-            yield from (table.get_batch(i) for i in range(table.num_record_batches))
-        else:
-            stream.seek(0)
-            reader = pyarrow.ipc.open_stream(stream)
-            _require_names(path, reader.schema.names)
-            yield from reader
-
-
-def _require_names(path: Path, names: list[str]) -> None:
-    if not names:
-        raise DataFormatError("a table without columns", "expected text", path=path)
-    if len(set(names)) < len(names):
-        said = f"a column name occurs twice: {escape(names, 200)}"
-        raise DataFormatError(said, path=path)
-
-
-def _rows_of_batches(batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Line]:
-    number = 0
-    for batch in batches:
-        columns = [_cells(column) for column in batch.columns]
-        for cells in zip(*columns, strict=True):
-            number += 1
-            yield number, dict(zip(batch.schema.names, cells, strict=True))
-
-
-def _cells(column: pyarrow.Array) -> list[Any]:
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):  # one of them cannot be held
-        return [_cell(value) for value in column]
-
-
-def _cell(value: pyarrow.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError) as error:  # not UTF-8; the year 300,000
-        return Unreadable(str(error))
 
 
 def _txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:

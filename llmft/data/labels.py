@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from llmft.data.formats import SEPARATORS
-from llmft.errors import ConfigError, LabelError, listed, shorten
+from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
+from llmft.parser import label_separator
 
 SINGLE, MULTI, REGRESSION = (
     "single_label_classification",
@@ -76,12 +76,9 @@ class LabelRule:
     _hot: int | None = None
 
     def __post_init__(self) -> None:
-        if self.delimiter is None:
-            return
-        self.delimiter = SEPARATORS.get(self.delimiter, self.delimiter)
-        if not self.delimiter:
-            raise ConfigError("label_delimiter is '', expected a text, such as '|'")
-        self.problem_type = self.problem_type or MULTI
+        if self.delimiter is not None:
+            self.delimiter = label_separator(self.delimiter)
+            self.problem_type = self.problem_type or MULTI
 
     @property
     def undelimited(self) -> bool:

@@ -1,6 +1,7 @@
 """Arguments: one vocabulary, the command line wins, every problem in one message."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from llmft.config import (
     require_something_to_do,
 )
 from llmft.console import run_command
-from llmft.errors import ConfigError
-from llmft.parser import fields_of
+from llmft.errors import ConfigError, escape
+from llmft.parser import convert, fields_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MEASURES = {"loss": False, "accuracy": True, "perplexity": False}
@@ -160,6 +161,24 @@ def test_a_wrong_name_or_type(problems, flags, file, expected):
     assert len(said) == 1
     assert expected in said[0]
     assert file is None or "a.json: " in said[0]
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "hex", "undefined", "a\0b", ""])
+@pytest.mark.parametrize("delimiter", ["", "::", '"', "\n"])
+def test_how_to_read_is_checked_with_the_rest(problems, encoding, delimiter):
+    how = {"encoding": encoding, "delimiter": delimiter}
+    said = problems("--seed", "x", file=how)
+    assert [problem.rpartition("/")[2] for problem in said] == [
+        f'a.json: encoding is "{escape(encoding)}", expected auto or an encoding that'
+        " Python knows, such as utf-8, cp1252, gb18030, big5 or shift_jis",
+        f'a.json: delimiter is "{escape(delimiter)}", expected one character, or tab',
+        "seed is x, expected a whole number",
+    ]
+
+
+def test_a_label_delimiter_is_a_text():
+    with pytest.raises(ValueError, match=re.escape("a text, such as '|'")):
+        convert("label_delimiter", "", str | None, None)
 
 
 # Every number with a range, by which of -1 and 0 it refuses; all refuse nan and inf.

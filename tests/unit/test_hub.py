@@ -209,6 +209,7 @@ def test_files_of_the_hub_that_cannot_be_read(tmp_path: Path) -> None:
         "empty.jsonl": b"",
         "cut.jsonl.gz": rows[: len(rows) // 2],
         "uneven.csv": b"text,label\na,b\nc,d,e\n",
+        "semicolon.csv": b"text;label\na;b\n",
     }
     for name, content in contents.items():
         (tmp_path / name).mkdir()
@@ -216,10 +217,14 @@ def test_files_of_the_hub_that_cannot_be_read(tmp_path: Path) -> None:
     names = {name: f"owner/{name.partition('.')[0]}" for name in contents}
     repos = {f"datasets/{names[name]}": tmp_path / name for name in contents}
     calls = [data(name) for name in names.values()]
+    calls += [("stream_dataset_dict", [names["semicolon.csv"]])]
     with HubServer(repos) as server:
         answers = ask(*calls, home=tmp_path / "home", HF_ENDPOINT=server.url)
+    separator = "looks separated by ';'; expected ',', or `sep` in its card; downl"
     said = ["it has no rows", "Compressed file ended", "Expected 2 fields in line 3"]
-    for answer, name, why in zip(answers, names.values(), said, strict=True):
+    said += [separator, separator]
+    asked = [*names.values(), names["semicolon.csv"]]
+    for answer, name, why in zip(answers, asked, said, strict=True):
         assert (answer["type"], answer["code"]) == ("DataError", 3)
         assert answer["text"].startswith(f"DataError {name}: ")
         assert why in answer["text"]

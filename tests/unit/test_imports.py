@@ -17,7 +17,7 @@ LAYERS = [
     "data data.decode data.formats data.labels data.columns data.check data.paths"
     " data.read data.encode data.stream data.splits data.carve data.tokenize"
     " data.masking data.collate data.audit data.chat data.messages data.long_text"
-    " data.near data.profile data.examine data.custom data.rows",
+    " data.near data.profile data.examine data.custom data.rows data.tables",
     "models fits heads losses positions memory lora frozen packing problem"
     " class_weights baseline",
     "trainer callbacks checkpoint",

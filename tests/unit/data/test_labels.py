@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmft.data.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule, similar
-from llmft.errors import ConfigError, LabelError
+from llmft.errors import LabelError
 
 
 def decided(values, **given):
@@ -197,5 +197,3 @@ def test_delimiters_have_names():
     rule = LabelRule(delimiter="comma")
     assert rule.spell("a|b", "a:1") == '["a|b"]'
     assert rule.undelimited
-    with pytest.raises(ConfigError, match="label_delimiter is '', expected a text"):
-        LabelRule(delimiter="")

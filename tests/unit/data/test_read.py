@@ -728,13 +728,6 @@ def test_a_file_that_is_all_bad_takes_no_memory(tmp_path, fault):
     assert peak < 10 * 2**20
 
 
-@pytest.mark.parametrize("delimiter", ["", "::", '"', "\n"])
-def test_what_is_no_delimiter(tmp_path, delimiter):
-    (tmp_path / "a.csv").write_text("text\na\n")
-    with pytest.raises(ConfigError, match="expected one character, or tab"):
-        read_file(tmp_path / "a.csv", Columns(), Reading(delimiter=delimiter))
-
-
 def test_a_pattern_names_each_file_once(tmp_path):
     (tmp_path / "a.csv").write_text("text\na\n")
     (tmp_path / "loop").symlink_to(".")
