@@ -137,6 +137,10 @@ def prepare(
     threads = int(choose_threads(machine, given.threads).value)
     torch.set_num_threads(threads)
     choices = choose(machine, measure(machine, threads, min(length, LONGEST)), given)
+    if machine.busy:
+        held = f"{machine.load:.1f} of {machine.logical_cores} cores"
+        said = f"other programs keep {held}: this run will be slower"
+        choices.append(Choice("machine", "busy", said))
     if not args.use_cpu:
         choices.append(Choice("device", "cpu", "use_cpu is false, but there is no GPU"))
     if tune_allocator():

@@ -112,6 +112,18 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     assert (found["precision"], found["attention"]) == ("bf16", "eager")
 
 
+def test_a_busy_machine_is_in_the_plan(monkeypatch):
+    monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: SPEEDS)
+    found = {}
+    for load in (1.9, 2.5):
+        machine = replace(PLAIN, load=load, physical_cores=1)
+        monkeypatch.setattr(hardware, "detect", lambda machine=machine: machine)
+        choices = fastpath.prepare(TrainingArguments(), ModelArguments(), 128)
+        found[load] = [choice for choice in choices if choice.name == "machine"]
+    said = "other programs keep 2.5 of 8 cores: this run will be slower"
+    assert found == {1.9: [], 2.5: [Choice("machine", "busy", said)]}
+
+
 def test_reasons_of_the_threads():
     two = replace(PLAIN, cores=16, physical_cores=8, logical_cores=16)
     assert choose(two, SPEEDS, Given())[0].reason == (
