@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         os.replace(staging, path)
     except OSError as error:
-        raise _placed(error, path) from None
+        raise placed(error, path) from None
     finally:
         staging.unlink(missing_ok=True)
 
@@ -106,15 +106,15 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         sync(target.parent)
         shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
-        raise _placed(error, target) from None
+        raise placed(error, target) from None
     finally:
         if older.is_dir() and not target.exists():  # stopped between the two renames
             os.rename(older, target)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _placed(error: OSError, path: Path) -> OSError:
-    """Return the error, naming ``path`` where it does not say what could not be."""
+def placed(error: OSError, path: Path) -> OSError:
+    """Return the error, naming ``path`` where it names none, as of a full disk."""
     if error.errno is not None and error.filename is None:
         error.filename = str(path)
     return error

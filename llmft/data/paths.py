@@ -16,6 +16,7 @@ from typing import IO
 from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import FORMATS, Reading
 from llmft.errors import DataError, DataFormatError
+from llmft.files import placed
 from llmft.parser import nearest
 
 STDIN = "-"
@@ -57,8 +58,11 @@ def named_files(
             pipe: IO[bytes] = sys.stdin.buffer
             if name != STDIN:
                 pipe = stack.enter_context(open(path, "rb"))
-            with open(copy, "wb") as stream:
-                shutil.copyfileobj(pipe, stream)
+            try:
+                with open(copy, "wb") as stream:
+                    shutil.copyfileobj(pipe, stream)
+            except OSError as error:
+                raise placed(error, copy) from None
             yield [copy], [], "line"
     elif os.path.isdir(path):
         files, notes = _in_folder(path, reading)

@@ -4,6 +4,7 @@ import bz2
 import csv
 import datetime
 import decimal
+import errno
 import gzip
 import io
 import json
@@ -695,6 +696,24 @@ def test_rows_are_named_after_standard_input(monkeypatch):
     assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
     with pytest.raises(DataError, match="or a pipe, does not say its format; name it"):
         read_file("-", Columns())
+
+
+class _FillsTheDisk(io.RawIOBase):
+    """Stands for a disk that is full after 3 MB."""
+
+    left = 3
+
+    def read(self, size):
+        if not self.left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.left -= 1
+        return b"x" * 2**20
+
+
+def test_a_copy_of_standard_input_that_fills_the_disk(monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=_FillsTheDisk()))
+    with pytest.raises(OSError, match=r"No space left on device: .*stdin\.txt'"):
+        read_file("-", Columns(), Reading(file_format="txt"))
 
 
 def test_a_pipe(tmp_path):
