@@ -26,6 +26,10 @@ from llmft.errors import ConfigError, DataFormatError, escape
 from llmft.fastpath import Choice
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it
+_MARK_THEM = (
+    "give a template with {% generation %} around what the assistant says by"
+    " --chat_template_path, or --assistant_only_loss false"
+)
 
 Spans = list[tuple[int, int]]  # of characters
 
@@ -170,19 +174,25 @@ def assistant_spans(
     is what comes after the generation prompt, up to the eos token that ends it.
 
     Raises:
-        DataFormatError: the template refuses the messages, marks nothing, or renders
-            the first of them otherwise than within the whole.
+        DataFormatError: the template refuses the messages, leaves nothing to learn, or
+            renders the first of them otherwise than within the whole.
     """
-    advice = (
-        "give a template with {% generation %} around what the assistant says by"
-        " --chat_template_path, or --assistant_only_loss false"
-    )
     if _GENERATION.search(template):
         text, spans = _render(tokenizer, template, messages, place, marks=True)
-        if not any(end > start for start, end in spans):
-            said = "the chat template marks no token of the assistant"
-            raise DataFormatError(said, hint=advice, **place)
-        return text, spans
+    else:
+        text, spans = _unmarked_spans(tokenizer, template, messages, place)
+    if not any(end > start for start, end in spans):
+        said = "the chat template leaves no token of the assistant to learn"
+        raise DataFormatError(said, hint=_MARK_THEM, **place)
+    return text, spans
+
+
+def _unmarked_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: list[Message],
+    place: dict[str, Any],
+) -> tuple[str, Spans]:
     text, spans = _render(tokenizer, template, messages, place)[0], []
     eos = tokenizer.eos_token or ""
     for i, message in enumerate(messages):
@@ -195,7 +205,7 @@ def assistant_spans(
                 f"the chat template writes what comes before the end of message {i + 1}"
                 " otherwise than in the whole conversation, so that the turn of the"
                 " assistant cannot be found",
-                hint=advice,
+                hint=_MARK_THEM,
                 **place,
             )
         ended, _, rest = whole.rpartition(eos) if eos else (whole, "", "")

@@ -318,7 +318,12 @@ def test_an_error_can_come_from_a_worker():
         ),
         (
             tiny.CHAT_TEMPLATE + "{% generation %}{% endgeneration %}",
-            "f.jsonl:1: the chat template marks no token of the assistant; give a",
+            "f.jsonl:1: the chat template leaves no token of the assistant to learn;"
+            " give a template with {% generation %} around what ",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            "f.jsonl:1: the chat template leaves no token of the assistant to learn;",
         ),
     ],
 )
