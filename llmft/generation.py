@@ -21,10 +21,47 @@ from transformers import (
 
 from llmft import hardware
 from llmft.arguments import GenerationModelArguments
+from llmft.config import ACTIONS, FILES, require_data
 from llmft.console import say
 from llmft.data.chat import prompt_text
 from llmft.errors import ConfigError, NonFiniteError
 from llmft.fits import position_limit
+
+
+def check(v: dict[str, Any]) -> list[str]:
+    """Return what does not fit together where one trains, measures or samples."""
+    problems = []
+    least, most = v["min_new_tokens"], v["max_new_tokens"]
+    if least > most:
+        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    lora = [n for n in v if n.startswith("lora_") and n != "lora_r"]
+    changed = [n for n in lora if v[n] not in (None, 0.0, "merged")]
+    if v["lora_r"] is None and changed:
+        problems.append(f"{', '.join(changed)} without lora_r has no effect")
+    if v["lora_r"] is not None and not v["do_train"]:
+        problems.append("lora_r is of training: add --do_train")
+    columns = [[f"{name}_column_name"] for name in ("text", "messages")]
+    columns += [["prompt_column_name", "completion_column_name"]]
+    given = [" and ".join(pair) for pair in columns if any(v.get(n) for n in pair)]
+    if len(given) > 1:
+        problems.append(f"{', '.join(given)} exclude each other")
+    if {v.get("completion_only_loss"), v.get("assistant_only_loss")} == {True, False}:
+        problems.append("completion_only_loss and assistant_only_loss differ")
+    if any(v[name] for name in ACTIONS):
+        return problems + require_data(v)
+    if v.get("chat_template_path") and not v.get("apply_chat_template"):
+        problems.append("chat_template_path needs --apply_chat_template, or data")
+    problems += [
+        f"{name} is used by --do_train, --do_eval or --do_predict only"
+        for name in ("dataset_name", *FILES)
+        if v[name]
+    ]
+    if not any(text.strip() for text in v["prompt"]):
+        problems.append(
+            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
+            ' file, add "do_train": true'
+        )
+    return problems
 
 
 class _Terminal(TextStreamer):

@@ -171,6 +171,7 @@ def _near(path: Path) -> str:
 
 
 def check_id(name: str, option: str) -> None:
+    """Raise ConfigError where what ``option`` names is neither a hub id nor a file."""
     try:
         validate_repo_id(name)
     except hf.HFValidationError as error:
@@ -265,6 +266,7 @@ def _nearest(wanted: Wanted) -> str:
 
 
 def nowhere(wanted: Wanted, miss: Miss, detail: str = "") -> EnvironmentFault:
+    """Return the error of what is neither on the hub nor in a cache."""
     caches = [constants.HF_HUB_CACHE]
     if wanted.kind == "dataset":
         import datasets
@@ -327,4 +329,5 @@ def _has_weights(folder: Path) -> bool:
 
 
 def brief(error: BaseException) -> str:
+    """Return what an error says on one line, its kind where it says nothing."""
     return escape(" ".join(str(error).split()) or type(error).__name__, 200)

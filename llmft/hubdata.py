@@ -38,11 +38,20 @@ def load_dataset_dict(
     config_name: str | None = None,
     revision: str | None = None,
     alternative: str = "",
-) -> DatasetDict:
+    streaming: bool = False,
+) -> Loaded:
     """Load the hub data set ``name`` with all of its splits.
 
     A one-word name (wikitext) is resolved to the id on the hub, and said. Without
     network the data come from the cache of datasets, or from the hub cache.
+
+    Args:
+        alternative: what to advise where there is no hub.
+        streaming: the splits fetch their rows while they are iterated, but what is in
+            a cache is prepared and read there.
+
+    Returns:
+        the splits, and the configuration with the commit.
 
     Raises:
         ConfigError: a malformed id, an unknown revision, a config name that is
@@ -50,31 +59,6 @@ def load_dataset_dict(
         DataError: a data set that has no files that datasets can read.
         EnvironmentFault: neither on the hub nor completely in a cache.
     """
-    return _find(name, config_name, revision, alternative)[0]
-
-
-def stream_dataset_dict(
-    name: str,
-    config_name: str | None = None,
-    revision: str | None = None,
-    alternative: str = "",
-) -> Loaded:
-    """Find a data set as ``load_dataset_dict`` does, but fetch no rows yet.
-
-    Returns:
-        its splits, which fetch their rows while they are iterated, and its
-        configuration with the commit. What is in a cache is prepared and read there.
-    """
-    return _find(name, config_name, revision, alternative, streaming=True)
-
-
-def _find(
-    name: str,
-    config_name: str | None,
-    revision: str | None,
-    alternative: str,
-    streaming: bool = False,
-) -> Loaded:
     check_id(name, "dataset_name")
     import datasets
 

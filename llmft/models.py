@@ -37,7 +37,7 @@ from llmft.errors import (
     UnsafeArtifactError,
     escape,
 )
-from llmft.files import publish_folder
+from llmft.files import file_sha256, publish_folder
 from llmft.hub import Located
 
 Task = Literal["masked-lm", "classification", "causal-lm"]
@@ -390,6 +390,5 @@ def identity(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     if located.commit:
         return {**hashes, "commit": located.commit}
     for path in sorted(Path(located.path_or_id).glob("*.safetensors")):
-        with open(path, "rb") as stream:
-            hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        hashes[path.name] = file_sha256(path)
     return hashes

@@ -251,12 +251,13 @@ def _from_text(raw: Text, kinds: list[Any]) -> Any:
     if raw.words == ("",) and str in kinds:
         return ""
     lists = [kind for kind in kinds if get_origin(kind) is list]
-    if lists:
+    is_none = type(None) in kinds and str(raw).lower() in _NOTHING
+    if lists and not (is_none and str not in kinds):  # report_to is one of its names
         return [
             _from_text(Text((word,)), list(get_args(lists[0]))) for word in raw.words
         ]
     text = str(raw)
-    if type(None) in kinds and text.lower() in _NOTHING:
+    if is_none:
         return None
     for kind in kinds:
         if text in map(str, _choices(kind)):
@@ -341,11 +342,14 @@ def _add_flag(
         ) -> None:
             if self.nargs == 0:  # --no_NAME
                 values = "false"
-            words = [values] if isinstance(values, str) else values
-            setattr(namespace, name, Text(tuple(words)))
+            words = (values,) if isinstance(values, str) else tuple(values)
+            if adds_up:  # --prompt A --prompt B are two
+                words = (*getattr(namespace, name, Text(())).words, *words)
+            setattr(namespace, name, Text(words))
 
     kinds = _kinds(hint)
-    default = defaults.get(name, _default(field))
+    adds_up = default_of(field) == []
+    default = defaults.get(name, default_of(field))
     said = str(field.metadata.get("help", "")).split("\n\n")[0].strip()
     choices = [str(c) for kind in kinds for c in _choices(kind)]
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
@@ -370,7 +374,8 @@ def _add_flag(
         )
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a field, made anew where it is a list."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default

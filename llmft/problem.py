@@ -36,6 +36,11 @@ def check(values: dict[str, Any]) -> list[str]:
         problems.append("class_weights is of training: add --do_train")
     if weighs and values["problem_type"] == REGRESSION:
         problems.append("class_weights is of classes, problem_type is regression")
+    if values["label_delimiter"] and values["problem_type"] not in (None, MULTI):
+        problems.append(
+            f"label_delimiter is of several labels, problem_type is"
+            f" {values['problem_type']}"
+        )
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")
     if values["text_pair_column_name"] and values["long_text"] == "split":

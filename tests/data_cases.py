@@ -153,8 +153,8 @@ CASES = [
          "b*.csv: no file matches, from ", flags=("--train_file", "b*.csv"),
          kind="DataError"),
     Case("D04", "a folder without data", {"in/a.md": b"x"},
-         "in: a folder without files of csv, tsv", flags=("--train_file", "in"),
-         kind="DataError"),
+         "in: a folder without files that end in csv, tsv",
+         flags=("--train_file", "in"), kind="DataError"),
     Case("D04", "an Excel file named csv", only(b"PK\x03\x04" + bytes(50)),
          "a.csv: an Excel workbook or another zip file, not text; export it as csv"),
     # Encodings and line ends.

@@ -162,7 +162,7 @@ def places(pairs: np.ndarray, of: Source, other: Source, sign: str = "=") -> str
 
 
 @dataclass(frozen=True)
-class Checked:
+class Audit:
     """What the audit of a run found: notes and counts for ``run.json``, by split."""
 
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def check_splits(
     own: Collection[str] = (),
     noted: bool = False,
     allow: Collection[str] = (),
-) -> Checked:
+) -> Audit:
     """Look for duplicates, conflicting labels and leakage in the parts of a run.
 
     Args:
@@ -190,10 +190,10 @@ def check_splits(
     """
     found = {split: prints(source) for split, source in sources.items()}
     labels = {split: labels_of(source) for split, source in sources.items()}
-    checked = Checked({s: [] for s in sources}, {s: {} for s in sources})
+    audit = Audit({s: [] for s in sources}, {s: {} for s in sources})
     leaks: list[str] = []
     for split, source in sources.items():
-        _repeats(split, source, found[split], labels[split], checked)
+        _repeats(split, source, found[split], labels[split], audit)
     for other, split in combinations(sources, 2):
         both = overlap(found[split], found[other])
         if not both.rows:
@@ -204,10 +204,10 @@ def check_splits(
             f" {other} too{aside}, {both.exact:,} of them to the letter:"
             f" {places(both.pairs, sources[split], sources[other])}"
         )
-        counts = checked.counts[split].setdefault("also_in", {})
+        counts = audit.counts[split].setdefault("also_in", {})
         counts[other] = {"rows": both.rows, "exact": both.exact}
         if noted:
-            checked.notes[split].append(f"rows also in {other}: {both.rows:,}")
+            audit.notes[split].append(f"rows also in {other}: {both.rows:,}")
         elif other == "train" and {split, other} <= {*own} and "leakage" not in allow:
             leaks.append(said)
         else:
@@ -221,7 +221,7 @@ def check_splits(
     _absent_classes(
         {s: classes_of(source, labels[s][0]) for s, source in sources.items()}
     )
-    return checked
+    return audit
 
 
 def _repeats(
@@ -229,11 +229,11 @@ def _repeats(
     source: Source,
     found: Prints,
     labels: tuple[list[str], np.ndarray],
-    checked: Checked,
+    audit: Audit,
 ) -> None:
     """Note the rows of a split that repeat another; warn where they are many."""
     total, twice = len(source.dataset), duplicates(found)
-    notes, counts = checked.notes[split], checked.counts[split]
+    notes, counts = audit.notes[split], audit.counts[split]
     if twice.rows:
         counts["duplicates"] = {"rows": twice.rows, "exact": twice.exact}
         aside = "" if labels[0] else f" of {SHORT} letters or more"

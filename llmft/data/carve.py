@@ -14,13 +14,15 @@ from llmft.data.read import Source
 from llmft.errors import ConfigError, DataError
 
 
-def sample(source: Source, limit: int, seed: int, by_label: bool) -> Source:
-    """Return ``limit`` rows, drawn at random: a file may be sorted by label.
+def sample(source: Source, limit: int | None, seed: int, by_label: bool) -> Source:
+    """Return up to ``limit`` rows, drawn at random: a file may be sorted by label.
 
     With ``by_label`` the classes keep their shares, and each at least one row. Where a
     text has several labels, each of them has at least one row.
     """
     data = source.dataset
+    if limit is None or limit >= len(data):
+        return source
     order = np.random.default_rng(seed).permutation(len(data))
     how = "at random"
     if by_label and source.problem_type == MULTI:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from llmft.data.columns import Columns, choose, format_of, value_of
+from llmft.data.columns import Columns, choose, value_of
 from llmft.data.formats import Line, Row
 from llmft.data.labels import LabelRule
 from llmft.data.messages import (
@@ -125,8 +125,7 @@ class Check:
         if self.columns.chat:  # one list is enough: the others are to blame
             seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
             strings = [n for n, types in seen if list not in types]
-        self.format, _ = format_of(self._names, strings, self.columns)
-        self.wanted = choose(self._names, strings, self.columns, self.name)
+        self.format, self.wanted = choose(self._names, strings, self.columns, self.name)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None

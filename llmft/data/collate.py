@@ -121,9 +121,9 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
 
 
 def row_seed(seed: int, epoch: int, row: int) -> int:
-    """Return a 64-bit seed that depends on the three numbers alone."""
+    """Return a seed of 63 bits that depends on the three numbers alone."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{row}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=False) & (2**63 - 1)
+    return int.from_bytes(digest, "big") & (2**63 - 1)
 
 
 def fix_masks(

@@ -52,8 +52,8 @@ class Columns:
 
 def choose(
     names: list[str], strings: list[str], columns: Columns, source: str
-) -> dict[str, str]:
-    """Return the columns to read by what they are for.
+) -> tuple[str, dict[str, str]]:
+    """Return the format of data, and the columns to read by what they are for.
 
     That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``.
 
@@ -64,7 +64,7 @@ def choose(
         SchemaError: a column is not there, or which one is meant would be a guess.
     """
     chosen: dict[str, str | None]
-    found, named = format_of(names, strings, columns)
+    found, named = _format_of(names, strings, columns)
     if found == TEXT:
         text, label = pick(names, strings, columns, source)
         chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
@@ -83,10 +83,10 @@ def choose(
                 f"{near + ' ' if near else ''}name it with --{flag}",
                 path=source,
             )
-    return wanted
+    return found, wanted
 
 
-def format_of(
+def _format_of(
     names: Collection[str], strings: Collection[str], columns: Columns
 ) -> tuple[str, dict[str, str]]:
     """Return the format of data, and its columns by what they are for.
@@ -119,8 +119,8 @@ def pick(
     if not names:
         raise SchemaError("rows without columns", "expected text", path=source)
     if columns.needs_label and label is None:
-        known = [n for n in _LABEL_NAMES if n in names and n != text]
         others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
+        known = [n for n in _LABEL_NAMES if n in others]
         if not known and text is not None and len(others) == 1 and not optional:
             known = others
         if not known and not optional:

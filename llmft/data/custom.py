@@ -118,7 +118,7 @@ class CustomTextDataset(Dataset):
         args = ClassificationDataArguments(max_seq_length=max_length)
         known = label_names or LabelNames(())
         made = classification_features(source, tokenizer, args, source.name, known)
-        Dataset.__init__(self, made.data, made.info)
+        Dataset.__init__(self, made.data, made.info, fingerprint=made._fingerprint)
         self.label_names = label_names
 
 

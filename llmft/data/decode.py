@@ -158,8 +158,8 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
         try:
             while line := text.readline(MAX_LINE + 1):
                 number += 1
-                if number == 1 and encoding.startswith(("utf-16-", "utf-32-")):
-                    line = line.removeprefix("\ufeff")  # these take it for text
+                if number == 1:
+                    line = _without_mark(line, encoding)
                 if len(line) > MAX_LINE:
                     raise DataFormatError(
                         f"a line of more than {MAX_LINE:,} characters",
@@ -182,7 +182,14 @@ def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
     if len(found) > limit:
         said = f"more than {limit:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
-    return found
+    return _without_mark(found, encoding)
+
+
+def _without_mark(text: str, encoding: str) -> str:
+    """Return the start of a file without the byte-order mark that is left in it."""
+    if encoding.startswith(("utf-16-", "utf-32-")):  # these take it for text
+        return text.removeprefix("\ufeff")
+    return text
 
 
 def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:

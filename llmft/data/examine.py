@@ -71,6 +71,7 @@ class _Part:
     name: str
     source: Source
     prints: Prints
+    labels: tuple[list[str], np.ndarray]
     profile: Profile
     tokens: np.ndarray | None  # of each row
 
@@ -96,7 +97,7 @@ def examine(
     """
     parts = [
         _Part(
-            *(name, source, prints(source), profile(source)),
+            *(name, source, prints(source), labels_of(source), profile(source)),
             encode(source.dataset, tokenizer, name).lengths if tokenizer else None,
         )
         for name, source in sources.items()
@@ -178,7 +179,7 @@ def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
 
 
 def _labels(part: _Part, report: Report) -> None:
-    names, of_rows = labels_of(part.source)
+    names, of_rows = part.labels
     if not names:
         return
     if part.source.problem_type == REGRESSION:
@@ -246,9 +247,9 @@ def _label_findings(part: _Part, counts: Sequence[tuple[str, int]]) -> list[Find
 def _classes(parts: Sequence[_Part], report: Report) -> None:
     """Compare the classes of the first part, which may be train, with the others."""
     first, *others = parts
-    known = classes_of(first.source, labels_of(first.source)[0])
+    known = classes_of(first.source, first.labels[0])
     for part in others:
-        found = classes_of(part.source, labels_of(part.source)[0])
+        found = classes_of(part.source, part.labels[0])
         if not (known and found):
             continue
         if new := sorted(found - known):
@@ -320,12 +321,15 @@ def _twice(parts: Sequence[_Part], report: Report) -> None:
 
 
 def _conflicts(part: _Part) -> list[Finding]:
-    names, labels = labels_of(part.source)
+    names, labels = part.labels
     if not names:
         return []
     found = []
+    told = np.empty(0, np.int64)
     for exact, how in ((True, "the same text"), (False, "texts alike")):
         pairs = conflicts(part.prints, labels, exact=exact)
+        pairs = pairs[~np.isin(pairs[:, 0], told)]
+        told = np.append(told, pairs[:, 0])
         texts = len(np.unique(pairs[:, 1]))
         if texts:
             what = f"{how} with different labels in {part.name}: {texts:,}"

@@ -259,7 +259,8 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Line]:
         raise DataFormatError(str(error), path=path) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         for number, row in enumerate(value["data"], 1):
-            yield number, row if isinstance(row, dict) else _no_object(path, number)
+            fault = _no_object(path, number, number)
+            yield number, row if isinstance(row, dict) else fault
         return
     if not isinstance(value, dict) or _is_table(value):
         raise DataFormatError("not a list of objects", path=path, line=1)
@@ -272,7 +273,7 @@ def _is_table(value: Row) -> bool:
     return lists and not value.keys() & {"messages", "conversations"}
 
 
-def _no_object(path: Path, number: int, line: int | None = None) -> DataFormatError:
+def _no_object(path: Path, number: int, line: int) -> DataFormatError:
     return DataFormatError(f"item {number} is not an object", path=path, line=line)
 
 

@@ -117,15 +117,17 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         if count
     ]
     if not files:
-        said = f"a folder without files of {', '.join(FORMATS)}"
+        wanted = reading.file_format or ", ".join(FORMATS)
+        said = f"a folder without files that end in {wanted}"
         raise DataError(said, "; ".join(notes), path=path)
     found = Counter(plain_suffix(file).removeprefix(".") for file in files)
     if len(found) > 1 and reading.file_format is None:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
-        first = found.most_common(1)[0][0]
+        # What save_to_disk of datasets leaves is one arrow file among json ones.
+        first = "arrow" if found["arrow"] else found.most_common(1)[0][0]
         raise DataError(
             f"a folder of several formats: {kinds}",
-            hint=f"name some of them, such as '{path}/*.{first}'",
+            hint=f"read those of one, as by --file_format {first}",
             path=path,
         )
     return sorted(files), [f"{len(files):,} files", *notes]

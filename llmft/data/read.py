@@ -24,7 +24,7 @@ from datasets import ClassLabel, Dataset
 from llmft import __version__, assets
 from llmft.console import say, warn
 from llmft.data.check import Check
-from llmft.data.columns import Columns, choose, format_of
+from llmft.data.columns import Columns, choose
 from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
 from llmft.data.messages import COLUMNS, TEXT
@@ -36,7 +36,7 @@ from llmft.errors import (
     SchemaError,
     listed,
 )
-from llmft.files import checksum, publish_folder, write_json
+from llmft.files import checksum, file_sha256, publish_folder, write_json
 from llmft.parser import nearest
 
 CONTENT = ("text", "text_pair", "label", "group")
@@ -133,22 +133,26 @@ def file_rows(
     """
     first: Row | None = None
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
-        found, note = rows_of(file, reading, reading.sample_by or unit)
-        if note:
-            encodings.append(note if len(files) < 2 else f"{shown[i]} {note}")
         kind = reading.file_format or plain_suffix(file).removeprefix(".")
         of_file: Row | None = None
-        for line, row in found:
-            if isinstance(row, DataError) and row.path != shown[i]:
-                row.path = shown[i]  # standard input, not the copy of it
-            if of_file is None and isinstance(row, dict):
-                of_file, first = row, first or row
-                if kind not in ("json", "jsonl"):  # these may leave some out
-                    _require_same(of_file, first, shown[i], shown[0])
-            yield i, (line, row)
-        if version_of(file) != version:
-            said = "the file changed while it was read"
-            raise DataError(said, hint="start again", path=file)
+        try:
+            found, note = rows_of(file, reading, reading.sample_by or unit)
+            if note:
+                encodings.append(note if len(files) < 2 else f"{shown[i]} {note}")
+            for line, row in found:
+                if isinstance(row, DataError):
+                    row.path = shown[i]  # standard input, not the copy of it
+                if of_file is None and isinstance(row, dict):
+                    of_file, first = row, first or row
+                    if kind not in ("json", "jsonl"):  # these may leave some out
+                        _require_same(of_file, first, shown[i], shown[0])
+                yield i, (line, row)
+            if version_of(file) != version:
+                said = "the file changed while it was read"
+                raise DataError(said, hint="start again", path=file)
+        except DataError as error:
+            error.path = shown[i]
+            raise
 
 
 def version_of(path: Path) -> tuple[int, int]:
@@ -162,8 +166,7 @@ def version_of(path: Path) -> tuple[int, int]:
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise unreadable(error, path) from error
 
@@ -240,10 +243,8 @@ def from_hub(
 ) -> Source:
     """Make a ``Source`` of one split of a hub data set; check every value."""
     features, names = raw.features, raw.column_names
-    if not len(raw):
-        return Source(raw.select_columns([]), name)
     strings = [n for n in names if getattr(features[n], "dtype", "") in STRINGS]
-    wanted = choose(names, strings, columns, name)
+    found, wanted = choose(names, strings, columns, name)
     used = raw.select_columns(sorted(set(wanted.values())))
 
     def rows() -> Iterator[tuple[int, Line]]:
@@ -260,7 +261,6 @@ def from_hub(
                 line += 1
                 yield 0, (line, dict(zip(batch, cells, strict=True)))
 
-    found, _ = format_of(names, strings, columns)
     fields = {COLUMNS[found].get(key, key): column for key, column in wanted.items()}
     named = replace(columns, **fields)  # type: ignore[arg-type]  # none is chat
     check = Check(name, [name], named, max_bad_rows)

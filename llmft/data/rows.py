@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 
 from llmft.console import warn
 from llmft.data.check import Check, Checked
-from llmft.data.columns import Columns, choose, format_of
+from llmft.data.columns import Columns, choose
 from llmft.data.formats import Line, Reading
 from llmft.data.messages import TEXT
 from llmft.data.paths import is_pipe, named_files
@@ -188,8 +188,9 @@ class HubRows:
             else:
                 texts = any(isinstance(cell, str) for cell in batch[name])
             strings += [name] * texts
-        _require_text(format_of(names, strings, self.columns)[0], self.name)
-        return [*choose(names, strings, self.columns, self.name).values()]
+        found, wanted = choose(names, strings, self.columns, self.name)
+        _require_text(found, self.name)
+        return [*wanted.values()]
 
     def _batches(self) -> Iterator[dict[str, list[Any]]]:
         # Not as Arrow: datasets joins tables of JSON whose types differ, and fails.

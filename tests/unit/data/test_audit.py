@@ -221,7 +221,7 @@ def hub(monkeypatch, **parts):
         )
         for split, rows in parts.items()
     }
-    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: raw)
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: (raw, ""))
 
 
 def test_official_splits_of_the_hub_only_warn(monkeypatch, capsys):

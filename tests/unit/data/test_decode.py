@@ -143,6 +143,15 @@ def test_another_encoding_is_named_and_read_where_asked(content, encoding):
     assert source.notes[0] == f"looks like {encoding}, read so"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be", "utf-16"])
+def test_a_mark_at_the_start_is_no_text(encoding):
+    mark = "" if encoding == "utf-16" else "\ufeff"  # this codec writes it itself
+    given = Reading(encoding=encoding, sample_by="document")
+    for name, content in (("a.json", '[{"text": "a"}]'), ("a.txt", "a")):
+        Path(name).write_bytes((mark + content).encode(encoding))
+        assert read_file(name, Columns(), given).dataset["text"][:] == ["a"]
+
+
 @pytest.mark.parametrize("far", [0, 10_000])  # beyond what is decoded at once
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_another_encoding_and_separator_are_told_together(encoding, far):

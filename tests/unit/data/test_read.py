@@ -216,6 +216,34 @@ def test_what_may_not_be_read_is_an_error(tmp_path, name):
     (tmp_path / name).chmod(0o700)
 
 
+def test_what_save_to_disk_leaves(tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError) as caught:
+        read_file(tmp_path / "saved", Columns())
+    assert str(caught.value) == (
+        f"DataError {tmp_path / 'saved'}: a folder of several formats: 2 json, 1 arrow;"
+        " read those of one, as by --file_format arrow"
+    )
+    source = read_file(tmp_path / "saved", Columns(), Reading(file_format="arrow"))
+    assert source.dataset["text"][:] == ["a", "b"]
+    with pytest.raises(DataError, match="a folder without files that end in csv; "):
+        read_file(tmp_path / "saved", Columns(), Reading(file_format="csv"))
+
+
+def test_the_group_is_no_label(tmp_path):
+    (tmp_path / "a.csv").write_text("text,category,stars\na,x,1\nb,y,2\n")
+    columns = Columns("text", needs_label=True, group="category")
+    assert read_file(tmp_path / "a.csv", columns).dataset["label"][:] == ["1", "2"]
+
+
+def test_items_that_are_no_rows_are_counted(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": [{"text": "a"}, 5]}')
+    with pytest.raises(DataError, match=r"a\.json:2: item 2 is not an object; --max_b"):
+        read_file(tmp_path / "a.json", Columns())
+    source = read_file(tmp_path / "a.json", Columns(), Reading(max_bad_rows=1))
+    assert source.notes[-1] == f"1 bad rows left out ({tmp_path / 'a.json'}:2)"
+
+
 def test_a_folder_that_fails_while_it_is_listed(tmp_path, monkeypatch):
     """As root sees it: the system reports the fault of a folder below."""
     (tmp_path / "sub").mkdir()
@@ -566,7 +594,8 @@ def test_missing_files(tmp_path):
     for name, expected in {
         "review.csv": "no such file; did you mean reviews.csv?",
         "zzz": "no such file",
-        "empty": "a folder without files of csv, tsv, json, jsonl, txt, parquet, arrow",
+        "empty": "a folder without files that end in csv, tsv, json, jsonl, txt,"
+        " parquet, arrow",
     }.items():
         with pytest.raises(DataError) as caught:
             read_file(tmp_path / name, Columns())
@@ -600,7 +629,6 @@ def hub_split(labels):
 def test_hub_splits_give_the_names_of_classes():
     texts = from_hub(hub_split([-1]), "a/b[test]", Columns())
     assert content(texts) == {"text": ["t0"]}
-    assert len(from_hub(hub_split([]), "a/b[x]", Columns()).dataset) == 0
     labelled = from_hub(hub_split([1, 0, 1]), "a/b[train]", LABELLED)
     assert labelled.dataset["label"][:] == ["pos", "neg", "pos"]
     assert (labelled.name, labelled.notes) == ("a/b[train]", ["text = 'sentence'"])
@@ -694,6 +722,11 @@ def test_rows_are_named_after_standard_input(monkeypatch):
     with pytest.raises(DataError) as caught:
         read_file("-", Columns(), Reading(file_format="jsonl"))
     assert str(caught.value).startswith("DataFormatError -:2:10: not JSON: ")
+    for raw, said in {b"": "-: 0 bytes; ", b'text\n"a\n': "-:2: not csv: a qu"}.items():
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+        with pytest.raises(DataError) as caught:
+            read_file("-", Columns(), Reading(file_format="csv"))
+        assert str(caught.value).startswith(f"DataFormatError {said}")
     with pytest.raises(DataError, match="or a pipe, does not say its format; name it"):
         read_file("-", Columns())
 

