@@ -194,8 +194,29 @@ class BestCheckpoint(TrainerCallback):
         say(f"best       {folder}{epoch}: {name} {state.best_metric:.4g}")
 
 
+class SaveAfterEvaluation(TrainerCallback):
+    """Let a checkpoint at the end of an epoch wait for the evaluation there.
+
+    Saved before, it would know neither what the evaluation says nor how far it moved
+    the random numbers, and a resume would go on otherwise than the run did.
+    """
+
+    _waits = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put off what is due in the last step of an epoch."""
+        whole = abs(state.epoch - round(state.epoch)) < 1e-6
+        if control.should_save and args.eval_strategy == "epoch" and whole:
+            control.should_save, self._waits = False, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have it saved; Trainer evaluates first."""
+        if self._waits:
+            control.should_save, self._waits = True, False
+
+
 class EarlyStopping(EarlyStoppingCallback):
-    """Counts on, in a resumed run, from where the checkpoint was."""
+    """Counts on, in a resumed run, from where the checkpoint was; or stops there."""
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
@@ -205,6 +226,8 @@ class EarlyStopping(EarlyStoppingCallback):
         saved = state.stateful_callbacks.get(type(self).__name__, {})
         counted = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
         self.early_stopping_patience_counter = counted
+        if counted >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
@@ -220,6 +243,7 @@ def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
         trainer.add_callback(progress)
     trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
     trainer.add_callback(StopOnSignal())
+    trainer.add_callback(SaveAfterEvaluation())
     trainer.add_callback(BestCheckpoint())
     if trainer.pop_callback(TensorBoardCallback):
         tensorboard = TensorBoardCallback()

@@ -42,10 +42,16 @@ _MUST_AGREE = (
     "per_device_train_batch_size gradient_accumulation_steps seed data_seed"
     " train_sampling_strategy max_seq_length block_policy mlm_probability mlm_masking"
     " geometric_p max_span_length optim learning_rate weight_decay"
+    " adam_beta1 adam_beta2 adam_epsilon optim_args"
     " metric_for_best_model dropout freeze_backbone"
     " completion_only_loss assistant_only_loss"
     " lora_r lora_alpha lora_dropout lora_target_modules problem_type class_weights"
     " multi_label_threshold long_text stride"
+).split()
+# They may be changed on the way, and the run is no longer what it would have been.
+_MAY_DIFFER = (
+    "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm"
+    " label_smoothing_factor neftune_noise_alpha precision"
 ).split()
 
 
@@ -263,6 +269,10 @@ def require_match(
             hint="raise num_train_epochs or max_steps",
             path=folder,
         )
+    for name in _MAY_DIFFER:
+        was = record.get("arguments", {}).get(name, {}).get("value", values[name])
+        if was != values[name]:
+            warn(f"{name} was {was} before this resume, is {values[name]} from now on")
     planned = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["max_steps"]
     schedule = SchedulerType(training.lr_scheduler_type).value
     if planned != total and not schedule.startswith("constant"):

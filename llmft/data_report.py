@@ -18,6 +18,7 @@ from llmft.data.read import read_file
 from llmft.errors import ConfigError, escape
 from llmft.files import write_text
 from llmft.parser import Text, convert, fields_of
+from llmft.problem import check_labels
 
 _BAR = 40  # characters of the longest bar
 _NUMBER = re.compile(r"[\d,.]+( %)?")
@@ -84,6 +85,8 @@ def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
             values[name] = convert(name, Text((raw,)), hint, field.metadata["range"])
         except ValueError as error:
             problems.append(f"{name} is {raw!r}, expected {error}")
+    kind = values.get("problem_type")
+    problems += check_labels(values.get("label_delimiter"), kind)
     if problems:
         raise ConfigError(*problems)
     return ClassificationDataArguments(**values)

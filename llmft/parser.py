@@ -173,8 +173,8 @@ def text_encoding(name: str) -> str:
         "".encode(found)  # not of text: hex, zip and the like
     except (LookupError, ValueError):  # ValueError: a NUL in it
         raise ValueError(
-            "auto or an encoding that Python knows, such as utf-8, cp1252, gb18030,"
-            " big5 or shift_jis"
+            "auto or an encoding that Python knows, such as utf-8, cp1252 (the ANSI of"
+            " western Windows), gb18030, big5 or shift_jis"
         ) from None
     return found
 
@@ -348,7 +348,7 @@ def _add_flag(
             setattr(namespace, name, Text(words))
 
     kinds = _kinds(hint)
-    adds_up = default_of(field) == []
+    adds_up = name != "report_to" and any(get_origin(k) is list for k in kinds)
     default = defaults.get(name, default_of(field))
     said = str(field.metadata.get("help", "")).split("\n\n")[0].strip()
     choices = [str(c) for kind in kinds for c in _choices(kind)]

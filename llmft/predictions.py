@@ -21,23 +21,25 @@ def rows(
     labels: LabelNames,
     threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
-    """Return one row a text: text, label (None where unknown), prediction.
+    """Return one row a text: line, text, label (None where unknown), prediction.
 
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
     of names, and the latter has those of at least ``threshold``.
 
     Args:
-        data: ``text`` and maybe ``text_pair``.
+        data: ``text`` and maybe ``text_pair``, and the ``line`` where each begins.
     """
     names = [n for n in ("text", "text_pair") if n in data.column_names]
     texts = zip(*(data[name][:] for name in names), strict=True)
     logits, known = np.asarray(predicted.predictions, float), predicted.label_ids
     wanted = [None] * len(logits) if known is None else list(known)
+    lines = data["line"][:]
     describe = {MULTI: _several, REGRESSION: _number}.get(labels.problem_type, _single)
     return [
         {
             "row": i,
+            "line": lines[i],
             **dict(zip(names, text, strict=True)),
             **describe(scores, label, labels.names, threshold),
         }

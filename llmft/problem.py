@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ METRICS = {
     MULTI: multilabel.METRICS,
     REGRESSION: regression.METRICS,
 }
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 # What may be asked for before the labels are known.
 ALL_METRICS = {name: up for of in METRICS.values() for name, up in of.items()}
 
@@ -36,11 +38,7 @@ def check(values: dict[str, Any]) -> list[str]:
         problems.append("class_weights is of training: add --do_train")
     if weighs and values["problem_type"] == REGRESSION:
         problems.append("class_weights is of classes, problem_type is regression")
-    if values["label_delimiter"] and values["problem_type"] not in (None, MULTI):
-        problems.append(
-            f"label_delimiter is of several labels, problem_type is"
-            f" {values['problem_type']}"
-        )
+    problems += check_labels(values["label_delimiter"], values["problem_type"])
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")
     if values["text_pair_column_name"] and values["long_text"] == "split":
@@ -48,6 +46,13 @@ def check(values: dict[str, Any]) -> list[str]:
             "long_text split is for single texts, not for pairs (text_pair_column_name)"
         )
     return problems
+
+
+def check_labels(label_delimiter: str | None, problem_type: str | None) -> list[str]:
+    """Return what does not fit together in how labels are read."""
+    if label_delimiter is None or problem_type in (None, MULTI):
+        return []
+    return [f"label_delimiter is of several labels, problem_type is {problem_type}"]
 
 
 def follow_model(args: Arguments, located: Located) -> str | None:
@@ -134,7 +139,12 @@ def choices(
     """
     weighed = weights_choice(data.class_weights, weights, labels)
     if labels.problem_type == SINGLE:
-        return weighed
+        if train is None or not all(map(_NUMBER.fullmatch, labels.names)):
+            return weighed
+        said = "their names are numbers; --problem_type regression learns them as such"
+        if any("," in name for name in labels.names):
+            said += ", written with a point"
+        return [*weighed, Choice("labels", f"{len(labels.names):,} classes", said)]
     value, said = labels.problem_type, "as the model was trained"
     found = None if train is None else np.asarray(train["labels"][:], np.float64)
     if labels.problem_type == MULTI:

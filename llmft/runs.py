@@ -34,7 +34,7 @@ from llmft.config import Arguments
 from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
 from llmft.errors import EnvironmentFault
 from llmft.fastpath import Choice
-from llmft.files import publish_folder, to_json, write_json, write_text
+from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
 from llmft.trainer import LlmftTrainer
 
 _PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
@@ -111,31 +111,35 @@ def start(
         "cpu": {"name": hardware.cpu_name(), "cores": hardware.usable_cores()},
         **facts,
     }
-    run = Run(folder, record)
-    (folder / "logs").mkdir(exist_ok=True)
-    run.save()
-    try:
-        with log_to_file(folder / "logs" / "debug.log"):
-            yield run
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
-        status = "interrupted" if stopped else "failed"
-        fault = as_fault(error, folder)
-        if run.progress:
-            run.progress.close()
-        with suppress(OSError):  # a full disk is what ended the run
-            run.save(status=status, error=str(fault or repr(error)))
-        say(f"run        {_short(folder)} ({status})")
-        whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
-        if whole and (stopped or isinstance(fault, EnvironmentFault)):
-            say("go on      " + checkpoint.resume_command(sys.argv, whole))
-        elif stopped and args.training.do_train:
-            say("no checkpoint was due yet: start anew; --save_steps saves more often")
-        if fault is None or fault is error:
-            raise
-        raise fault from error
-    else:
-        run.save(status="complete", seconds=round(time.perf_counter() - run.started, 1))
+    with _held(folder):
+        run = Run(folder, record)
+        (folder / "logs").mkdir(exist_ok=True)
+        run.save()
+        try:
+            with log_to_file(folder / "logs" / "debug.log"):
+                yield run
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
+            status = "interrupted" if stopped else "failed"
+            fault = as_fault(error, folder)
+            if run.progress:
+                run.progress.close()
+            with suppress(OSError):  # a full disk is what ended the run
+                run.save(status=status, error=str(fault or repr(error)))
+            say(f"run        {_short(folder)} ({status})")
+            whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
+            if whole and (stopped or isinstance(fault, EnvironmentFault)):
+                say("go on      " + checkpoint.resume_command(sys.argv, whole))
+            elif stopped and args.training.do_train:
+                anew = "start anew; --save_steps saves more often"
+                say(f"no checkpoint was due yet: {anew}")
+            if fault is None or fault is error:
+                raise
+            raise fault from error
+        else:
+            run.save(
+                status="complete", seconds=round(time.perf_counter() - run.started, 1)
+            )
 
 
 def check_output_dir(args: TrainingArguments) -> None:
@@ -150,6 +154,31 @@ def check_output_dir(args: TrainingArguments) -> None:
     """
     checkpoint.locate(args)
     _require_free(args)
+    if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
+        with _held(folder):
+            pass
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, as long as this one lives."""
+    if sys.platform == "win32":  # it opens no folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        with suppress(OSError):  # a file system without locks
+            free = try_lock(descriptor)
+        if not free:
+            raise EnvironmentFault(
+                "another process is training there",
+                hint="wait until it ends, or name another output_dir",
+                path=folder,
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _require_free(args: TrainingArguments) -> None:

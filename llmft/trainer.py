@@ -219,11 +219,12 @@ class LlmftTrainer(Trainer):
         checkpoint.save(self)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless the checkpoint of the last step was resumed.
+        """Run an epoch, unless a checkpoint was resumed after which there is none.
 
-        Trainer would take one step more than was asked for.
+        Trainer would take one step more than was asked for, or early stopping allows.
         """
-        if self.state.global_step >= self.state.max_steps:
+        over = self.state.global_step >= self.state.max_steps
+        if over or self.control.should_training_stop:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)

@@ -134,7 +134,7 @@ def _locked(asset: Asset, target: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         waiting = False
-        while not _try_lock(descriptor):
+        while not files.try_lock(descriptor):
             if not waiting:
                 console.say(f"another process is downloading {asset.label}; waiting")
             waiting = True
@@ -142,25 +142,6 @@ def _locked(asset: Asset, target: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Take a lock that the system frees when the last holder dies; False if held."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:

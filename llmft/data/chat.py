@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -25,6 +27,7 @@ from llmft.data.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
 from llmft.errors import ConfigError, DataFormatError, escape
 from llmft.fastpath import Choice
 
+CHECKED = 1000  # conversations whose turns are looked for in what is rendered
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it
 _MARK_THEM = (
     "give a template with {% generation %} around what the assistant says by"
@@ -274,6 +277,21 @@ class Layout:
     def identity(self) -> list[Any]:
         """Return what decides the tokens, besides texts and tokenizer."""
         return [self.format, self.only, self.template]
+
+    def check(self, data: Dataset, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return what the template does not write as it was said, of the first rows."""
+        lost: Counter[str] = Counter()
+        if self.format == MESSAGES:
+            for said in data[:CHECKED]["text"]:
+                messages = json.loads(said)
+                place = {"path": "messages", "line": None}
+                text, at = _render(tokenizer, self.template, messages, place)[0], 0
+                for message in messages:
+                    wanted = message["content"].strip()
+                    found = text.find(wanted, at)
+                    lost[message["role"]] += found < 0
+                    at = max(at, found + len(wanted)) if found >= 0 else at
+        return ", ".join(f"{n:,} of {role}" for role, n in lost.items() if n)
 
     def _texts(
         self, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase

@@ -84,9 +84,12 @@ class Check:
             DataError: the first bad row, with how many others there are; or there is
                 no row left; or the labels do not go together.
         """
-        source, looked = iter(rows), 0
+        source, looked, keys = iter(rows), 0, None
         try:
             for file, (line, row) in chain(self._first(source), source):
+                if isinstance(row, dict) and row.keys() != keys:
+                    keys = row.keys()
+                    self._names += [name for name in keys if name not in self._names]
                 values = self._values(file, line, row)
                 if self.bad > self.max_bad_rows:
                     looked += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from llmft.data.decode import text_fault
 from llmft.data.formats import Row
-from llmft.data.labels import LabelRule, class_name
+from llmft.data.labels import REGRESSION, LabelRule, class_name
 from llmft.data.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
 from llmft.errors import (
     DataError,
@@ -22,6 +23,7 @@ from llmft.parser import nearest
 
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
 Place = dict[str, Any]  # path and line of an error
 
 
@@ -124,10 +126,12 @@ def pick(
         if not known and text is not None and len(others) == 1 and not optional:
             known = others
         if not known and not optional:
+            clear = text is not None or len(strings) == 1 or "text" in names
+            also = "" if clear else ", and the text with --text_column_name"
             raise SchemaError(
                 "no label column found",
                 f"columns are {listed(names)}",
-                "name it with --label_column_name",
+                f"name it with --label_column_name{also}",
                 path=source,
             )
         label = known[0] if known and not (optional and columns.label) else None
@@ -139,7 +143,9 @@ def pick(
         if len(known) != 1 and "text" not in known:
             raise SchemaError(
                 f"cannot tell the text column among {listed(names)}",
-                hint="name it with --text_column_name",
+                hint="name it with --text_column_name"
+                + columns.chat
+                * ", or --prompt_column_name and --completion_column_name",
                 path=source,
             )
         text = known[0]
@@ -165,6 +171,8 @@ def value_of(
         spelled = rule.spell(value, f"{place['path']}:{place['line']}")
         said = f"{shorten(column)} is {shorten(value)}"
         hint = "give the row a label, or take it out"
+        if rule.problem_type == REGRESSION and _COMMA.fullmatch(str(value)):
+            hint = "write decimals with a point"
         return spelled or LabelError(said, rule.expected, hint, **place)
     if key == "group":
         said = f"{shorten(column)} is {shorten(value)}"

@@ -197,6 +197,16 @@ def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(path), encoding=codec, newline=newline)
 
 
+def require_text(path: Path) -> bytes:
+    """Return the start of a file. Raises DataFormatError where it is none of text."""
+    with open_bytes(path) as stream:
+        start = stream.read(4096)
+    for magic, (kind, hint) in _KINDS.items():
+        if start.startswith(magic):
+            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
+    return start
+
+
 def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     """Return the encoding to read a file in, and a note where it is not plain UTF-8.
 
@@ -208,11 +218,7 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
         ValueError: there is no such encoding.
     """
-    with open_bytes(path) as stream:
-        start = stream.read(4096)
-    for magic, (kind, hint) in _KINDS.items():
-        if start.startswith(magic):
-            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
+    start = require_text(path)
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "")
     if encoding == "auto":
         guess = marked or _guess(path)
@@ -220,6 +226,9 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
             raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
     name = text_encoding(encoding or "utf-8")
+    if marked and encoding is not None and marked[:6] != name[:6]:
+        said = f"{marked.upper()}, by its byte-order mark, not {name}"
+        raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         if _is_utf8(path):

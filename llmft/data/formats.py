@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,12 +21,13 @@ from llmft.data.decode import (
     choose_encoding,
     plain_suffix,
     require_decodable,
+    require_text,
     text_lines,
     unreadable,
     whole_text,
 )
 from llmft.data.tables import Unreadable, table_rows
-from llmft.errors import DataError, DataFormatError, EncodingError, escape
+from llmft.errors import DataError, DataFormatError, EncodingError, escape, listed
 from llmft.parser import separator
 
 Row = dict[str, Any]
@@ -75,6 +77,7 @@ def rows_of(path: Path, reading: Reading, sample_by: str) -> tuple[Iterator[Line
     if file_format == "tab":
         file_format = "tsv"
     if file_format not in FORMATS:
+        require_text(path)
         raise DataFormatError(
             f"cannot tell the format from the ending {path.suffix or '(none)'}",
             f"expected one of {', '.join(FORMATS)}, or a folder of them",
@@ -173,7 +176,11 @@ def _separator_fault(
     path: Path, encoding: str, delimiter: str
 ) -> DataFormatError | None:
     """Return what is wrong where a header of one column seems to be several."""
-    header = next(text_lines(path, encoding, newline=""), "")
+    header = re.sub('"[^"]*"', "", next(text_lines(path, encoding, newline=""), ""))
+    if re.fullmatch(r"sep=.\s*", header, re.IGNORECASE):
+        said = f"Excel's {header.strip()!r}, not column names"
+        hint = "take this line out, and give --delimiter"
+        return DataFormatError(said, hint=hint, path=path, line=1)
     others = [c for c in ",;\t|" if c in header and c != delimiter]
     if delimiter in header or not others:
         return None
@@ -182,7 +189,8 @@ def _separator_fault(
     return DataFormatError(
         f"looks separated by {'tabs' if other == chr(9) else repr(other)}",
         f"expected {delimiter!r} between the column names",
-        f"add --delimiter {name}; or rename the column where that is its name",
+        f"add --delimiter {name}"
+        + ("; or rename the column if it is one" if header.count(other) == 1 else ""),
         path=path,
         line=1,
     )
@@ -258,13 +266,32 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Line]:
     except ValueError as error:
         raise DataFormatError(str(error), path=path) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
-        for number, row in enumerate(value["data"], 1):
-            fault = _no_object(path, number, number)
-            yield number, row if isinstance(row, dict) else fault
+        beside = [k for k, v in value.items() if k != "data" and _holds_more(v)]
+        if beside:
+            said = f"rows under 'data', and something else under {listed(beside)}"
+            raise DataFormatError(said, "expected a list of objects", path=path, line=1)
+        yield from _items(text, _list_of_data(text, start), path, whole=False)
         return
     if not isinstance(value, dict) or _is_table(value):
         raise DataFormatError("not a list of objects", path=path, line=1)
     yield 1, value
+
+
+def _holds_more(value: Any) -> bool:
+    """Whether what stands beside the rows is more than a version or a name."""
+    return isinstance(value, list | dict) or (
+        isinstance(value, str) and len(value) > 99
+    )
+
+
+def _list_of_data(text: str, at: int) -> int:
+    """Return where the list under "data" begins, of the object at ``at``."""
+    key, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
+    at = _after_space(text, _after_space(text, at) + 1)  # after the colon
+    if key == "data":
+        return at
+    at = _DECODER.raw_decode(text, at)[1]
+    return _list_of_data(text, _after_space(text, at))
 
 
 def _is_table(value: Row) -> bool:
@@ -277,8 +304,8 @@ def _no_object(path: Path, number: int, line: int) -> DataFormatError:
     return DataFormatError(f"item {number} is not an object", path=path, line=line)
 
 
-def _items(text: str, at: int, path: Path) -> Iterator[Line]:
-    """Yield the items of a JSON list that begins at ``at``."""
+def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]:
+    """Yield the items of a JSON list that begins at ``at``, the ``whole`` of a text."""
     line, seen, number = 1, 0, 0
     at = _after_space(text, at + 1)
     try:
@@ -297,7 +324,7 @@ def _items(text: str, at: int, path: Path) -> Iterator[Line]:
                     raise json.JSONDecodeError("an item after the comma", text, at)
             elif text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-        if (at := _after_space(text, at + 1)) < len(text):
+        if whole and (at := _after_space(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Extra data", text, at)
     except RecursionError:
         raise DataFormatError("nested too deeply", path=path, line=line) from None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -335,13 +337,18 @@ def _finite(value: Any) -> str | None:
 
 
 def similar(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return pairs of class names that differ by case, space, or as 7 and 007 do."""
-    first: dict[str, str] = {}
+    """Return pairs of class names that readers take for one.
+
+    They differ by case, space, in how Unicode writes them, or as 7 and 007 do.
+    """
+    first: dict[str | Decimal, str] = {}
     pairs = []
     for name in counts:
-        key = " ".join(name.split()).casefold()
-        if _NUMBER.fullmatch(key):
-            key = repr(float(key))
+        composed = unicodedata.normalize("NFKC", name)
+        seen = "".join(c for c in composed if unicodedata.category(c) != "Cf")
+        key: str | Decimal = " ".join(seen.split()).casefold()
+        if _NUMBER.fullmatch(str(key)):
+            key = Decimal(key)  # a float would take long numbers for one another
         if key in first:
             pairs.append((first[key], name))
         first.setdefault(key, name)

@@ -59,7 +59,7 @@ class Conversations:
                 "expected one to learn from",
                 **place,
             )
-        self._converted += "from" in value[0]
+        self._converted += any(_is_old(given) for given in value)
         return json.dumps(messages, ensure_ascii=False)
 
     def _message(
@@ -69,7 +69,7 @@ class Conversations:
             said = f"{name} is {shorten(given)} ({type(given).__name__})"
             return SchemaError(said, 'expected {"role": ..., "content": ...}', **place)
         known = {key: value for key, value in given.items() if value is not None}
-        old = "role" not in known and "from" in known
+        old = _is_old(given)
         role_key, content_key = ("from", "value") if old else ("role", "content")
         for key in (role_key, content_key):
             if key not in known:
@@ -99,3 +99,8 @@ class Conversations:
         if self._unused:
             notes.append(f"keys of messages not used: {listed(sorted(self._unused))}")
         return notes
+
+
+def _is_old(message: Message) -> bool:
+    """Whether a message has {"from", "value"} in place of {"role", "content"}."""
+    return message.get("role") is None and message.get("from") is not None

@@ -15,7 +15,7 @@ from typing import IO
 
 from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import FORMATS, Reading
-from llmft.errors import DataError, DataFormatError
+from llmft.errors import DataError, DataFormatError, listed
 from llmft.files import placed
 from llmft.parser import nearest
 
@@ -55,6 +55,8 @@ def named_files(
             raise DataFormatError(said, hint="name it with --file_format", path=name)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             copy = Path(folder, f"stdin.{reading.file_format}")
+            if name == STDIN and sys.stdin is None:
+                raise DataError("standard input is closed", path=name)
             pipe: IO[bytes] = sys.stdin.buffer
             if name != STDIN:
                 pipe = stack.enter_context(open(path, "rb"))
@@ -95,6 +97,11 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     def refuse(error: OSError) -> None:
         raise error
 
+    described = path / "dataset_dict.json"
+    if described.is_file():  # of save_to_disk: train and test would become one
+        splits = listed(sorted(p.name for p in path.iterdir() if p.is_dir()))
+        said = f"a folder of several splits: {splits}"
+        raise DataError(said, hint=f"name the folder of one: {path}/SPLIT", path=path)
     files: list[Path] = []
     others = links = 0
     try:
@@ -135,4 +142,5 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
 
 def _known(name: Path, reading: Reading) -> bool:
     suffix = plain_suffix(name).removeprefix(".")
+    suffix = "tsv" if suffix == "tab" else suffix
     return suffix in FORMATS and reading.file_format in (None, suffix)

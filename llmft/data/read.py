@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from llmft import __version__, assets
 from llmft.console import say, warn
@@ -29,6 +29,7 @@ from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import Line, Reading, Row, rows_of
 from llmft.data.messages import COLUMNS, TEXT
 from llmft.data.paths import is_pipe, named_files
+from llmft.data.tables import class_names
 from llmft.errors import (
     ConfigError,
     DataError,
@@ -42,7 +43,7 @@ from llmft.parser import nearest
 CONTENT = ("text", "text_pair", "label", "group")
 STRINGS = ("string", "large_string")  # what datasets calls columns of text
 _BATCH = 10_000
-CACHE = 3  # to be raised where the same files are read in another way
+CACHE = 4  # to be raised where the same files are read in another way
 
 Lines = Iterable[tuple[int, Line]]  # each with the place of its file
 
@@ -251,12 +252,7 @@ def from_hub(
         line = 0
         for batch in used.iter(_BATCH):
             for column, cells in batch.items():
-                if isinstance(feature := features[column], ClassLabel):
-                    batch[column] = [_class_of(feature, cell) for cell in cells]
-                elif isinstance(of := getattr(feature, "feature", None), ClassLabel):
-                    batch[column] = [
-                        cell and [_class_of(of, one) for one in cell] for cell in cells
-                    ]
+                batch[column] = class_names(features[column], cells)
             for cells in zip(*batch.values(), strict=True):
                 line += 1
                 yield 0, (line, dict(zip(batch, cells, strict=True)))
@@ -268,10 +264,6 @@ def from_hub(
     unused = [n for n in names if n not in wanted.values()]
     notes = [f"columns not used: {listed(unused)}"] if unused else []
     return replace(source, notes=[*source.notes, *notes])
-
-
-def _class_of(feature: ClassLabel, cell: int | None) -> str | None:
-    return feature.int2str(cell) if cell is not None and cell >= 0 else None
 
 
 def read_asset(name: str, config: str | None) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,8 +110,8 @@ def load_splits(
     columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
-    given = sources = _read(args, columns, needed)
-    sources = _fill(sources, args, seed, needed, stratify=needs_label)
+    read, names = _read(args, columns, needed)
+    sources = _fill(read, names, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
     limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
@@ -128,7 +129,7 @@ def load_splits(
     audit = check_splits(
         parts,
         # Splits that others made are not the user's to mend.
-        own=given if args.dataset_name is None else (),
+        own=read if args.dataset_name is None else (),
         noted=assets.is_asset(args.dataset_name or ""),
         allow=args.allow,
     )
@@ -184,12 +185,13 @@ def _require_apart(
     part: Source | Rows, rows: Rows | None, split: str, allow: Collection[str]
 ) -> None:
     """Raise LeakageError where a part is read from what is trained on."""
-    shared = {*part.files} & {*(rows.files if rows else ())}
+    of_rows = rows.files if rows else ()
+    shared = {*map(os.path.realpath, part.files)} & {*map(os.path.realpath, of_rows)}
     if shared and "leakage" not in allow:
         raise LeakageError(
             f"{split} is read from what is trained on",
             hint="give another, or add --allow leakage",
-            path=min(shared),
+            path=part.name,
         )
 
 
@@ -255,8 +257,10 @@ def _require_one_format(sources: dict[str, Source]) -> None:
         )
 
 
-def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, Source]:
-    """Return the sources as they are given, by split."""
+def _read(
+    args: DataArguments, columns: Columns, needed: set[str]
+) -> tuple[dict[str, Source], Collection[str]]:
+    """Return the sources that are needed as they are given, and all given splits."""
     if args.dataset_name is None:
         files = {
             "train": args.train_file,
@@ -270,9 +274,10 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
         return {
             split: read_file(given[split], columns, Reading.of(args))
             for split in _to_read(needed, given)
-        }
+        }, given
     if assets.is_asset(args.dataset_name):
-        return _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
+        parts = _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
+        return parts, parts
     found, _ = _of_hub(args, streaming=False)
     given = _split_names(
         args, {n: part for n, part in found.items() if len(part)}, needed
@@ -285,7 +290,7 @@ def _read(args: DataArguments, columns: Columns, needed: set[str]) -> dict[str, 
             args.max_bad_rows,
         )
         for split in _to_read(needed, given)
-    }
+    }, given
 
 
 def _of_hub(args: DataArguments, streaming: bool) -> hubdata.Loaded:
@@ -346,19 +351,20 @@ def _by_movie(source: Source) -> dict[str, Source]:
 
 def _fill(
     sources: dict[str, Source],
+    given: Collection[str],
     args: DataArguments,
     seed: int,
     needed: set[str],
     stratify: bool,
 ) -> dict[str, Source]:
-    """Make test and validation out of train where they are missing and wanted."""
+    """Make test and validation out of train where none is given, and one is wanted."""
     sources = dict(sources)
     percentages = {
         "test": args.test_split_percentage,
         "validation": args.validation_split_percentage,
     }
     for split, percentage in percentages.items():
-        if split in sources or "train" not in sources or percentage == 0:
+        if split in given or "train" not in sources or percentage == 0:
             continue
         # A test part is set aside whenever it is asked for, so that a later
         # --do_predict with the same arguments sees rows that training did not.
@@ -367,6 +373,9 @@ def _fill(
         source = sources["train"]
         by_label = stratify and source.problem_type == SINGLE
         train, part = split_off(source, split, percentage, seed, by_label)
+        if split not in needed:
+            aside = f"{len(part.dataset):,} rows set aside for {split}"
+            train = replace(train, notes=[*train.notes, aside])
         sources |= {"train": train, split: part}
     for split in needed - sources.keys():
         raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")

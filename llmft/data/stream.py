@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.arguments import LanguageModelingDataArguments
+from llmft.console import warn
 from llmft.data.check import in_parts
 from llmft.data.encode import BATCH, CHARACTERS, encode_batch
 from llmft.data.read import Source
@@ -129,6 +130,9 @@ class Stream(IterableDataset):
             tokens, first = tokens[whole:], first[whole:]
         if not any_block and len(tokens) > 1:
             yield self._block(tokens, first)
+        elif len(tokens) and self.epoch == 0:
+            left = f"{len(tokens):,} tokens of the last partial block left out"
+            warn(f"{self.rows.name}: {left}, in every epoch")
 
     def _block(self, ids: np.ndarray, first: np.ndarray) -> dict[str, Any]:
         if "seq_lengths" not in self.column_names:

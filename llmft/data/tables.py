@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from datasets import ClassLabel, Features
 
 from llmft.data.decode import unreadable
 from llmft.errors import DataFormatError, escape
@@ -75,6 +76,9 @@ def _rows_of_batches(
     number = 0
     for batch in batches:
         columns = [_cells(column) for column in batch.columns]
+        if b"huggingface" in (batch.schema.metadata or {}):
+            features = Features.from_arrow_schema(batch.schema).values()
+            columns = [*map(class_names, features, columns)]
         for cells in zip(*columns, strict=True):
             number += 1
             yield number, dict(zip(batch.schema.names, cells, strict=True))
@@ -92,3 +96,20 @@ def _cell(value: pyarrow.Scalar) -> Any:
         return value.as_py()
     except (ValueError, OverflowError) as error:  # not UTF-8; the year 300,000
         return Unreadable(str(error))
+
+
+def class_names(feature: Any, cells: list[Any]) -> list[Any]:
+    """Return cells with the names of classes, where a feature of datasets has them.
+
+    -1, which stands for no label in data sets of the hub, becomes None.
+    """
+    if isinstance(feature, ClassLabel):
+        return [_class_of(feature, cell) for cell in cells]
+    of = getattr(feature, "feature", None)
+    if isinstance(of, ClassLabel):
+        return [cell and [_class_of(of, one) for one in cell] for cell in cells]
+    return cells
+
+
+def _class_of(feature: ClassLabel, cell: int | None) -> str | None:
+    return feature.int2str(cell) if cell is not None and cell >= 0 else None

@@ -18,7 +18,7 @@ from llmft.arguments import (
     LanguageModelingDataArguments,
 )
 from llmft.console import say, warn
-from llmft.data.chat import Layout
+from llmft.data.chat import CHECKED, Layout
 from llmft.data.collate import IGNORED
 from llmft.data.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.labels import LabelNames
@@ -165,18 +165,25 @@ def causal_examples(
     """
     if source.format == TEXT:
         return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
+    layout = Layout.of(source.format, args, tokenizer, source.files)
     encoded = encode(
         source.dataset,
         tokenizer,
         split,
         end_token=None if source.format == MESSAGES else tokenizer.eos_token_id,
-        layout=Layout.of(source.format, args, tokenizer, source.files),
+        layout=layout,
         workers=args.preprocessing_num_workers,
         overwrite=args.overwrite_cache,
     )
     examples, note = _learnt_examples(encoded, args, split)
     lost = _lost(encoded, len(source.dataset), tokenizer, split)
     say(f"  {split:<10} {note}{lost}")
+    if unsaid := layout.check(source.dataset, tokenizer):
+        warn(
+            f"{split}: of the first {CHECKED:,} conversations the chat template leaves"
+            f" out, or writes otherwise, turns: {unsaid}; give another by"
+            " --chat_template_path"
+        )
     if encoded.types is not None and not any(
         (part[types > 0] == tokenizer.eos_token_id).any()
         for part, types in zip(

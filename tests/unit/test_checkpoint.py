@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,6 +302,63 @@ def test_patience_is_counted_on_after_a_resume(wordpiece, tmp_path):
     assert train(args, wordpiece).state.global_step == 5
 
 
+def test_a_run_that_stopped_early_stops_again(wordpiece, tmp_path):
+    run = tmp_path / "run"
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 9}
+    options |= {"learning_rate": 0.0, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    args = arguments(run, early_stopping_patience=1, **options)
+    assert train(args, wordpiece).state.global_step == 2
+    folder = run / "checkpoints" / "checkpoint-2"
+    args = arguments(
+        run, early_stopping_patience=1, resume_from_checkpoint=str(folder), **options
+    )
+    assert train(args, wordpiece).state.global_step == 2
+    assert names(run) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_knows_its_evaluation(wordpiece, tmp_path):
+    """Two steps are an epoch. Trainer saves in the second, before it evaluates."""
+    run = tmp_path / "run"
+    options = {"eval_strategy": "epoch", "save_steps": 2, "num_train_epochs": 9}
+    options |= {"learning_rate": 0.0, "max_steps": -1, "early_stopping_patience": 2}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    assert train(arguments(run, **options), wordpiece).state.global_step == 6
+    for step in (2, 4):
+        folder = run / "checkpoints" / f"checkpoint-{step}"
+        saved = json.loads((folder / "trainer_state.json").read_text())
+        assert [e for e in saved["log_history"] if "eval_loss" in e][-1]["step"] == step
+        args = arguments(run, resume_from_checkpoint=str(folder), **options)
+        assert train(args, wordpiece).state.global_step == 6
+
+
+def test_a_run_that_goes_on_is_not_resumed(run):
+    """Another process would write into the same files."""
+    folder = run / "checkpoints" / "checkpoint-3"
+    args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
+    command = [sys.executable, "-c", _RESUMES, str(run), str(folder)]
+    with runs.start("classify", args, [], **FACTS):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("\nanother process is training there\n"), done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("\nit is free\n"), done.stderr
+
+
+_RESUMES = """
+import sys
+from llmft import runs
+from llmft.arguments import TrainingArguments
+from llmft.errors import EnvironmentFault
+_, run, folder = sys.argv
+try:
+    runs.check_output_dir(TrainingArguments(run, resume_from_checkpoint=folder))
+except EnvironmentFault as error:
+    print(error.found)
+else:
+    print("it is free")
+"""
+
+
 def test_another_number_of_steps_is_a_warning(run, capsys):
     folder = run / "checkpoints" / "checkpoint-2"
     for schedule, said in (("linear", 1), ("constant_with_warmup", 0)):
@@ -310,7 +369,11 @@ def test_another_number_of_steps_is_a_warning(run, capsys):
             resume_from_checkpoint=str(folder),
         )
         checkpoint.require_match("classify", args, FACTS, range(8))
-        assert capsys.readouterr().err == said * (
+        changed = (
+            "llmft: warning: lr_scheduler_type was linear before this resume, is"
+            " constant_with_warmup from now on\n"
+        )
+        assert capsys.readouterr().err == (not said) * changed + said * (
             "llmft: warning: the checkpoint was made for 3 steps, this run has 1,200:"
             " the learning rate goes on as in a run of 1,200 (linear)\n"
         )

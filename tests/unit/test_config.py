@@ -169,7 +169,8 @@ def test_how_to_read_is_checked_with_the_rest(problems, encoding, delimiter):
     said = problems("--seed", "x", file=how)
     assert [problem.rpartition("/")[2] for problem in said] == [
         f'a.json: encoding is "{escape(encoding)}", expected auto or an encoding that'
-        " Python knows, such as utf-8, cp1252, gb18030, big5 or shift_jis",
+        " Python knows, such as utf-8, cp1252 (the ANSI of western Windows), gb18030,"
+        " big5 or shift_jis",
         f'a.json: delimiter is "{escape(delimiter)}", expected one character, or tab',
         "seed is x, expected a whole number",
     ]
@@ -455,8 +456,25 @@ def test_flags_of_lists(read):
         ["a", "b", "c"],
         None,
     )
-    args = read(*"--report_to none --class_weights none --class_weights a=1".split())
-    assert (args.training.report_to, args.data.class_weights) == ([], ["a=1"])
+    args = read(*"--report_to none --class_weights a=1 --class_weights b=2".split())
+    assert (args.training.report_to, args.data.class_weights) == ([], ["a=1", "b=2"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "save", "evaluate"),
+    [
+        ("--save_steps 20", ("steps", 20), ("steps", 20)),
+        ("--eval_steps 5", ("steps", 5), ("steps", 5)),
+        ("--save_steps 20 --eval_steps 5", ("steps", 20), ("steps", 5)),
+        ("--save_steps 9 --no_load_best_model_at_end", ("steps", 9), ("epoch", None)),
+        ("--save_steps 9 --do_eval false", ("steps", 9), ("no", None)),
+        ("--eval_strategy epoch", ("epoch", 500), ("epoch", None)),
+    ],
+)
+def test_steps_that_are_given_are_heeded(read, flags, save, evaluate):
+    training = read("--do_train", *flags.split()).training
+    assert (training.save_strategy, training.save_steps) == save
+    assert (training.eval_strategy, training.eval_steps) == evaluate
 
 
 def test_steps_of_a_file_that_the_user_named_stay(read):
@@ -556,7 +574,8 @@ def test_the_checks_of_the_recipes(problems, read):
         ' "do_train": true',
     ]
     assert problems("--do_train", "--test_file", "t", check=check) == [
-        "do_train needs --dataset_name or --train_file"
+        "test_file is of --do_predict: add it",
+        "do_train needs --dataset_name or --train_file",
     ]
     missing = problems(
         "--model_name_or_path=", "--do_eval", "--train_file=t", check=check

@@ -12,7 +12,10 @@ from llmft.data.labels import MULTI, REGRESSION, LabelNames
 
 NAMES = LabelNames(("bad", "fair", "good"))
 TEXTS = Dataset.from_dict(
-    {"text": ["one", "two \x1b[2J", "three", "four\nlines", "five"]}
+    {
+        "text": ["one", "two \x1b[2J", "three", "four\nlines", "five"],
+        "line": [2, 3, 4, 5, 7],
+    }
 )
 LOGITS = np.log(
     [
@@ -33,6 +36,7 @@ def predicted(labels=LABELS, logits=LOGITS):
 def test_rows():
     found = predictions.rows(TEXTS, predicted(), NAMES)
     assert [r["row"] for r in found] == list(range(5))
+    assert [r["line"] for r in found] == [2, 3, 4, 5, 7]
     assert [r["text"] for r in found] == TEXTS["text"][:]
     assert [r["label"] for r in found] == ["bad", "bad", "fair", "good", "good"]
     assert [r["prediction"] for r in found] == ["bad", "good", "fair", "bad", "bad"]
@@ -44,7 +48,9 @@ def test_rows():
 def test_probabilities_add_up_also_for_huge_logits():
     logits = np.random.default_rng(0).normal(0, 300, (50, 3))
     found = predictions.rows(
-        Dataset.from_dict({"text": ["x"] * 50}), predicted(None, logits), NAMES
+        Dataset.from_dict({"text": ["x"] * 50, "line": range(50)}),
+        predicted(None, logits),
+        NAMES,
     )
     for row, scores in zip(found, logits, strict=True):
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
@@ -104,14 +110,18 @@ def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
     assert "漢..." in shown[3]
     assert shown[4].startswith("  b\\x1b[2J ")
     found = predictions.rows(
-        Dataset.from_dict({"text": ["漢" * 90] * 5}), predicted(), names
+        Dataset.from_dict({"text": ["漢" * 90] * 5, "line": range(5)}),
+        predicted(),
+        names,
     )
     for line in predictions.mistakes(found, 5, NAMES).split("\n")[2:]:
         assert 58 < console.width(line) <= 60
         assert line.endswith("...")
 
 
-PAIRS = Dataset.from_dict({"text": ["one", "two"], "text_pair": ["a", "b\n"]})
+PAIRS = Dataset.from_dict(
+    {"text": ["one", "two"], "text_pair": ["a", "b\n"], "line": [2, 3]}
+)
 
 
 def test_several_labels():
@@ -122,6 +132,7 @@ def test_several_labels():
     found = predictions.rows(PAIRS, result, labels)
     assert found[0] == {
         "row": 0,
+        "line": 2,
         "text": "one",
         "text_pair": "a",
         "label": ["bad", "fair"],
@@ -155,6 +166,7 @@ def test_numbers():
     found = predictions.rows(PAIRS, result, labels)
     assert found[0] == {
         "row": 0,
+        "line": 2,
         "text": "one",
         "text_pair": "a",
         "label": 0.1,

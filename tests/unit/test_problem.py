@@ -137,7 +137,14 @@ def test_the_plan_says_what_the_labels_are():
     assert choice.reason == "from 1 to 4.5, mean 2.5, standard deviation 1.472"
     (choice,) = problem.choices(data, number, None, None)
     assert choice.reason == "as the model was trained"
-    assert problem.choices(data, LabelNames(("a", "b")), None, train) == []
+    assert problem.choices(data, LabelNames(("a", "2")), None, train) == []
+    (choice,) = problem.choices(data, LabelNames(("1", "2")), None, train)
+    assert (choice.value, choice.reason) == (
+        "2 classes",
+        "their names are numbers; --problem_type regression learns them as such",
+    )
+    (choice,) = problem.choices(data, LabelNames(("1,5", "2")), None, train)
+    assert choice.reason.endswith(" learns them as such, written with a point")
     titles = [problem.title(x) for x in (several, number, LabelNames(("a", "b")))]
     assert titles == [
         "Multi-label text classifier for a, b",

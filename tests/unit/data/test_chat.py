@@ -276,7 +276,7 @@ def test_the_cache_knows_template_format_and_loss(bpe, monkeypatch):
     first = examples(TALKS, tokenizer)[:]
     assert len([*folder.iterdir()]) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "_render", None)  # not called again
+        patch.setattr(chat.Layout, "encode", None)  # not called again
         assert examples(TALKS, tokenizer)[:] == first
         assert examples(TALKS, tokenizer, max_seq_length=50)["row"][:] == [0, 1, 2, 3]
     assert len([*folder.iterdir()]) == 1
@@ -292,6 +292,32 @@ def test_workers_make_the_same(bpe):
     one = examples(TALKS, tokenizer)[:]
     workers = {"preprocessing_num_workers": 1, "overwrite_cache": True}
     assert examples(TALKS, tokenizer, **workers)[:] == one
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        (tiny.CHAT_TEMPLATE, ""),
+        (
+            tiny.CHAT_TEMPLATE.replace("m['content']", "m['content'][1:]"),
+            "1 of system, 1 of user, 1",
+        ),
+        (
+            "{% for m in messages if m.role != 'system' %}[{{ m.role }}]"
+            "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+            "1 of system; give another by --chat_template_path",
+        ),
+    ],
+)
+def test_turns_that_are_not_written_as_they_were_said(bpe, capsys, template, lost):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe.backend_tokenizer)
+    tokenizer.eos_token, tokenizer.chat_template = EOS, template
+    talk = [("system", "be brief"), ("user", "hello"), ("assistant", "good day")]
+    examples([talk], tokenizer)
+    said = "leaves out, or writes otherwise, turns: "
+    warned = [line for line in capsys.readouterr().err.splitlines() if said in line]
+    assert len(warned) == bool(lost)
+    assert all(f"{said}{lost}" in line for line in warned)
 
 
 def test_an_error_can_come_from_a_worker():

@@ -161,7 +161,7 @@ def test_another_encoding_and_separator_are_told_together(encoding, far):
     assert f"add --encoding {encoding}" in found
     assert found.endswith(
         "; it also looks separated by ';': add --delimiter ';'; or rename the column"
-        " where that is its name"
+        " if it is one"
     )
 
 

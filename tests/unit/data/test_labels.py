@@ -88,6 +88,9 @@ def test_labels_that_do_not_go_together(values, said):
         (["1", "1.0", "1e0"], [("1", "1.0"), ("1", "1e0")]),
         (["a b", "a  b"], [("a b", "a  b")]),
         (["9" * 400, "9" * 401], []),
+        (["9007199254740993", "9007199254740992"], []),
+        (["caf\u00e9", "cafe\u0301"], [("caf\u00e9", "cafe\u0301")]),
+        (["bar", "bar\u200b"], [("bar", "bar\u200b")]),
     ],
 )
 def test_similar(names, pairs):

@@ -20,7 +20,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from llmft.data import read
 from llmft.data.columns import Columns
@@ -230,6 +230,56 @@ def test_what_save_to_disk_leaves(tmp_path):
         read_file(tmp_path / "saved", Columns(), Reading(file_format="csv"))
 
 
+def test_a_saved_dict_is_no_data_set(tmp_path):
+    data = Dataset.from_dict({"text": ["a", "b"]})
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "saved")
+    for reading in (Reading(), Reading(file_format="arrow")):
+        with pytest.raises(DataError) as caught:
+            read_file(tmp_path / "saved", Columns(), reading)
+        assert str(caught.value) == (
+            f"DataError {tmp_path / 'saved'}: a folder of several splits: 'test',"
+            f" 'train'; name the folder of one: {tmp_path / 'saved'}/SPLIT"
+        )
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_classes_of_a_table_have_their_names(tmp_path, name):
+    kinds = Features(
+        {"text": Value("string"), "label": ClassLabel(names=["no", "yes"])}
+    )
+    data = Dataset.from_dict({"text": list("abc"), "label": [1, 0, -1]}, kinds)
+    if name == "a.parquet":
+        data.to_parquet(tmp_path / name)
+    else:
+        data.save_to_disk(tmp_path / "saved")
+        os.rename(next((tmp_path / "saved").glob("*.arrow")), tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}:3: 'label' is None"):
+        read_file(tmp_path / name, LABELLED)
+    source = read_file(tmp_path / name, LABELLED, Reading(max_bad_rows=1))
+    assert source.dataset["label"][:] == ["yes", "no"]
+
+
+def test_columns_that_come_late_are_told_too(tmp_path):
+    lines = ['{"text": "a"}'] * 1500 + ['{"text": "a", "late": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read_file(tmp_path / "a.jsonl", Columns()).notes == [
+        "columns not used: 'late'"
+    ]
+
+
+def test_a_decimal_comma(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\na\t2.5\nb\t2,5\n")
+    columns = replace(LABELLED, problem_type="regression")
+    with pytest.raises(DataError, match="write decimals with a point"):
+        read_file(tmp_path / "a.tsv", columns)
+
+
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="DataError -: standard input is closed"):
+        read_file("-", Columns(), Reading(file_format="csv"))
+
+
 def test_the_group_is_no_label(tmp_path):
     (tmp_path / "a.csv").write_text("text,category,stars\na,x,1\nb,y,2\n")
     columns = Columns("text", needs_label=True, group="category")
@@ -237,11 +287,16 @@ def test_the_group_is_no_label(tmp_path):
 
 
 def test_items_that_are_no_rows_are_counted(tmp_path):
-    (tmp_path / "a.json").write_text('{"data": [{"text": "a"}, 5]}')
-    with pytest.raises(DataError, match=r"a\.json:2: item 2 is not an object; --max_b"):
+    text = '{"version": {}, "data":\n[{"text":\n"a"},\n5]}'
+    (tmp_path / "a.json").write_text(text.replace("{}", '"1.0"'))
+    with pytest.raises(DataError, match=r"a\.json:4: item 2 is not an object; --max_b"):
         read_file(tmp_path / "a.json", Columns())
     source = read_file(tmp_path / "a.json", Columns(), Reading(max_bad_rows=1))
-    assert source.notes[-1] == f"1 bad rows left out ({tmp_path / 'a.json'}:2)"
+    assert source.notes[-1] == f"1 bad rows left out ({tmp_path / 'a.json'}:4)"
+    assert source.dataset["line"][:] == [2]
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match="rows under 'data', and something else under"):
+        read_file(tmp_path / "a.json", Columns())
 
 
 def test_a_folder_that_fails_while_it_is_listed(tmp_path, monkeypatch):
@@ -331,6 +386,7 @@ def test_which_columns_are_used(tmp_path, header, columns, used, notes):
         ("a.json", '{"rows": []}', "a.json:1: not a list of objects"),
         ("a.json", '[{"text": "a"}, 1]', "a.json:1: item 2 is not an object"),
         ("a.parquet", "no", "a.parquet: damaged, or not a parquet file: "),
+        ("a.xlsx", b"PK\x03\x04", "a.xlsx: an Excel workbook or another zip file, not"),
         (
             "a.md",
             "text",
@@ -416,8 +472,10 @@ def test_what_is_no_label(fault, label):
             "a.csv",
             "text;label\nfine, or not;x\n",
             "looks separated by ';'; expected ',' between the column names; add"
-            " --delimiter ';'; or rename the column where that is its name",
+            " --delimiter ';'; or rename the column if it is one",
         ),
+        ("a.csv", '"te,xt";"label"\n"a";"b"\n', "looks separated by ';'; expected ','"),
+        ("a.csv", "sep=;\ntext;label\n", "Excel's 'sep=;', not column names; take"),
         ("a.csv", '"text";"label"\n"a";"b"\n', "looks separated by ';'; expected ','"),
         ("a.csv", "text|label\r\na|b\r\n", "looks separated by '|'; expected ','"),
         (

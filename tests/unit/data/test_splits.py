@@ -199,6 +199,19 @@ def test_validation_and_test_are_made_out_of_train(file, capsys):
     assert trained.held_out() == "validation"
 
 
+def test_rows_that_are_set_aside_are_counted(file, capsys):
+    path = file(count=100)
+    load({"train", "validation"}, train_file=path, test_split_percentage=20)
+    assert "80 of 100" not in capsys.readouterr().out
+    found = load({"train"}, train_file=path, test_split_percentage=20)
+    assert len(found.parts["train"]) == 80
+    assert "80 rows of " in (said := capsys.readouterr().out)
+    assert "20 rows set aside for test" in said
+    given = {"train_file": path, "test_file": file("t.csv", 5, 200)}
+    found = load({"train"}, test_split_percentage=20, **given)
+    assert len(found.parts["train"]) == 100  # the test is given, though not used
+
+
 def test_a_test_made_of_a_hub_split_is_the_same_later(monkeypatch):
     """Also where training finds the labels by itself, and leaves a row out."""
     text = [*texts(99), ""]

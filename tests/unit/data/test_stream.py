@@ -207,8 +207,21 @@ def test_what_is_left_out_is_said_after_a_pass(tmp_path, wordpiece, capsys):
     assert "a.jsonl: 1 empty lines passed over; 1 bad rows left out (" in said
 
 
+def test_what_is_left_of_the_last_block_is_told_once(file, wordpiece, capsys):
+    blocks = blocks_of(arguments(file), wordpiece)
+    taken = sum(len(block["input_ids"]) for block in blocks)
+    blocks.set_epoch(1)
+    list(blocks)
+    whole = sum(len(ids) for ids in wordpiece(TEXTS)["input_ids"])
+    assert capsys.readouterr().err == (
+        f"llmft: warning: {file}: {whole - taken} tokens of the last partial block left"
+        " out, in every epoch\n"
+    )
+
+
 def test_a_validation_on_the_stream_itself_is_leakage(file):
-    args = arguments(file, streaming=True, validation_file=str(file))
+    other = f"{file.parent}/../{file.parent.name}/{file.name}"
+    args = arguments(file, streaming=True, validation_file=other)
     with pytest.raises(
         LeakageError, match="validation is read from what is trained on"
     ):
