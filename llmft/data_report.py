@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from llmft.console import say, table
 from llmft.data.columns import Columns
 from llmft.data.examine import Report, examine
 from llmft.data.formats import Reading
-from llmft.data.read import read_file
-from llmft.errors import ConfigError, escape
+from llmft.data.paths import is_pipe
+from llmft.data.read import Source, read_file
+from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text
 from llmft.parser import Text, convert, fields_of
 from llmft.problem import check_labels
 
+_ALL = 2**31 - 1  # bad rows
 _BAR = 40  # characters of the longest bar
 _NUMBER = re.compile(r"[\d,.]+( %)?")
 _TARGETS = (".html", ".htm")
@@ -37,7 +40,7 @@ def report_data(
 
     Raises:
         ConfigError: a value is not what it should be, or no file is named.
-        DataError: the files cannot be read.
+        DataError: the files cannot be read; or, after the report, a row is bad.
     """
     model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
     args = _arguments(flags)
@@ -66,12 +69,34 @@ def report_data(
     if model.model_name_or_path:
         located = models.locate(model, "causal-lm")
         tokenizer = models.load_tokenizer(located, model, "causal-lm")
-    sources = {name: read_file(file, columns, reading) for name, file in parts.items()}
+    faults: list[DataError] = []
+    sources = {
+        name: _read(file, columns, reading, faults) for name, file in parts.items()
+    }
     report = examine(sources, tokenizer, args.max_seq_length)
     say(as_text(report))
     if target is not None:
         write_text(Path(target), as_html(report, f"Data: {', '.join(sources)}"))
         say(f"\nwritten to {target}")
+    for fault in faults:
+        raise fault
+
+
+def _read(
+    name: str, columns: Columns, reading: Reading, faults: list[DataError]
+) -> Source:
+    """Read the good rows of a file; add to ``faults`` what a run would say."""
+    try:
+        return read_file(name, columns, reading)
+    except DataError as fault:
+        if fault.line is None or reading.max_bad_rows or is_pipe(name):
+            raise
+        try:
+            source = read_file(name, columns, replace(reading, max_bad_rows=_ALL))
+        except DataError:
+            raise fault from None
+        faults.append(fault)
+        return source
 
 
 def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:

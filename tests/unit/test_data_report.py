@@ -162,3 +162,26 @@ def test_data_without_letters(text, tmp_path, capsys):
         cli.main(["data", str(tmp_path / "a.txt")])
     assert ended.value.code == 0
     assert "scripts" in capsys.readouterr().out
+
+
+def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows}one\ntwo,,\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "a.csv", "--label_column_name", "label"])
+    assert ended.value.code == 3
+    shown = capsys.readouterr()
+    assert "2 bad rows left out (a.csv:32, a.csv:33)" in shown.out
+    assert "  a      15    50 %   ####" in shown.out
+    assert shown.err.startswith(
+        "llmft: DataFormatError a.csv:32: 1 fields; expected 2 "
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "a.csv", "--max_bad_rows", "2"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "b.csv").write_text("text,label\none\n")
+    with pytest.raises(SystemExit):
+        cli.main(["data", "b.csv"])
+    assert capsys.readouterr().out == ""
