@@ -277,7 +277,9 @@ def _relations(
 def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
     """Return what does not go together with reading on the way."""
     faults = {
-        "needs max_steps: there is no end": v["do_train"] and v["max_steps"] < 1,
+        "needs max_steps: the length of a pass is not known": (
+            v["do_train"] and v["max_steps"] < 1
+        ),
         "reads files or the hub, not pypi:": assets.is_asset(v["dataset_name"] or ""),
         "reads its file again: not from - (standard input)": v["train_file"] == "-",
         "with dataloader_num_workers above 1 reads all twice": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,13 @@ def prepare(
     """
     asked = "bf16" if args.bf16 else args.precision
     before = _choices_of(args.resume_from_checkpoint)
+    if asked != "auto":
+        before.pop("precision", None)
+    if model_args.attn_implementation:
+        before.pop("attention", None)
     given = Given(
         threads=args.num_threads,
-        precision=before.get("precision") if asked == "auto" else asked,
+        precision=before.get("precision", None if asked == "auto" else asked),
         attn_implementation=model_args.attn_implementation or before.get("attention"),
         trains=args.do_train or args.do_eval or args.do_predict,
     )
@@ -137,6 +141,10 @@ def prepare(
     threads = int(choose_threads(machine, given.threads).value)
     torch.set_num_threads(threads)
     choices = choose(machine, measure(machine, threads, min(length, LONGEST)), given)
+    choices = [
+        replace(c, reason="as before the resume") if c.name in before else c
+        for c in choices
+    ]
     if machine.busy:
         held = f"{machine.load:.1f} of {machine.logical_cores} cores"
         said = f"other programs keep {held}: this run will be slower"
@@ -157,12 +165,13 @@ def prepare(
 
 
 def _choices_of(checkpoint: Any) -> dict[str, str]:
-    """Return the choices of the run that goes on from ``checkpoint``, by name."""
+    """Return what the run chose that goes on from ``checkpoint``, and must keep."""
     if not checkpoint:
         return {}
     try:
         text = (Path(checkpoint).parent.parent / "run.json").read_text("utf-8")
-        return {n: c["value"] for n, c in json.loads(text)["choices"].items()}
+        found = json.loads(text)["choices"]
+        return {n: found[n]["value"] for n in ("precision", "attention") if n in found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

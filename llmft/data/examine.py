@@ -222,12 +222,11 @@ def _label_findings(part: _Part, counts: Sequence[tuple[str, int]]) -> list[Find
         )
         level = NOTE if part.name in ("validation", "test") else ERROR
         found.append(Finding(level, what, "", meaning))
-    for one, two in similar(dict(counts))[:3]:
-        what = (
-            f"labels that look like one in {part.name}: {shorten(one)}, {shorten(two)}"
-        )
+    if alike := [f"{shorten(a)} and {shorten(b)}" for a, b in similar(dict(counts))]:
+        more = f", and {len(alike) - 20:,} more" if len(alike) > 20 else ""
+        what = f"labels that look like one in {part.name}: {', '.join(alike[:20])}"
         meaning = "write them alike; if they differ, --allow similar_labels"
-        found.append(Finding(ERROR, what, "", meaning))
+        found.append(Finding(ERROR, f"{what}{more}", "", meaning))
     rare = [name for name, n in counts if n < 10]
     if rare:
         what = f"labels with fewer than 10 rows in {part.name}: {len(rare):,}"

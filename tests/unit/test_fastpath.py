@@ -104,8 +104,11 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps({"choices": choices}))
     args = TrainingArguments(do_train=True, num_threads=1)
     args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
-    found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
+    choices = fastpath.prepare(args, ModelArguments(), 128)
+    found = {c.name: c.value for c in choices}
     assert (found["precision"], found["attention"]) == ("fp32", "sdpa")
+    kept = [c.name for c in choices if c.reason == "as before the resume"]
+    assert kept == ["precision", "attention"]
     assert args.bf16 is False
     (tmp_path / "run.json").write_text("[]")
     found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}

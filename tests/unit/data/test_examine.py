@@ -96,7 +96,7 @@ def test_what_is_there_twice():
         (
             ["yes", "Yes"] * 15,
             ERROR,
-            "labels that look like one in train: 'Yes', 'yes'",
+            "labels that look like one in train: 'Yes' and 'yes'",
         ),
         (
             [*map(str, range(30))],
