@@ -286,12 +286,12 @@ def _holds_more(value: Any) -> bool:
 
 def _list_of_data(text: str, at: int) -> int:
     """Return where the list under "data" begins, of the object at ``at``."""
-    key, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
-    at = _after_space(text, _after_space(text, at) + 1)  # after the colon
-    if key == "data":
-        return at
-    at = _DECODER.raw_decode(text, at)[1]
-    return _list_of_data(text, _after_space(text, at))
+    while True:
+        key, at = _DECODER.raw_decode(text, _after_space(text, at + 1))
+        at = _after_space(text, _after_space(text, at) + 1)  # after the colon
+        if key == "data":
+            return at
+        at = _after_space(text, _DECODER.raw_decode(text, at)[1])  # at the comma
 
 
 def _is_table(value: Row) -> bool:

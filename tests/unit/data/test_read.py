@@ -287,7 +287,8 @@ def test_the_group_is_no_label(tmp_path):
 
 
 def test_items_that_are_no_rows_are_counted(tmp_path):
-    text = '{"version": {}, "data":\n[{"text":\n"a"},\n5]}'
+    beside = "".join(f'"k{i}": {i}, ' for i in range(2000))
+    text = f'{{{beside}"version": {{}}, "data":\n[{{"text":\n"a"}},\n5]}}'
     (tmp_path / "a.json").write_text(text.replace("{}", '"1.0"'))
     with pytest.raises(DataError, match=r"a\.json:4: item 2 is not an object; --max_b"):
         read_file(tmp_path / "a.json", Columns())
