@@ -217,6 +217,18 @@ def _unmarked_spans(
     return text, spans
 
 
+def _unsaid(text: str, messages: list[Message]) -> Iterator[str]:
+    """Yield the role of each message that is not, in its turn, in a rendered text."""
+    at = 0
+    for message in messages:
+        wanted = message["content"].strip()
+        found = text.find(wanted, at)
+        if found < 0:
+            yield message["role"]
+        else:
+            at = found + len(wanted)
+
+
 def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
     """Return for each token 1 where it is in a span, else 0.
 
@@ -284,14 +296,9 @@ class Layout:
         if self.format == MESSAGES:
             for said in data[:CHECKED]["text"]:
                 messages = json.loads(said)
-                place = {"path": "messages", "line": None}
-                text, at = _render(tokenizer, self.template, messages, place)[0], 0
-                for message in messages:
-                    wanted = message["content"].strip()
-                    found = text.find(wanted, at)
-                    lost[message["role"]] += found < 0
-                    at = max(at, found + len(wanted)) if found >= 0 else at
-        return ", ".join(f"{n:,} of {role}" for role, n in lost.items() if n)
+                text = _render(tokenizer, self.template, messages, {})[0]
+                lost.update(_unsaid(text, messages))
+        return ", ".join(f"{n:,} of {role}" for role, n in lost.items())
 
     def _texts(
         self, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
+from llmft.console import warn
 from llmft.data.decode import unreadable
 from llmft.errors import DataFormatError, escape
 
@@ -35,7 +36,7 @@ def table_rows(path: Path, file_format: str) -> Iterator[Numbered]:
         DataFormatError: the file is damaged, or its columns have no names or one twice.
     """
     try:
-        yield from _rows_of_batches(_batches(path, file_format))
+        yield from _rows_of_batches(path, _batches(path, file_format))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unreadable(error, path) from error
@@ -71,17 +72,28 @@ def _require_names(path: Path, names: list[str]) -> None:
 
 
 def _rows_of_batches(
-    batches: Iterator[pyarrow.RecordBatch],
+    path: Path, batches: Iterator[pyarrow.RecordBatch]
 ) -> Iterator[Numbered]:
-    number = 0
+    number, features = 0, None
     for batch in batches:
-        columns = [_cells(column) for column in batch.columns]
-        if b"huggingface" in (batch.schema.metadata or {}):
-            features = Features.from_arrow_schema(batch.schema).values()
-            columns = [*map(class_names, features, columns)]
+        if features is None:
+            features = _features(path, batch.schema)
+        cells_of = zip(features, map(_cells, batch.columns), strict=True)
+        columns = [class_names(feature, cells) for feature, cells in cells_of]
         for cells in zip(*columns, strict=True):
             number += 1
             yield number, dict(zip(batch.schema.names, cells, strict=True))
+
+
+def _features(path: Path, schema: pyarrow.Schema) -> list[Any]:
+    """Return what datasets noted of each column, None where it noted nothing."""
+    if b"huggingface" in (schema.metadata or {}):
+        try:
+            return [*Features.from_arrow_schema(schema).values()]
+        except (ValueError, TypeError, KeyError) as error:  # of another version
+            said = f"what datasets noted of its columns cannot be read ({error})"
+            warn(f"{path}: {escape(said, 200)}: classes keep their numbers")
+    return [None] * len(schema)
 
 
 def _cells(column: pyarrow.Array) -> list[Any]:
@@ -111,5 +123,9 @@ def class_names(feature: Any, cells: list[Any]) -> list[Any]:
     return cells
 
 
-def _class_of(feature: ClassLabel, cell: int | None) -> str | None:
-    return feature.int2str(cell) if cell is not None and cell >= 0 else None
+def _class_of(feature: ClassLabel, cell: int | None) -> str | Unreadable | None:
+    if cell is None or cell < 0:
+        return None
+    if cell >= feature.num_classes:
+        return Unreadable(f"{cell} is none of {feature.num_classes:,} classes")
+    return feature.int2str(cell)

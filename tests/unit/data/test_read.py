@@ -259,6 +259,32 @@ def test_classes_of_a_table_have_their_names(tmp_path, name):
     assert source.dataset["label"][:] == ["yes", "no"]
 
 
+@pytest.mark.parametrize(
+    ("noted", "labels"),
+    [
+        ({"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}, ["yes"]),
+        ({"label": {"_type": "Hologram"}}, ["1", "7"]),
+        (None, ["1", "7"]),
+    ],
+)
+def test_odd_notes_of_datasets_in_a_table(tmp_path, capsys, noted, labels):
+    """A class without a name; a feature of another version; no JSON."""
+    text = {"text": {"dtype": "string", "_type": "Value"}}
+    info = "{" if noted is None else json.dumps({"info": {"features": text | noted}})
+    table = pa.table({"text": ["a", "b"], "label": [1, 7]})
+    table = table.replace_schema_metadata({"huggingface": info})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    reading = Reading(max_bad_rows=2 - len(labels))
+    if reading.max_bad_rows:
+        said = r"a\.parquet:2: 'label' is not readable \(7 is none of 2 classes\); exp"
+        with pytest.raises(DataError, match=said):
+            read_file(tmp_path / "a.parquet", LABELLED)
+    source = read_file(tmp_path / "a.parquet", LABELLED, reading)
+    assert source.dataset["label"][:] == labels
+    warned = "a.parquet: what datasets noted of its columns cannot be read ("
+    assert (warned in capsys.readouterr().err) == (labels != ["yes"])
+
+
 def test_columns_that_come_late_are_told_too(tmp_path):
     lines = ['{"text": "a"}'] * 1500 + ['{"text": "a", "late": 1}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

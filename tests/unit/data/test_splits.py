@@ -201,8 +201,6 @@ def test_validation_and_test_are_made_out_of_train(file, capsys):
 
 def test_rows_that_are_set_aside_are_counted(file, capsys):
     path = file(count=100)
-    load({"train", "validation"}, train_file=path, test_split_percentage=20)
-    assert "80 of 100" not in capsys.readouterr().out
     found = load({"train"}, train_file=path, test_split_percentage=20)
     assert len(found.parts["train"]) == 80
     assert "80 rows of " in (said := capsys.readouterr().out)
@@ -212,15 +210,18 @@ def test_rows_that_are_set_aside_are_counted(file, capsys):
     assert len(found.parts["train"]) == 100  # the test is given, though not used
 
 
-def test_a_test_made_of_a_hub_split_is_the_same_later(monkeypatch):
+def test_a_test_made_of_a_hub_split_is_the_same_later(monkeypatch, capsys):
     """Also where training finds the labels by itself, and leaves a row out."""
     text = [*texts(99), ""]
     data = Dataset.from_dict({"sentence": text, "mood": ["good", "bad"] * 50})
     found = {"train": data}
     monkeypatch.setattr(splits.hubdata, "load_dataset_dict", lambda *args: (found, ""))
     given = {"dataset_name": "a/b", "text_column_name": "sentence"}
-    given |= {"needs_label": True, "test_split_percentage": 10, "max_bad_rows": 1}
-    trained, later = load(**given), load({"test"}, **given)
+    given |= {"test_split_percentage": 10, "max_bad_rows": 1}
+    args = ClassificationDataArguments(**given)
+    trained = load_splits(args, 1, ALL, needs_label=True)
+    assert "1 bad rows left out" in capsys.readouterr().out
+    later = load_splits(args, 1, {"test"}, needs_label=True)
     assert rows(later) == {"test": rows(trained)["test"]}
     assert later.parts["test"]["label"] == trained.parts["test"]["label"]
 
