@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmft import assets
-from llmft.errors import ConfigError
-from llmft.parser import nearest
+from llmft.errors import ConfigError, nearest
 
 # The folders of the cache, and what each is good for.
 PARTS = {

@@ -10,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 
 from llmft.data.labels import MULTI, LabelNames
-from llmft.errors import ConfigError, listed, shorten
+from llmft.errors import ConfigError, listed, nearest, shorten
 from llmft.fastpath import Choice
-from llmft.parser import nearest, read_json
+from llmft.parser import read_json
 
 _FORMULA = {
     MULTI: "rows without the label / rows with it, as pos_weight",

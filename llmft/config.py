@@ -17,14 +17,13 @@ import torch
 
 from llmft import assets
 from llmft.arguments import TrainingArguments
-from llmft.errors import ConfigError, escape
+from llmft.errors import ConfigError, escape, nearest
 from llmft.parser import (
     COMMAND_LINE,
     Group,
     convert,
     default_of,
     fields_of,
-    nearest,
     read_command_line,
     read_json,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,12 @@ def listed(names: Iterable[object], limit: int = 20) -> str:
     shown = [shorten(name) for name in names]
     more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``, did you mean X?`` for the name most like ``name``, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 class LlmftError(Exception):

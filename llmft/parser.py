@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import dataclasses
-import difflib
 import enum
 import json
 import math
@@ -20,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, nearest
 
 COMMAND_LINE = "command line"
 _NOTHING = ("none", "null")
@@ -133,12 +132,6 @@ def read_json(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[st
     unknown = [name for name in values if name not in names]
     problems = [f"{path}: unknown key {n!r}{nearest(n, names)}" for n in unknown]
     return {n: v for n, v in values.items() if n in names}, problems
-
-
-def nearest(name: str, names: Any) -> str:
-    """Return ``, did you mean X?`` for the name most like ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:

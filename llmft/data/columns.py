@@ -17,9 +17,9 @@ from llmft.errors import (
     LabelError,
     SchemaError,
     listed,
+    nearest,
     shorten,
 )
-from llmft.parser import nearest
 
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")

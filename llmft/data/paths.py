@@ -15,9 +15,8 @@ from typing import IO
 
 from llmft.data.decode import plain_suffix, unreadable
 from llmft.data.formats import FORMATS, Reading
-from llmft.errors import DataError, DataFormatError, listed
+from llmft.errors import DataError, DataFormatError, listed, nearest
 from llmft.files import placed
-from llmft.parser import nearest
 
 STDIN = "-"
 

@@ -36,9 +36,9 @@ from llmft.errors import (
     EnvironmentFault,
     SchemaError,
     listed,
+    nearest,
 )
 from llmft.files import checksum, file_sha256, publish_folder, write_json
-from llmft.parser import nearest
 
 CONTENT = ("text", "text_pair", "label", "group")
 STRINGS = ("string", "large_string")  # what datasets calls columns of text
