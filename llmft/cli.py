@@ -6,9 +6,10 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-from llmft import __version__, assets, cache, console
+from llmft import __version__, console
 from llmft.errors import ConfigError, UnsafeArtifactError
-from llmft.wheels import size_text
+from llmft.sources import cache, catalog
+from llmft.sources.wheels import size_text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,44 +66,44 @@ def _list_assets(arguments: argparse.Namespace) -> None:
             asset.label,
             asset.kind,
             size_text(asset.archive_size),
-            "yes" if assets.is_cached(asset) else "no",
+            "yes" if catalog.is_cached(asset) else "no",
             asset.license,
             asset.origin,
         )
-        for asset in assets.ASSETS.values()
+        for asset in catalog.ASSETS.values()
     ]
     header = ("name", "kind", "download", "cached", "licence", "origin")
     console.say(console.table(rows, header))
-    console.say(f"cache folder: {assets.cache_home()}")
+    console.say(f"cache folder: {catalog.cache_home()}")
 
 
 def _fetch_assets(arguments: argparse.Namespace) -> None:
     if bool(arguments.names) == arguments.all:
-        known = ", ".join(assets.ASSETS)
+        known = ", ".join(catalog.ASSETS)
         raise ConfigError(f"`assets fetch` needs either names or --all; known: {known}")
     # All names are checked before the first download begins.
-    wanted = [assets.get(name) for name in arguments.names or assets.ASSETS]
+    wanted = [catalog.get(name) for name in arguments.names or catalog.ASSETS]
     for asset in wanted:
-        console.say(f"{asset.label}: {assets.fetch(asset.name)}")
+        console.say(f"{asset.label}: {catalog.fetch(asset.name)}")
 
 
 def _add_asset(arguments: argparse.Namespace) -> None:
-    asset = assets.add_archive(arguments.file)
-    console.say(f"{asset.label}: {assets.folder(asset)}")
+    asset = catalog.add_archive(arguments.file)
+    console.say(f"{asset.label}: {catalog.folder(asset)}")
 
 
 def _verify_assets(arguments: argparse.Namespace) -> None:
     damaged = []
-    for asset in assets.ASSETS.values():
-        if not assets.folder(asset).exists():
+    for asset in catalog.ASSETS.values():
+        if not catalog.folder(asset).exists():
             console.say(f"{asset.label}: not in the cache")
-        elif problems := assets.verify(asset):
+        elif problems := catalog.verify(asset):
             damaged.append(asset)
             console.say(f"{asset.label}: damaged: {'; '.join(problems)}")
         else:
             console.say(f"{asset.label}: ok, every file as pinned")
     if damaged:
-        folders = " ".join(str(assets.folder(asset)) for asset in damaged)
+        folders = " ".join(str(catalog.folder(asset)) for asset in damaged)
         raise UnsafeArtifactError(
             f"damaged in the cache: {', '.join(asset.label for asset in damaged)}",
             hint=f"remove {folders} and run `llmft assets fetch` again",
@@ -125,7 +126,7 @@ def _list_cache(arguments: argparse.Namespace) -> None:
         for part in cache.parts()
     ]
     console.say(console.table(rows, ("part", "entries", "size", "what it is")))
-    console.say(f"cache folder: {assets.cache_home()}")
+    console.say(f"cache folder: {catalog.cache_home()}")
 
 
 def _clear_cache(arguments: argparse.Namespace) -> None:
@@ -142,7 +143,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from llmft import doctor  # torch, which the other commands do without
+    from llmft.machine import doctor  # torch, which the other commands do without
 
     doctor.report()
 
@@ -177,10 +178,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_data(arguments: argparse.Namespace) -> None:
-    from llmft import data_report  # torch, which the other commands do without
+    from llmft.tasks import inspect  # torch, which the other commands do without
 
     flags = {name: getattr(arguments, name) for name in _DATA_FLAGS}
-    data_report.report_data(arguments.files, flags, arguments.html)
+    inspect.report_data(arguments.files, flags, arguments.html)
 
 
 COMMANDS = {

@@ -10,17 +10,25 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import checkpoint, fastpath, frozen, models, predictions, problem, runs
-from llmft.arguments import ClassificationDataArguments, ClassificationModelArguments
-from llmft.baseline import baseline_note
-from llmft.class_weights import class_weights
-from llmft.config import parse, require_data, require_something_to_do
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ClassificationModelArguments,
+)
+from llmft.config.rules import parse, require_data, require_something_to_do
 from llmft.console import run_command, say
-from llmft.data.collate import ClassificationCollator
-from llmft.data.splits import load_splits, needed_splits
-from llmft.data.tokenize import classification_features
-from llmft.heads import prepare_regression
-from llmft.trainer import LlmftTrainer
+from llmft.data.split.splits import load_splits, needed_splits
+from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.examples import classification_features
+from llmft.machine import choose
+from llmft.metrics import predictions
+from llmft.metrics.baseline import baseline_note
+from llmft.model import load
+from llmft.model.new_weights import prepare_regression
+from llmft.runs import folder
+from llmft.tasks import classify
+from llmft.train import checkpoint
+from llmft.train.class_weights import class_weights
+from llmft.train.trainer import LlmftTrainer
 
 DEFAULTS = Path(__file__).with_name("classify_cpu.json")
 
@@ -31,37 +39,37 @@ def main(argv: list[str]) -> None:
         ClassificationModelArguments,
         ClassificationDataArguments,
         description=__doc__,
-        metrics=problem.ALL_METRICS,
+        metrics=classify.ALL_METRICS,
         default_file=DEFAULTS,
         check=lambda values: (
             require_data(values)
             + require_something_to_do(values)
-            + problem.check(values)
+            + classify.check(values)
         ),
     )
     training = args.training
-    runs.check_output_dir(training)
+    folder.check_output_dir(training)
 
     # Data and model: everything is checked before the run folder is made.
-    located = models.locate(args.model, "classification")
-    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
+    located = load.locate(args.model, "classification")
+    choices = choose.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
-    tokenizer = models.load_tokenizer(located, args.model, "classification")
+    tokenizer = load.load_tokenizer(located, args.model, "classification")
     needed = needed_splits(training)
-    made_for = problem.follow_model(args, located)
+    made_for = classify.follow_model(args, located)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
-    kind = problem.settle(args, splits.sources, made_for)
+    kind = classify.settle(args, splits.sources, made_for)
     train = splits.parts.get("train")
-    labels = models.label_names(
+    labels = load.label_names(
         located, splits.sources.get("train"), args.data.allow, kind
     )
     features = {
         split: classification_features(source, tokenizer, args.data, split, labels)
         for split, source in splits.sources.items()
     }
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
     checkpoint.require_match("classify", args, facts, features.get("train"))
-    model = models.load_model(
+    model = load.load_model(
         located,
         args.model,
         "classification",
@@ -73,16 +81,16 @@ def main(argv: list[str]) -> None:
     )
     prepare_regression(model, features.get("train"))
     weights = class_weights(args.data.class_weights, labels, features.get("train"))
-    choices += problem.choices(args.data, labels, weights, features.get("train"))
-    runs.plan(args, choices, features.get("train"))
+    choices += classify.choices(args.data, labels, weights, features.get("train"))
+    folder.plan(args, choices, features.get("train"))
     if training.dry_run:
         return
 
     threshold = args.data.multi_label_threshold
-    with runs.start("classify", args, choices, **facts) as run:
+    with folder.start("classify", args, choices, **facts) as run:
         collator = ClassificationCollator(tokenizer)
         if args.model.freeze_backbone:
-            features = frozen.freeze_backbone(model, features, collator)
+            features = features.freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
             task="classification",
             problem_type=kind,
@@ -93,7 +101,7 @@ def main(argv: list[str]) -> None:
             train_dataset=features.get("train"),
             eval_dataset=features.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=problem.compute_metrics(kind, threshold),
+            compute_metrics=classify.compute_metrics(kind, threshold),
         )
         run.attach(trainer)
         results = {}
@@ -111,8 +119,8 @@ def main(argv: list[str]) -> None:
             rows = predictions.rows(test, predicted, labels, threshold)
             run.write_predictions(rows)
 
-        frozen.restore_backbone(model)
-        run.finish(trainer, results, problem.title(labels))
+        features.restore_backbone(model)
+        run.finish(trainer, results, classify.title(labels))
         notes = []
         if held_out:
             table = predictions.class_table(predicted, labels, held_out, threshold)
@@ -122,13 +130,13 @@ def main(argv: list[str]) -> None:
         if args.data.baseline and train is not None and held_out:
             reached = predicted.metrics
             notes = [baseline_note(train, test, held_out, labels, threshold, reached)]
-        runs.report(
+        folder.report(
             run,
             results,
-            list(problem.METRICS[kind])[1:],
+            list(classify.METRICS[kind])[1:],
             "classify",
             *("--do_predict", "--test_file", "NEW.csv"),
-            keep=problem.kept(args.data),
+            keep=classify.kept(args.data),
             notes=notes,
         )
 

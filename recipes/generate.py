@@ -10,18 +10,23 @@ import sys
 import torch
 from transformers import set_seed
 
-from llmft import checkpoint, fastpath, generation, lora, metrics, models, packing, runs
-from llmft.arguments import GenerationDataArguments, GenerationModelArguments
-from llmft.config import Arguments, parse
+from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
+from llmft.config.rules import Arguments, parse
 from llmft.console import run_command, say
-from llmft.data import chat
-from llmft.data.collate import LanguageModelingCollator
-from llmft.data.splits import load_splits, needed_splits
-from llmft.data.stream import Stream
-from llmft.data.tokenize import causal_examples
-from llmft.fastpath import Choice
-from llmft.hub import Located
-from llmft.trainer import LlmftTrainer
+from llmft.data.split.splits import load_splits, needed_splits
+from llmft.data.tokens import chat
+from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.examples import causal_examples
+from llmft.data.tokens.stream import Stream
+from llmft.machine import choose
+from llmft.machine.choose import Choice
+from llmft.metrics import classes
+from llmft.model import adapters, load, packing
+from llmft.runs import folder
+from llmft.sources.hub import Located
+from llmft.tasks import generate
+from llmft.train import checkpoint
+from llmft.train.trainer import LlmftTrainer
 
 
 def main(argv: list[str]) -> None:
@@ -30,13 +35,13 @@ def main(argv: list[str]) -> None:
         GenerationModelArguments,
         GenerationDataArguments,
         description=__doc__,
-        metrics=metrics.CAUSAL_LM,
-        check=generation.check,
+        metrics=classes.CAUSAL_LM,
+        check=generate.check,
     )
     training = args.training
-    runs.check_output_dir(training)
-    located = models.locate(args.model, "causal-lm")
-    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
+    folder.check_output_dir(training)
+    located = load.locate(args.model, "causal-lm")
+    choices = choose.prepare(training, args.model, args.data.max_seq_length)
     if training.do_train or training.do_eval or training.do_predict:
         fine_tune(args, located, choices)
     else:
@@ -45,8 +50,8 @@ def main(argv: list[str]) -> None:
 
 def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
     """Continue the prompts with the model as it is; nothing is written."""
-    tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
-    model = models.load_model(
+    tokenizer = load.load_tokenizer(located, args.model, "causal-lm")
+    model = load.load_model(
         located,
         args.model,
         "causal-lm",
@@ -55,11 +60,11 @@ def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
         dtype=torch.bfloat16 if args.training.bf16 else torch.float32,
         will_train=False,
     )
-    runs.plan(args, choices, None)
+    folder.plan(args, choices, None)
     if args.training.dry_run:
         return
     say()
-    generation.sample(model, tokenizer, args.model, args.training.seed, stream=True)
+    generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
 
 
 def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
@@ -67,8 +72,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     training = args.training
     set_seed(training.seed)
 
-    # Data and model: everything is checked before the run folder is made.
-    tokenizer = models.load_tokenizer(located, args.model, "causal-lm")
+    tokenizer = load.load_tokenizer(located, args.model, "causal-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
     choices += chat.settle(args, splits.format, tokenizer)
     blocks = {
@@ -84,9 +88,9 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             splits.skip,
             end_documents=True,
         )
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
     checkpoint.require_match("generate", args, facts, blocks.get("train"))
-    model = models.load_model(
+    model = load.load_model(
         located,
         args.model,
         "causal-lm",
@@ -95,13 +99,13 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         will_train=training.do_train,
     )
     blocks = packing.keep_documents_apart(model, blocks)
-    model = lora.add_lora(model, args.model)
-    generation.check_prompts(model, tokenizer, args.model)
-    runs.plan(args, choices, blocks.get("train"))
+    model = adapters.add_lora(model, args.model)
+    generate.check_prompts(model, tokenizer, args.model)
+    folder.plan(args, choices, blocks.get("train"))
     if training.dry_run:
         return
 
-    with runs.start("generate", args, choices, **facts) as run:
+    with folder.start("generate", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
             args=training,
@@ -109,7 +113,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=metrics.token_metrics("token_accuracy"),
+            compute_metrics=classes.token_metrics("token_accuracy"),
             task="causal-lm",
         )
         run.attach(trainer)
@@ -117,7 +121,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
 
         before: list[list[str]] = []
         if training.do_train:
-            before = generation.sample(model, tokenizer, args.model, training.seed)
+            before = generate.sample(model, tokenizer, args.model, training.seed)
             if held_out:
                 results["before"] = trainer.evaluate(
                     blocks[held_out], metric_key_prefix="before"
@@ -128,14 +132,14 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         if training.do_predict:
             results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
 
-        trainer.model = lora.merged(model, args.model)
+        trainer.model = adapters.merged(model, args.model)
         run.finish(trainer, results, f"Causal language model on {splits.name}")
-        after = generation.sample(model, tokenizer, args.model, training.seed)
-        generation.show(before, after)
-        runs.report(
+        after = generate.sample(model, tokenizer, args.model, training.seed)
+        generate.show(before, after)
+        folder.report(
             run,
             results,
-            list(metrics.CAUSAL_LM),
+            list(classes.CAUSAL_LM),
             "generate",
             *(() if args.model.prompt else ("--prompt", "Once upon a time")),
             keep=["apply_chat_template", *(["prompt"] if args.model.prompt else [])],

@@ -10,16 +10,21 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from llmft import checkpoint, fastpath, generation, heads, metrics, models, runs
-from llmft.arguments import MaskedLMDataArguments, ModelArguments
-from llmft.config import parse, require_data, require_something_to_do
+from llmft.config.fields import MaskedLMDataArguments, ModelArguments
+from llmft.config.rules import parse, require_data, require_something_to_do
 from llmft.console import run_command, say, table
-from llmft.data.collate import LanguageModelingCollator, fix_masks
-from llmft.data.masking import require_span
-from llmft.data.splits import load_splits, needed_splits
-from llmft.data.stream import Stream
-from llmft.data.tokenize import lm_blocks
-from llmft.trainer import LlmftTrainer
+from llmft.data.split.splits import load_splits, needed_splits
+from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.examples import lm_blocks
+from llmft.data.tokens.masking import require_span
+from llmft.data.tokens.stream import Stream
+from llmft.machine import choose
+from llmft.metrics import classes
+from llmft.model import load, new_weights
+from llmft.runs import folder
+from llmft.tasks import generate
+from llmft.train import checkpoint
+from llmft.train.trainer import LlmftTrainer
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +33,7 @@ def main(argv: list[str]) -> None:
         ModelArguments,
         MaskedLMDataArguments,
         description=__doc__,
-        metrics=metrics.MASKED_LM,
+        metrics=classes.MASKED_LM,
         default_file=Path(__file__).with_name("mlm_cpu.json"),
         check=lambda values: (
             require_data(values)
@@ -37,13 +42,13 @@ def main(argv: list[str]) -> None:
         ),
     )
     training = args.training
-    runs.check_output_dir(training)
+    folder.check_output_dir(training)
 
     # Data and model: everything is checked before the run folder is made.
-    located = models.locate(args.model, "masked-lm")
-    choices = fastpath.prepare(training, args.model, args.data.max_seq_length)
+    located = load.locate(args.model, "masked-lm")
+    choices = choose.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
-    tokenizer = models.load_tokenizer(located, args.model, "masked-lm")
+    tokenizer = load.load_tokenizer(located, args.model, "masked-lm")
     splits = load_splits(args.data, training.seed, needed_splits(training))
     collator = LanguageModelingCollator(
         tokenizer,
@@ -63,9 +68,9 @@ def main(argv: list[str]) -> None:
         )
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
-    facts = {"data": splits.provenance, "model": models.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
     checkpoint.require_match("mlm", args, facts, blocks.get("train"))
-    model = models.load_model(
+    model = load.load_model(
         located,
         args.model,
         "masked-lm",
@@ -73,11 +78,11 @@ def main(argv: list[str]) -> None:
         max_seq_length=args.data.max_seq_length,
         will_train=training.do_train,
     )
-    runs.plan(args, choices, blocks.get("train"))
+    folder.plan(args, choices, blocks.get("train"))
     if training.dry_run:
         return
 
-    with runs.start("mlm", args, choices, **facts) as run:
+    with folder.start("mlm", args, choices, **facts) as run:
         trainer = LlmftTrainer(
             model=model,
             args=training,
@@ -85,7 +90,7 @@ def main(argv: list[str]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=metrics.token_metrics("masked_accuracy"),
+            compute_metrics=classes.token_metrics("masked_accuracy"),
             task="masked-lm",
         )
         run.attach(trainer)
@@ -93,18 +98,18 @@ def main(argv: list[str]) -> None:
         cloze: list[tuple[str, str]] = []
 
         if training.do_train:
-            cloze = generation.cloze_examples(
+            cloze = generate.cloze_examples(
                 splits.parts.get(held_out),
                 tokenizer,
                 *(args.data.num_examples, training.seed, args.data.max_seq_length),
             )
-            filled_before = generation.fill_masks(model, tokenizer, cloze)
+            filled_before = generate.fill_masks(model, tokenizer, cloze)
             if held_out:
                 results["before"] = trainer.evaluate(
                     fixed[held_out], metric_key_prefix="before"
                 )
             if not training.resume_from_checkpoint:
-                heads.start_from_frequencies(model, blocks["train"])
+                new_weights.start_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         if training.do_eval:
             results["eval"] = trainer.evaluate()
@@ -113,7 +118,7 @@ def main(argv: list[str]) -> None:
 
         run.finish(trainer, results, f"Masked language model on {splits.name}")
         if cloze:
-            filled = generation.fill_masks(model, tokenizer, cloze)
+            filled = generate.fill_masks(model, tokenizer, cloze)
             rows = [
                 (text, word, before, after)
                 for (text, word), before, after in zip(
@@ -124,10 +129,10 @@ def main(argv: list[str]) -> None:
             say(table(rows, ["text", "word", "before", "after"]))
         # The encoder fits where it was trained on the user's own texts, too.
         own = [] if args.data.dataset_name else ["--train_file", "LABELLED.csv"]
-        runs.report(
+        folder.report(
             run,
             results,
-            list(metrics.MASKED_LM),
+            list(classes.MASKED_LM),
             "classify",
             *own,
             keep=["max_seq_length"],

@@ -44,10 +44,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.utils import logging
 
-from llmft import hardware, measure, models
-from llmft.arguments import ModelArguments
+from llmft.config.fields import ModelArguments
 from llmft.console import say, table
-from llmft.runs import versions
+from llmft.machine import detect, measure
+from llmft.model import load
+from llmft.runs.folder import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_ONLY = (
@@ -154,7 +155,7 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
 
 def matmul_limit() -> float:
     """Return the fastest matrix multiplication of the two types, in GFLOP/s."""
-    torch.set_num_threads(hardware.usable_cores())
+    torch.set_num_threads(detect.usable_cores())
     return max(measure.matmul_gflops(torch.float32, torch.bfloat16, seconds=0.3))
 
 
@@ -164,7 +165,7 @@ def operations_per_token(job: Job, length: float) -> float:
     name = "SmolLM2-135M-Instruct" if causal else "all-MiniLM-L6-v2"
     args = ModelArguments(model_name_or_path=f"pypi:{name}")
     loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    located = models.locate(args, "causal-lm" if causal else "masked-lm")
+    located = load.locate(args, "causal-lm" if causal else "masked-lm")
     model = loader.from_pretrained(located.path_or_id)
     matrices = [
         (n, p.numel()) for n, p in model.base_model.named_parameters() if p.ndim == 2
@@ -314,7 +315,7 @@ def main() -> None:
     extra = ["--precision", args.precision]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    machine = hardware.detect()
+    machine = detect.detect()
     about = {
         "cpu": machine.cpu,
         "features": machine.features,
@@ -324,7 +325,7 @@ def main() -> None:
         "versions": versions(),
     }
     say(f"{machine.cpu}, {machine.cores} cores, precision {args.precision}")
-    for line in hardware.warnings(machine):
+    for line in detect.warnings(machine):
         say(f"  - {line}")
     names = args.jobs or (QUICK if args.quick else list(JOBS))
     if args.quality:

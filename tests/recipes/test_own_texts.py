@@ -14,7 +14,7 @@ import tiny
 from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
-from llmft.data.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
 
 TOY = (
     *process.QUICK,

@@ -1,0 +1,187 @@
+"""Which columns of a data set a run reads, and which value each may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from llmft.data.read.delimited import Row
+from llmft.data.read.labels import REGRESSION, LabelRule, class_name
+from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
+from llmft.data.read.text import text_fault
+from llmft.errors import (
+    DataError,
+    DataFormatError,
+    LabelError,
+    SchemaError,
+    listed,
+    nearest,
+    shorten,
+)
+
+_TEXT_NAMES = ("text", "sentence", "content", "review")
+_LABEL_NAMES = ("label", "labels", "category", "class", "target")
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
+Place = dict[str, Any]  # path and line of an error
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
+
+    With ``label_optional``, data without a label column is read without labels. Rows
+    whose text is empty are bad where ``needs_text``. ``problem_type`` and
+    ``label_delimiter`` are those of ``LabelRule``. With ``chat``, prompts with
+    completions and conversations are read as such where ``text`` is not given.
+    """
+
+    text: str | None = None
+    label: str | None = None
+    needs_label: bool = False
+    group: str | None = None
+    label_optional: bool = False
+    text_pair: str | None = None
+    needs_text: bool = False
+    problem_type: str | None = None
+    label_delimiter: str | None = None
+    chat: bool = False
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+
+
+def choose(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> tuple[str, dict[str, str]]:
+    """Return the format of data, and the columns to read by what they are for.
+
+    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``.
+
+    Args:
+        names, strings: all columns of the data, and those that hold text.
+
+    Raises:
+        SchemaError: a column is not there, or which one is meant would be a guess.
+    """
+    chosen: dict[str, str | None]
+    found, named = _format_of(names, strings, columns)
+    if found == TEXT:
+        text, label = pick(names, strings, columns, source)
+        chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
+    else:
+        chosen = {**named}
+    chosen["group"] = columns.group
+    wanted = {key: column for key, column in chosen.items() if column is not None}
+    for key, column in wanted.items():
+        if column not in names:
+            flag = f"{COLUMNS[found].get(key, key)}_column_name"
+            flag = "split_group_column" if key == "group" else flag
+            near = nearest(column, names).strip(", ")
+            raise SchemaError(
+                f"no column {shorten(column)}",
+                f"it has {listed(names)}",
+                f"{near + ' ' if near else ''}name it with --{flag}",
+                path=source,
+            )
+    return found, wanted
+
+
+def _format_of(
+    names: Collection[str], strings: Collection[str], columns: Columns
+) -> tuple[str, dict[str, str]]:
+    """Return the format of data, and its columns by what they are for.
+
+    Args:
+        names, strings: as for ``choose``. A column of text called messages holds none.
+    """
+    if not columns.chat or columns.text:
+        return TEXT, {}
+    lists = [
+        n for n in ("messages", "conversations") if n in names and n not in strings
+    ]
+    pair = {"text": columns.prompt, "text_pair": columns.completion}
+    usual = COLUMNS[PROMPT_COMPLETION]
+    if columns.messages:
+        return MESSAGES, {"text": columns.messages}
+    if any(pair.values()) or ({*usual.values()} <= {*names} and not lists):
+        return PROMPT_COMPLETION, {key: pair[key] or usual[key] for key in usual}
+    return (MESSAGES, {"text": lists[0]}) if lists else (TEXT, {})
+
+
+def pick(
+    names: list[str], strings: list[str], columns: Columns, source: str
+) -> tuple[str, str | None]:
+    """Choose the text and label columns; raise SchemaError where that is a guess."""
+    text, label = columns.text, columns.label
+    optional = columns.label_optional
+    if optional and label not in names:
+        label = None
+    if not names:
+        raise SchemaError("rows without columns", "expected text", path=source)
+    if columns.needs_label and label is None:
+        others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
+        known = [n for n in _LABEL_NAMES if n in others]
+        if not known and text is not None and len(others) == 1 and not optional:
+            known = others
+        if not known and not optional:
+            clear = text is not None or len(strings) == 1 or "text" in names
+            also = "" if clear else ", and the text with --text_column_name"
+            raise SchemaError(
+                "no label column found",
+                f"columns are {listed(names)}",
+                f"name it with --label_column_name{also}",
+                path=source,
+            )
+        label = known[0] if known and not (optional and columns.label) else None
+    if text is None:
+        taken = (label, columns.group, columns.text_pair)
+        candidates = [n for n in strings if n not in taken]
+        known = [n for n in _TEXT_NAMES if n in names and n not in taken]
+        known = known or candidates
+        if len(known) != 1 and "text" not in known:
+            raise SchemaError(
+                f"cannot tell the text column among {listed(names)}",
+                hint="name it with --text_column_name"
+                + columns.chat
+                * ", or --prompt_column_name and --completion_column_name",
+                path=source,
+            )
+        text = known[0]
+    return text, label if columns.needs_label else None
+
+
+def value_of(
+    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: Place
+) -> str | DataError:
+    """Return the text to keep of a row's ``column``, or what is wrong with it."""
+    if column not in row:
+        near = nearest(column, row).strip(", ")
+        said = f"no {shorten(column)} in this row"
+        return SchemaError(said, f"it has {listed(row)}", near, **place)
+    value = row[column]
+    if isinstance(value, str) and (fault := text_fault(value, shorten(column), place)):
+        return fault
+    if key == "label":
+        for part in value if isinstance(value, list) else ():
+            name = f"a label of {shorten(column)}"
+            if isinstance(part, str) and (fault := text_fault(part, name, place)):
+                return fault
+        spelled = rule.spell(value, f"{place['path']}:{place['line']}")
+        said = f"{shorten(column)} is {shorten(value)}"
+        hint = "give the row a label, or take it out"
+        if rule.problem_type == REGRESSION and _COMMA.fullmatch(str(value)):
+            hint = "write decimals with a point"
+        return spelled or LabelError(said, rule.expected, hint, **place)
+    if key == "group":
+        said = f"{shorten(column)} is {shorten(value)}"
+        return class_name(value) or SchemaError(said, "expected a group", **place)
+    if not isinstance(value, str):
+        said = f"{shorten(column)} is {shorten(value)} ({type(value).__name__})"
+        return SchemaError(said, "expected text in every row", **place)
+    if columns.needs_text and not value.strip():
+        return DataFormatError(
+            f"{shorten(column)} is empty", "expected a text to classify", **place
+        )
+    return value

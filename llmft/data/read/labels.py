@@ -1,0 +1,355 @@
+"""What a label is: the rule by which the values of a label column become labels.
+
+Text, whole numbers and true/false are classes, a list is several classes at once,
+and numbers of which some have a fraction are scores. ``--problem_type`` overrules it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from llmft.config.parse import label_separator
+from llmft.errors import LabelError, listed, shorten
+from llmft.files import to_json
+
+SINGLE, MULTI, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
+# A number that a float holds; one of hundreds of digits is a name.
+_NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_EXPECTED = {
+    None: "a label: text that is not empty, a number, true/false, or a list of them",
+    SINGLE: "a label: text that is not empty, a whole number, or true/false",
+    MULTI: "a list of labels, or text with --label_delimiter",
+    REGRESSION: "a finite number, such as 3.5",
+}
+
+
+def class_name(value: Any) -> str | None:
+    """Return the text that stands for a class, or None where it is not one.
+
+    Text stands for itself, 3 for "3", true for "true"; None, "", fractions, lists and
+    numbers of more than 64 bits are not classes.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= 64 else None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return value if isinstance(value, str) and value.strip() else None
+
+
+@dataclass
+class LabelRule:
+    """Spells each label as text, and decides by all of them what they are.
+
+    Args:
+        problem_type: as in a config of transformers; None decides by the values.
+        delimiter: between the labels of a text, where the labels are several.
+    """
+
+    problem_type: str | None = None
+    delimiter: str | None = None
+    # The first place where each kind of value was seen, and what it looked like.
+    _seen: dict[str, tuple[str, str]] = field(default_factory=dict)
+    # Texts that are numbers, some with a point, some with a fraction; and names.
+    _numbers: int = 0
+    _pointed: bool = False
+    _fractions: int = 0
+    _names: int = 0
+    _name: tuple[str, str] = ("", "")
+    # Of the lists so far: whether there is one without, and with the delimiter; how
+    # long all are that hold nothing but 0 and 1, 0 where they are no such rows.
+    _plain: bool = False
+    _split: bool = False
+    _hot: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None:
+            self.delimiter = label_separator(self.delimiter)
+            self.problem_type = self.problem_type or MULTI
+
+    @property
+    def undelimited(self) -> bool:
+        """Whether there were labels, and none of them held the delimiter."""
+        return self._plain and not self._split
+
+    @property
+    def expected(self) -> str:
+        """What ``spell`` accepts."""
+        return "expected " + _EXPECTED[self.problem_type]
+
+    def spell(self, value: Any, place: str) -> str | None:
+        """Return the text to store for a label, or None where it is not one.
+
+        A list is stored as JSON, a number of a regression as Python writes it.
+        """
+        spelled, kind = self._spelled(value, place)
+        if spelled is not None and kind not in self._seen:
+            seen = spelled if isinstance(value, bool) else repr(value)[:40]
+            self._seen[kind] = (place, seen)
+        return spelled
+
+    def _spelled(self, value: Any, place: str) -> tuple[str | None, str]:
+        if self.problem_type == REGRESSION:
+            return _finite(value), "number"
+        if self.delimiter is not None and isinstance(value, str):
+            parts = [part.strip() for part in value.split(self.delimiter)]
+            self._plain |= len(parts) == 1 and parts != [""]
+            self._split |= len(parts) > 1
+            value = [part for part in parts if part]
+        if isinstance(value, list | tuple):
+            names = [class_name(part) for part in value]
+            flat = len(names) > 1 and {*names} <= {"0", "1", "true", "false"}
+            self._hot = len(names) * (flat and self._hot in (None, len(names)))
+            good = None not in names and self.problem_type != SINGLE
+            return (to_json(names) if good else None), "list"
+        if self.problem_type == MULTI:
+            return None, "list"
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return None, "number"
+            if self.problem_type == SINGLE:
+                return class_name(value), "number"
+            return repr(value), "whole" if value.is_integer() else "fraction"
+        if isinstance(value, str):
+            self._note_number(value, place)
+            return class_name(value), "text"
+        kind = "true/false" if isinstance(value, bool) else "whole number"
+        return class_name(value), kind
+
+    def _note_number(self, text: str, place: str) -> None:
+        if _NUMBER.fullmatch(text) is None:
+            self._names += 1
+            if self._names == 1:
+                self._name = (place, text)
+        else:
+            self._numbers += 1
+            self._pointed |= not text.lstrip("+-").isdigit()
+            self._fractions += not float(text).is_integer()
+
+    def decide(self, source: str) -> str:
+        """Return the problem type of the labels that were spelled.
+
+        Raises:
+            LabelError: they are of kinds that do not go together, such as 1 and "1"; or
+                each is a row of 0 and 1.
+        """
+        if self._hot:  # with names 0 and 1, all rows would have both
+            raise LabelError(
+                f"each label is a list of {self._hot} values that are 0 or 1",
+                "expected the names of the classes that a text has",
+                "write the names for which the value is 1",
+                path=source,
+            )
+        if self.problem_type is not None:
+            return self.problem_type
+        kinds, whole = set(self._seen), self._seen.keys() == {"whole"}
+        if kinds == {"list"}:
+            return MULTI
+        if kinds == {"text"} and not self._names:
+            if self._fractions:
+                return REGRESSION
+            whole = self._pointed
+        if self._names and 2 * self._fractions > self._numbers + self._names:
+            place, text = self._name
+            raise LabelError(
+                f"{shorten(text)} at {place} among {self._numbers:,} numbers",
+                "expected numbers with a fraction in all rows, or names",
+                f"mend it, or say what they are: --problem_type {SINGLE}",
+                path=source,
+            )
+        if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
+            return REGRESSION
+        shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
+        if len(kinds) > 1:
+            raise LabelError(
+                f"labels of different kinds: {shown}",
+                "expected one way to write them",
+                "write them alike, or say what they are with --problem_type",
+                path=source,
+            )
+        if whole:
+            raise LabelError(
+                f"labels are whole numbers written with a fraction, as {shown}",
+                hint=f"say what they are: --problem_type {SINGLE}, or {REGRESSION}",
+                path=source,
+            )
+        return SINGLE
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Class names by id. Numbers are in numeric order, other names in alphabetical.
+
+    The one output of a regression has the name that transformers gives it, LABEL_0.
+    """
+
+    names: tuple[str, ...]
+    problem_type: str = SINGLE
+
+    @classmethod
+    def of(
+        cls,
+        labels: list[str],
+        allow: Collection[str] = (),
+        problem_type: str = SINGLE,
+        path: str | None = None,
+    ) -> LabelNames:
+        """Collect the classes of training labels, as ``Source`` has them.
+
+        Args:
+            allow: may hold ``one_class`` and ``similar_labels``.
+            path: where they were read, for messages.
+
+        Raises:
+            LabelError: all rows have the same label, or classes such as Yes and yes.
+        """
+        if problem_type == REGRESSION:
+            counts = Counter({"LABEL_0": 1})
+            same = len(set(map(float, labels))) < 2
+        elif problem_type == MULTI:
+            of_rows = (dict.fromkeys(names_in(label)) for label in labels)
+            counts = Counter(name for names in of_rows for name in names)
+            same = all(count == len(labels) for count in counts.values())
+        else:
+            counts = Counter(labels)
+            same = len(counts) < 2
+        if not counts:
+            said = f"none of {len(labels):,} training rows has a label"
+            raise LabelError(said, path=path)
+        if same and "one_class" not in allow:
+            one, two = "class", "classes"
+            if problem_type == REGRESSION:
+                one, two = "number", "numbers"
+            raise LabelError(
+                f"all {len(labels):,} training rows have the label"
+                f" {shorten(labels[0])}",
+                f"expected at least two {two}",
+                f"give rows of another {one}; --allow one_class trains all the same",
+                path=path,
+            )
+        pairs = similar(counts)
+        if pairs and "similar_labels" not in allow:
+            shown = [f"{shorten(name)} ({counts[name]:,} rows)" for name in pairs[0]]
+            more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
+            raise LabelError(
+                f"the labels {' and '.join(shown)} look like one class{more}",
+                "expected each class in one spelling",
+                "write them alike; if they differ, --allow similar_labels",
+                path=path,
+            )
+        numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in counts)
+        # "1" and "01" are two classes: their order must not be that of a set.
+        names = sorted(counts, key=lambda n: (int(n) if numeric else 0, n))
+        return cls(tuple(names), problem_type)
+
+    def targets(
+        self, labels: list[str], split: str, place: Callable[[int], str] | None = None
+    ) -> np.ndarray:
+        """Return what a model is trained to give for each label.
+
+        That is the class id, int64 of shape (rows,); or for several labels a row 1 for
+        each that it has and else 0, float32 of shape (rows, classes); or for a
+        regression the number, float32 of shape (rows,).
+
+        Raises:
+            LabelError: as ``ids``; or a number is too large for 32 bits.
+        """
+        if self.problem_type == SINGLE:
+            return np.array(self.ids(labels, split, place), np.int64)
+        if self.problem_type == REGRESSION:
+            with np.errstate(over="ignore"):
+                numbers = np.array(labels, np.float64).astype(np.float32)
+            if len(bad := np.flatnonzero(~np.isfinite(numbers))):
+                raise LabelError(
+                    f"the label {labels[bad[0]]} is too large",
+                    "expected a number of less than 3.4e38",
+                    path=place(int(bad[0])) if place else None,
+                )
+            return numbers
+        named = [names_in(label) for label in labels]
+        rows = np.repeat(np.arange(len(named)), [len(names) for names in named])
+        flat = [name for names in named for name in names]
+        of_row = (lambda i: place(int(rows[i]))) if place else None
+        found = np.zeros((len(labels), len(self.names)), np.float32)
+        found[rows, self.ids(flat, split, of_row)] = 1
+        return found
+
+    def ids(
+        self, labels: list[str], split: str, place: Callable[[int], str] | None = None
+    ) -> list[int]:
+        """Return class ids; raise LabelError for labels that training does not have.
+
+        A number also stands for the class of a model that calls it LABEL_number.
+
+        Args:
+            place: gives path:line of a row, for the message.
+        """
+        known = {name: i for i, name in enumerate(self.names)}
+        for i, name in enumerate(self.names):
+            if name == f"LABEL_{i}":
+                known.setdefault(str(i), i)
+        unknown = Counter(label for label in labels if label not in known)
+        if unknown:
+            shown = [f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items())]
+            more = f" and {len(shown) - 5:,} more" if len(shown) > 5 else ""
+            row = next(i for i, label in enumerate(labels) if label in unknown)
+            raise LabelError(
+                f"{split} has labels that train has not: {', '.join(shown[:5])}{more}",
+                f"known are {listed(self.names)}",
+                "correct them, or add rows with them to train",
+                path=place(row) if place else None,
+            )
+        return [known[label] for label in labels]
+
+
+def names_in(label: str) -> list[str]:
+    """Return the class names of a label of several, which is a JSON list of them."""
+    names: list[str] = json.loads(label)
+    return names
+
+
+def _finite(value: Any) -> str | None:
+    """Return a number as text that gives it back exactly, None where it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return repr(number) if math.isfinite(number) else None
+
+
+def similar(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return pairs of class names that readers take for one.
+
+    They differ by case, space, in how Unicode writes them, or as 7 and 007 do.
+    """
+    first: dict[str | Decimal, str] = {}
+    pairs = []
+    for name in counts:
+        composed = unicodedata.normalize("NFKC", name)
+        seen = "".join(c for c in composed if unicodedata.category(c) != "Cf")
+        key: str | Decimal = " ".join(seen.split()).casefold()
+        if _NUMBER.fullmatch(str(key)):
+            key = Decimal(key)  # a float would take long numbers for one another
+        if key in first:
+            pairs.append((first[key], name))
+        first.setdefault(key, name)
+    return pairs

@@ -1,0 +1,106 @@
+"""Prompts with completions, and conversations: the formats, and what a good row is.
+
+The formats are those of TRL: columns ``prompt`` and ``completion`` of text, or a column
+``messages`` of lists of {"role", "content"}.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmft.data.read.text import text_fault
+from llmft.errors import DataError, DataFormatError, SchemaError, listed, shorten
+
+TEXT, MESSAGES, PROMPT_COMPLETION = "text", "messages", "prompt-completion"
+# What the text columns of a Source are called in such data, and in the flags.
+COLUMNS: dict[str, dict[str, str]] = {
+    TEXT: {},
+    MESSAGES: {"text": "messages"},
+    PROMPT_COMPLETION: {"text": "prompt", "text_pair": "completion"},
+}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {"from", "value"}
+_EXPECTED = 'expected a list of {"role": ..., "content": ...}'
+
+Message = dict[str, str]
+
+
+@dataclass
+class Conversations:
+    """Checks the conversations of a data set, and knows what was made of them."""
+
+    _converted: int = 0
+    _unused: set[str] = field(default_factory=set)
+
+    def store(self, value: Any, column: str, place: dict[str, Any]) -> str | DataError:
+        """Return a conversation as JSON, or what is wrong with it.
+
+        Args:
+            value: a list of {"role", "content"}, or of {"from", "value"}.
+            column: its name. place: path and line, for the error.
+        """
+        name = shorten(column)
+        if not isinstance(value, list):
+            said = f"{name} is {shorten(value)} ({type(value).__name__})"
+            return SchemaError(said, _EXPECTED, **place)
+        if not value:
+            return DataFormatError(f"{name} is empty", _EXPECTED, **place)
+        messages: list[Message] = []
+        for number, given in enumerate(value, 1):
+            message = self._message(given, f"message {number} of {name}", place)
+            if isinstance(message, DataError):
+                return message
+            messages.append(message)
+        if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+            return DataFormatError(
+                f"{name} has no turn of the assistant with text",
+                "expected one to learn from",
+                **place,
+            )
+        self._converted += any(_is_old(given) for given in value)
+        return json.dumps(messages, ensure_ascii=False)
+
+    def _message(
+        self, given: Any, name: str, place: dict[str, Any]
+    ) -> Message | DataError:
+        if not isinstance(given, dict):
+            said = f"{name} is {shorten(given)} ({type(given).__name__})"
+            return SchemaError(said, 'expected {"role": ..., "content": ...}', **place)
+        known = {key: value for key, value in given.items() if value is not None}
+        old = _is_old(given)
+        role_key, content_key = ("from", "value") if old else ("role", "content")
+        for key in (role_key, content_key):
+            if key not in known:
+                has = f"it has {listed(known)}" if known else "it is empty"
+                said = f"{name} has no {key!r}"
+                return SchemaError(said, has, "give it one", **place)
+        role, content = known.pop(role_key), known.pop(content_key)
+        if old and isinstance(role, str):
+            role = _SPEAKERS.get(role, role)
+        if role not in ROLES:
+            said = f"{name} has the role {shorten(role)}"
+            return SchemaError(said, f"expected one of {', '.join(ROLES)}", **place)
+        name = f"the content of {name}"
+        if not isinstance(content, str):
+            said = f"{name} is {shorten(content)} ({type(content).__name__})"
+            return SchemaError(said, "expected text", **place)
+        self._unused |= known.keys()
+        return text_fault(content, name, place) or {"role": role, "content": content}
+
+    def notes(self) -> list[str]:
+        """Return what the user has to know."""
+        notes = []
+        if self._converted:
+            said = "from and value taken as role and content"
+            names = ", ".join(f"{old} as {new}" for old, new in _SPEAKERS.items())
+            notes.append(f"{said}, {names}, in {self._converted:,} rows")
+        if self._unused:
+            notes.append(f"keys of messages not used: {listed(sorted(self._unused))}")
+        return notes
+
+
+def _is_old(message: Message) -> bool:
+    """Whether a message has {"from", "value"} in place of {"role", "content"}."""
+    return message.get("role") is None and message.get("from") is not None

@@ -1,0 +1,362 @@
+"""From a file to its text: unpacking, encodings, and limits against hostile input.
+
+Nothing is guessed: text is UTF-8 unless ``--encoding`` says otherwise. Where it is
+not, the error names what the file looks like; ``--encoding auto`` takes that guess.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chardet
+import pyarrow
+
+from llmft.config.parse import text_encoding
+from llmft.console import warn
+from llmft.errors import DataFormatError, EncodingError, escape
+
+MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
+MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
+# Text packs to a fifth or a tenth; what unpacks to more is made to fill disks.
+_MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
+_BLOCK = 2**20
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+# What files that are no text begin with, and what to do about them.
+_KINDS = {
+    b"PK\x03\x04": ("an Excel workbook or another zip file", "export it as csv"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "export it as csv"),
+    b"\x1f\x8b": ("packed by gzip", "give it an ending such as .csv.gz"),
+    b"BZh": ("packed by bzip2", "give it an ending such as .csv.bz2"),
+    b"\xfd7zXZ\0": ("packed by xz", "give it an ending such as .csv.xz"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "give it an ending such as .csv.zst"),
+    b"PAR1": ("a parquet file", "add --file_format parquet"),
+    b"ARROW1": ("an arrow file", "add --file_format arrow"),
+    b"SQLite format 3": ("a SQLite database", "export a table as csv"),
+    b"%PDF": ("a PDF", "extract its text"),
+    b"\x89PNG": ("a PNG image", "name a file of text"),
+    b"\xff\xd8\xff": ("a JPEG image", "name a file of text"),
+    b"\x7fELF": ("a program", "name a file of text"),
+}
+_SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def text_fault(text: str, name: str, place: dict[str, Any]) -> DataFormatError | None:
+    """Return what keeps a text from being used: NUL, or half of a character.
+
+    Args:
+        name: what it is, for the message. place: path and line.
+    """
+    if _LONE_SURROGATE.search(text):  # from JSON escapes
+        said = f"{name} holds half of a character (a lone surrogate)"
+        return DataFormatError(said, "expected text that UTF-8 can write", **place)
+    if "\0" in text:
+        at = text.index("\0") + 1
+        said = f"{name} holds a NUL byte, as character {at:,}"
+        return DataFormatError(said, "expected text", "take it out", **place)
+    return None
+
+
+def plain_suffix(path: Path) -> str:
+    """Return the ending of a file's format: ``.csv`` of ``a.CSV`` and ``a.csv.gz``."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in _CODECS else suffix
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a file; faults name the file and the place in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._total = path, 0
+        self._codec = _CODECS.get(path.suffix.lower())
+        try:
+            self._packed = path.stat().st_size
+            self._file: Any = self._open()
+        except OSError as error:
+            raise unreadable(error, path) from error
+
+    def _open(self) -> Any:
+        if self._codec is None:
+            return open(self._path, "rb")
+        if self._codec != "xz":
+            # Not by its name, which may be no UTF-8.
+            return pyarrow.input_stream(self._path.open("rb"), compression=self._codec)
+        with open(self._path, "rb") as stream:  # lzma passes over what follows the end
+            stream.seek(max(0, self._packed - 4096))
+            if not stream.read().rstrip(b"\0").endswith(b"YZ"):
+                self._refuse("cut off, or followed by something else")
+        return lzma.open(self._path, "rb")
+
+    def _refuse(self, what: str) -> None:
+        raise DataFormatError(
+            f"damaged {self._codec} file: {what}, after {self._total:,} unpacked bytes",
+            hint="copy or pack it again",
+            path=self._path,
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._file.read(len(buffer))
+        except (OSError, EOFError, lzma.LZMAError, pyarrow.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise unreadable(error, self._path) from error
+            self._refuse(str(error))
+        buffer[: len(block)] = block
+        self._total += len(block)
+        limit = max(_RATIO_FROM, _MAX_RATIO * self._packed)
+        if self._codec and self._total > limit:
+            raise DataFormatError(
+                f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes",
+                hint="unpack it yourself if you trust it",
+                path=self._path,
+            )
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file, unpacked where its ending is gz, bz2, xz or zst.
+
+    Raises:
+        DataFormatError: while reading, where it is damaged or unpacks to far too much.
+    """
+    return io.BufferedReader(_Unpacked(path), _BLOCK)
+
+
+def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+    """Yield the lines of a text file with their ends, which are \\n and nothing else.
+
+    With ``newline=""`` a lone \\r ends a line too. A byte-order mark is left out.
+
+    Raises:
+        EncodingError: bytes that are not ``encoding``, with the line.
+        DataFormatError: a line of more than 16 Mi characters, before it is read.
+    """
+    number = 0
+    with _text(path, encoding, newline) as text:
+        try:
+            while line := text.readline(MAX_LINE + 1):
+                number += 1
+                if number == 1:
+                    line = _without_mark(line, encoding)
+                if len(line) > MAX_LINE:
+                    raise DataFormatError(
+                        f"a line of more than {MAX_LINE:,} characters",
+                        hint="break it into lines; is this a text file?",
+                        path=path,
+                        line=number,
+                    )
+                yield line
+        except UnicodeError:  # also that of UTF-16 without its mark
+            raise _not_decoded(path, encoding) from None
+
+
+def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
+    """Return all of a text file, at most ``limit`` characters; raises as above."""
+    with _text(path, encoding, "") as text:
+        try:
+            found = text.read(limit + 1)
+        except UnicodeError:  # also that of UTF-16 without its mark
+            raise _not_decoded(path, encoding) from None
+    if len(found) > limit:
+        said = f"more than {limit:,} characters in one piece"
+        raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
+    return _without_mark(found, encoding)
+
+
+def _without_mark(text: str, encoding: str) -> str:
+    """Return the start of a file without the byte-order mark that is left in it."""
+    if encoding.startswith(("utf-16-", "utf-32-")):  # these take it for text
+        return text.removeprefix("\ufeff")
+    return text
+
+
+def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    return io.TextIOWrapper(open_bytes(path), encoding=codec, newline=newline)
+
+
+def require_text(path: Path) -> bytes:
+    """Return the start of a file. Raises DataFormatError where it is none of text."""
+    with open_bytes(path) as stream:
+        start = stream.read(4096)
+    for magic, (kind, hint) in _KINDS.items():
+        if start.startswith(magic):
+            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
+    return start
+
+
+def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
+    """Return the encoding to read a file in, and a note where it is not plain UTF-8.
+
+    ``auto`` takes the guess over the whole file, else ``encoding`` is taken as it is;
+    None is UTF-8.
+
+    Raises:
+        DataFormatError: the file is none of text.
+        EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
+        ValueError: there is no such encoding.
+    """
+    start = require_text(path)
+    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "")
+    if encoding == "auto":
+        guess = marked or _guess(path)
+        if guess is None:
+            raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
+        return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+    name = text_encoding(encoding or "utf-8")
+    if marked and encoding is not None and marked[:6] != name[:6]:
+        said = f"{marked.upper()}, by its byte-order mark, not {name}"
+        raise _wrong(path, said, marked)
+    if encoding is not None and name != "utf-8":
+        note = f"read as {name}"
+        if _is_utf8(path):
+            note += ", though it is UTF-8: leave --encoding out"
+            warn(f"{path}: {note}")
+        return name, note
+    if marked:
+        raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
+    if utf16 := _looks_like_utf16(start):
+        raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
+    return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a file is valid UTF-8 with more than ASCII, which is never by chance."""
+    decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
+    with open_bytes(path) as stream:
+        try:
+            while block := stream.read(_BLOCK):
+                ascii_only &= decoder.decode(block).isascii()
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return not ascii_only
+
+
+_NAME_IT = "name it with --encoding, or save the file as UTF-8"
+
+
+def _looks_like_utf16(start: bytes) -> str | None:
+    """Return utf-16-le or utf-16-be where every other byte of the start is NUL."""
+    pairs = len(start) // 2
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if pairs > 1 and start[first::2].count(0) > 0.4 * pairs:
+            if start[1 - first :: 2].count(0) < 0.1 * pairs:
+                return name
+    return None
+
+
+def _guess(path: Path) -> str | None:
+    """Return the likeliest encoding that all of a file can be read in."""
+    with open_bytes(path) as stream:
+        start = stream.read(4096)
+    if utf16 := _looks_like_utf16(start):
+        return utf16
+    if _first_fault(path, "utf-8") is None:
+        return "utf-8"
+    sample, size = [], 0
+    with open_bytes(path) as stream:
+        while size < _SAMPLE and (line := stream.readline(_BLOCK)):
+            if not line.isascii():
+                sample.append(line)
+                size += len(line)
+    raw, eras = b"".join(sample), chardet.EncodingEra
+    # What is still in use comes first: a short German text fits MacTurkish as well.
+    found = [
+        str(guess["encoding"])
+        for era in (eras.MODERN_WEB, eras.ALL)
+        for guess in chardet.detect_all(raw, encoding_era=era)
+    ]
+    names = [text_encoding(name) for name in found if name != "None"]
+    return next((name for name in names if _first_fault(path, name) is None), None)
+
+
+def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
+    """Return byte offset, line and value of the first byte that cannot be decoded."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    read = lines = 0
+    with open_bytes(path) as stream:
+        while True:
+            block = stream.read(_BLOCK)
+            kept = decoder.getstate()[0]
+            try:
+                lines += decoder.decode(block, final=not block).count("\n")
+            except UnicodeError as error:
+                if not isinstance(error, UnicodeDecodeError):
+                    return 0, 1, block[0]
+                held = kept + block
+                before = held[: error.start].decode(encoding, "ignore")
+                at = min(error.start, len(held) - 1)
+                offset = read - len(kept) + error.start
+                return offset, lines + before.count("\n") + 1, held[at]
+            if not block:
+                return None
+            read += len(block)
+
+
+def require_decodable(path: Path, encoding: str) -> None:
+    """Raise EncodingError where a byte of a file is not of an encoding."""
+    if _first_fault(path, encoding) is not None:
+        raise _not_decoded(path, encoding)
+
+
+def _not_decoded(path: Path, encoding: str) -> EncodingError:
+    offset, line, byte = _first_fault(path, encoding) or (0, 1, 0)
+    said = f"byte 0x{byte:02x} at offset {offset:,} is not {encoding.upper()}"
+    guess = _guess(path)
+    return _wrong(path, said, guess if guess != encoding else None, line)
+
+
+def _wrong(
+    path: Path, said: str, guess: str | None, line: int | None = None
+) -> EncodingError:
+    """Return the error of a file in another encoding, and how a line of it reads."""
+    hint = _NAME_IT
+    if guess is not None:
+        hint = f"add --encoding {guess}"
+        if line is not None:
+            reads = _line_in(path, guess, line)
+            hint += f", if this is right: {escape(reads, 60)!r}"
+    expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
+    error = EncodingError(said, expected, hint, path=path, line=line)
+    error.guess = guess
+    return error
+
+
+def _line_in(path: Path, encoding: str, number: int) -> str:
+    """Return the part of a line around its first character that is not ASCII."""
+    for i, line in enumerate(text_lines(path, encoding), 1):
+        if i == number:
+            at = next((k for k, c in enumerate(line) if ord(c) > 127), 0)
+            return line[max(0, at - 25) : at + 30].strip()
+    return ""
+
+
+def unreadable(error: OSError, path: Path) -> DataFormatError:
+    """Return the fault of a file or folder that the system does not let us read."""
+    said = f"cannot be read: {error.strerror}"
+    return DataFormatError(
+        said, hint="check its permissions, or take it out", path=path
+    )

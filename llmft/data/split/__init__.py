@@ -1,0 +1,1 @@
+"""Train, validation and test, and rows that are there twice."""

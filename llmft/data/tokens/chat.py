@@ -1,0 +1,354 @@
+"""How conversations and completions become tokens, and which of these are learnt.
+
+The chat template renders a conversation; the tokens of the assistant's turns, or of a
+completion, are found by their characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llmft.config.fields import GenerationDataArguments
+from llmft.config.rules import Arguments
+from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
+from llmft.errors import ConfigError, DataFormatError, escape
+from llmft.machine.choose import Choice
+
+CHECKED = 1000  # conversations whose turns are looked for in what is rendered
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it
+_MARK_THEM = (
+    "give a template with {% generation %} around what the assistant says by"
+    " --chat_template_path, or --assistant_only_loss false"
+)
+
+Spans = list[tuple[int, int]]  # of characters
+
+
+def learns_only(args: GenerationDataArguments, found: str) -> bool:
+    """Return whether the loss is on the completion, or the assistant's turns, only.
+
+    Args:
+        found: the format of the data.
+
+    Raises:
+        ConfigError: it is asked for what the data does not have.
+    """
+    flags = ("assistant_only_loss", "completion_only_loss")
+    given = [name for name in flags if getattr(args, name) is not None]
+    if found == TEXT and given:
+        raise ConfigError(
+            f"{given[0]} is given, and the data are plain text; expected columns prompt"
+            " and completion, or messages: leave it out, or name them with"
+            " --prompt_column_name and --completion_column_name, or"
+            " --messages_column_name"
+        )
+    if found == PROMPT_COMPLETION and "assistant_only_loss" in given:
+        raise ConfigError(
+            "assistant_only_loss is given, and the data are prompts with completions,"
+            " not conversations: use --completion_only_loss"
+        )
+    return all(getattr(args, name) for name in given)
+
+
+def settle(
+    args: Arguments, found: str, tokenizer: PreTrainedTokenizerBase
+) -> list[Choice]:
+    """Set what follows from the format of the data; return it for the plan.
+
+    That is ``block_policy`` and ``apply_chat_template`` where they were not given.
+
+    Raises:
+        ConfigError: as ``learns_only``; or there is no chat template.
+    """
+    only = learns_only(args.data, found)
+    policy = "pack" if found == TEXT else "row"
+    follows: list[tuple[Any, str, Any]] = [(args.data, "block_policy", policy)]
+    if found == MESSAGES:
+        follows.append((args.model, "apply_chat_template", True))
+    for part, name, value in follows:
+        if getattr(part, name) is None:
+            setattr(part, name, value)
+            args.origins[name] = f"follows: the data are {found}"
+    if found == TEXT:
+        return []
+    where = "the completion" if found == PROMPT_COMPLETION else "turns of the assistant"
+    flag = "completion" if found == PROMPT_COMPLETION else "assistant"
+    value = f"on {where} only" if only else "on all tokens"
+    choices = [Choice("loss", value, f"{flag}_only_loss is {only}".lower())]
+    if args.model.apply_chat_template and args.model.prompt:
+        shown = escape(repr(prompt_text(tokenizer, args.model.prompt[0])), 300)
+        choices.append(Choice("prompt", shown, "by the chat template"))
+    return choices
+
+
+def read_template(path: str) -> str:
+    """Return the text of a file with a chat template. Raises ConfigError."""
+    try:
+        text = Path(path).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template_path cannot be read: {error}; expected a file with a Jinja"
+            " template",
+            path=path,
+        ) from error
+    if not text.strip():
+        raise ConfigError("chat_template_path is an empty file", path=path)
+    return text
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the chat template of a tokenizer. Raises ConfigError."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # there is none, or several without a default
+        raise ConfigError(
+            f"no chat template to write conversations with: {tokenizer.name_or_path}"
+            " has none that is the default; choose an instruct model, or give a file"
+            " with one by --chat_template_path"
+        ) from error
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return a prompt as a user's turn, up to where the assistant begins."""
+    said = [{"role": "user", "content": prompt}]
+    return _render(tokenizer, template_of(tokenizer), said, {}, prompts=True)[0]
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: list[Message],
+    place: dict[str, Any],
+    *,
+    prompts: bool = False,
+    marks: bool = False,
+) -> tuple[str, Spans]:
+    """Return what a template makes of messages and, with ``marks``, its generations.
+
+    Not by ``apply_chat_template``, which gives positions of tokens only, and leaves
+    out every span that begins with a character without a token of its own.
+    """
+    context: dict[str, Any] = {**tokenizer.special_tokens_map}
+    render: Any = render_jinja_template  # its annotation names the first result only
+    try:
+        texts, spans = render(
+            [messages],
+            chat_template=template,
+            add_generation_prompt=prompts,
+            return_assistant_tokens_mask=marks,
+            **context,
+        )
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"the chat template is not Jinja: line {error.lineno}: {error.message};"
+            " mend it, or give another with --chat_template_path"
+        ) from error
+    except Exception as error:  # whatever a template does with what it does not expect
+        raise DataFormatError(
+            f"the chat template refuses this conversation: {escape(error, 200)}",
+            hint="mend it, or give another template with --chat_template_path",
+            **place,
+        ) from error
+    return texts[0], [tuple(span) for span in spans[0]] if marks else []
+
+
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: list[Message],
+    place: dict[str, Any],
+) -> tuple[str, Spans]:
+    """Return a rendered conversation, and where the assistant's turns are in it.
+
+    They are what the template marks with {% generation %}; where it does not, a turn
+    is what comes after the generation prompt, up to the eos token that ends it.
+
+    Raises:
+        DataFormatError: the template refuses the messages, leaves nothing to learn, or
+            renders the first of them otherwise than within the whole.
+    """
+    if _GENERATION.search(template):
+        text, spans = _render(tokenizer, template, messages, place, marks=True)
+    else:
+        text, spans = _unmarked_spans(tokenizer, template, messages, place)
+    if not any(end > start for start, end in spans):
+        said = "the chat template leaves no token of the assistant to learn"
+        raise DataFormatError(said, hint=_MARK_THEM, **place)
+    return text, spans
+
+
+def _unmarked_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: list[Message],
+    place: dict[str, Any],
+) -> tuple[str, Spans]:
+    text, spans = _render(tokenizer, template, messages, place)[0], []
+    eos = tokenizer.eos_token or ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        begin = _render(tokenizer, template, messages[:i], place, prompts=True)[0]
+        whole = _render(tokenizer, template, messages[: i + 1], place)[0]
+        if not (text.startswith(whole) and whole.startswith(begin)):
+            raise DataFormatError(
+                f"the chat template writes what comes before the end of message {i + 1}"
+                " otherwise than in the whole conversation, so that the turn of the"
+                " assistant cannot be found",
+                hint=_MARK_THEM,
+                **place,
+            )
+        ended, _, rest = whole.rpartition(eos) if eos else (whole, "", "")
+        cut = len(ended) >= len(begin) and not rest.strip()
+        spans.append((len(begin), len(ended + eos) if cut else len(whole)))
+    return text, spans
+
+
+def _unsaid(text: str, messages: list[Message]) -> Iterator[str]:
+    """Yield the role of each message that is not, in its turn, in a rendered text."""
+    at = 0
+    for message in messages:
+        wanted = message["content"].strip()
+        found = text.find(wanted, at)
+        if found < 0:
+            yield message["role"]
+        else:
+            at = found + len(wanted)
+
+
+def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
+    """Return for each token 1 where it is in a span, else 0.
+
+    A token that also holds characters from before the span gets 2: its like would not
+    come after the same prompt alone.
+
+    Args:
+        offsets: the characters of each token, as a fast tokenizer gives them.
+
+    Returns:
+        int8 of the length of ``offsets``.
+    """
+    begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
+    # Blanks at the start of a token may be left out of its offsets: it reaches back.
+    reach = np.minimum(begin, np.append(0, np.maximum.accumulate(end))[:-1])
+    begin = np.where(begin == end, reach, begin)
+    types = np.zeros(len(begin), np.int8)
+    for first, last in spans:
+        inside = (begin < last) & (end > first)
+        types[inside] = 1
+        types[inside & (reach < first)] = 2
+    return types
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a format become tokens, and which of these are learnt.
+
+    Attributes:
+        only: the completion, or the assistant's turns, alone are learnt.
+        template: of the chat, for messages. files: of the data, for errors.
+    """
+
+    format: str
+    only: bool
+    template: str
+    files: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        found: str,
+        args: GenerationDataArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        files: tuple[str, ...],
+    ) -> Layout:
+        """Return that of a format. Raises ConfigError where it cannot be."""
+        only = learns_only(args, found)
+        if only and not tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(tokenizer).__name__} does not tell which characters a token"
+                " has; expected a tokenizer with a tokenizer.json: choose another"
+                " model, or give --completion_only_loss false"
+            )
+        template = template_of(tokenizer) if found == MESSAGES else ""
+        return cls(found, only, template, files)
+
+    def identity(self) -> list[Any]:
+        """Return what decides the tokens, besides texts and tokenizer."""
+        return [self.format, self.only, self.template]
+
+    def check(self, data: Dataset, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return what the template does not write as it was said, of the first rows."""
+        lost: Counter[str] = Counter()
+        if self.format == MESSAGES:
+            for said in data[:CHECKED]["text"]:
+                messages = json.loads(said)
+                text = _render(tokenizer, self.template, messages, {})[0]
+                lost.update(_unsaid(text, messages))
+        return ", ".join(f"{n:,} of {role}" for role, n in lost.items())
+
+    def _texts(
+        self, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[tuple[str, Spans]]:
+        if self.format == PROMPT_COMPLETION:
+            for prompt, completion in zip(
+                batch["text"], batch["text_pair"], strict=True
+            ):
+                whole = prompt + completion
+                yield whole, [(len(prompt), len(whole))]
+            return
+        for text, file, line in zip(
+            batch["text"], batch["file"], batch["line"], strict=True
+        ):
+            row = (tokenizer, self.template, json.loads(text))
+            place = {"path": self.files[file], "line": line}
+            yield assistant_spans(*row, place) if self.only else _render(*row, place)
+
+    def encode(
+        self,
+        batch: dict[str, list[Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        end_token: int | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return ids (int32), lengths (int64) and ``token_types`` (int8) of a batch.
+
+        ``end_token`` ends a completion; a template ends its turns itself. Without
+        ``only`` there are no types.
+        """
+        texts, spans = zip(*self._texts(batch, tokenizer), strict=True)
+        plain = self.format == PROMPT_COMPLETION
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=plain,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=self.only,
+            verbose=False,
+        )
+        rows, types = encoded["input_ids"], []
+        if self.only:
+            types = [*map(token_types, encoded["offset_mapping"], spans)]
+        if plain and end_token is not None:
+            for i, ids in enumerate(rows):
+                ended = ids[-1:] == [end_token]
+                rows[i] = ids if ended else [*ids, end_token]
+                if self.only:  # the eos of a post-processor has no characters
+                    types[i] = np.append(types[i][:-1] if ended else types[i], 1)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
+        of_all = np.concatenate(types).astype(np.int8) if self.only else None
+        return flat, lengths, of_all

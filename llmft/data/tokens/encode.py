@@ -1,0 +1,284 @@
+"""From text to token ids, kept in the cache by content and settings.
+
+The ids of all texts lie one behind the other in a file that is memory-mapped, so that
+many GB of text need little memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from llmft import __version__
+from llmft.console import warn
+from llmft.data.read.store import content_hash
+from llmft.data.tokens.chat import Layout
+from llmft.errors import EnvironmentFault
+from llmft.files import checksum, publish_folder, write_json
+from llmft.sources import catalog
+
+CACHE = 3  # to be raised where the same settings make other ids
+BATCH = 1000  # texts that a tokenizer gets at once
+CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
+_FILES = ("tokens", "types", "lengths.npy")
+
+Batch = dict[str, list[Any]]
+Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+How = tuple[PreTrainedTokenizerBase, int | None, Layout | None]  # of encode_batch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of all texts, each whole and with special tokens.
+
+    Attributes:
+        tokens: int32, one text behind the other. lengths: int64, tokens of each text.
+        types: int8, 0 for the first text of a pair and 1 for the second, as far as the
+            tokenizer tells them apart; of a layout, its ``chat.token_types``.
+        accented: how many texts have letters that lose an accent, and the letters.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    types: np.ndarray | None
+    accented: int
+    accents: str
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that decides what a tokenizer makes of a text.
+
+    A fast tokenizer keeps the truncation and padding of its last call in itself: they
+    are taken off first, else the hash would change with use.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    special = [tokenizer.split_special_tokens, tokenizer.special_tokens_map]
+    if backend is None:
+        places = {"name_or_path", "tokenizer_file", "vocab_file", "merges_file"}
+        settings = {k: v for k, v in tokenizer.init_kwargs.items() if k not in places}
+        own = [type(tokenizer).__name__, tokenizer.get_vocab(), settings]
+    else:
+        backend.no_truncation()
+        backend.no_padding()
+        own = [backend.to_str()]
+    described = json.dumps([*own, *special], default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def encode(
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    *,
+    end_token: int | None = None,
+    layout: Layout | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Encoded:
+    """Return the ids of all texts, out of the cache where it holds them.
+
+    Args:
+        data: column ``text`` and, for pairs, ``text_pair``.
+        end_token: is added to each text that does not end with it.
+        layout: of prompts with completions and of conversations.
+        workers: processes that tokenize; None uses the threads of this one.
+        overwrite: tokenize again, whatever the cache holds.
+    """
+    wanted = ("text", "text_pair", *(("file", "line") if layout else ()))
+    names = [n for n in wanted if n in data.column_names]
+    texts = data.select_columns(names)
+    settings: list[Any] = [
+        [__version__, CACHE, tokenizers.__version__, transformers.__version__],
+        tokenizer_fingerprint(tokenizer),
+        content_hash(texts),
+    ]
+    settings += [end_token, *(layout.identity() if layout else ())]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    folder = catalog.cache_home() / "tokenized" / key
+    found = None if overwrite else _stored(folder, len(texts), split)
+    if found is not None:
+        return found
+    with publish_folder(folder, replace=folder.exists()) as staging:
+        how = (tokenizer, end_token, layout)
+        _write(texts, how, split, workers, staging)
+    found = _stored(folder, len(texts), split)
+    if found is None:
+        raise EnvironmentFault("what was just written is not there", path=folder)
+    return found
+
+
+def _write(
+    texts: Dataset,
+    how: How,
+    split: str,
+    workers: int | None,
+    folder: Path,
+) -> None:
+    lengths, typed = [], False
+    accents, accented = _Accents(how[0]), 0
+    bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
+    with (
+        open(folder / "tokens", "wb") as tokens,
+        open(folder / "types", "wb") as types,
+        bar,
+    ):
+        for batch, found in _encoded(texts, how, workers):
+            lengths.append(found[1])
+            typed = typed or found[2] is not None
+            tokens.write(found[0].tobytes())
+            types.write(b"" if found[2] is None else found[2].tobytes())
+            accented += accents.count(batch["text"])
+            bar.update(len(batch["text"]))
+    np.save(folder / "lengths.npy", np.concatenate(lengths))
+    shown = "".join(sorted(accents.seen))[:100]
+    write_json(
+        folder / "encoded.json",
+        {
+            "typed": typed,
+            "crc32": [checksum(folder / name) for name in _FILES],
+            "accented": accented,
+            "accents": shown,
+        },
+    )
+
+
+def _encoded(
+    texts: Dataset, how: How, workers: int | None
+) -> Iterator[tuple[Batch, Ids]]:
+    """Yield batches with their ids, in order; no more than a few are held at once."""
+    if workers is None:
+        for batch in _batches(texts):
+            yield batch, encode_batch(batch, *how)
+        return
+    # spawn: a process forked after the tokenizer ran its threads may never end.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how)
+    waiting: deque[tuple[Batch, Future[Ids]]] = deque()
+    with pool:
+        for batch in _batches(texts):
+            waiting.append((batch, pool.submit(_in_worker, batch)))
+            if len(waiting) > 2 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+
+
+def _batches(texts: Dataset) -> Iterator[Batch]:
+    """Yield texts in batches; few where they are long, as books are."""
+    for batch in texts.iter(BATCH):
+        sizes = np.cumsum([len(text) for text in batch["text"]]) // CHARACTERS
+        starts = np.flatnonzero(np.diff(sizes, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), len(sizes)]):
+            yield {name: values[start:end] for name, values in batch.items()}
+
+
+_worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with
+
+
+def _start_worker(*how: Any) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker.update(how=how)
+
+
+def _in_worker(batch: Batch) -> Ids:
+    return encode_batch(batch, *_worker["how"])
+
+
+def encode_batch(
+    batch: Batch,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token: int | None = None,
+    layout: Layout | None = None,
+) -> Ids:
+    """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
+    if layout is not None:
+        return layout.encode(batch, tokenizer, end_token)
+    pairs = batch.get("text_pair")
+    encoded = tokenizer(
+        batch["text"],
+        pairs,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=bool(pairs),  # in the cache for every model
+        verbose=False,
+    )
+    rows = encoded["input_ids"]
+    if end_token is not None:
+        rows = [ids if ids[-1:] == [end_token] else [*ids, end_token] for ids in rows]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
+    types = None
+    if pairs and "token_type_ids" in encoded:
+        of_all = chain.from_iterable(encoded["token_type_ids"])
+        types = np.fromiter(of_all, np.int8, len(flat))
+    return flat, lengths, types
+
+
+def _stored(folder: Path, rows: int, split: str) -> Encoded | None:
+    """Return what is in a folder of the cache, None where it is not right."""
+    try:
+        said = json.loads((folder / "encoded.json").read_text("utf-8"))
+        if [checksum(folder / name) for name in _FILES] != said["crc32"]:
+            raise ValueError("it is not what was written")
+        lengths = np.load(folder / "lengths.npy", allow_pickle=False)
+        total = int(lengths.sum())
+        tokens = _mapped(folder / "tokens", np.int32, total)
+        types = _mapped(folder / "types", np.int8, total) if said["typed"] else None
+        if len(lengths) != rows or lengths.dtype != np.int64 or (lengths < 0).any():
+            raise ValueError(f"{len(lengths):,} texts of {rows:,}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        warn(f"{folder}: damaged ({error}); tokenizing {split} again")
+        return None
+    return Encoded(tokens, lengths, types, said["accented"], said["accents"])
+
+
+def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
+    size = path.stat().st_size
+    if size != count * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path.name} has {size:,} bytes, for {count:,} tokens")
+    return np.memmap(path, dtype, "r") if count else np.empty(0, dtype)
+
+
+class _Accents:
+    """Counts texts with letters whose accent a tokenizer strips."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        normalizer = getattr(backend, "normalizer", None)
+        self._strips = (
+            normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
+        )
+        self.seen: set[str] = set()
+
+    def count(self, texts: list[str]) -> int:
+        """Return how many of the texts have such letters; remember these."""
+        if not self._strips:
+            return 0
+        letters = set().union(*texts)
+        accented = {c for c in letters if ord(c) > 127 and _has_accent(c)}
+        self.seen |= accented
+        return sum(not accented.isdisjoint(text) for text in texts) if accented else 0
+
+
+def _has_accent(letter: str) -> bool:
+    parts = unicodedata.normalize("NFD", letter)
+    return any(unicodedata.category(part) == "Mn" for part in parts)

@@ -1,0 +1,147 @@
+"""Texts of more tokens than an example may have: cut, split, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from llmft.config.fields import ClassificationDataArguments
+from llmft.data.read.store import Source
+from llmft.data.tokens.encode import Encoded
+from llmft.errors import ConfigError, LengthError
+
+_SHARES = (0.5, 0.9, 0.99)
+Lists = list[list[int]]
+
+
+@dataclass
+class Examples:
+    """The examples that texts make, in the order of the texts.
+
+    Attributes:
+        columns: ``input_ids`` and, where asked for, ``token_type_ids``: lists.
+        rows: int64, the text that each example is of.
+        note: what was done to long texts, for the user.
+        bare: texts without a token, which are now a single padding token.
+    """
+
+    columns: dict[str, pa.LargeListArray]
+    rows: np.ndarray
+    note: str = ""
+    bare: int = 0
+
+
+def lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return the lists that begin at ``offsets``, with 64 bits: 2**31 is not much."""
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), tokens)
+
+
+def described(lengths: np.ndarray) -> str:
+    """Return how long texts are: the lengths that 50, 90 and 99 % of them keep to."""
+    found = np.quantile(lengths, _SHARES, method="inverted_cdf")
+    pairs = zip(_SHARES, found, strict=True)
+    shown = ", ".join(f"{100 * share:g} % up to {int(n):,}" for share, n in pairs)
+    return f"lengths {shown}, longest {int(lengths.max()):,}"
+
+
+def fit(
+    source: Source,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ClassificationDataArguments,
+    split: str,
+) -> Examples:
+    """Make examples of at most ``max_seq_length`` tokens, as ``long_text`` says.
+
+    Raises:
+        LengthError: a text is longer, and ``long_text`` is error.
+        ConfigError: windows of this ``stride`` or tokenizer cannot be.
+    """
+    size, lengths = args.max_seq_length, encoded.lengths
+    long, bare = np.flatnonzero(lengths > size), np.flatnonzero(lengths == 0)
+    if len(long) and args.long_text == "error":
+        first = int(long[0])
+        more = f"; {len(long) - 1:,} more texts of {split} are longer"
+        raise LengthError(
+            f"a text of {lengths[first]:,} tokens{more if len(long) > 1 else ''}",
+            f"expected at most {size:,}",
+            "raise --max_seq_length; or --long_text truncate cuts them, --long_text"
+            " split makes several examples of each",
+            path=source.place(first),
+        )
+    names = ["input_ids"]
+    if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
+        names.append("token_type_ids")
+    # A row without any token would have no place to classify.
+    new: dict[str, Lists] = {"input_ids": [[tokenizer.pad_token_id]] * len(bare)}
+    new["token_type_ids"] = [[0]] * len(bare)
+    owners, note = bare, ""
+    if len(long):
+        made, of_text = _again(source, long, tokenizer, args)
+        for name in names:
+            new[name] = new[name] + made[name]
+        owners = np.append(bare, long[of_text])
+        note = _said(lengths[long], size, made["input_ids"], args.long_text)
+    offsets = np.append(0, np.cumsum(lengths))
+    whole = np.flatnonzero((lengths > 0) & (lengths <= size))
+    rows = np.append(whole, owners)
+    order = np.argsort(rows, kind="stable")
+    places = np.append(whole, len(lengths) + np.arange(len(owners)))[order]
+    columns = {}
+    for name in names:
+        values: Any = encoded.tokens if name == "input_ids" else encoded.types
+        found = lists(values, offsets)
+        if len(owners):
+            added = pa.array(new[name], found.type)
+            found = pa.concat_arrays([found, added]).take(pa.array(places))
+        columns[name] = found
+    return Examples(columns, rows[order], note, len(bare))
+
+
+def _again(
+    source: Source,
+    long: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ClassificationDataArguments,
+) -> tuple[dict[str, Lists], np.ndarray]:
+    """Encode long texts once more, so that the tokenizer itself closes each example.
+
+    Returns:
+        the lists by name, and for each the place in ``long`` of its text.
+    """
+    texts = source.dataset.select(long)
+    options: dict[str, Any] = {"truncation": True, "max_length": args.max_seq_length}
+    if args.long_text == "split":
+        room = args.max_seq_length - tokenizer.num_special_tokens_to_add()
+        if args.stride >= room:
+            raise ConfigError(
+                f"stride is {args.stride}, expected less than {room}: max_seq_length"
+                " without the special tokens"
+            )
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "long_text split needs a fast tokenizer (tokenizer.json); use"
+                " --long_text truncate"
+            )
+        options |= {"return_overflowing_tokens": True, "stride": args.stride}
+    made = tokenizer(
+        texts["text"][:],
+        texts["text_pair"][:] if "text_pair" in texts.column_names else None,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+        **options,
+    )
+    of_text = made.get("overflow_to_sample_mapping", range(len(long)))
+    return made, np.asarray(of_text, np.int64)
+
+
+def _said(lengths: np.ndarray, size: int, made: Lists, how: str) -> str:
+    count = f"; {len(lengths):,} texts"
+    if how == "split":
+        return f"{count} split into {len(made):,} examples of up to {size} tokens"
+    left = int((lengths - size).sum())
+    return f"{count} cut to {size} tokens, {left:,} tokens left out"

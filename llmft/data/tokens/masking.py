@@ -1,0 +1,341 @@
+"""Where the words of a row begin, and masks of whole words and of spans of words.
+
+``DataCollatorForLanguageModeling(whole_word_mask=True)`` takes what no gap parts in the
+offsets of the tokens for a word: a whole text where tokens include the space before
+them (GPT-2, SentencePiece's Metaspace), a whole sentence of Chinese, a word with its
+full stop, but each byte of a character where a token is one. And it masks all that it
+chooses, where BERT keeps a tenth and replaces another. Here words come from the ids
+alone, so that blocks need no offsets.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from llmft.config.fields import MaskedLMDataArguments
+from llmft.errors import ConfigError
+
+# Kinds of character, each with an example to try the pre-tokenizer with.
+_LETTER, _DIGIT, _OTHER, _UNSPACED, _BLANK, _SPACE = range(6)
+_EXAMPLES = "a1.\u4e2d \n"
+# What a token says itself: a word begins or ends here; it goes on here.
+_EDGE, _INSIDE = 6, 7
+_SCRIPTS_WITHOUT_SPACES = (
+    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO"),
+    *("KHMER", "MYANMAR", "TIBETAN"),
+)
+_Reader = Callable[[str], tuple[int, int]]
+
+
+def require_span(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem where settings of spans are given and no spans are masked."""
+    changed = [
+        name
+        for name in ("geometric_p", "max_span_length")
+        if values[name] != getattr(MaskedLMDataArguments, name)
+    ]
+    if not changed or values["mlm_masking"] == "span":
+        return []
+    return [f"{', '.join(changed)} without mlm_masking span has no effect"]
+
+
+@dataclass(frozen=True)
+class WordEdges:
+    """How the tokens of a vocabulary begin and end, to tell words apart.
+
+    Args:
+        first, last: by token id, the kind of its first and last character (int64).
+        splits: bool (kinds, kinds): a word begins between these two.
+        separators: by token id, whether it is special, not counting unknown tokens.
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    splits: np.ndarray
+    separators: np.ndarray
+
+    def begins(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where words, and where parts begin in ``ids`` (int64, (length,)).
+
+        Both are bool (length,). Separators part a row: each begins a part and a word,
+        and so does what follows it.
+        """
+        parts = self.separators[ids]
+        parts[1:] |= parts[:-1].copy()
+        parts[:1] = True
+        words = parts.copy()
+        words[1:] |= self.splits[self.last[ids[:-1]], self.first[ids[1:]]]
+        return words, parts
+
+
+def word_edges(tokenizer: PreTrainedTokenizerBase) -> WordEdges:
+    """Read from a tokenizer what a word is: what its ``word_ids()`` calls one.
+
+    - WordPiece: all up to the next token without ``##``. BERT makes each ideograph and
+      each punctuation mark a word.
+    - Byte-level BPE: a word begins at a space, and where the pre-tokenizer splits
+      letters, digits and other characters, tried on a pair of each.
+    - SentencePiece (Unigram, BPE): all up to the next \u2581, with its full stop.
+    - BPE with ``</w>``: all up to the end of a token with it.
+
+    Three things differ from ``word_ids()``, which takes a sentence without spaces for
+    a word: in such scripts (Chinese, Japanese, Thai, ...) each token is one. A
+    combining mark, or a part of a character's bytes, belongs to what stands before it.
+    Of several spaces each token begins a word; the last goes with what follows.
+
+    Raises ConfigError where the tokens do not tell where a word begins.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    read = _reader(backend, vocabulary)
+    if read is None:
+        raise ConfigError(
+            f"the tokens of this {type(tokenizer).__name__} do not tell where a word"
+            " begins, expected WordPiece, byte-level BPE, SentencePiece, or BPE with"
+            " an end of words; use --mlm_masking token"
+        )
+    edges = [(_EDGE, _EDGE)] * (max(vocabulary.values()) + 1)
+    for token, i in vocabulary.items():
+        if token not in added:
+            edges[i] = read(token)
+    separators = np.zeros(len(edges), dtype=bool)
+    separators[tokenizer.all_special_ids] = True
+    named = [t for n, t in tokenizer.special_tokens_map.items() if n != "unk_token"]
+    unknown = tokenizer.unk_token
+    if unknown is not None and unknown not in named:  # GPT-2 calls its eos unknown
+        separators[tokenizer.unk_token_id] = False
+        if type(backend.model).__name__ != "WordPiece":  # there it is a whole word
+            edges[tokenizer.unk_token_id] = _INSIDE, _LETTER
+    first, last = np.array(edges).T.copy()
+    return WordEdges(first, last, _splits(backend), separators)
+
+
+def _reader(backend: Any, vocabulary: Mapping[str, int]) -> _Reader | None:
+    """Return what reads the two edges off a token, None where nothing can."""
+    model = getattr(backend, "model", None)
+    prefix: str = getattr(model, "continuing_subword_prefix", None) or ""
+    suffix: str = getattr(model, "end_of_word_suffix", None) or ""
+
+    def by_prefix(token: str) -> tuple[int, int]:
+        text = token.removeprefix(prefix)
+        first, last = _edges((text or token).encode())
+        goes_on = token.startswith(prefix) and first != _UNSPACED
+        return _INSIDE if goes_on else _EDGE, last
+
+    def by_suffix(token: str) -> tuple[int, int]:
+        first, last = _edges((token.removesuffix(suffix) or token).encode())
+        begins = first if first == _UNSPACED else _INSIDE
+        return begins, _EDGE if token.endswith(suffix) else last
+
+    def by_bytes(token: str) -> tuple[int, int]:
+        return _edges(bytes(byte_of[c] for c in token if c in byte_of) or b"?")
+
+    def by_blank(token: str) -> tuple[int, int]:
+        if len(token) == 6 and token.startswith("<0x"):
+            return _edges(bytes.fromhex(token[3:5]))
+        return _edges(token.replace("\u2581", " ").encode())
+
+    if prefix:
+        return by_prefix
+    if suffix:
+        return by_suffix
+    if "ByteLevel" in f"{getattr(backend, 'pre_tokenizer', '')!r}":
+        byte_of = {c: byte for byte, c in bytes_to_unicode().items()}
+        return by_bytes
+    if backend is not None and any(t.startswith("\u2581") for t in vocabulary):
+        return by_blank
+    return None
+
+
+def _edges(token: bytes) -> tuple[int, int]:
+    """Return the kinds of the first and last character of a token's UTF-8.
+
+    A character that the token holds in part is completed, since its first bytes tell
+    the script; where they do not, or are not there, it counts as a letter.
+    """
+    text = (token + b"\x81\x81\x81").decode("utf-8", "ignore") or "a"
+    first = _kind(text[0])
+    if b"\x80" <= token[:1] < b"\xc0" or unicodedata.category(text[0]).startswith("M"):
+        first = _INSIDE
+    elif first == _BLANK:
+        first = _EDGE
+    return first, _kind(text[-1])
+
+
+@cache
+def _kind(character: str) -> int:
+    if character.isspace():
+        return _BLANK if character == " " else _SPACE
+    category = unicodedata.category(character)[0]
+    if category == "L":
+        name = unicodedata.name(character, "")
+        return _UNSPACED if name.startswith(_SCRIPTS_WITHOUT_SPACES) else _LETTER
+    return {"M": _LETTER, "N": _DIGIT}.get(category, _OTHER)
+
+
+def _splits(backend: Any) -> np.ndarray:
+    """Return between which kinds the tokenizer begins a new word (bool, 8 x 8)."""
+    splits = np.zeros((8, 8), dtype=bool)
+    for (i, one), (j, other) in product(enumerate(_EXAMPLES), repeat=2):
+        pair = one + other
+        if backend.normalizer is not None:
+            pair = backend.normalizer.normalize_str(pair)
+        if backend.pre_tokenizer is not None:
+            splits[i, j] = len(backend.pre_tokenizer.pre_tokenize_str(pair)) > 1
+    splits[:_BLANK, _UNSPACED] = splits[_UNSPACED, :_BLANK] = True
+    splits[:, _EDGE] = splits[_EDGE] = True
+    return splits
+
+
+@dataclass(frozen=True)
+class SpanLengths:
+    """Lengths of spans in words, as chances that add up: see ``geometric``.
+
+    Args:
+        whole: chance of a length of at most 1, 2, ... (float64).
+        left: the same for what is left of a span from a word inside it on.
+        mean: the mean length.
+    """
+
+    whole: np.ndarray
+    left: np.ndarray
+    mean: float
+
+    @classmethod
+    def geometric(cls, p: float, longest: int) -> SpanLengths:
+        """SpanBERT's: Geo(p), longer ones drawn again; 3.8 in the mean for 0.2, 10."""
+        chances = (1 - p) ** np.arange(longest)
+        chances /= chances.sum()
+        reached = chances[::-1].cumsum()[::-1]
+        return cls(chances.cumsum(), (reached / reached.sum()).cumsum(), reached.sum())
+
+
+def choose(
+    ids: np.ndarray,
+    maskable: np.ndarray,
+    probability: float,
+    generator: torch.Generator,
+    edges: WordEdges | None,
+    spans: SpanLengths | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose whole words of a row, or with ``spans`` whole spans of words.
+
+    Each word is chosen with ``probability``, so that this is the share of tokens too,
+    however long words are; where that leaves none, one of them is. Words that are cut
+    by the end of ``ids`` count as far as they are there. A span ends where its text
+    does, at a separator.
+
+    Args:
+        ids: int64, shape (length,).
+        maskable: bool, the same: only these are chosen.
+        edges: without them a single token is chosen.
+
+    Returns:
+        chosen (bool) and, for each token, the place where its word or span begins
+        (int64), both of shape (length,). None is chosen where none is maskable.
+    """
+    if not maskable.any():
+        return maskable, np.arange(len(ids))
+    if edges is not None:
+        words, parts = edges.begins(ids)
+        if spans is None:
+            unit = _begin_of_each(words)
+            chosen = (_draws(len(ids), generator) < probability)[unit]
+        else:
+            word = words.cumsum() - 1
+            interval = _intervals(word[-1] + 1, probability, generator, spans)[word]
+            parts[1:] |= interval[1:] != interval[:-1]
+            chosen, unit = interval % 2 == 1, _begin_of_each(parts)
+        chosen &= maskable
+        if chosen.any():
+            return chosen, unit
+    return _one(ids, maskable, generator, edges, spans), np.zeros_like(ids)
+
+
+def replace(
+    ids: np.ndarray,
+    chosen: np.ndarray,
+    unit: np.ndarray,
+    generator: torch.Generator,
+    chances: tuple[float, float],
+    mask_token_id: int,
+    vocabulary: int,
+) -> np.ndarray:
+    """Return ``ids`` with the chosen ones masked, replaced or kept.
+
+    A word or span has one fate, as in SpanBERT; each token that is replaced gets a
+    random one of its own. BERT's whole-word code decides for each token, which leaves
+    parts of the word in sight that is to be guessed.
+
+    Args:
+        ids, chosen, unit: see ``choose``.
+        chances: to be masked, and to be replaced.
+    """
+    fate = _draws(len(ids), generator)[unit]
+    random = torch.randint(vocabulary, (len(ids),), generator=generator).numpy()
+    ids = np.where(chosen & (fate < sum(chances)), random, ids)
+    return np.where(chosen & (fate < chances[0]), mask_token_id, ids)
+
+
+def _draws(count: int, generator: torch.Generator) -> np.ndarray:
+    return torch.rand(count, dtype=torch.float64, generator=generator).numpy()
+
+
+def _lengths(chances: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    return chances[:-1].searchsorted(draws, "right") + 1
+
+
+def _begin_of_each(begins: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+
+
+def _intervals(
+    words: int, probability: float, generator: torch.Generator, spans: SpanLengths
+) -> np.ndarray:
+    """Return for each word the number of its gap (even) or span (odd), int64.
+
+    Gaps and spans take turns; gaps are geometric, of the mean length that leaves
+    ``probability`` to the spans. The row begins somewhere within, so that the first
+    word is chosen as often as any other.
+    """
+    ends = probability / (probability + spans.mean * (1 - probability))
+    draws = _draws(2 * words + 1, generator)
+    gaps = np.log1p(-draws[:words]) / math.log1p(-min(ends, 1 - 1e-12))
+    lengths = np.empty(2 * words, dtype=np.int64)
+    lengths[::2] = np.minimum(gaps, words)
+    lengths[1::2] = _lengths(spans.whole, draws[words:-1])
+    if draws[-1] < probability:
+        lengths[:2] = 0, _lengths(spans.left, draws[words])
+    else:
+        lengths[0] += 1
+    return lengths.cumsum().searchsorted(np.arange(words), "right")
+
+
+def _one(
+    ids: np.ndarray,
+    maskable: np.ndarray,
+    generator: torch.Generator,
+    edges: WordEdges | None,
+    spans: SpanLengths | None,
+) -> np.ndarray:
+    """Choose a maskable token, with ``edges`` its word, with ``spans`` from it on."""
+    where, length = _draws(2, generator)
+    places = maskable.nonzero()[0]
+    place = places[int(where * len(places))]
+    if edges is None:
+        return np.arange(len(ids)) == place
+    words, parts = (begins.cumsum() for begins in edges.begins(ids))
+    beyond = words[place] + (_lengths(spans.whole, length) if spans else 1)
+    within = (words >= words[place]) & (words < beyond) & (parts == parts[place])
+    return within & maskable

@@ -1,0 +1,121 @@
+"""``llmft doctor``: this machine, what was measured, and what follows for a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmft.console import say, table
+from llmft.machine import detect
+from llmft.machine.choose import BF16_MUST_GAIN, Choice, Given, choose, choose_threads
+from llmft.machine.detect import Machine, gib
+from llmft.machine.measure import Measurement, measure
+
+LENGTH = 128
+
+
+# Of the measured multiplication, where it is part of a model: 264 of 328 GFLOP/s and
+# 288 of 330 on 2 cores with AVX512.
+PART_OF_PEAK = 0.85
+
+
+@dataclass(frozen=True)
+class Job:
+    """A default job of a recipe.
+
+    Attributes:
+        unit: what its speed counts. units: in the whole job.
+        operations: that one unit takes, 6 for each multiply-add of the forward pass
+            (the formula is in scripts/bench.py).
+        bytes: that the rest of the step would have copied in its time, from the
+            measured steps on 2 cores with AVX512, fp32 and 22 GB/s.
+    """
+
+    recipe: str
+    unit: str
+    operations: float
+    bytes: float
+    units: int
+
+
+JOBS = (
+    Job("mlm", "tokens", 71e6, 1.54e6, 400_000),
+    Job("classify", "texts", 30 * 57e6, 79e6, 10_283),
+    Job("generate --do_train", "tokens", 820e6, 17.6e6, 147_000),
+)
+
+
+def report() -> None:
+    """Print the whole table; takes a few seconds."""
+    machine = detect.detect()
+    threads = int(choose_threads(machine, None).value)
+    found = measure(machine, threads, LENGTH)
+    say("found\n" + table(_found(machine), ["", ""]))
+    how = "disturbed by other programs" if found.busy else "best of a few runs"
+    say(f"\nmeasured ({how})\n" + table(_measured(found), ["", "", ""]))
+    choices = choose(machine, found, Given())
+    say("\nchosen for training at length 128 (flags override it: --num_threads,")
+    say("--precision, --attn_implementation)\n" + table(_rows(choices), ["", "", ""]))
+    sampling = choose(machine, found, Given(trains=False))
+    say("\nchosen for generate --prompt\n" + table(_rows(sampling), ["", "", ""]))
+    say("\nexpected of the recipes as they are shipped, while nothing else runs\n")
+    say(table(_expected(found, choices), ["recipe", "speed", "training takes"]))
+    missing = detect.warnings(machine)
+    say("\nwhat holds this machine back")
+    for line in missing or ["nothing that was found"]:
+        say(f"  - {line}")
+
+
+def _found(m: Machine) -> list[tuple[str, str]]:
+    cores = f"{m.cores} usable of {m.logical_cores}"
+    if m.physical_cores < m.cores:
+        cores += f", which are {m.physical_cores} whole ones with several threads each"
+    features = ", ".join(m.features) or "none that matter"
+    return [
+        ("processor", f"{m.cpu} ({m.architecture})"),
+        ("cores", cores),
+        ("instructions", f"{features} (for fast arithmetic)"),
+        ("memory", f"{gib(m.memory_bytes)}, {gib(m.available_bytes)} free"),
+    ]
+
+
+def _measured(m: Measurement) -> list[tuple[str, str, str]]:
+    return [
+        (
+            "multiply fp32",
+            f"{m.fp32_gflops:,.0f} GFLOP/s",
+            "numbers of 32 bits; what training does without bf16",
+        ),
+        (
+            "multiply bf16",
+            f"{m.bf16_gflops:,.0f} GFLOP/s",
+            f"numbers of 16 bits; chosen from {BF16_MUST_GAIN} times as fast on",
+        ),
+        (
+            "copy memory",
+            f"{m.bandwidth_gb_s:.0f} GB/s",
+            "limits how fast text is generated",
+        ),
+        (
+            "attention",
+            f"eager {m.eager_ms:.1f} ms, sdpa {m.sdpa_ms:.1f} ms",
+            f"two codes for the same; a layer, {m.length} tokens, in training",
+        ),
+    ]
+
+
+def _rows(choices: list[Choice]) -> list[tuple[str, str, str]]:
+    return [(c.name, c.value, c.reason) for c in choices]
+
+
+def _expected(m: Measurement, choices: list[Choice]) -> list[tuple[str, str, str]]:
+    bf16 = any(c.value == "bf16" for c in choices)
+    speed = m.bf16_gflops if bf16 else m.fp32_gflops
+    rows = []
+    for job in JOBS:
+        seconds = job.operations / (PART_OF_PEAK * speed * 1e9)
+        rate = 1 / (seconds + job.bytes / (m.bandwidth_gb_s * 1e9))
+        minutes = job.units / rate / 60
+        rows.append(
+            (job.recipe, f"about {rate:,.0f} {job.unit}/s", f"{minutes:.1f} min")
+        )
+    return rows

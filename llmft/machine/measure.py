@@ -1,0 +1,185 @@
+"""How fast this machine multiplies, reads memory and attends: measured, then kept.
+
+Together under two seconds, once per machine, thread count and version of torch; the
+figures are in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from llmft.files import write_json
+from llmft.machine.detect import Machine
+from llmft.sources import catalog
+
+# rows x inner x columns: the feed-forward layers of MiniLM and of SmolLM2-135M for
+# batches of 8 x 128 tokens.
+SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
+_SECONDS = 0.12
+LONGEST = 1024  # a measurement at more would take longer than it saves
+_CACHE_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Speeds of this machine.
+
+    Attributes:
+        threads: that all of it was measured with.
+        fp32_gflops, bf16_gflops: matrix multiplication, 1e9 operations per second.
+        bandwidth_gb_s: of copying memory, read and written bytes together.
+        eager_ms, sdpa_ms: one attention, forward and backward, of 8 x 12 heads of 32
+            at ``length``; None where the run does not train.
+        busy: other programs held the cores meanwhile: take the figures with care.
+    """
+
+    threads: int
+    fp32_gflops: float
+    bf16_gflops: float
+    bandwidth_gb_s: float
+    length: int
+    eager_ms: float
+    sdpa_ms: float
+    busy: bool = False
+
+
+def measure(machine: Machine, threads: int, length: int) -> Measurement:
+    """Return the speeds with ``threads`` threads, and attention at ``length``.
+
+    Measured figures are kept in the cache folder, but not those of a busy machine.
+    torch's thread count is ``threads`` afterwards.
+    """
+    torch.set_num_threads(threads)
+    known = [machine.cpu, machine.features, machine.cores, threads, length]
+    key = json.dumps([_CACHE_VERSION, torch.__version__, *known])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = catalog.cache_home() / "hardware" / f"{digest}.json"
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        if all(isinstance(value, int | float) for value in kept.values()):
+            return Measurement(**kept)
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
+    eager, sdpa = attention_ms(length)
+    found = Measurement(
+        threads=threads,
+        fp32_gflops=fp32,
+        bf16_gflops=bf16,
+        bandwidth_gb_s=bandwidth_gb_s(),
+        length=length,
+        eager_ms=eager,
+        sdpa_ms=sdpa,
+        busy=machine.busy,
+    )
+    if not found.busy:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(found))
+        except OSError:
+            pass  # a cache that cannot be written costs two seconds a run
+    return found
+
+
+def matmul_gflops(*dtypes: torch.dtype, seconds: float | None = None) -> list[float]:
+    """Measure matrix multiplication in each of ``dtypes``, in 1e9 operations a second.
+
+    The geometric mean over ``SHAPES``, of at most ``seconds`` for each shape and type.
+    A small product already shows a CPU that emulates a type (bf16 on AVX2: 1-2
+    GFLOP/s): large ones are not tried then.
+    """
+    seconds = _SECONDS if seconds is None else seconds
+    logs = [0.0] * len(dtypes)
+    for rows, inner, columns in SHAPES:
+        operands = [
+            (torch.randn(rows, inner).to(t), torch.randn(inner, columns).to(t))
+            for t in dtypes
+        ]
+        # Three, since the first starts threads, and other programs may hold the cores.
+        probes = best_seconds([_product(a[:64], b) for a, b in operands], 0.0, least=3)
+        slow = [probe > seconds / 4 for probe in probes]
+        chosen = [
+            _product(a[:64] if emulated else a, b)
+            for (a, b), emulated in zip(operands, slow, strict=True)
+        ]
+        found = best_seconds(chosen, 0.0 if all(slow) else seconds * len(dtypes))
+        for i, took in enumerate(found):
+            size = 2e-9 * (64 if slow[i] else rows) * inner * columns
+            logs[i] += math.log(size / took) / len(SHAPES)
+    return [math.exp(x) for x in logs]
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: a @ b
+
+
+def best_seconds(
+    works: Sequence[Callable[[], Any]], seconds: float, least: int = 2
+) -> list[float]:
+    """Return the fastest run of each of ``works`` within ``seconds`` in all.
+
+    They take turns, so that a pause of the machine hits all alike; at least ``least``.
+    """
+    best, rounds = [math.inf] * len(works), 0
+    deadline = time.perf_counter() + seconds
+    while rounds < least or time.perf_counter() < deadline:
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            best[i] = min(best[i], time.perf_counter() - start)
+        rounds += 1
+    return best
+
+
+def bandwidth_gb_s(seconds: float | None = None) -> float:
+    """Measure copying of memory, in 1e9 bytes per second, read and written."""
+    source = torch.ones(2**25)  # 128 MiB, beyond most caches
+    target = torch.ones_like(source)
+    size = 2 * source.numel() * source.element_size()
+    (took,) = best_seconds([lambda: target.copy_(source)], seconds or _SECONDS)
+    return 1e-9 * size / took
+
+
+def attention_ms(length: int, seconds: float | None = None) -> tuple[float, float]:
+    """Measure attention forward and backward, eager and sdpa, in milliseconds.
+
+    Queries, keys, values and the result have shape (8, length, 12 * 32), float32, and
+    are seen as heads by a transposed view, as models have them: eager attention must
+    copy them. Fewer sequences where ``length`` is large, so that the scores stay below
+    200 MB.
+    """
+    heads, size = 12, 32
+    batch = max(1, min(8, 2**22 // (heads * length * length) or 1))
+    shape = (batch, length, heads * size)
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    weight = torch.randn(shape)
+
+    def views() -> list[torch.Tensor]:
+        return [x.view(batch, length, heads, size).transpose(1, 2) for x in inputs]
+
+    def backward(attended: torch.Tensor) -> None:
+        joined = attended.transpose(1, 2).reshape(shape)
+        torch.autograd.grad((joined * weight).sum(), inputs)
+
+    def eager() -> None:
+        q, k, v = views()
+        scores = q @ k.transpose(2, 3) * size**-0.5
+        backward(scores.softmax(-1) @ v)
+
+    def sdpa() -> None:
+        q, k, v = views()
+        backward(scaled_dot_product_attention(q, k, v))
+
+    given = 3 * _SECONDS if seconds is None else seconds
+    eager_seconds, sdpa_seconds = best_seconds([eager, sdpa], given)
+    scale = 8e3 / batch
+    return eager_seconds * scale, sdpa_seconds * scale

@@ -1,0 +1,1 @@
+"""What is reported of a model, each with n and a standard error."""

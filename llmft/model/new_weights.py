@@ -1,0 +1,308 @@
+"""Which weights of a loaded model are new, how they start, and what classes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from inspect import signature
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llmft.console import say, warn
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.tokens.stream import Stream
+from llmft.errors import ConfigError
+
+_MOST = 4  # names in a list of weights or classes
+_FIRST_BLOCKS = 2000
+
+
+def own_names(config: Any) -> tuple[str, ...]:
+    """Return the class names of a config by id, () if they are not names of ids."""
+    found = config.id2label or {}
+    names = tuple(str(found[i]) for i in range(len(found)) if i in found)
+    return names if len(set(names)) == len(found) else ()
+
+
+def problem_type(config: Any) -> str:
+    """Return what a classifier was made for: where that is not said, by its outputs."""
+    if config.problem_type in (SINGLE, MULTI, REGRESSION):
+        return str(config.problem_type)
+    return REGRESSION if config.num_labels == 1 else SINGLE
+
+
+def no_classifier(config: Any, kind: str = SINGLE) -> str:
+    """Return why a model is not trained for the problem type ``kind``, or ""."""
+    made = config.architectures or []
+    made = [made] if isinstance(made, str) else made
+    if made and not any(str(n).endswith("ForSequenceClassification") for n in made):
+        return f"it is a {made[0]}"
+    if problem_type(config) != kind:
+        return f"it is for {problem_type(config)}"
+    if not own_names(config):
+        return "id2label in its config.json is not one name for each id from 0"
+    return ""
+
+
+def choose_names(
+    config: Any, labels: LabelNames | None, place: str, kind: str = SINGLE
+) -> LabelNames:
+    """Return the classes of a run: those of the training ``labels``, if there are any.
+
+    A model that knows the same names keeps its own order, so that its head fits; one
+    for the same regression the name of its output.
+
+    Raises:
+        ConfigError: without labels, a model that is no trained classifier.
+    """
+    own = own_names(config)
+    if labels is not None:
+        same = set(own) == set(labels.names)
+        if labels.problem_type == REGRESSION:
+            same = not no_classifier(config, REGRESSION)
+        return replace(labels, names=own) if same else labels
+    if why := no_classifier(config, kind):
+        raise untrained(why, place)
+    return LabelNames(own, kind)
+
+
+def name_token_types(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Let a tokenizer make token types of pairs where the model has a use for them.
+
+    The class of a tokenizer decides otherwise: a generic one makes none for BERT, and
+    that of BERT makes some that DistilBERT refuses. It is saved with the tokenizer.
+    """
+    types, names = "token_type_ids", [*tokenizer.model_input_names]
+    size = getattr(config, "type_vocab_size", None)
+    if size is None:
+        model: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+        takes = types in names and types in signature(model.forward).parameters
+    else:
+        takes = size > 1
+    if takes != (types in names):
+        names = [*names, types] if takes else [n for n in names if n != types]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+
+
+def untrained(why: str, place: str) -> ConfigError:
+    """Return the error of predicting with a model that has no trained classifier."""
+    return ConfigError(
+        f"this model has no trained classifier: {why}; expected a model that"
+        " recipes/classify.py trained, or the like; --do_train makes one",
+        path=place,
+    )
+
+
+def set_names(
+    config: Any, names: tuple[str, ...], kind: str = SINGLE
+) -> tuple[str, str]:
+    """Give ``config`` the class names and the problem type of a run, if it has any.
+
+    Returns:
+        why a classifier in the file cannot be taken over, or ""; and else, what the
+        ids of one without names now mean, or "".
+    """
+    if not names:
+        return "", ""
+    own, why, note = own_names(config), no_classifier(config, kind), ""
+    generic = own == tuple(f"LABEL_{i}" for i in range(len(own)))
+    if why:
+        pass
+    elif len(own) != len(names):
+        why = f"it has {len(own)} classes, the data {len(names)}"
+    elif own != names and not generic:
+        why = f"it was trained for {_listed(own)}, the data has {_listed(names)}"
+    elif own != names and names != tuple(str(i) for i in range(len(names))):
+        meanings = [f"{old} is {new}" for old, new in zip(own, names, strict=True)]
+        note = f"its classes had no names: {_listed(meanings)}"
+    config.problem_type = kind
+    config.num_labels = len(names)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    return why, note
+
+
+def in_body(model: PreTrainedModel, name: str) -> bool:
+    """Return whether a weight is one of the model below its head."""
+    return name.startswith(f"{model.base_model_prefix}.")
+
+
+def new_weights(
+    model: PreTrainedModel, loaded: dict[str, Any], place: str, other_head: bool
+) -> list[str]:
+    """Return the names of the weights that the file did not give, in model order.
+
+    Args:
+        loaded: as ``from_pretrained(output_loading_info=True)`` gives it.
+        other_head: whether the head may have another shape than in the file.
+
+    Raises:
+        ConfigError: the body is not as in the file. A pooler may be missing.
+    """
+    shapes = {name: (there, here) for name, there, here in loaded["mismatched_keys"]}
+    new = []
+    for name, weight in model.state_dict().items():
+        body = in_body(model, name)
+        if name in shapes and (body or not other_head):
+            there, here = (_size(shape) for shape in shapes[name])
+            found = f"{name} is {there} in the weights and {here} by config.json"
+        elif name in loaded["missing_keys"] and body and "pooler" not in name:
+            here = _size(weight.shape)
+            found = f"{name} is not in the weights and {here} by config.json"
+        elif name in shapes or name in loaded["missing_keys"]:
+            new.append(name)
+            continue
+        else:
+            continue
+        raise ConfigError(
+            f"config.json does not fit the weights: {found}; expected the config.json"
+            " that they were saved with; copy the folder again",
+            path=place,
+        )
+    return new
+
+
+def renew_classifier(model: PreTrainedModel, new: Collection[str]) -> list[str]:
+    """Make the layer that gives the classes new, as far as it is not in ``new``.
+
+    Its weights are normal, its bias is zero: as transformers itself starts most.
+
+    Returns:
+        the names of the weights that this made new.
+    """
+    classes = model.config.num_labels
+    spread = getattr(model.config, "initializer_range", 0.02)
+    renewed = []
+    for layer, module in model.named_modules():
+        ends_here = getattr(module, "out_features", None) == classes
+        if not ends_here or in_body(model, layer):
+            continue
+        for part, weight in module.named_parameters(prefix=layer):
+            if part not in new:
+                torch.nn.init.normal_(weight, std=spread if weight.ndim > 1 else 0)
+                renewed.append(part)
+    return renewed
+
+
+def say_loaded(
+    model: PreTrainedModel, new: list[str], unused: Iterable[str], note: str = ""
+) -> None:
+    """Tell what was loaded, what is new, and what of the file was left."""
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    say(f"model      {type(model).__name__}, {size:.1f} M parameters")
+    if new:
+        say(f"           new weights, to be trained: {modules(new)}")
+    if note:
+        say(f"           {note}")
+    left = [n for n in unused if in_body(model, n) and "pooler" not in n]
+    others = set(unused) - set(left)
+    if others:
+        say(f"           weights of the file not used here: {modules(others)}")
+    if left:
+        warn(f"config.json leaves out weights of the model's body: {modules(left)}")
+
+
+def modules(names: Iterable[str]) -> str:
+    """Return the modules that hold weights, each layer of a stack as one, in short."""
+    found = set()
+    for name in names:
+        parts = name.split(".")[:-1] or [name]
+        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+        found.add(".".join(parts[: numbers[0] + 1] if numbers else parts))
+    return _listed(
+        [m for m in sorted(found) if not any(m.startswith(f"{o}.") for o in found)]
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    more = len(names) - _MOST
+    shown = ", ".join(list(names)[:_MOST])
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
+    """Let a new masked-LM head start from what the encoder's states already say.
+
+    Its square layers, random otherwise, stand between the encoder and the tied word
+    embeddings. With ``start_from_frequencies``, one epoch of the default run reached
+    perplexity 130 on validation; 177 with the frequencies alone; two epochs of a
+    random head 124.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name in new:
+        weight = weights.get(name)
+        if weight is None or in_body(model, name):
+            continue
+        if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
+            torch.nn.init.eye_(weight)
+
+
+class _FullPrecision(torch.nn.Linear):
+    """A layer that autocast does not round: bf16 has steps of 0.5 at a rating of 80."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.to(self.weight.dtype))
+
+
+def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
+    """Let the output of a regression have full precision; else do nothing.
+
+    The bias of a new head is set to the mean of the training ``labels``: AdamW moves a
+    weight by little more than the learning rate a step, which is far from a rating of
+    80. A head whose bias is zero is new; others stay as they are.
+    """
+    outputs = [
+        module
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear
+        and module.out_features == 1
+        and not in_body(model, name)
+    ]
+    if model.config.problem_type != REGRESSION or not outputs:
+        return
+    outputs[-1].__class__ = _FullPrecision
+    bias = outputs[-1].bias
+    if train is None or bias is None or bias.any():
+        return
+    mean = float(np.mean(train["labels"][:]))
+    with torch.no_grad():
+        bias.fill_(mean)
+    say(f"           the new head starts at the mean training label, {mean:.4g}")
+
+
+def start_from_frequencies(model: PreTrainedModel, blocks: Dataset | Stream) -> None:
+    """Set the output bias of a new masked-LM head to the log frequency of each token.
+
+    A head whose bias is all zero is new; others, and heads without bias, stay as they
+    are. Counts are those in ``input_ids`` of ``blocks``, plus one.
+    """
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is None or bias.any():
+        return
+    counts = torch.ones(len(bias), dtype=torch.float64)
+    if isinstance(blocks, Dataset):
+        parts = blocks.select_columns(["input_ids"]).with_format("numpy").iter(1000)
+    else:  # of a stream, its first blocks
+        in_order = islice(blocks.in_order(), _FIRST_BLOCKS)
+        first = [block["input_ids"] for block in in_order]
+        parts = iter([{"input_ids": first}])
+    for part in parts:
+        ids = np.concatenate(list(part["input_ids"]))
+        counts += torch.from_numpy(np.bincount(ids, minlength=len(bias)))
+    with torch.no_grad():
+        bias.copy_((counts / counts.sum()).log())
+    say("the new head's bias starts at the token frequencies of the training data")

@@ -1,0 +1,1 @@
+"""The folder of a run: what ran, what came of it, and the model."""

@@ -1,0 +1,67 @@
+"""What lies in llmft's cache folder, and taking it away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmft.errors import ConfigError, nearest
+from llmft.sources import catalog
+
+# The folders of the cache, and what each is good for.
+PARTS = {
+    "assets": "downloaded models and data",
+    "unpacked": "models unpacked from downloads",
+    "read": "data as read, memory-mapped while training",
+    "tokenized": "token ids of data",
+    "hardware": "measurements of this machine",
+    "metrics": "locks of metrics",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of the cache.
+
+    Attributes:
+        entries: what it holds, by path. size: bytes of all its files.
+    """
+
+    name: str
+    entries: list[Path]
+    size: int
+
+
+def parts() -> list[Part]:
+    """Return the folders of the cache, also those that are not there."""
+    found = []
+    for name in PARTS:
+        folder = catalog.cache_home() / name
+        inside = folder.iterdir() if folder.is_dir() else ()
+        entries = sorted(p for p in inside if not p.name.startswith("."))
+        sizes = [p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()]
+        found.append(Part(name, entries, sum(sizes)))
+    return found
+
+
+def clear(names: Sequence[str]) -> list[Part]:
+    """Take away folders of the cache; return what they held.
+
+    What a running process has mapped stays readable for it, except on Windows.
+
+    Raises:
+        ConfigError: a name that is none of ``PARTS``.
+    """
+    for name in names:
+        if name not in PARTS:
+            known = ", ".join(PARTS)
+            near = nearest(name, PARTS)
+            raise ConfigError(f"the cache has no {name!r}; it has {known}{near}")
+    held = [part for part in parts() if part.name in names]
+    for part in held:
+        folder = catalog.cache_home() / part.name
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    return held

@@ -1,0 +1,1 @@
+"""What one task needs beyond the packages below."""

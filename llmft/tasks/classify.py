@@ -1,0 +1,183 @@
+"""What follows from what labels are: one class, several, or a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from llmft.config.rules import Arguments
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read.store import Source
+from llmft.errors import ConfigError, LabelError
+from llmft.machine.choose import Choice
+from llmft.metrics import classes, multilabel, regression
+from llmft.model import load
+from llmft.sources.hub import Located
+from llmft.train.class_weights import weights_choice
+
+METRICS = {
+    SINGLE: classes.CLASSIFICATION,
+    MULTI: multilabel.METRICS,
+    REGRESSION: regression.METRICS,
+}
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+# What may be asked for before the labels are known.
+ALL_METRICS = {name: up for of in METRICS.values() for name, up in of.items()}
+
+
+def check(values: dict[str, Any]) -> list[str]:
+    """Return what does not fit together in the arguments of a classifier."""
+    problems = []
+    weighs = values["class_weights"] != ["none"]
+    if weighs and not values["do_train"]:
+        problems.append("class_weights is of training: add --do_train")
+    if weighs and values["problem_type"] == REGRESSION:
+        problems.append("class_weights is of classes, problem_type is regression")
+    problems += check_labels(values["label_delimiter"], values["problem_type"])
+    if values["stride"] and values["long_text"] != "split":
+        problems.append("stride is of long_text split: add --long_text split")
+    if values["text_pair_column_name"] and values["long_text"] == "split":
+        problems.append(
+            "long_text split is for single texts, not for pairs (text_pair_column_name)"
+        )
+    return problems
+
+
+def check_labels(label_delimiter: str | None, problem_type: str | None) -> list[str]:
+    """Return what does not fit together in how labels are read."""
+    if label_delimiter is None or problem_type in (None, MULTI):
+        return []
+    return [f"label_delimiter is of several labels, problem_type is {problem_type}"]
+
+
+def follow_model(args: Arguments, located: Located) -> str | None:
+    """Read labels as a model has them that is not trained any further.
+
+    Returns:
+        its problem type; None for one that will be trained.
+    """
+    if args.training.do_train:
+        return None
+    made_for = load.problem_type(located)
+    if args.data.problem_type is None and made_for != SINGLE:
+        args.data.problem_type = made_for
+        args.origins["problem_type"] = "follows: the model"
+    return made_for
+
+
+def settle(
+    args: Arguments,
+    sources: Mapping[str, Source],
+    made_for: str | None,
+) -> str:
+    """Return the problem type of a run, and set the arguments that follow from it.
+
+    Args:
+        sources: the data by split.
+        made_for: the problem type of a model that is not trained any further.
+
+    Raises:
+        LabelError: labels of two kinds.
+        ConfigError: arguments that are for labels of another kind.
+    """
+    kinds = {
+        f"{split} ({source.name})": source.problem_type
+        for split, source in sources.items()
+        if source.problem_type is not None
+    }
+    if made_for is not None:
+        kinds["the model"] = made_for
+    (first, kind), *others = kinds.items()
+    for other, found in others:
+        if found != kind:
+            raise LabelError(
+                f"the labels of {first} are {kind}, those of {other} {found}",
+                "expected the same kind everywhere",
+                "write them alike, or say what they are with --problem_type",
+            )
+    data, training = args.data, args.training
+    if data.problem_type is None and kind != SINGLE:
+        data.problem_type = kind
+        args.origins["problem_type"] = "follows: the labels"
+    problems = []
+    if kind != SINGLE and training.label_smoothing_factor:
+        problems.append(f"label_smoothing_factor does not work with {kind}")
+    if kind == REGRESSION and data.class_weights != ["none"]:
+        problems.append("class_weights is of classes, the labels are numbers")
+    best = training.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in METRICS[kind]:
+        has = ", ".join(METRICS[kind])
+        problems.append(f"metric_for_best_model is {best}, {kind} has {has}")
+    if problems:
+        raise ConfigError(*problems)
+    return str(kind)
+
+
+def compute_metrics(
+    problem_type: str, threshold: float
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return what measures predictions of ``problem_type``."""
+    if problem_type == MULTI:
+        return partial(multilabel.multi_label_metrics, threshold=threshold)
+    if problem_type == REGRESSION:
+        return regression.regression_metrics
+    return classes.classification_metrics
+
+
+def choices(
+    data: Any, labels: LabelNames, weights: list[float] | None, train: Dataset | None
+) -> list[Choice]:
+    """Return what to say of labels in the plan, with their ``weights``.
+
+    Args:
+        data: the data arguments. train: the training examples.
+    """
+    weighed = weights_choice(data.class_weights, weights, labels)
+    if labels.problem_type == SINGLE:
+        if train is None or not all(map(_NUMBER.fullmatch, labels.names)):
+            return weighed
+        said = "their names are numbers; --problem_type regression learns them as such"
+        if any("," in name for name in labels.names):
+            said += ", written with a point"
+        return [*weighed, Choice("labels", f"{len(labels.names):,} classes", said)]
+    value, said = labels.problem_type, "as the model was trained"
+    found = None if train is None else np.asarray(train["labels"][:], np.float64)
+    if labels.problem_type == MULTI:
+        value += f", {len(labels.names):,} labels"
+        if found is not None:
+            none = int((found.sum(1) == 0).sum())
+            said = f"{found.sum(1).mean():.3g} an example, {none:,} examples have none"
+    elif found is not None:
+        said = (
+            f"from {found.min():.4g} to {found.max():.4g}, mean {found.mean():.4g},"
+            f" standard deviation {found.std():.4g}"
+        )
+    return [Choice("labels", value, said), *weighed]
+
+
+def kept(data: Any) -> list[str]:
+    """Return the arguments that a command on the model of this run takes over."""
+    names = ["max_seq_length", "text_column_name", "text_pair_column_name"]
+    names += ["label_column_name", "problem_type", "label_delimiter"]
+    names += ["file_format", "encoding", "delimiter"]
+    if data.quoting != "minimal":
+        names.append("quoting")
+    if data.long_text == "split":
+        names += ["long_text", "stride"]
+    if data.problem_type == MULTI:
+        names.append("multi_label_threshold")
+    return names
+
+
+def title(labels: LabelNames) -> str:
+    """Return the first line of the model card."""
+    if labels.problem_type == REGRESSION:
+        return "Text regression"
+    several = "Multi-label text" if labels.problem_type == MULTI else "Text"
+    return f"{several} classifier for {', '.join(labels.names)}"

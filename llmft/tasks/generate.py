@@ -1,0 +1,299 @@
+"""Sampling text, and examples of what a model fills in."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    BatchEncoding,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+
+from llmft.config.fields import GenerationModelArguments
+from llmft.config.rules import ACTIONS, FILES, require_data
+from llmft.console import say
+from llmft.data.tokens.chat import prompt_text
+from llmft.errors import ConfigError, NonFiniteError
+from llmft.machine import detect
+from llmft.model.probes import position_limit
+
+
+def check(v: dict[str, Any]) -> list[str]:
+    """Return what does not fit together where one trains, measures or samples."""
+    problems = []
+    least, most = v["min_new_tokens"], v["max_new_tokens"]
+    if least > most:
+        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    lora = [n for n in v if n.startswith("lora_") and n != "lora_r"]
+    changed = [n for n in lora if v[n] not in (None, 0.0, "merged")]
+    if v["lora_r"] is None and changed:
+        problems.append(f"{', '.join(changed)} without lora_r has no effect")
+    if v["lora_r"] is not None and not v["do_train"]:
+        problems.append("lora_r is of training: add --do_train")
+    columns = [[f"{name}_column_name"] for name in ("text", "messages")]
+    columns += [["prompt_column_name", "completion_column_name"]]
+    given = [" and ".join(pair) for pair in columns if any(v.get(n) for n in pair)]
+    if len(given) > 1:
+        problems.append(f"{', '.join(given)} exclude each other")
+    if {v.get("completion_only_loss"), v.get("assistant_only_loss")} == {True, False}:
+        problems.append("completion_only_loss and assistant_only_loss differ")
+    if any(v[name] for name in ACTIONS):
+        return problems + require_data(v)
+    if v.get("chat_template_path") and not v.get("apply_chat_template"):
+        problems.append("chat_template_path needs --apply_chat_template, or data")
+    problems += [
+        f"{name} is used by --do_train, --do_eval or --do_predict only"
+        for name in ("dataset_name", *FILES)
+        if v[name]
+    ]
+    if not any(text.strip() for text in v["prompt"]):
+        problems.append(
+            'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
+            ' file, add "do_train": true'
+        )
+    return problems
+
+
+class _Terminal(TextStreamer):
+    """Print words as they are written, control characters escaped."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        say(text, end="\n" if stream_end else "")
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Stops at scores that are not numbers; greedy sampling would go on with them."""
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor
+    ) -> torch.FloatTensor:
+        if scores.isnan().any():
+            raise NonFiniteError(
+                "the model's scores for the next token are nan",
+                "expected numbers",
+                "the weights of the model are not finite: use another one",
+            )
+        return scores
+
+
+def generation_config(
+    args: GenerationModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """Return the settings of ``generate`` that the arguments ask for."""
+    sampling: dict[str, Any] = {}
+    if args.do_sample:
+        sampling = {
+            "temperature": args.temperature,
+            "top_k": args.top_k,
+            "top_p": args.top_p,
+        }
+    return GenerationConfig(
+        max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens or None,
+        do_sample=args.do_sample,
+        num_return_sequences=args.num_return_sequences,
+        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        **sampling,
+    )
+
+
+def check_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationModelArguments,
+) -> None:
+    """Raise ConfigError for a prompt without tokens, or too long with its text.
+
+    Also where several texts are asked for that would be the same.
+    """
+    if args.num_return_sequences > 1 and not args.do_sample:
+        raise ConfigError(
+            f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
+            " the texts would be the same; use 1, or do_sample"
+        )
+    limit = position_limit(model)
+    for prompt in args.prompt:
+        length = _inputs(prompt, tokenizer, args)["input_ids"].shape[1]
+        if length == 0:
+            raise ConfigError(f"the prompt {prompt!r} has no tokens")
+        if limit is not None and length + args.max_new_tokens > limit:
+            raise ConfigError(
+                f"a prompt of {length} tokens and max_new_tokens"
+                f" {args.max_new_tokens} exceed the model's {limit} positions"
+            )
+
+
+def _inputs(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, args: GenerationModelArguments
+) -> BatchEncoding:
+    """Return the tokens of a prompt, or with the chat template of a user's turn."""
+    if not args.apply_chat_template:
+        return tokenizer(prompt, return_tensors="pt")
+    said = prompt_text(tokenizer, prompt)  # has its special tokens in it
+    return tokenizer(said, add_special_tokens=False, return_tensors="pt")
+
+
+def sample(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationModelArguments,
+    seed: int,
+    *,
+    stream: bool = False,
+) -> list[list[str]]:
+    """Continue each prompt; the same seed gives the same texts.
+
+    Args:
+        stream: print each text as it is written (one text a prompt only).
+
+    Returns:
+        for each prompt, ``num_return_sequences`` texts, prompt included; with the chat
+        template both, each after the name of its role.
+
+    Raises:
+        ConfigError: see ``check_prompts``.
+    """
+    check_prompts(model, tokenizer, args)
+    config = generation_config(args, tokenizer)
+    model.eval()
+    texts = []
+    started, written = time.perf_counter(), 0
+    for prompt in args.prompt:
+        inputs = _inputs(prompt, tokenizer, args)
+        chat, before = bool(args.apply_chat_template), inputs["input_ids"].shape[1]
+        turns = f"[user] {prompt} [assistant] " if chat else ""
+        set_seed(seed)
+        live = stream and args.num_return_sequences == 1
+        streamer = None
+        if live:
+            say(turns, end="")
+            streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
+        with torch.inference_mode():
+            ids = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_RefuseNaN()]),
+                streamer=streamer,
+            )
+        new = ids[:, before:]
+        written += sum(_length(row, tokenizer.eos_token_id) for row in new)
+        shown = tokenizer.batch_decode(new if chat else ids, skip_special_tokens=True)
+        texts.append([turns + text for text in shown])
+        if stream and not live:
+            for number, text in enumerate(texts[-1], 1):
+                say(f"[{number}] {text}")
+        if stream:
+            say()
+    if stream:
+        rate = written / (time.perf_counter() - started)
+        peak = detect.peak_rss_bytes() / 2**20
+        say(f"written    {written} tokens, {rate:.2f} tokens/s, {peak:.0f} MiB peak")
+    return texts
+
+
+def show(before: list[list[str]], after: list[list[str]]) -> None:
+    """Print the texts of each prompt; ``before`` is empty where nothing was trained."""
+    for prompt in range(len(after)):
+        say()
+        for name, texts in (("before", before), ("after", after)):
+            group = texts[prompt] if texts else []
+            for number, text in enumerate(group, 1):
+                which = f" [{number}]" if len(group) > 1 else ""
+                said = f"{name if before else 'written'}{which}"
+                say(f"{said:<10} {text}")
+
+
+def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
+    """Return the number of tokens up to the first eos, which shorter rows end with."""
+    if eos_token_id is None or eos_token_id not in ids:
+        return len(ids)
+    return int((ids == eos_token_id).int().argmax()) + 1
+
+
+def cloze_examples(
+    data: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    seed: int,
+    max_length: int,
+) -> list[tuple[str, str]]:
+    """Return (text with one word masked, the word) for the start of ``count`` texts.
+
+    Only words that are a single token are masked, so that one guess can be right.
+    Each text is cut to 18 words and ``max_length`` tokens.
+    """
+    if data is None:
+        return []
+    texts = data["text"][:]
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    examples: list[tuple[str, str]] = []
+    for i in order:
+        if len(examples) == count:
+            break
+        words = texts[i].split()[:18]
+        while len(_ids(words, tokenizer)) > max_length:
+            words.pop()
+        if len(words) < 6:
+            continue
+        places = [
+            w
+            for w, word in enumerate(words)
+            if word.isalpha() and len(word) > 3 and _is_one_token(word, tokenizer)
+        ]
+        if places:
+            place = random.Random(f"{seed}/{i}").choice(places)
+            word = words[place]
+            words[place] = str(tokenizer.mask_token)
+            ids = _ids(words, tokenizer)
+            # A mask can change how its neighbours split; a text can hold its own.
+            if len(ids) <= max_length and ids.count(tokenizer.mask_token_id) == 1:
+                examples.append((" ".join(words), word))
+    if len(examples) < count:
+        say(
+            f"{len(examples)} of {count} fill-mask examples: no other text begins with"
+            f" 6 to 18 words in {max_length} tokens, one of them a token by itself"
+        )
+    return examples
+
+
+def _ids(words: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(" ".join(words), verbose=False)["input_ids"]
+
+
+def _is_one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def fill_masks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[tuple[str, str]],
+    top: int = 3,
+) -> list[str]:
+    """Return the ``top`` guesses for each of ``cloze_examples``, likeliest first."""
+    model.eval()
+    guesses = []
+    for text, _ in examples:
+        inputs = tokenizer(text, return_tensors="pt")
+        (place,) = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
+        with torch.inference_mode():
+            logits = model(**inputs).logits[0, int(place)]
+        best = logits.topk(top).indices.tolist()
+        guesses.append(", ".join(str(tokenizer.decode([i])).strip() for i in best))
+    return guesses

@@ -1,0 +1,187 @@
+"""``llmft data``: what is in the files, what a run will make of it, what helps."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmft import __version__
+from llmft.config.fields import ClassificationDataArguments, ModelArguments
+from llmft.config.parse import Text, convert, fields_of
+from llmft.console import say, table
+from llmft.data.look.findings import Report, examine
+from llmft.data.read.columns import Columns
+from llmft.data.read.delimited import Reading
+from llmft.data.read.files import is_pipe
+from llmft.data.read.store import Source, read_file
+from llmft.errors import ConfigError, DataError, escape
+from llmft.files import write_text
+from llmft.model import load
+from llmft.tasks.classify import check_labels
+
+_ALL = 2**31 - 1  # bad rows
+_BAR = 40  # characters of the longest bar
+_NUMBER = re.compile(r"[\d,.]+( %)?")
+_TARGETS = (".html", ".htm")
+
+
+def report_data(
+    files: Sequence[str], flags: Mapping[str, Any], target: str | None
+) -> None:
+    """Read the files, print the report and, with a target, write it as HTML.
+
+    Args:
+        files: each is a part of its own, by its name.
+        flags: raw values of data arguments, and ``model_name_or_path``; None where
+            not given.
+
+    Raises:
+        ConfigError: a value is not what it should be, or no file is named.
+        DataError: the files cannot be read; or, after the report, a row is bad.
+    """
+    model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
+    args = _arguments(flags)
+    named = [(name, name) for name in files]
+    for split in ("train", "validation", "test"):
+        if file := getattr(args, f"{split}_file"):
+            named.append((split, file))
+    parts = dict(named)
+    if len(parts) < len(named):
+        raise ConfigError(f"a file named twice: {', '.join(name for name, _ in named)}")
+    if not parts:
+        raise ConfigError("no file named: llmft data FILE..., or --train_file FILE")
+    if target is not None and Path(target).suffix.lower() not in _TARGETS:
+        raise ConfigError(f"html is {target!r}, expected a name that ends in .html")
+    columns = Columns(
+        args.text_column_name,
+        args.label_column_name,
+        needs_label=True,
+        label_optional=args.label_column_name is None,
+        text_pair=args.text_pair_column_name,
+        problem_type=args.problem_type,
+        label_delimiter=args.label_delimiter,
+    )
+    reading = Reading.of(args)
+    tokenizer = None
+    if model.model_name_or_path:
+        located = load.locate(model, "causal-lm")
+        tokenizer = load.load_tokenizer(located, model, "causal-lm")
+    faults: list[DataError] = []
+    sources = {
+        name: _read(file, columns, reading, faults) for name, file in parts.items()
+    }
+    report = examine(sources, tokenizer, args.max_seq_length)
+    say(as_text(report))
+    if target is not None:
+        write_text(Path(target), as_html(report, f"Data: {', '.join(sources)}"))
+        say(f"\nwritten to {target}")
+    for fault in faults:
+        raise fault
+
+
+def _read(
+    name: str, columns: Columns, reading: Reading, faults: list[DataError]
+) -> Source:
+    """Read the good rows of a file; add to ``faults`` what a run would say."""
+    try:
+        return read_file(name, columns, reading)
+    except DataError as fault:
+        if fault.line is None or reading.max_bad_rows or is_pipe(name):
+            raise
+        try:
+            source = read_file(name, columns, replace(reading, max_bad_rows=_ALL))
+        except DataError:
+            raise fault from None
+        faults.append(fault)
+        return source
+
+
+def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
+    """Return data arguments from raw values, checked as those of a recipe."""
+    fields, values, problems = fields_of([ClassificationDataArguments]), {}, []
+    for name, raw in flags.items():
+        if raw is None or name not in fields:
+            continue
+        field, hint = fields[name]
+        try:
+            values[name] = convert(name, Text((raw,)), hint, field.metadata["range"])
+        except ValueError as error:
+            problems.append(f"{name} is {raw!r}, expected {error}")
+    kind = values.get("problem_type")
+    problems += check_labels(values.get("label_delimiter"), kind)
+    if problems:
+        raise ConfigError(*problems)
+    return ClassificationDataArguments(**values)
+
+
+def as_text(report: Report) -> str:
+    """Return the report for a terminal."""
+    shown = []
+    for section in report.sections:
+        header, rows = list(section.header), [[*map(str, r)] for r in section.rows]
+        for i in range(len(header)):
+            if all(_NUMBER.fullmatch(row[i]) for row in rows):
+                widest = max((len(row[i]) for row in rows), default=0)
+                for row in rows:
+                    row[i] = row[i].rjust(widest)
+        if section.bars:
+            scale = _BAR / (max(section.bars) or 1)
+            bars = ["#" * max(1, round(n * scale)) if n else "" for n in section.bars]
+            rows = [[*row, bar] for row, bar in zip(rows, bars, strict=True)]
+            header.append("")
+        shown.append(f"{escape(section.title)}\n{table(rows, header)}")
+    for finding in report.findings:
+        lines = [f"{finding.level}: {finding.what}", finding.where, finding.meaning]
+        shown.append("\n    ".join(escape(line) for line in lines if line))
+    if not report.findings:
+        shown.append("nothing odd was found")
+    return "\n\n".join(shown)
+
+
+def as_html(report: Report, title: str) -> str:
+    """Return the report as one HTML file: no script, nothing from elsewhere."""
+    body = [f"<h1>{_safe(title)}</h1>"]
+    body += [
+        f'<p class="{finding.level}"><b>{finding.level}: {_safe(finding.what)}</b><br>'
+        f"{_safe(finding.meaning)}<br><code>{_safe(finding.where)}</code></p>"
+        for finding in report.findings
+    ] or ["<p>nothing odd was found</p>"]
+    for section in report.sections:
+        body.append(f"<h2>{_safe(section.title)}</h2><table><tr>")
+        body += [f"<th>{_safe(name)}</th>" for name in section.header]
+        body.append("</tr>")
+        longest = max(section.bars, default=0)
+        for i, row in enumerate(section.rows):
+            cells = "".join(f"<td>{_safe(cell)}</td>" for cell in row)
+            if section.bars:
+                part = f'value="{section.bars[i]:g}" max="{longest:g}"'
+                cells += f"<td><meter {part}></meter></td>"
+            body.append(f"<tr>{cells}</tr>")
+        body.append("</table>")
+    return _PAGE.format(title=_safe(title), body="\n".join(body), version=__version__)
+
+
+def _safe(value: object) -> str:
+    return html.escape(escape(value))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title><style>
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
+ padding: 0 1em }}
+table {{ border-collapse: collapse }} h2 {{ font-size: 1.1em; margin-top: 2em }}
+td, th {{ padding: .15em .8em .15em 0; text-align: left; vertical-align: top }}
+meter {{ width: 20em }} code {{ overflow-wrap: anywhere }}
+p {{ border-left: .3em solid #888; padding-left: .7em }}
+.error {{ border-color: #c00 }} .warning {{ border-color: #e90 }}
+</style></head><body>
+{body}
+<p>llmft {version}</p></body></html>
+"""

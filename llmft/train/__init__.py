@@ -1,0 +1,1 @@
+"""Losses, the one Trainer subclass, what hooks into it, and checkpoints."""

@@ -1,0 +1,258 @@
+"""What hooks into Trainer: progress, the log, the masks' epoch, the best checkpoint."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llmft.console import say, stopped_by, warn
+from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.files import to_json
+from llmft.train.trainer import LlmftTrainer
+
+_REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
+
+
+class Progress(ProgressCallback):
+    """One bar with loss, samples/s and the remaining time."""
+
+    training_bar: Any
+    prediction_bar: Any
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self.training_bar = tqdm(
+            total=state.max_steps,
+            desc="training",
+            unit="step",
+            mininterval=_REDRAW_SECONDS,
+            dynamic_ncols=True,
+        )
+        self.current_step = 0
+        self._started, self._first_step = time.perf_counter(), state.global_step
+        self.training_bar.update(state.global_step)
+        self.current_step = state.global_step
+        self._shown: dict[str, str] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance the bar and its samples/s."""
+        steps = state.global_step - self._first_step
+        examples = steps * args.train_batch_size * args.gradient_accumulation_steps
+        seconds = time.perf_counter() - self._started
+        self._shown["samples/s"] = f"{examples / seconds:.1f}"
+        self.training_bar.set_postfix(self._shown, refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        eval_dataloader: Any = None,
+        **kw: Any,
+    ) -> None:
+        """Advance the bar of an evaluation."""
+        if self.prediction_bar is None:
+            self.prediction_bar = tqdm(
+                total=len(eval_dataloader),
+                desc="evaluating",
+                unit="batch",
+                leave=False,
+                mininterval=_REDRAW_SECONDS,
+                dynamic_ncols=True,
+            )
+        self.prediction_bar.update(1)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Show the loss in the bar, and each evaluation on a line of its own."""
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self._shown["loss"] = f"{logs['loss']:.3f}"
+        evaluated = {
+            name.removeprefix("eval_"): f"{value:.4g}"
+            for name, value in logs.items()
+            if name.startswith("eval_") and not _is_bookkeeping(name)
+        }
+        if evaluated:
+            said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
+            with tqdm.external_write_mode():  # takes the bars away meanwhile
+                say(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
+
+    def close(self) -> None:
+        """Leave the bars as they are, so that what is said next has its own line."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+
+
+def _is_bookkeeping(name: str) -> bool:
+    endings = ("_stderr", "_runtime", "_per_second", "_time", "_n")
+    return name.endswith(endings)
+
+
+class MetricsLog(TrainerCallback):
+    """Append every logged event to ``metrics.jsonl`` as strict JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Write one line; values that are not finite become null."""
+        event = {
+            "step": state.global_step,
+            "time": round(time.time(), 3),
+            **(logs or {}),
+        }
+        line = to_json({name: finite(value) for name, value in event.items()})
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return None for NaN and infinity, anything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MaskEpoch(TrainerCallback):
+    """Tell the collator the epoch, on which its masks depend."""
+
+    def __init__(self, collator: LanguageModelingCollator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Set the epoch, counted from 0."""
+        self.collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+
+class StopOnSignal(TrainerCallback):
+    """End training after Ctrl-C or SIGTERM also where their exception got lost."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise it again."""
+        if stopped := stopped_by():
+            raise stopped
+
+
+class BestCheckpoint(TrainerCallback):
+    """Say which checkpoint the model is from at the end."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Find the best one of a resumed run again; its folder may have moved."""
+        if not state.best_global_step or state.best_model_checkpoint:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if folder.is_dir():
+            state.best_model_checkpoint = str(folder)
+        elif args.load_best_model_at_end:
+            warn(
+                f"{folder}, the best so far, is gone: the run ends with its last model"
+                " unless a better one follows"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Name the best checkpoint, which Trainer has loaded by now."""
+        if args.early_stopping_patience and state.global_step < state.max_steps:
+            name = args.metric_for_best_model.removeprefix("eval_")
+            at = f"step {state.global_step:,} of {state.max_steps:,}"
+            say(
+                f"stopped    at {at}: {name} did not improve in"
+                f" {args.early_stopping_patience} evaluations"
+                " (early_stopping_patience, early_stopping_threshold)"
+            )
+        if not args.load_best_model_at_end:
+            return
+        if not state.best_model_checkpoint:
+            say("best       no checkpoint was measured: the model is the last one")
+            return
+        epochs = [
+            event["epoch"]
+            for event in state.log_history
+            if event.get("step") == state.best_global_step and "epoch" in event
+        ]
+        epoch = f" (epoch {epochs[-1]:.3g})" if epochs else ""
+        name = args.metric_for_best_model.removeprefix("eval_")
+        folder = Path(state.best_model_checkpoint).name
+        say(f"best       {folder}{epoch}: {name} {state.best_metric:.4g}")
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """Let a checkpoint at the end of an epoch wait for the evaluation there.
+
+    Saved before, it would know neither what the evaluation says nor how far it moved
+    the random numbers, and a resume would go on otherwise than the run did.
+    """
+
+    _waits = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put off what is due in the last step of an epoch."""
+        whole = abs(state.epoch - round(state.epoch)) < 1e-6
+        if control.should_save and args.eval_strategy == "epoch" and whole:
+            control.should_save, self._waits = False, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have it saved; Trainer evaluates first."""
+        if self._waits:
+            control.should_save, self._waits = True, False
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Counts on, in a resumed run, from where the checkpoint was; or stops there."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Take the count over. Trainer could restore it, with the older patience."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        counted = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        self.early_stopping_patience_counter = counted
+        if counted >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
+    """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run.
+
+    Returns the bars, where they are shown: whoever catches an error closes them.
+    """
+    args: Any = trainer.args  # an llmft.config.fields.TrainingArguments
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    progress = None if args.disable_tqdm else Progress()
+    if progress:
+        trainer.add_callback(progress)
+    trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
+    trainer.add_callback(StopOnSignal())
+    trainer.add_callback(SaveAfterEvaluation())
+    trainer.add_callback(BestCheckpoint())
+    if trainer.pop_callback(TensorBoardCallback):
+        tensorboard = TensorBoardCallback()
+        tensorboard.logging_dir = str(run / "logs")
+        trainer.add_callback(tensorboard)
+    if isinstance(trainer.data_collator, LanguageModelingCollator):
+        trainer.add_callback(MaskEpoch(trainer.data_collator))
+    if args.do_train and args.early_stopping_patience is not None:
+        trainer.add_callback(
+            EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)
+        )
+    return progress

@@ -1,0 +1,230 @@
+"""Losses that compute only what training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
+from llmft.data.tokens.collate import IGNORED
+
+# Logits that are held at a time: 134 MB in fp32.
+LOGITS = 2**25
+
+
+def labelled_cross_entropy(
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    head: nn.Linear | None = None,
+) -> torch.Tensor:
+    """Return the cross entropy per label over the whole accumulated batch.
+
+    The losses inside BertForMaskedLM and BertForSequenceClassification are means over
+    one micro-batch that Trainer takes for already scaled: with accumulation the
+    gradient is then that many times too large.
+
+    Args:
+        values: logits, or with ``head`` its inputs, as ``labelled_rows`` takes them.
+        labels: int64, -100 where there is none.
+        num_items_in_batch: labels in all micro-batches of the step; None: in this.
+        label_smoothing: as in ``torch.nn.functional.cross_entropy``; not with ``head``.
+        head: the output layer, of whose logits only a few rows are ever held.
+
+    Returns:
+        a scalar; 0 with zero gradients where nothing is labelled.
+    """
+    rows, wanted = labelled_rows(values, labels)
+    count = len(wanted) if num_items_in_batch is None else num_items_in_batch
+    count = max(int(count), 1)
+    if head is None:
+        total = nn.functional.cross_entropy(
+            rows.float(), wanted, reduction="sum", label_smoothing=label_smoothing
+        )
+        return total / count
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else rows.dtype
+    parameters = (head.weight, head.bias, wanted, 1 / count, dtype)
+    return _ChunkedCrossEntropy.apply(rows, *parameters)
+
+
+def label_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    count: torch.Tensor | None = None,
+    problem_type: str = SINGLE,
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the loss of a classifier over the whole accumulated batch.
+
+    It is what torch's ``cross_entropy(weight=...)``, ``BCEWithLogitsLoss(pos_weight=
+    ...)`` and ``mse_loss`` give for all examples of a step at once, which is also what
+    transformers computes, without weights.
+
+    Args:
+        logits: (batch, classes), or (batch, 1) for a regression.
+        labels: as ``ClassificationCollator`` makes them.
+        count: the sum of ``label_count`` over the step; None: of these labels.
+        weights: (classes,): of each class, or its ``pos_weight`` among several labels.
+        label_smoothing: of a single label, as in ``cross_entropy``.
+    """
+    if count is None:
+        count = label_count(labels, problem_type, weights)
+    logits, functional = logits.float(), nn.functional
+    if problem_type == REGRESSION:
+        total = functional.mse_loss(logits[:, 0], labels, reduction="sum")
+    elif problem_type == MULTI:
+        total = functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="sum"
+        )
+    else:
+        total = functional.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
+        )
+    return total / count
+
+
+def label_count(
+    labels: torch.Tensor, problem_type: str, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Return what the summed loss of ``labels`` is divided by to be torch's mean.
+
+    The sum of the weights of their classes, where a text has one class and classes
+    have weights; otherwise the labels, of which a text may have several.
+    """
+    if weights is not None and problem_type == SINGLE:
+        return weights[labels].sum()
+    return torch.tensor(float(labels.numel()))
+
+
+def labelled_rows(
+    values: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the values of shape (labels, size) and the labels that they predict.
+
+    Args:
+        values: (batch, size), (batch, length, size), or what comes of
+            ``narrow.labelled_positions_only``.
+        labels: (batch,) or (batch, length), int64, -100 where there is none.
+    """
+    keep = labels != IGNORED
+    wanted = labels[keep]
+    if values.shape[:-1] != labels.shape:
+        return values[: len(wanted)], wanted
+    return values.flatten(0, -2) if keep.all() else values[keep], wanted
+
+
+def token_statistics(
+    values: torch.Tensor, labels: torch.Tensor, head: nn.Linear | None = None
+) -> torch.Tensor:
+    """Reduce the logits of a batch to what ``metrics.classes.TokenPrediction`` needs.
+
+    So an evaluation never keeps logits.
+
+    Args:
+        values, head: as ``labelled_cross_entropy`` takes them.
+        labels: (batch, length), -100 where there is none.
+
+    Returns:
+        float64 of shape (batch, 3): summed negative log-likelihood, labelled
+        tokens, right guesses.
+    """
+    rows, wanted = labelled_rows(values, labels)
+    owner = (labels != IGNORED).nonzero()[:, 0]
+    sums = torch.zeros(len(labels), 3, dtype=torch.float64)
+    for part in _parts(rows, rows.shape[-1] if head is None else head.out_features):
+        logits = rows[part]
+        if head is not None:  # not by a call, which may have hooks
+            logits = nn.functional.linear(logits, head.weight, head.bias)
+        sums.index_add_(0, owner[part], _token_columns(logits, wanted[part]))
+    return sums
+
+
+def _token_columns(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return float64 (tokens, 3): negative log-likelihood, 1, and whether it is right.
+
+    Args:
+        logits: (tokens, vocabulary). wanted: (tokens,), the right ids.
+    """
+    nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+    right = logits.argmax(-1) == wanted
+    return torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()], 1)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of a linear layer, ``LOGITS`` logits at a time.
+
+    Gradients are made together with the loss, while the logits are there. Products
+    are in ``dtype``, sums in float32. torch's own ``linear_cross_entropy`` also sums
+    in bf16: its loss was 9 % off for 32,768 tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        wanted: torch.Tensor,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Return ``scale`` times the sum, over ``rows`` of shape (n, hidden).
+
+        ``weight`` has shape (classes, hidden), ``wanted`` (n,).
+        """
+        inputs, matrix = rows.detach().to(dtype), weight.detach().to(dtype)
+        total = torch.zeros((), dtype=torch.float64)
+        of_rows = torch.empty_like(inputs)
+        of_weight = None
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        for part in _parts(inputs, len(weight)):
+            logits = _linear(inputs[part], matrix, bias).float()
+            torch.log_softmax(logits, -1, out=logits)
+            chosen = wanted[part, None]
+            total -= logits.gather(1, chosen).sum(dtype=torch.float64)
+            slope = logits.exp_()
+            slope.scatter_add_(1, chosen, slope.new_full(chosen.shape, -1.0))
+            if of_bias is not None:
+                of_bias.add_(slope.sum(0), alpha=scale)
+            slope = slope.to(dtype)
+            torch.mm(slope, matrix, out=of_rows[part])
+            if not ctx.needs_input_grad[1]:
+                continue
+            scaled = inputs[part] * scale
+            if of_weight is None:  # no zeros to write and to read
+                of_weight = (slope.T @ scaled).to(weight.dtype)
+            elif dtype == weight.dtype:
+                of_weight.addmm_(slope.T, scaled)
+            else:
+                of_weight += slope.T @ scaled
+        ctx.gradients = (of_rows.to(rows.dtype).mul_(scale), of_weight, of_bias)
+        return (total * scale).float()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        """Scale the gradients; they are used up."""
+        found = ctx.gradients
+        if slope != 1:
+            found = [None if g is None else g.mul_(slope) for g in found]
+        del ctx.gradients
+        return (*found, None, None, None)
+
+
+def _parts(rows: torch.Tensor, classes: int) -> Iterator[slice]:
+    """Yield parts of ``rows`` with ``LOGITS`` logits each, at least one part."""
+    size = max(LOGITS // classes, 1)
+    for start in range(0, max(len(rows), 1), size):
+        yield slice(start, start + size)
+
+
+def _linear(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    bias = None if bias is None else bias.detach().to(rows.dtype)
+    return nn.functional.linear(rows, weight, bias)

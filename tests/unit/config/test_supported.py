@@ -1,0 +1,139 @@
+"""Every setting of transformers is taken or refused before a run folder is made."""
+
+import shlex
+
+import pytest
+
+from llmft.config.fields import (
+    LanguageModelingDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.parse import fields_of
+from llmft.config.rules import parse
+from llmft.config.supported import REFUSED
+from llmft.errors import ConfigError
+
+
+def read(flags):
+    return parse(
+        ["--do_train", *shlex.split(flags)],
+        ModelArguments,
+        LanguageModelingDataArguments,
+        description="",
+        metrics={"loss": False, "accuracy": True},
+    )
+
+
+def test_what_is_refused_is_a_setting_of_transformers():
+    assert REFUSED.keys() <= fields_of([TrainingArguments]).keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--deepspeed x.json", "deepspeed is for several processes, and llmft trains"),
+        ("--fsdp full_shard", "fsdp is for several processes"),
+        ("--local_rank 0", "local_rank is for several processes"),
+        ("--accelerator_config x", "accelerator_config is for several processes"),
+        ("--hub_model_id x", "hub_model_id is of push_to_hub, which llmft does not do"),
+        ("--use_liger_kernel", "use_liger_kernel needs a GPU"),
+        ("--batch_eval_metrics", "batch_eval_metrics does not fit the metrics of"),
+        ("--eval_do_concat_batches false", "eval_do_concat_batches does not fit"),
+        ("--prediction_loss_only", "prediction_loss_only does not fit the metrics"),
+        ("--label_names a", "label_names does not fit the metrics of llmft"),
+        ("--remove_unused_columns", "would take columns that the collators need"),
+        ("--dataloader_drop_last", "would leave examples out, also of an evaluation"),
+        ("--bf16_full_eval", "would leave the model in that precision; use precision"),
+        ("--enable_jit_checkpoint", "would end a run that SIGTERM stops as if it were"),
+        ("--auto_find_batch_size", "would start again with weights already trained"),
+        ("--train_sampling_strategy x", "expected one of random, sequential, group_by"),
+        ("--include_num_input_tokens_seen x", "expected one of all, non_padding, no"),
+        ("--log_level loud", "log_level is loud, expected one of debug, info,"),
+        ("--optim galore_adamw", "optim galore_adamw does not work with llmft"),
+        ("--optim_args momentum=2", "optim_args has no effect on optim adamw_torch_fu"),
+        (
+            "--lr_scheduler_type constant --lr_scheduler_kwargs '{\"a\": 1}'",
+            "lr_scheduler_kwargs has no effect on lr_scheduler_type constant",
+        ),
+        ("--report_to foo", "report_to: foo is not supported, only azure_ml,"),
+        ("--optim_args a --optim sgd", "optim, lr_scheduler_type or their arguments: "),
+        ("--optim sgd --optim_args momentum=x", "could not convert string to float"),
+        (
+            "--lr_scheduler_kwargs '{\"a\": 1}'",
+            "got an unexpected keyword argument 'a'",
+        ),
+        ("--lr_scheduler_kwargs a.json", "is a.json, expected a JSON object"),
+        (
+            '--lr_scheduler_type cosine --lr_scheduler_kwargs \'{"num_cycles":"x"}\'',
+            "optim, lr_scheduler_type or their arguments: could not convert string",
+        ),
+        ("--lr_scheduler_type warmup_stable_decay", "missing 1 required positional"),
+        (
+            "--lr_scheduler_type polynomial --lr_scheduler_kwargs '{\"lr_end\": 1}'",
+            "lr_end (1) must be smaller than initial lr (5e-05)",
+        ),
+        ("--dataloader_persistent_workers", "persistent_workers option needs num_work"),
+        (
+            "--dataloader_num_workers 1 --dataloader_multiprocessing_context x",
+            "dataloader_num_workers or its companions: multiprocessing_context option",
+        ),
+        (
+            "--activation_checkpointing_kwargs '{\"x\": 1}'",
+            "activation_checkpointing_kwargs: ",
+        ),
+        (
+            '--activation_checkpointing_kwargs \'{"every_n_layers": "x"}\'',
+            "every_n_layers is x, expected a number from 1",
+        ),
+        (
+            "--torch_compile_backend x",
+            "torch_compile_backend or _mode: Invalid back",
+        ),
+        ("--tf32 true", "--tf32 requires Ampere"),
+        ("--logging_steps 1.5", "--logging_steps must be an integer if bigger than 1"),
+    ],
+)
+def test_one_problem_that_names_it(flags, expected):
+    with pytest.raises(ConfigError) as caught:
+        read(flags)
+    (problem,) = caught.value.problems
+    assert expected in problem
+    assert "\n" not in problem
+
+
+def test_a_package_that_is_not_installed():
+    """Named together with other problems, in one message."""
+    with pytest.raises(ConfigError) as caught:
+        read("--report_to wandb --optim adamw_bnb_8bit --seed x")
+    first, optim, tracker = caught.value.problems
+    assert first == "seed is x, expected a whole number"
+    assert "You need to install `bitsandbytes`" in optim
+    assert tracker.startswith("report_to: WandbCallback requires wandb to be installed")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optim adafactor",
+        "--optim sgd --optim_args momentum=0.9",
+        "--optim adagrad",
+        "--optim rmsprop --lr_scheduler_type constant",
+        "--lr_scheduler_type reduce_lr_on_plateau",
+        "--lr_scheduler_type cosine_with_restarts --lr_scheduler_kwargs"
+        " '{\"num_cycles\": 2}'",
+        "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs"
+        " '{\"num_decay_steps\": 5}' --max_steps 20",
+        "--dataloader_num_workers 2 --dataloader_persistent_workers"
+        " --dataloader_prefetch_factor 4",
+        "--activation_checkpointing --activation_checkpointing_kwargs"
+        " '{\"use_reentrant\": true}'",
+        "--report_to none",
+        "--report_to tensorboard",
+        "--train_sampling_strategy batch_rebalance",
+        "--full_determinism --neftune_noise_alpha 5 --label_smoothing_factor 0.1",
+        "--debug underflow_overflow --log_level debug",
+    ],
+)
+def test_what_is_taken(flags):
+    read(flags)

@@ -1,0 +1,157 @@
+"""Each fact of the report, on data whose facts are known."""
+
+import numpy as np
+import pytest
+import tiny
+from datasets import Dataset
+
+from llmft.data.look.findings import ERROR, NOTE, WARNING, examine
+from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.data.read.store import Source
+
+
+def source(texts, labels=None, name="a.csv", kind=None, notes=()):
+    columns = {"text": texts, "file": [0] * len(texts)}
+    columns |= {"line": list(range(2, 2 + len(texts)))}
+    columns |= {"label": labels} if labels is not None else {}
+    return Source(Dataset.from_dict(columns), name, list(notes), (name,), kind)
+
+
+def section(report, title):
+    (found,) = [s for s in report.sections if s.title.startswith(title)]
+    return [list(row) for row in found.rows]
+
+
+def findings(report, level):
+    return [(f.what, f.where) for f in report.findings if f.level == level]
+
+
+def test_rows_and_lengths():
+    texts = ["a" * n for n in range(1, 101)] + ["", " "]
+    report = examine({"train": source(texts, notes=["read as latin-1"])})
+    assert section(report, "rows") == [["train", "102", "5,051", "read as latin-1"]]
+    values = ["0", "1", "25", "50", "75", "95", "99", "100"]
+    assert section(report, "train: characters") == [values]
+    bins = ["0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127"]
+    counts = [1, 2, 2, 4, 8, 16, 32, 37]
+    rows = [list(row) for row in zip(bins, map(str, counts), strict=True)]
+    assert section(report, "train: rows by") == rows
+    assert report.sections[2].bars == counts
+    assert ("rows without text in train: 2", "a.csv:102, a.csv:103") in findings(
+        report, WARNING
+    )
+
+
+def test_tokens_are_counted_and_compared_with_the_limit(wordpiece):
+    texts = ["a film " * n for n in (1, 2, 5, 10)]
+    report = examine({"train": source(texts)}, wordpiece, 8)
+    # [CLS] and [SEP] count.
+    assert section(report, "rows")[0][3] == "44"
+    assert section(report, "train: tokens")[0][0] == "4"
+    assert findings(report, WARNING) == [
+        ("rows of more than 8 tokens in train: 2", "a.csv:4, a.csv:5")
+    ]
+    (found,) = [f for f in report.findings if f.level == WARNING]
+    assert f"leaves out {100 * 18 / 44:.2g} % of all tokens" in found.meaning
+    assert "--max_seq_length 22 holds 99 %" in found.meaning
+
+
+def test_what_is_there_twice():
+    texts = tiny.sentences(50, words=20)
+    train = [*texts[:40], texts[3], texts[4].upper(), texts[5] + " again"]
+    labels = [*"ab" * 20, "a", "b", "b"]
+    test = [*texts[40:], texts[0], texts[1] + "!", texts[2] + " now"]
+    report = examine(
+        {
+            "train": source(train, labels, "a.csv"),
+            "test": source(test, [*"ab" * 5, "a", "b", "a"], "t.csv"),
+        }
+    )
+    assert section(report, "twice") == [
+        ["train", "train", 2, 1, 1],
+        ["test", "test", 0, 0, 0],
+        ["test", "train", 2, 1, 1],
+    ]
+    assert findings(report, ERROR) == [
+        ("rows of test that train has too: 2", "t.csv:12 = a.csv:2, t.csv:13 = a.csv:3")
+    ]
+    assert findings(report, WARNING) == [
+        ("the same text with different labels in train: 1", "a.csv:42 / a.csv:5"),
+        (
+            "rows of train that repeat another: 2 (4.7 %)",
+            "a.csv:42 = a.csv:5, a.csv:43 = a.csv:6",
+        ),
+        ("rows of test that are near one of train: 1", "t.csv:14 = a.csv:4"),
+    ]
+    found = findings(report, NOTE)
+    assert ("rows of train that are near another: 1", "a.csv:44 = a.csv:7") in found
+    alike = "texts alike with different labels in train: 1"  # beside the same text
+    assert (alike, "a.csv:43 / a.csv:6") in found
+
+
+@pytest.mark.parametrize(
+    ("labels", "level", "what"),
+    [
+        (["a"] * 30, ERROR, "a single label in train: 'a'"),
+        (
+            ["yes", "Yes"] * 15,
+            ERROR,
+            "labels that look like one in train: 'Yes' and 'yes'",
+        ),
+        (
+            [*map(str, range(30))],
+            WARNING,
+            "nearly every row of train has a label of its own: 30",
+        ),
+        (["a"] * 27 + ["b"] * 3, NOTE, "90 % of train have the label 'a'"),
+        (
+            ["a"] * 27 + ["b"] * 3,
+            NOTE,
+            "labels with fewer than 10 rows in train: 1",
+        ),
+    ],
+)
+def test_odd_labels(labels, level, what):
+    texts = [f"text {i}x" for i in range(30)]
+    report = examine({"train": source(texts, labels)})
+    assert (what, "") in findings(report, level)
+
+
+def test_balance_is_shown_and_fine_labels_are_not_remarked():
+    texts = [f"text {i}x" for i in range(40)]
+    report = examine({"train": source(texts, [*"aab" * 13, "a"])})
+    assert section(report, "train: labels, 2") == [
+        ["a", "27", "67.5 %"],
+        ["b", "13", "32.5 %"],
+    ]
+    assert report.findings == []
+
+
+def test_scores_and_lists_of_labels():
+    draw = np.random.default_rng(0).normal(size=41)
+    texts = [f"text {i}x" for i in range(41)]
+    scores = [repr(float(value)) for value in draw]
+    report = examine({"train": source(texts, scores, kind=REGRESSION)})
+    values = [f"{np.sort(draw)[at]:.4g}" for at in (0, 20, 40)]
+    assert [section(report, "train: scores")[0][i] for i in (0, 3, 7)] == values
+    several = ['["a","b"]'] * 30 + ['["a"]'] * 11
+    report = examine({"train": source(texts, several, kind=MULTI)})
+    assert section(report, "train: labels, 2")[0][:2] == ['["a","b"]', "30"]
+
+
+def test_classes_of_other_parts():
+    texts = [f"text {i}x" for i in range(30)]
+    train, test = (source(texts, [*"abc"] * 10), source(["q", "r"], ["a", "d"]))
+    report = examine({"train": train, "test": test})
+    assert ("labels of test that train has not: 1", "'d'") in findings(report, ERROR)
+    absent = ("labels of train that test has not: 2", "'b', 'c'")
+    assert absent in findings(report, WARNING)
+
+
+def test_validation_and_test_may_share_rows_at_less_cost():
+    parts = {"validation": source(["one", "two"], ["a", "b"])}
+    parts["test"] = source(["Two"], ["b"], "t.csv")
+    report = examine(parts)
+    assert findings(report, ERROR) == []
+    shared = ("rows of test that validation has too: 1", "t.csv:2 = a.csv:3")
+    assert shared in findings(report, WARNING)

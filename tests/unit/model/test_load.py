@@ -1,0 +1,408 @@
+"""What is loaded, what is refused and with which words."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hub_server import COMMIT, HubServer
+from huggingface_hub import constants
+from torch import nn
+
+from llmft.config.fields import ModelArguments
+from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
+from llmft.model import load as models
+from llmft.model import probes
+from llmft.sources.hub import Located
+
+
+def found(folder):
+    args = ModelArguments(model_name_or_path=str(folder))
+    return models.locate(args, "masked-lm")
+
+
+def load(folder, task, *, tokenizer=None, args=None, **options):
+    args = args or ModelArguments()
+    tokenizer = tokenizer or models.load_tokenizer(found(folder), args, task)
+    return models.load_model(found(folder), args, task, tokenizer, **options)
+
+
+def saved(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def without_special_tokens(folder, *names):
+    """A folder of GPT-2's tokenizer where ``names`` are not set."""
+    saved(folder, tiny.model("gpt2", "causal-lm", 500), tiny.bpe_tokenizer())
+    for path in folder.glob("tokenizer_config.json"):
+        config = json.loads(path.read_text())
+        kept = {k: v for k, v in config.items() if k not in names}
+        path.write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_model_without_mask_token_is_refused_for_masked_lm(tiny_gpt2):
+    with pytest.raises(ConfigError) as caught:
+        models.load_tokenizer(found(tiny_gpt2), ModelArguments(), "masked-lm")
+    assert str(caught.value) == (
+        f"ConfigError: {tiny_gpt2} has no mask token, which masked language modelling"
+        " needs: choose a masked model such as distilbert-base-uncased, or"
+        " recipes/generate.py for this one"
+    )
+
+
+def test_padding_with_eos_is_said(tiny_gpt2, tiny_bert, capsys):
+    tokenizer = models.load_tokenizer(found(tiny_gpt2), ModelArguments(), "causal-lm")
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert capsys.readouterr().out == (
+        "the tokenizer has no pad token: padding with '<|endoftext|>'\n"
+    )
+    model = load(tiny_gpt2, "classification", label_names=("a", "b"))
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    capsys.readouterr()
+    models.load_tokenizer(found(tiny_bert), ModelArguments(), "masked-lm")
+    assert capsys.readouterr().out == ""
+
+
+def test_no_pad_and_no_eos_token_is_refused(tmp_path):
+    folder = without_special_tokens(tmp_path, "eos_token", "pad_token")
+    with pytest.raises(ConfigError, match="has no pad and no eos token: set pad_token"):
+        models.load_tokenizer(found(folder), ModelArguments(), "causal-lm")
+
+
+def test_another_tokenizer(tiny_gpt2, tiny_bert):
+    args = ModelArguments(tokenizer_name=str(tiny_bert))
+    assert models.load_tokenizer(found(tiny_gpt2), args, "causal-lm").mask_token
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "limit"),
+    [
+        ("bert", "masked-lm", 64),
+        ("distilbert", "masked-lm", 64),
+        ("roberta", "masked-lm", 62),  # counts from padding_idx + 1 = 2
+        ("gpt2", "causal-lm", 64),
+    ],
+)
+def test_position_limit_is_where_the_model_itself_gives_up(kind, task, limit):
+    model = tiny.model(kind, task, 160).eval()
+    assert probes.position_limit(model) == limit
+    with torch.no_grad():
+        model(torch.full((1, limit), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, limit + 1), 7))
+
+
+def test_too_long_and_too_few_embeddings(tiny_bert, wordpiece, bpe):
+    load(tiny_bert, "masked-lm", max_seq_length=64)
+    with pytest.raises(
+        ConfigError, match="max_seq_length is 65, this model has 64 positions"
+    ):
+        load(tiny_bert, "masked-lm", max_seq_length=65)
+    large, rows = len(bpe), len(wordpiece)
+    with pytest.raises(
+        ConfigError,
+        match=f"the tokenizer has {large} tokens, the model embeddings for {rows}:"
+        " use the tokenizer that the model was made with",
+    ):
+        load(tiny_bert, "masked-lm", tokenizer=bpe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("bert", "classification"),
+        ("distilbert", "classification"),
+        ("roberta", "masked-lm"),
+        ("modernbert", "masked-lm"),
+        ("albert", "masked-lm"),
+        ("electra", "classification"),
+        ("gpt2", "causal-lm"),
+        ("llama", "causal-lm"),
+    ],
+)
+def test_dropout_is_set_everywhere(tmp_path, kind, task, wordpiece):
+    saved(tmp_path, tiny.model(kind, task, len(wordpiece)), wordpiece)
+    for dropout in (0.0, 0.35):
+        args = ModelArguments(dropout=dropout)
+        model = load(tmp_path, task, tokenizer=wordpiece, args=args).train()
+        rates = {
+            name: module.p
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Dropout)
+        }
+        assert {name: p for name, p in rates.items() if p != dropout} == {}
+        ids = torch.full((2, 9), 7)
+        first, second = (model(ids).logits for _ in range(2))
+        assert torch.equal(first, second) == (dropout == 0)
+    kept = load(tmp_path, task, tokenizer=wordpiece)
+    assert kept.config.to_dict() != model.config.to_dict()
+
+
+class _Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path, wordpiece):
+    marker, folder = tmp_path / "marker", tmp_path / "model"
+    saved(folder, tiny.model("bert", "masked-lm", len(wordpiece)), wordpiece)
+    (folder / "model.safetensors").unlink()
+    bad = folder / "pytorch_model.bin"
+    with open(bad, "wb") as stream:
+        pickle.dump({"weight": _Payload(marker)}, stream)
+    with pytest.raises(UnsafeArtifactError) as caught:
+        load(folder, "masked-lm")
+    assert caught.value.exit_code == 7
+    assert str(caught.value) == (
+        f"UnsafeArtifactError {folder}: the weights are a pickle (pytorch_model.bin),"
+        " which can run code; expected model.safetensors; convert it with a tool that"
+        " you trust"
+    )
+    assert not marker.exists()
+    pickle.loads(bad.read_bytes())
+    assert marker.exists()  # the payload works
+
+
+@pytest.mark.parametrize("kept", [0, 500, -5])
+def test_damaged_weights_are_named(tmp_path, kept):
+    file = tiny.save(tmp_path, "bert", "masked-lm") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path}: the weights are damaged"):
+        load(tmp_path, "masked-lm")
+
+
+def test_no_weights_at_all_is_another_fault(tmp_path):
+    tiny.save(tmp_path, "bert", "masked-lm")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(EnvironmentFault, match=r"no file named model\.safetensors"):
+        load(tmp_path, "masked-lm")
+
+
+def test_weights_are_float32_also_from_a_bf16_checkpoint(tmp_path, wordpiece):
+    half = tiny.model("bert", "masked-lm", len(wordpiece)).to(torch.bfloat16)
+    saved(tmp_path, half, wordpiece)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    model = load(tmp_path, "masked-lm")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    wanted = half.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, wanted[name].float()), name
+    kept = load(tmp_path, "masked-lm", dtype=torch.bfloat16)
+    assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
+
+
+def test_attention_implementation(tiny_bert):
+    for name in ("eager", "sdpa"):
+        args = ModelArguments(attn_implementation=name)
+        assert load(tiny_bert, "masked-lm", args=args).config._attn_implementation == (
+            name
+        )
+
+
+def test_identity(tiny_bert, wordpiece, bpe):
+    weights = (tiny_bert / "model.safetensors").read_bytes()
+    pins = models.identity(found(tiny_bert), wordpiece)
+    assert pins.pop("name") == str(tiny_bert)
+    assert len(pins.pop("tokenizer")) >= 16
+    assert pins == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    pinned = Located("cache/snapshot", name="owner/name", commit="abc")
+    first, second = (models.identity(pinned, t) for t in (wordpiece, bpe))
+    assert first.pop("tokenizer") != second.pop("tokenizer")
+    assert first == second == {"name": "owner/name", "commit": "abc"}
+
+
+def test_a_wrong_type_in_config_json_names_the_field(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["hidden_size"] = "wide"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{folder}: .*hidden_size"):
+        load(folder, "masked-lm")
+
+
+def changed(source, folder, file="config.json", **values):
+    """A copy of the folder ``source`` with ``values`` in one of its JSON files."""
+    folder = Path(shutil.copytree(source, folder))
+    config = json.loads((folder / file).read_text()) | values
+    (folder / file).write_text(json.dumps(config))
+    return folder
+
+
+ODD = [
+    ("hidden_size", -1, "negative dimension"),
+    ("hidden_size", 0, "ZeroDivisionError"),
+    ("hidden_act", "foo", "KeyError: 'foo'"),
+    ("pad_token_id", 10**6, "Padding_idx must be within num_embeddings"),
+    ("id2label", "x", "AttributeError: 'str' object has no attribute 'items'"),
+    ("num_labels", "x", "TypeError: 'str' object"),
+    ("dtype", "foo", "module 'torch' has no attribute 'foo'"),
+    ("quantization_config", "x", "AttributeError"),
+    ("model_type", "foo", "has model type `foo` but Transformers does not"),
+    ("model_type", 5, "has model type `5`"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), ODD)
+def test_odd_values_in_config_json(key, value, said, tiny_bert, tmp_path):
+    folder = changed(tiny_bert, tmp_path / "model", **{key: value})
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    text = str(caught.value)
+    assert text.startswith(f"ConfigError {folder}: transformers cannot load it: ")
+    assert said in text
+    assert text.endswith("; check its config.json")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b'{"a": 1,', "not JSON: Expecting property name"),
+        (b"\xff\xfe{", "not JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b"[1]", "JSON [1]"),
+        (b"null", "JSON null"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config", "tokenizer", "tokenizer_config"])
+def test_a_file_that_is_no_json_object(text, said, file, tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    path = folder / f"{file}.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    found = str(caught.value)
+    assert found.startswith(f"ConfigError {path}: {said}")
+    assert found.endswith("; expected a JSON object; copy the model's files again")
+
+
+def test_a_tokenizer_json_without_a_tokenizer(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "masked-lm")
+    assert str(caught.value) == (
+        f"ConfigError {folder}: transformers cannot load it: KeyError: 'added_tokens';"
+        " copy its tokenizer again, or give another with --tokenizer_name"
+    )
+
+
+def without_tokenizer(source, folder):
+    folder = Path(shutil.copytree(source, folder))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fixture", "task", "files"),
+    [
+        ("tiny_bert", "masked-lm", "tokenizer.json or vocab.txt"),
+        ("tiny_gpt2", "causal-lm", "merges.txt or tokenizer.json or vocab.json"),
+    ],
+)
+def test_a_model_without_tokenizer_files(fixture, task, files, request, tmp_path):
+    """transformers would make a tokenizer of nothing but special tokens."""
+    source = request.getfixturevalue(fixture)
+    folder = without_tokenizer(source, tmp_path / "model")
+    with pytest.raises(ConfigError) as caught:
+        load(folder, task)
+    assert str(caught.value) == (
+        f"ConfigError {folder}: the tokenizer has no vocabulary: there is no {files};"
+        " copy the files of the tokenizer there, or give another with"
+        " --tokenizer_name"
+    )
+    args = ModelArguments(tokenizer_name=str(source))
+    load(folder, task, args=args)
+
+
+def test_a_tokenizer_config_alone(tiny_bert, tmp_path):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="there is no tokenizer"):
+        load(folder, "masked-lm")
+
+
+def test_a_folder_with_a_tokenizer_only(tiny_bert, tmp_path, wordpiece):
+    wordpiece.save_pretrained(tmp_path / "tokenizer")
+    args = ModelArguments(tokenizer_name=str(tmp_path / "tokenizer"))
+    tokenizer = models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+    assert len(tokenizer) == len(wordpiece)
+    args = ModelArguments(tokenizer_name=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"tokenizer_name: no tokenizer_config\.json"):
+        models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+
+
+CODE = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
+
+
+@pytest.mark.parametrize("model_type", ["its-own", ""])
+def test_foreign_code_is_refused_and_never_run(
+    model_type, tiny_bert, tmp_path, monkeypatch
+):
+    """Also where there is a terminal, on which transformers would ask to run it."""
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    marker = tmp_path / "marker"
+    folder = changed(
+        tiny_bert, tmp_path / "model", model_type=model_type, auto_map=CODE
+    )
+    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')")
+    with pytest.raises(UnsafeArtifactError) as caught:
+        load(folder, "masked-lm")
+    assert caught.value.exit_code == 7
+    assert str(caught.value) == (
+        f"UnsafeArtifactError {folder}: this model comes with code of its own, which"
+        " loading it would run; expected a model type that transformers knows; choose"
+        " another model"
+    )
+    assert not marker.exists()
+
+
+def test_code_that_is_not_needed_is_not_run(tiny_bert, tmp_path):
+    folder = changed(tiny_bert, tmp_path / "model", auto_map=CODE)
+    assert type(load(folder, "masked-lm")).__name__ == "BertForMaskedLM"
+
+
+def test_a_revision_of_an_asset(monkeypatch):
+    args = ModelArguments(
+        model_name_or_path="pypi:all-MiniLM-L6-v2", model_revision="v1"
+    )
+    with pytest.raises(ConfigError, match="model_revision is v1, but pypi:all-MiniLM"):
+        models.locate(args, "masked-lm")
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_a_pickle_on_the_hub_is_asked_for_at_the_commit(
+    revision, tmp_path, monkeypatch
+):
+    """The branch may have moved on since the model was found."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    (tmp_path / "bare").mkdir()
+    repos = {"models/owner/pickle": tmp_path, "models/owner/bare": tmp_path / "bare"}
+    with HubServer(repos) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(models.file_exists.__self__, "endpoint", server.url)
+        errors = [
+            models._no_safetensors(Located(name, revision, name=name, commit=COMMIT))
+            for name in ("owner/pickle", "owner/bare")
+        ]
+    assert [error.exit_code for error in errors] == [7, 5]
+    assert str(errors[0]).startswith("UnsafeArtifactError owner/pickle: the weights")
+    assert {path.split("/")[4] for _, path in server.log} == {COMMIT}
+
+
+def test_a_model_that_sees_the_future_is_no_causal_one():
+    with pytest.raises(ConfigError, match="sees the words that it should predict"):
+        probes.require_causal(tiny.model("bert", "causal-lm", 500), "b")
+    for kind in ("llama", "gpt2", "opt", "bloom"):
+        probes.require_causal(tiny.model(kind, "causal-lm", 500), kind)

@@ -1,0 +1,428 @@
+"""The run folder: made once, always telling how the run ended, free of secrets."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from transformers import pipeline
+
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.rules import Arguments
+from llmft.console import Terminated
+from llmft.data.tokens.collate import ClassificationCollator
+from llmft.errors import DataError, EnvironmentFault
+from llmft.machine.choose import Choice
+from llmft.metrics import classes
+from llmft.runs import folder as runs
+from llmft.runs.card import model_card
+from llmft.train import checkpoint
+from llmft.train.trainer import LlmftTrainer
+
+CHOICES = [Choice("threads", "1", "for the test")]
+
+
+@pytest.fixture(autouse=True)
+def _work(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def arguments(output_dir, **changes):
+    training = TrainingArguments(
+        output_dir=None if output_dir is None else str(output_dir),
+        **{"report_to": "none", "disable_tqdm": True, "do_train": True} | changes,
+    )
+    data = ClassificationDataArguments(text_column_name="a|b", label_column_name="c")
+    origins = dict.fromkeys(["text_column_name", *changes], "command line")
+    origins["eval_strategy"] = "follows: do_eval is off"
+    return Arguments(ModelArguments("tiny"), data, training, origins)
+
+
+def strict(path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+def test_the_record_of_a_run(tmp_path):
+    args = arguments(tmp_path / "new" / "run", seed=7)
+    with runs.start("classify", args, CHOICES, data={"rows": 3}) as run:
+        assert run.folder == tmp_path / "new" / "run"
+        assert strict(run.folder / "run.json")["status"] == "running"
+        assert args.training.output_dir == str(run.folder / "checkpoints")
+        logging.getLogger("transformers.trainer").info("said by a library")
+        logging.getLogger("llmft").debug("said by llmft")
+    record = strict(run.folder / "run.json")
+    assert record["status"] == "complete"
+    assert record["seconds"] >= 0
+    assert "error" not in record
+    assert record["recipe"] == "classify"
+    assert record["data"] == {"rows": 3}
+    assert record["choices"] == {"threads": {"value": "1", "reason": "for the test"}}
+    assert {"python", "llmft", "transformers", "torch"} <= record["versions"].keys()
+    assert record["cpu"]["name"]
+    assert record["cpu"]["cores"] >= 1
+    given = record["arguments"]
+    assert given["seed"] == {"value": 7, "from": "command line"}
+    assert given["learning_rate"] == {"value": 5e-5, "from": "default"}
+    assert given["eval_strategy"]["value"] == "epoch"
+    assert given["model_name_or_path"]["value"] == "tiny"
+    log = (run.folder / "logs" / "debug.log").read_text()
+    assert "INFO transformers.trainer: said by a library" in log
+    assert "DEBUG llmft: said by llmft" in log
+    assert sorted(os.listdir(run.folder)) == ["logs", "run.json"]
+
+
+MEMORY = "EnvironmentFault: out of memory; lower per_device_train_batch_size"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "error"),
+    [
+        (DataError("no rows", path="a.csv"), "failed", "DataError a.csv: no rows"),
+        (RuntimeError("x"), "failed", "RuntimeError('x')"),
+        (MemoryError(), "failed", MEMORY),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt()"),
+        (Terminated(), "interrupted", "Terminated()"),
+        (SystemExit(3), "failed", "SystemExit(3)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_how_a_run_ended_is_recorded(tmp_path, raised, status, error, capsys):
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(EnvironmentFault if error is MEMORY else type(raised)) as caught,
+        runs.start("mlm", arguments(folder), CHOICES),
+    ):
+        raise raised
+    assert raised in (caught.value, caught.value.__cause__)
+    record = strict(folder / "run.json")
+    assert record["status"] == status
+    assert record["error"].startswith(error)
+    assert f"({status})" in capsys.readouterr().out
+    log = (folder / "logs" / "debug.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert type(raised).__name__ in log
+
+
+def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
+    names = ["llmft", "transformers", "datasets"]
+    before = [
+        (logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names
+    ]
+    for name in ("one", "two"):
+        with runs.start("mlm", arguments(tmp_path / name), CHOICES):
+            logging.getLogger("transformers").info("in run %s", name)
+    assert before == [
+        (logging.getLogger(n).handlers, logging.getLogger(n).level) for n in names
+    ]
+    log = (tmp_path / "one" / "logs" / "debug.log").read_text()
+    assert "in run one" in log
+    assert "in run two" not in log
+
+
+def test_without_output_dir_each_run_has_its_own_folder():
+    for _ in range(2):
+        with runs.start("mlm", arguments(None), CHOICES) as run:
+            assert run.folder.parent == Path("outputs/mlm")
+    assert len(os.listdir("outputs/mlm")) == 2
+
+
+def refused(output_dir, **changes):
+    with (
+        pytest.raises(EnvironmentFault) as caught,
+        runs.start("mlm", arguments(output_dir, **changes), CHOICES),
+    ):
+        raise AssertionError("the block must not run")
+    assert caught.value.exit_code == 5
+    return str(caught.value)
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
+    full, file = tmp_path / "full", tmp_path / "file"
+    (full / "checkpoints").mkdir(parents=True)
+    (full / "mine.txt").write_text("keep")
+    file.write_text("keep")
+    assert refused(full) == (
+        f"EnvironmentFault {full}: output_dir is not empty: it holds checkpoints,"
+        " mine.txt; name a new folder, or resume with --resume_from_checkpoint"
+        " FOLDER/checkpoints/checkpoint-N"
+    )
+    elsewhere = tmp_path / "full2" / "checkpoints" / "checkpoint-1"
+    assert "not empty" in refused(full, resume_from_checkpoint=str(elsewhere))
+    assert refused(file) == f"EnvironmentFault {file}: output_dir is a file"
+    assert refused(file / "below") == (
+        f"EnvironmentFault {file / 'below'}: cannot write there: Not a directory;"
+        " choose --output_dir"
+    )
+    assert (full / "mine.txt").read_text() == file.read_text() == "keep"
+    assert sorted(os.listdir(full)) == ["checkpoints", "mine.txt"]
+
+
+def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    checkpoint = tmp_path / "old" / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    for name, changes in (
+        ("empty", {}),
+        ("old", {"resume_from_checkpoint": str(checkpoint)}),
+    ):
+        args = arguments(tmp_path / name, **changes)
+        with runs.start("mlm", args, CHOICES) as run:
+            assert run.folder == tmp_path / name
+    assert checkpoint.is_dir()
+
+
+def test_no_secret_is_written(tmp_path, monkeypatch):
+    secret = "hf_" + "x" * 12
+    monkeypatch.setenv("HF_TOKEN", secret)
+    monkeypatch.setattr(sys, "argv", ["mlm.py", "--seed", "1"])
+    args = arguments(tmp_path / "run")
+    with runs.start("mlm", args, CHOICES) as run:
+        card = model_card("Title", {}, run.record)
+    record = strict(run.folder / "run.json")
+    assert record["command"] == "mlm.py --seed 1"
+    written = [p.read_text() for p in run.folder.rglob("*") if p.is_file()]
+    assert len(written) == 2
+    assert not [text for text in [*written, card] if secret in text]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, wordpiece):
+    """The folder of a finished classification."""
+    home = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMFT_HOME", str(home / "cache"))
+        return classification(home / "run", wordpiece)
+
+
+def classification(folder, wordpiece):
+    args = arguments(
+        folder,
+        max_steps=2,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+    )
+    encoded = wordpiece(tiny.sentences(8))
+    data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
+    model = tiny.model("bert", "classification", len(wordpiece))
+    model.config.id2label = {0: "good", 1: "bad"}
+    with runs.start("classify", args, CHOICES) as run:
+        trainer = LlmftTrainer(
+            task="classification",
+            model=model,
+            args=args.training,
+            data_collator=ClassificationCollator(wordpiece),
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=wordpiece,
+            compute_metrics=classes.classification_metrics,
+        )
+        run.attach(trainer)
+        trainer.train()
+        results = {"eval": trainer.evaluate()}
+        results["before"] = {
+            **{"before_loss": 800.0, "before_loss_stderr": 2.0, "before_n": 12},
+            **{"before_perplexity": math.inf, "before_perplexity_stderr": math.nan},
+        }
+        run.write_predictions([{"text": "one\u2028two"}, {"text": "three"}])
+        run.finish(trainer, results, "Text classifier")
+    return folder
+
+
+def test_metrics_have_value_n_and_error(finished, wordpiece):
+    found = strict(finished / "metrics.json")
+    assert found["before"] == {
+        "loss": {"value": 800.0, "n": 12, "stderr": 2.0},
+        "perplexity": {"value": None, "n": 12, "stderr": None},
+    }
+    assert set(found["eval"]) == set(classes.CLASSIFICATION)
+    for entry in found["eval"].values():
+        assert set(entry) == {"value", "n", "stderr"}
+        assert entry["n"] == 8
+    speed = found["run"]
+    assert (speed["steps"], speed["epochs"]) == (2, 2.0)
+    assert speed["peak_rss_bytes"] > 50e6
+    assert 0 < speed["train_seconds"] <= speed["wall_seconds"] + 0.1
+    per_text = speed["train_tokens_per_second"] / speed["train_samples_per_second"]
+    lengths = [len(ids) for ids in wordpiece(tiny.sentences(8))["input_ids"]]
+    assert per_text == pytest.approx(sum(lengths) / 8, rel=0.01)
+    lines = (finished / "predictions.jsonl").read_text("utf-8").split("\n")
+    assert [json.loads(x)["text"] for x in lines if x] == ["one\u2028two", "three"]
+
+
+def test_the_model_loads_and_holds_no_pickle(finished):
+    folder = finished / "model"
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "model.safetensors", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    classify = pipeline("text-classification", model=str(folder))
+    answer = classify("the film was good")[0]
+    assert answer["label"] in ("good", "bad")
+    assert 0.5 <= answer["score"] <= 1
+
+
+def test_the_model_card(finished):
+    card = (finished / "model" / "README.md").read_text("utf-8")
+    data = ModelCard(card).data
+    assert (data.library_name, data.tags) == ("transformers", ["llmft", "cpu"])
+    assert data.pipeline_tag == "text-classification"
+    assert (data.license, data.base_model) == (None, None)
+    assert "\n# Text classifier\n" in card
+    assert "| text_column_name | a&#124;b |" in card
+    assert "| max_steps | 2 |" in card
+    assert "| before | loss | 800 | 2 | 12 |" in card
+    assert "| before | perplexity | not finite | not finite | 12 |" in card
+    assert "learning_rate" not in card  # a default
+    tables = [line for line in card.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {3, 6}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "tag", "base"),
+    [
+        ("mlm", {"name": "org/a", "commit": "abc"}, "fill-mask", "org/a"),
+        ("classify", {"name": "pypi:x"}, "text-classification", None),
+        ("generate", {"name": "../a: [b"}, "text-generation", None),
+    ],
+)
+def test_the_front_matter_is_what_the_hub_reads(recipe, model, tag, base):
+    record = {
+        "recipe": recipe,
+        "model": model,
+        "arguments": {"prompt": {"value": ["a\n| b", "---"], "from": "command line"}},
+        "versions": {"llmft": "1"},
+        "cpu": {"name": "a CPU"},
+    }
+    text = model_card("Classes one\ntwo", {}, record)
+    card = ModelCard(text)
+    card.validate = None  # the hub would be asked
+    assert (card.data.pipeline_tag, card.data.base_model) == (tag, base)
+    assert card.data.license is None
+    assert "\n# Classes one\\ntwo\n" in card.text
+    assert "| prompt | ['a\\n&#124; b', '---'] |\n" in card.text
+
+
+def test_steps_are_those_of_trainer(tmp_path, wordpiece):
+    settings = itertools.product([1, 4, 9, 16, 17], [1, 3], [0.3, 1, 2.5])
+    for examples, accumulation, epochs in settings:
+        args = arguments(
+            tmp_path / "run",
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=epochs,
+        ).training
+        args.per_device_train_batch_size = 4
+        data = Dataset.from_dict({"input_ids": [[1]] * examples})
+        trainer = LlmftTrainer(
+            task="classification",
+            model=tiny.model("bert", "classification", 10),
+            args=args,
+            train_dataset=data,
+            eval_dataset=data,
+            data_collator=ClassificationCollator(wordpiece),
+        )
+        for most in (-1, 7):
+            args.max_steps = most
+            _, per_epoch, *_, steps = trainer.set_initial_training_values(
+                args, trainer.get_train_dataloader()
+            )
+            assert checkpoint.training_steps(args, data) == steps
+            assert checkpoint.epoch_steps(args, data) == per_epoch
+
+
+def test_the_plan_says_the_steps(tmp_path, capsys):
+    args = arguments(tmp_path / "run", num_train_epochs=2.5)
+    runs.plan(args, CHOICES, range(17))
+    assert capsys.readouterr().out == (
+        "plan\n  threads    1 (for the test)\n"
+        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
+    )
+
+
+def reported(folder, results=None, recipe="classify", *flags, **options):
+    """What ``report`` prints at the end of a run with the given arguments."""
+    keep, notes = options.pop("keep", ()), options.pop("notes", ())
+    with runs.start("mlm", arguments(folder, **options), CHOICES) as run:
+        runs.report(
+            run,
+            results or {},
+            ["loss", "perplexity"],
+            recipe,
+            *flags,
+            keep=keep,
+            notes=notes,
+        )
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A Python whose programs the shell finds, and a recipe that was started."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "tensorboard"):
+        (tmp_path / "bin" / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(sys, "argv", ["my recipes/mlm.py"])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.usefixtures("tools")
+def test_report_says_what_was_reached_and_what_is_next(tmp_path, capsys):
+    def part(name, value):
+        return {f"{name}_loss": value, f"{name}_loss_stderr": 0.25, f"{name}_n": 9}
+
+    results = {name: part(name, 1234.5) for name in ("before", "eval")}
+    reported(tmp_path / "a run", results, notes=["note"], report_to="tensorboard")
+    said = capsys.readouterr().out
+    assert said == (
+        "\nresults\n"
+        "  on                  metric  value  +-    n\n"
+        "  validation, before  loss    1,234  0.25  9\n"
+        "  validation          loss    1,234  0.25  9\n"
+        "note\n"
+        "\nrun        ../a run\n"
+        "curves     tensorboard --logdir '../a run/logs'\n"
+        "next       python 'my recipes/classify.py' --model_name_or_path"
+        " '../a run/model'\n"
+    )
+    results["test"] = part("test", 2.0)
+    reported(tmp_path / "b", results)
+    said = capsys.readouterr().out
+    assert "  test, before  loss    1,234  0.25  9\n" in said
+    assert "  test          loss    2      0.25  9\n" in said
+    assert "curves" not in said
+
+
+@pytest.mark.usefixtures("tools")
+def test_what_is_next_runs_on_the_model_of_the_run(tmp_path, capsys, monkeypatch):
+    keep = ["text_column_name", "max_seq_length", "dataset_name"]
+    flags = ("--do_predict", "--test_file", "NEW.csv")
+    reported(tmp_path / "a", {}, "classify", *flags, keep=keep)
+    trained = capsys.readouterr().out.splitlines()[-1]
+    assert trained == (
+        "next       python 'my recipes/classify.py' --model_name_or_path ../a/model"
+        " --text_column_name 'a|b' --max_seq_length 128"
+        " --do_predict --test_file NEW.csv"
+    )
+    # Nothing was trained: the model is the one that was used.
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", ["mlm.py"])
+    reported(tmp_path / "b", {}, "mlm", do_train=False, do_eval=True)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "next       ../bin/python mlm.py --model_name_or_path tiny"
+    )

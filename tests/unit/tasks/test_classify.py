@@ -1,0 +1,175 @@
+"""What follows from the kind of labels, and what does not fit it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from llmft.config.fields import ClassificationDataArguments
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read.store import Source
+from llmft.errors import ConfigError, LabelError
+from llmft.tasks import classify
+
+
+def arguments(best="loss", smoothing=0.0, **data):
+    training = SimpleNamespace(
+        metric_for_best_model=best,
+        greater_is_better=True,
+        label_smoothing_factor=smoothing,
+    )
+    data = ClassificationDataArguments(**data)
+    return SimpleNamespace(data=data, training=training, origins={})
+
+
+def sources(**kinds):
+    data = Dataset.from_dict({"text": ["a"]})
+    return {
+        split: Source(data, f"{split}.csv", problem_type=kind)
+        for split, kind in kinds.items()
+    }
+
+
+def settle(args, made_for=None, **kinds):
+    return classify.settle(args, sources(**kinds), made_for)
+
+
+@pytest.mark.parametrize("kind", [MULTI, REGRESSION])
+def test_what_follows_from_the_labels(kind):
+    args = arguments()
+    assert settle(args, train=kind, validation=kind, test=None) == kind
+    assert args.data.problem_type == kind
+    assert args.origins["problem_type"] == "follows: the labels"
+
+
+def test_single_labels_change_nothing():
+    args = arguments("accuracy")
+    assert settle(args, train=SINGLE) == SINGLE
+    assert args.data.problem_type is None
+    assert args.training.metric_for_best_model == "accuracy"
+    assert settle(arguments(), made_for=MULTI, test=None) == MULTI
+
+
+@pytest.mark.parametrize("best", ["r2", "eval_spearman", "loss"])
+def test_a_metric_of_the_kind_stays(best):
+    args = arguments(best)
+    settle(args, train=REGRESSION)
+    assert args.training.metric_for_best_model == best
+
+
+@pytest.mark.parametrize(
+    ("args", "kind", "said"),
+    [
+        (arguments("accuracy"), REGRESSION,
+         "metric_for_best_model is accuracy, regression has loss, mse, mae, r2, pears"),
+        (arguments("r2"), SINGLE,
+         "metric_for_best_model is r2, single_label_classification has loss, accuracy"),
+        (arguments(smoothing=0.1), MULTI,
+         "label_smoothing_factor does not work with multi_label_classification"),
+        (arguments(class_weights=["balanced"]), REGRESSION,
+         "class_weights is of classes, the labels are numbers"),
+    ],
+)  # fmt: skip
+def test_arguments_for_another_kind(args, kind, said):
+    with pytest.raises(ConfigError) as caught:
+        settle(args, train=kind)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "made_for", "said"),
+    [
+        ({"train": REGRESSION, "validation": SINGLE}, None,
+         "the labels of train (train.csv) are regression, those of validation"
+         " (validation.csv) single_label_classification"),
+        ({"test": SINGLE}, MULTI,
+         "the labels of test (test.csv) are single_label_classification, those of the"
+         " model multi_label_classification"),
+    ],
+)  # fmt: skip
+def test_labels_of_two_kinds(kinds, made_for, said):
+    with pytest.raises(LabelError) as caught:
+        settle(arguments(), made_for, **kinds)
+    assert str(caught.value) == (
+        f"LabelError: {said}; expected the same kind everywhere; write them alike, or"
+        " say what they are with --problem_type"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, []),
+        ({"class_weights": ["balanced"]}, ["class_weights is of training: add"]),
+        ({"class_weights": ["balanced"], "problem_type": REGRESSION, "do_train": True},
+         ["class_weights is of classes, problem_type is regression"]),
+        ({"label_delimiter": "|", "problem_type": REGRESSION},
+         ["label_delimiter is of several labels, problem_type is regression"]),
+        ({"label_delimiter": "|", "problem_type": MULTI}, []),
+        ({"stride": 3}, ["stride is of long_text split: add --long_text split"]),
+        ({"stride": 3, "long_text": "split"}, []),
+        ({"long_text": "split", "text_pair_column_name": "b"},
+         ["long_text split is for single texts, not for pairs (text_pair_"]),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_together(given, said):
+    values = vars(ClassificationDataArguments()) | {"do_train": False} | given
+    found = classify.check(values)
+    assert len(found) == len(said)
+    assert all(a.startswith(b) for a, b in zip(found, said, strict=True))
+
+
+def test_the_plan_says_what_the_labels_are():
+    data = ClassificationDataArguments(class_weights=["balanced"])
+    several = LabelNames(("a", "b"), MULTI)
+    train = Dataset.from_dict({"labels": [[1.0, 0], [1.0, 1.0], [0.0, 0], [0.0, 0]]})
+    labels, weights = classify.choices(data, several, [1.0, 3.0], train)
+    assert (labels.name, labels.value, labels.reason) == (
+        *("labels", "multi_label_classification, 2 labels"),
+        "0.75 an example, 2 examples have none",
+    )
+    assert weights.value == "'a' 1, 'b' 3"
+    number = LabelNames(("LABEL_0",), REGRESSION)
+    train = Dataset.from_dict({"labels": [1.0, 4.5, 2.0]})
+    (choice,) = classify.choices(data, number, None, train)
+    assert choice.reason == "from 1 to 4.5, mean 2.5, standard deviation 1.472"
+    (choice,) = classify.choices(data, number, None, None)
+    assert choice.reason == "as the model was trained"
+    assert classify.choices(data, LabelNames(("a", "2")), None, train) == []
+    (choice,) = classify.choices(data, LabelNames(("1", "2")), None, train)
+    assert (choice.value, choice.reason) == (
+        "2 classes",
+        "their names are numbers; --problem_type regression learns them as such",
+    )
+    (choice,) = classify.choices(data, LabelNames(("1,5", "2")), None, train)
+    assert choice.reason.endswith(" learns them as such, written with a point")
+    titles = [classify.title(x) for x in (several, number, LabelNames(("a", "b")))]
+    assert titles == [
+        "Multi-label text classifier for a, b",
+        "Text regression",
+        "Text classifier for a, b",
+    ]
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_each_kind_is_measured_by_its_metrics(kind):
+    logits = np.array([[0.2], [1.0], [3.0]])
+    labels = np.array([0.0, 1.0, 2.5])
+    if kind == MULTI:
+        logits, labels = logits.repeat(2, 1), np.array([[0, 1], [1, 1], [0.0, 0]])
+    if kind == SINGLE:
+        logits, labels = logits.repeat(2, 1), np.array([0, 1, 1])
+    found = classify.compute_metrics(kind, 0.5)(EvalPrediction(logits, labels))
+    assert {n for n in found if "stderr" not in n} == {*classify.METRICS[kind], "n"}
+    low = classify.compute_metrics(kind, 0.99)(EvalPrediction(logits, labels))
+    assert (low == found) == (kind != MULTI)
+
+
+def test_what_a_command_on_the_model_takes_over():
+    """As far as it has a value: how the next export is read, too."""
+    data = ClassificationDataArguments(encoding="cp1252", delimiter=";")
+    assert {"encoding", "delimiter", "text_column_name"} <= {*classify.kept(data)}
+    assert "quoting" not in classify.kept(data)
+    assert "quoting" in classify.kept(ClassificationDataArguments(quoting="none"))

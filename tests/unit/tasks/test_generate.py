@@ -1,0 +1,314 @@
+"""Sampling is a function of the seed; what is printed is what is returned."""
+
+import io
+import itertools
+import re
+import sys
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from llmft.config.fields import GenerationModelArguments
+from llmft.errors import ConfigError, NonFiniteError, escape
+from llmft.tasks import generate
+from llmft.tasks.generate import cloze_examples, fill_masks
+
+EOS = "<|endoftext|>"
+PROMPTS = ["the film was", "a director"]
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """A random GPT-2 and its tokenizer."""
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    return tiny.model("gpt2", "causal-lm", len(tokenizer)), tokenizer
+
+
+def arguments(*prompts, **changes):
+    given = {"max_new_tokens": 20, **changes}
+    return GenerationModelArguments(prompt=list(prompts or PROMPTS), **given)
+
+
+def texts(writer, seed=1, *, prompts=(), stream=False, **changes):
+    args = arguments(*prompts, **changes)
+    return generate.sample(*writer, args, seed, stream=stream)
+
+
+def test_the_seed_decides(writer):
+    found = texts(writer, 1)
+    assert [len(group) for group in found] == [1, 1]
+    assert all(t[0].startswith(p) for t, p in zip(found, PROMPTS, strict=True))
+    assert all(len(t[0]) > len(p) for t, p in zip(found, PROMPTS, strict=True))
+    torch.rand(3)
+    assert texts(writer, 1) == found
+    assert texts(writer, 2) != found
+    alone = texts(writer, 1, prompts=PROMPTS[1:])
+    assert alone == found[1:]  # whatever was sampled before
+
+
+def test_a_prompt_goes_through_the_chat_template(writer, capsys):
+    model, tokenizer = writer[0], tiny.bpe_tokenizer()
+    tokenizer.pad_token, tokenizer.chat_template = EOS, tiny.CHAT_TEMPLATE
+    rendered = f"[system]help{EOS}\n[user]a film{EOS}\n[assistant]"
+    ids = torch.tensor([tokenizer(rendered)["input_ids"]])
+    greedy = {"do_sample": False, "no_repeat_ngram_size": 0, "max_new_tokens": 8}
+    ends = dict.fromkeys(("pad_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    plain = {"attention_mask": torch.ones_like(ids), **greedy, **ends}
+    expected = model.generate(ids, **plain)
+    answer = tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    chat = {"prompts": ("a film",), "apply_chat_template": True, **greedy}
+    assert texts((model, tokenizer), **chat) == [
+        [f"[user] a film [assistant] {answer}"]
+    ]
+    texts((model, tokenizer), **chat, stream=True)
+    first = capsys.readouterr().out.partition("\nwritten")[0]
+    assert first.strip() == f"[user] a film [assistant] {escape(answer)}".strip()
+    with pytest.raises(ConfigError, match="exceed the model's 64 positions"):
+        texts((model, tokenizer), **chat | {"max_new_tokens": 64 - len(ids[0]) + 1})
+    with pytest.raises(ConfigError, match="no chat template to write conversations"):
+        texts(writer, **chat)
+
+
+def test_dropout_is_off(writer):
+    writer[0].train()
+    first = texts(writer, do_sample=False)
+    writer[0].train()
+    assert texts(writer, do_sample=False) == first
+    assert not writer[0].training
+
+
+def test_several_texts_of_a_prompt(writer):
+    found = texts(writer, num_return_sequences=3)
+    assert [len(group) for group in found] == [3, 3]
+    assert len(set(found[0])) == 3
+
+
+def test_greedy_takes_the_likeliest_token(writer):
+    model, tokenizer = writer
+    assert texts(writer, 1, do_sample=False) == texts(writer, 2, do_sample=False)
+    found = texts(writer, do_sample=False, max_new_tokens=4, no_repeat_ngram_size=0)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    for _ in range(4):
+        with torch.no_grad():
+            best = model(ids).logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, best], dim=1)
+    assert found[0] == tokenizer.batch_decode(ids)
+
+
+def test_no_pair_of_tokens_twice(writer, monkeypatch):
+    """Greedy sampling of a random model repeats itself at once if it may."""
+    model, generate, written = writer[0], writer[0].generate, []
+
+    def record(**options):
+        written.append(generate(**options))
+        return written[-1]
+
+    monkeypatch.setattr(model, "generate", record)
+
+    def pairs(size):
+        options = {"do_sample": False, "max_new_tokens": 40}
+        texts(writer, no_repeat_ngram_size=size, **options)
+        ids = written[-1][0].tolist()
+        return len(ids) - 1, len(set(itertools.pairwise(ids)))
+
+    count, different = pairs(0)
+    assert different < count
+    count, different = pairs(2)
+    assert different == count > 20
+
+
+def test_settings_reach_the_config(writer):
+    args = arguments(temperature=0.5, top_k=7, top_p=0.6)
+    config = generate.generation_config(args, writer[1])
+    assert (config.temperature, config.top_k, config.top_p) == (0.5, 7, 0.6)
+    assert config.eos_token_id == writer[1].eos_token_id
+    likeliest = texts(writer, do_sample=False)
+    assert texts(writer, top_k=1) == likeliest
+    assert texts(writer, temperature=1e-4) == likeliest
+
+
+def test_prompts_that_cannot_be_continued(writer):
+    with pytest.raises(ConfigError, match="the prompt '' has no tokens"):
+        texts(writer, prompts=["fine", ""])
+    long = " ".join(["film"] * 50)
+    length = len(writer[1](long)["input_ids"])
+    message = (
+        f"a prompt of {length} tokens and max_new_tokens 20 exceed the model's 64"
+        " positions"
+    )
+    with pytest.raises(ConfigError, match=message):
+        texts(writer, prompts=[long])
+    assert texts(writer, prompts=[long], max_new_tokens=64 - length)
+
+
+def test_several_greedy_texts_are_refused(writer):
+    with pytest.raises(
+        ConfigError, match="num_return_sequences is 2 with do_sample off"
+    ):
+        texts(writer, do_sample=False, num_return_sequences=2)
+
+
+SPEED = r"\d+ tokens, [\d.]+ tokens/s, \d+ MiB peak\n"
+
+
+def test_a_stream_prints_what_is_returned(writer, capsys):
+    prompts = ["the \x1b[2Jfilm\nwas", "a man"]
+    found = texts(writer, prompts=prompts, stream=True)
+    said, written, speed = capsys.readouterr().out.rpartition("written    ")
+    assert written
+    assert re.fullmatch(SPEED, speed)
+    assert "\x1b" not in said
+    assert "the \\x1b[2Jfilm\nwas" in said
+    shown = [
+        "\n".join(escape(line) for line in group[0].split("\n")) for group in found
+    ]
+    assert said == "".join(text + "\n\n" for text in shown)
+    silent = texts(writer, prompts=prompts)
+    assert silent == found
+    assert capsys.readouterr().out == ""
+
+
+def test_several_texts_are_numbered(writer, capsys):
+    found = texts(writer, prompts=["a man"], num_return_sequences=2, stream=True)
+    said, written, speed = capsys.readouterr().out.rpartition("written    ")
+    assert written
+    assert re.fullmatch(SPEED, speed)
+    lines = [f"[{n}] {text}" for n, text in enumerate(found[0], 1)]
+    escaped = ["\n".join(map(escape, line.split("\n"))) for line in lines]
+    assert said == "\n".join(escaped) + "\n\n"
+
+
+def test_a_terminal_that_is_not_utf8(writer, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    texts(writer, prompts=["the caf\u00e9 was"], stream=True)
+    sys.stdout.flush()
+    assert b"the caf\\xe9 was" in raw.getvalue()
+
+
+def test_cloze_masks_one_known_word(wordpiece, capsys):
+    long = tiny.sentences(1, words=30)[0]
+    data = Dataset.from_dict(
+        {
+            "text": [
+                "too short film",
+                "λλλλ λλλλ λλλλ λλλλ λλλλ λλλλ",  # alphabetic, but unknown
+                "to be the of in a is it",
+                *tiny.sentences(6, seed=2),
+                long,
+            ]
+        }
+    )
+    found = cloze_examples(data, wordpiece, 20, seed=3, max_length=64)
+    assert len(found) == 7
+    assert capsys.readouterr().out == (
+        "7 of 20 fill-mask examples: no other text begins with 6 to 18 words in 64"
+        " tokens, one of them a token by itself\n"
+    )
+    for text, word in found:
+        assert text.split().count("[MASK]") == 1
+        assert word.isalpha()
+        assert len(wordpiece(word, add_special_tokens=False)["input_ids"]) == 1
+        original = " ".join(word if w == "[MASK]" else w for w in text.split())
+        assert any(source.startswith(original) for source in data["text"])
+        assert len(text.split()) <= 18
+    assert cloze_examples(data, wordpiece, 20, 3, 64) == found
+    assert cloze_examples(data, wordpiece, 20, 4, 64) != found
+    capsys.readouterr()
+    assert cloze_examples(data, wordpiece, 3, 3, 64) == found[:3]
+    assert cloze_examples(data, wordpiece, 0, 3, 64) == []
+    assert cloze_examples(None, wordpiece, 3, 3, 64) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_cloze_fits_the_length_and_has_one_mask(wordpiece):
+    texts = [*tiny.sentences(20, words=30), *tiny.sentences(20, seed=1, words=3)]
+    spelled = ["film film film film film " + "λx" * 200 + " good film"]
+    masked = ["the film [MASK] was quite good and funny"] * 5
+    data = Dataset.from_dict({"text": texts + spelled + masked})
+    found = cloze_examples(data, wordpiece, 100, seed=3, max_length=10)
+    assert len(found) > 10
+    for text, _ in found:
+        ids = wordpiece(text)["input_ids"]
+        assert 8 <= len(ids) <= 10
+        assert ids.count(wordpiece.mask_token_id) == 1
+    model = tiny.model("bert", "masked-lm", len(wordpiece), max_position_embeddings=10)
+    guesses = fill_masks(model, wordpiece, found)
+    assert all(len(guess.split(", ")) >= 3 for guess in guesses)
+
+
+def test_fill_masks_gives_the_three_likeliest(wordpiece):
+    model = tiny.model("bert", "masked-lm", len(wordpiece)).train()
+    text = "the film was [MASK] and slow"
+    found = fill_masks(model, wordpiece, [(text, "good"), (text, "bad")])
+    inputs = wordpiece(text, return_tensors="pt")
+    place = inputs["input_ids"][0].tolist().index(wordpiece.mask_token_id)
+    with torch.no_grad():
+        scores = model.eval()(**inputs).logits[0, place]
+    wanted = [wordpiece.decode([i]) for i in scores.argsort(descending=True)[:3]]
+    assert found == [", ".join(wanted)] * 2
+    assert fill_masks(model, wordpiece, []) == []
+
+
+@pytest.mark.parametrize("least", [0, 15])
+def test_tokens_are_counted_up_to_the_end_of_the_text(writer, capsys, least):
+    model, tokenizer = writer
+    args = arguments(
+        "the film was",
+        do_sample=True,
+        temperature=5.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=64,
+        min_new_tokens=least,
+    )
+    seen = []
+
+    def keep(ids, **kwargs):
+        seen.append(ids)
+        return tokenizer.__class__.batch_decode(tokenizer, ids, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "batch_decode", keep)
+        generate.sample(model, tokenizer, args, 1, stream=True)
+    start = len(tokenizer("the film was")["input_ids"])
+    lengths = []
+    for row in seen[0][:, start:].tolist():
+        ends = [i for i, token in enumerate(row) if token == tokenizer.eos_token_id]
+        lengths.append(ends[0] + 1 if ends else len(row))
+    assert min(lengths) >= least
+    assert (min(lengths) < 15) == (least == 0)  # else nothing was there to count
+    assert f"written    {sum(lengths)} tokens, " in capsys.readouterr().out
+
+
+def test_length_without_an_eos_token():
+    ids = torch.tensor([5, 6, 0, 0])
+    assert generate._length(ids, 0) == 3
+    assert generate._length(ids, 9) == generate._length(ids, None) == 4
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_scores_that_are_not_numbers_stop(greedy):
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = tiny.model("gpt2", "causal-lm", len(tokenizer))
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="scores for the next token are nan") as e:
+        texts((model, tokenizer), do_sample=not greedy)
+    assert e.value.exit_code == 6
+
+
+def test_show_gives_every_text_of_every_prompt(capsys):
+    generate.show([["a", "b"], ["c", "d"]], [["A", "B"], ["C\x1b", "D"]])
+    assert capsys.readouterr().out == (
+        "\nbefore [1] a\nbefore [2] b\nafter [1]  A\nafter [2]  B\n"
+        "\nbefore [1] c\nbefore [2] d\nafter [1]  C\\x1b\nafter [2]  D\n"
+    )
+    generate.show([], [["A"], ["B"]])
+    assert capsys.readouterr().out == "\nwritten    A\n\nwritten    B\n"
+    generate.show([], [])
+    assert capsys.readouterr().out == ""

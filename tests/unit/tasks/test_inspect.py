@@ -1,0 +1,187 @@
+"""``llmft data`` as its user calls it; hostile texts do nothing to the page."""
+
+import html.parser
+import subprocess
+import sys
+
+import pytest
+import recipe_process as process
+
+from llmft import cli
+from llmft.data.look.findings import ERROR, Finding, Report, Section
+from llmft.tasks.inspect import as_html, as_text
+
+TRAIN = [
+    (f"review number {i} is {'good' if i % 2 else 'bad'}", i % 2) for i in range(30)
+]
+
+
+@pytest.fixture
+def llmft(tmp_path):
+    """Run the command in a folder with train.csv and test.csv."""
+    for name, rows in {"train": TRAIN, "test": [*TRAIN[4:6], ("new", 1)]}.items():
+        lines = [f"{text},{label}" for text, label in rows]
+        text = "\n".join(["text,label", *lines, ""])
+        (tmp_path / f"{name}.csv").write_text(text)
+
+    def llmft(*argv):
+        start = "import sys; from llmft.cli import main; main(sys.argv[1:])"
+        return subprocess.run(
+            [sys.executable, "-c", start, *argv],
+            cwd=tmp_path,
+            env=process.user_env(
+                tmp_path / "home", PYTHONPATH=str(process.RECIPES.parent)
+            ),
+            capture_output=True,
+            encoding="utf-8",
+        )
+
+    return llmft
+
+
+def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_bert):
+    done = llmft(
+        *("data", "train.csv", "--test_file", "test.csv", "--html", "r.html"),
+        *("--model_name_or_path", str(tiny_bert), "--max_seq_length", "12"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tokenizing" not in done.stdout
+    for said in (
+        "\n  train.csv  30    695         530\n",
+        "error: rows of test that train.csv has too: 2\n"
+        "    test.csv:2 = train.csv:6, test.csv:3 = train.csv:7\n",
+        "warning: rows of more than 12 tokens in train.csv:",
+        "  0      15    50 %   ########################################\n",
+        "\n\nwritten to r.html\n",
+    ):
+        assert said in done.stdout, done.stdout
+    assert "rows of test that train.csv has too: 2" in (tmp_path / "r.html").read_text()
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"train.csv", "test.csv", "r.html", "home"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        ([], 2, "ConfigError: no file named: llmft data FILE..., or --train_file FILE"),
+        (
+            ["train.csv", "--max_bad_rows", "x", "--file_format", "xls"],
+            2,
+            "ConfigError: 2 problems: file_format is 'xls', expected one of csv, tsv,"
+            " json, jsonl, txt, parquet, arrow; max_bad_rows is 'x', expected a whole"
+            " number",
+        ),
+        (
+            ["train.csv", "train.csv"],
+            2,
+            "ConfigError: a file named twice: train.csv, train.csv",
+        ),
+        (
+            ["train.csv", "--html", "test.csv"],
+            2,
+            "ConfigError: html is 'test.csv', expected a name that ends in .html",
+        ),
+        (
+            ["train.csv", "--label_column_name", "lable"],
+            3,
+            "SchemaError train.csv: no column 'lable'; it has 'text', 'label'; did you"
+            " mean label? name it with --label_column_name",
+        ),
+    ],
+)
+def test_mistakes(llmft, argv, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where the fixture wrote the files
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", *argv])
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", f"llmft: {said}\n")
+
+
+HOSTILE = [
+    *("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style>"),
+    *("{{7*7}} {0} {title}", "javascript:alert(1)", "\u2028line", "&amp;", "</title>"),
+]
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_html_holds_texts_as_texts():
+    report = Report(
+        [Section(text, [text], [[text]], [1.0]) for text in HOSTILE],
+        [Finding(ERROR, text, text, text) for text in HOSTILE],
+    )
+    page = as_html(report, "".join(HOSTILE))
+    tags = _Tags()
+    tags.feed(page)
+    names = {tag for tag, _ in tags.found}
+    assert names <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "br"),
+        *("code", "table", "tr", "th", "td", "meter"),
+    }
+    given = {name for _, attributes in tags.found for name in attributes}
+    assert not {
+        name for name in given if name.startswith("on") or name in ("src", "href")
+    }
+    for text in HOSTILE:
+        shown = text.replace("\u2028", "\\u2028")
+        assert tags.text.count(shown) >= 6
+    assert "default-src 'none'" in page
+
+
+def test_the_terminal_gets_no_control_characters():
+    bad = "\x1b[2J\r\x07"
+    report = Report([Section(bad, [bad], [[bad]])], [Finding(ERROR, bad, bad, bad)])
+    shown = as_text(report)
+    assert "\\x1b[2J\\r\\x07" in shown
+    assert not {*"\x1b\r\x07"} & {*shown.split("\n", 1)[1]}
+
+
+def test_numbers_are_set_to_the_right_and_bars_are_scaled():
+    rows = [["a", "5"], ["b", "1,000"], ["c", "0"]]
+    report = Report([Section("t", ["", "n"], rows, [5, 1000, 0])])
+    assert as_text(report) == (
+        f"t\n     n\n  a      5  #\n  b  1,000  {'#' * 40}\n  c      0"
+        "\n\nnothing odd was found"
+    )
+
+
+@pytest.mark.parametrize("text", ["123\n456\n", "\U0001f600\n", "...\n"])
+def test_data_without_letters(text, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", str(tmp_path / "a.txt")])
+    assert ended.value.code == 0
+    assert "scripts" in capsys.readouterr().out
+
+
+def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows}one\ntwo,,\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "a.csv", "--label_column_name", "label"])
+    assert ended.value.code == 3
+    shown = capsys.readouterr()
+    assert "2 bad rows left out (a.csv:32, a.csv:33)" in shown.out
+    assert "  a      15    50 %   ####" in shown.out
+    assert shown.err.startswith(
+        "llmft: DataFormatError a.csv:32: 1 fields; expected 2 "
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "a.csv", "--max_bad_rows", "2"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "b.csv").write_text("text,label\none\n")
+    with pytest.raises(SystemExit):
+        cli.main(["data", "b.csv"])
+    assert capsys.readouterr().out == ""

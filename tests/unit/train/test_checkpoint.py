@@ -1,0 +1,497 @@
+"""Checkpoints: whole or not there, verified, and of the run that goes on from them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
+from llmft.config.rules import Arguments
+from llmft.console import Terminated
+from llmft.data.tokens.collate import ClassificationCollator
+from llmft.errors import CheckpointError
+from llmft.runs import folder as runs
+from llmft.train import callbacks, checkpoint
+from llmft.train.trainer import LlmftTrainer
+
+FACTS = {
+    "data": {"train": {"source": "a.csv", "rows": 8, "sha256": "ab" * 32}},
+    "model": {"name": "tiny", "tokenizer": "cd" * 32, "model.safetensors": "ef" * 32},
+}
+FILES = {
+    *("config.json", "manifest.json", "model.safetensors", "optimizer.pt"),
+    *("rng_state.pth", "scheduler.pt", "tokenizer.json", "tokenizer_config.json"),
+    "trainer_state.json",
+}
+
+
+def arguments(output_dir, **changes):
+    quiet = {"do_train": True, "report_to": "none", "disable_tqdm": True}
+    quiet |= {"eval_strategy": "no", "load_best_model_at_end": False, "max_steps": 3}
+    quiet |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    quiet |= {"early_stopping_patience": None, "per_device_train_batch_size": 4}
+    training = TrainingArguments(output_dir=str(output_dir), **(quiet | changes))
+    return Arguments(ModelArguments("tiny"), DataArguments(), training, {})
+
+
+def train(args, wordpiece, *also, recipe="classify"):
+    """Train as a recipe does, on 8 texts; return the trainer."""
+    runs.check_output_dir(args.training)
+    encoded = wordpiece(tiny.sentences(8))
+    data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
+    with runs.start(recipe, args, [], **FACTS) as run:
+        trainer = LlmftTrainer(
+            task="classification",
+            model=tiny.model("bert", "classification", len(wordpiece)),
+            args=args.training,
+            data_collator=ClassificationCollator(wordpiece),
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=wordpiece,
+        )
+        run.attach(trainer)
+        for callback in also:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, wordpiece):
+    """The folder of a complete run with checkpoints 1, 2 and 3; do not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(arguments(folder), wordpiece)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def names(run):
+    return sorted(os.listdir(run / "checkpoints"))
+
+
+def test_what_is_in_a_checkpoint(trained):
+    assert names(trained) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    folder = trained / "checkpoints" / "checkpoint-2"
+    assert set(os.listdir(folder)) == FILES
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["step"] == 2
+    assert manifest["files"].keys() == FILES - {"manifest.json"}
+    assert manifest["belongs_to"]["recipe"] == "classify"
+    assert manifest["belongs_to"]["train data: sha256"] == "ab" * 32
+    assert manifest["belongs_to"]["seed"] == 42
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = [
+    (lambda f: flip(f / "model.safetensors"), "model.safetensors has changed since"),
+    (lambda f: flip(f / "optimizer.pt"), "optimizer.pt has changed since it was saved"),
+    (lambda f: shorten(f / "optimizer.pt"), "bytes, was saved with 243,"),
+    (lambda f: (f / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+    (lambda f: (f / "scheduler.pt").unlink(), "scheduler.pt is missing"),
+    (lambda f: (f / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    (lambda f: (f / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+    (lambda f: shorten(f / "trainer_state.json"), "trainer_state.json has "),
+    (
+        lambda f: (f / "manifest.json").unlink(),
+        "it has no manifest.json: it was cut short, or plain Trainer made it",
+    ),
+    (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+    (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    (
+        lambda f: (f / "manifest.json").write_text(
+            '{"step": 1, "belongs_to": {}, "files": {}}'
+        ),
+        "manifest.json does not say to which run it belongs",
+    ),
+    (shutil.rmtree, "there is no such folder"),
+]
+SAID = [said[:30] for _, said in DAMAGES]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=SAID)
+def test_a_damaged_checkpoint_is_refused(run, damage, said):
+    """And the hint names the newest one that is whole."""
+    folder, whole = (run / "checkpoints" / f"checkpoint-{n}" for n in (3, 2))
+    assert checkpoint.fault(folder) is None
+    damage(folder)
+    args = arguments(run, resume_from_checkpoint=str(folder)).training
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        runs.check_output_dir(args)
+    assert caught.value.exit_code == 4
+    assert str(caught.value).startswith(f"CheckpointError {folder}: ")
+    assert said in str(caught.value)
+    assert f"; resume from {whole}" in str(caught.value)
+    assert (run / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES[:-1], ids=SAID[:-1])
+def test_true_takes_the_newest_whole_one(run, damage, said, capsys):
+    damage(run / "checkpoints" / "checkpoint-3")
+    args = arguments(run, resume_from_checkpoint=True).training
+    runs.check_output_dir(args)
+    whole = run / "checkpoints" / "checkpoint-2"
+    assert args.resume_from_checkpoint == str(whole)
+    out, err = capsys.readouterr()
+    assert f"resume     {whole}, in {run}\n" in out
+    assert err.startswith("llmft: warning: passed over checkpoint-3: ")
+    assert said in err
+
+
+def test_true_without_a_whole_one(run, tmp_path):
+    for step in (1, 2, 3):
+        (run / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.locate(arguments(run, resume_from_checkpoint=True).training)
+    said = "no complete checkpoint to resume: checkpoint-3: optimizer.pt is missing; "
+    assert said in str(caught.value)
+    with pytest.raises(CheckpointError, match="there is none at all"):
+        checkpoint.locate(arguments(tmp_path, resume_from_checkpoint=True).training)
+
+
+def test_weights_alone_cannot_be_resumed(wordpiece, tmp_path):
+    train(arguments(tmp_path / "run", save_only_model=True), wordpiece)
+    said = checkpoint.fault(tmp_path / "run" / "checkpoints" / "checkpoint-3")
+    assert said == (
+        "it was saved without optimizer.pt, scheduler.pt, rng_state.pth"
+        " (save_only_model)"
+    )
+
+
+def test_without_output_dir_it_goes_on_in_its_own_run(run, capsys):
+    folder = run / "checkpoints" / "checkpoint-3"
+    args = arguments("x", resume_from_checkpoint=str(folder)).training
+    args.output_dir = None
+    runs.check_output_dir(args)
+    assert args.output_dir == str(run)
+    assert f"resume     {folder}, in {run}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "recipe", "said"),
+    [
+        ({}, {}, "mlm", "recipe was classify, is mlm"),
+        ({"seed": 7}, {}, "classify", "seed was 42, is 7"),
+        ({"learning_rate": 1.0}, {}, "classify", "learning_rate was 5e-05, is 1.0"),
+        (
+            {},
+            {"data": {"train": {"rows": 9, "sha256": "01" * 32}}},
+            "classify",
+            "train data: rows was 8, is 9; train data: sha256 was abababababab...,"
+            " is 010101010101...",
+        ),
+        (
+            {},
+            {"model": {**FACTS["model"], "model.safetensors": "01" * 32}},
+            "classify",
+            "model: model.safetensors was efefefefefef..., is 010101010101...",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(run, changes, facts, recipe, said):
+    folder = run / "checkpoints" / "checkpoint-3"
+    changes = {"max_steps": 9, "resume_from_checkpoint": str(folder), **changes}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.require_match(
+            recipe, arguments(run, **changes), FACTS | facts, range(8)
+        )
+    assert f"it does not belong to this run: {said}; resume with" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "fits"),
+    [
+        ({"max_steps": 4}, "complete", True),
+        ({"max_steps": 3}, "complete", False),
+        ({"max_steps": 3}, "interrupted", True),  # killed in the final evaluation
+        ({"max_steps": 2}, "interrupted", False),
+        ({"max_steps": -1, "num_train_epochs": 1}, "interrupted", False),
+        ({"max_steps": -1, "num_train_epochs": 1.5}, "interrupted", True),
+    ],
+)
+def test_nothing_left_to_do(run, changes, status, fits):
+    """Two steps are an epoch, and the checkpoint is of step 3."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": status}))
+    folder = run / "checkpoints" / "checkpoint-3"
+    args = arguments(run, resume_from_checkpoint=str(folder), **changes)
+    if fits:
+        return checkpoint.require_match("classify", args, FACTS, range(8))
+    with pytest.raises(CheckpointError, match="it is of step 3, this run ends at step"):
+        checkpoint.require_match("classify", args, FACTS, range(8))
+
+
+def test_another_version_is_a_warning(run, capsys):
+    folder = run / "checkpoints" / "checkpoint-3"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["versions"]["transformers"] = "5.0.0"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
+    checkpoint.require_match("classify", args, FACTS, range(8))
+    said = "llmft: warning: the checkpoint was made with transformers 5.0.0, here is "
+    assert said in capsys.readouterr().err
+
+
+def test_resume_of_the_last_step_takes_no_other(run, wordpiece):
+    """Step 3 is inside the second epoch: Trainer would go on to step 4."""
+    folder = run / "checkpoints" / "checkpoint-3"
+    weights = (folder / "model.safetensors").read_bytes()
+    trainer = train(arguments(run, resume_from_checkpoint=str(folder)), wordpiece)
+    assert trainer.state.global_step == 3
+    trainer.save_model(str(run / "again"))
+    assert (run / "again" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_resume_within_an_epoch_by_length_is_exact(wordpiece, tmp_path):
+    """Step 6 is the second of four of its epoch; dropout is on."""
+    run = tmp_path / "run"
+    options = {"train_sampling_strategy": "group_by_length", "max_steps": 8}
+    options |= {"per_device_train_batch_size": 2, "save_steps": 2}
+    whole = train(arguments(run, **options), wordpiece)
+    folder = run / "checkpoints" / "checkpoint-6"
+    args = arguments(run, resume_from_checkpoint=str(folder), **options)
+    resumed = train(args, wordpiece)
+    assert (
+        resumed.state.log_history
+        == whole.state.log_history[:-1]
+        + (
+            resumed.state.log_history[-1:]  # the summary, with its times
+        )
+    )
+    for ours, theirs in zip(
+        resumed.model.parameters(), whole.model.parameters(), strict=True
+    ):
+        assert ours.equal(theirs)
+
+
+def test_patience_is_counted_on_after_a_resume(wordpiece, tmp_path):
+    """Nothing is learnt: of five evaluations all but the first bring no gain."""
+    run = tmp_path / "run"
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 9}
+    options |= {"learning_rate": 0.0, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    train(arguments(run, early_stopping_patience=2, **options), wordpiece)
+    assert names(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    folder = run / "checkpoints" / "checkpoint-3"
+    args = arguments(
+        run, early_stopping_patience=4, resume_from_checkpoint=str(folder), **options
+    )
+    assert train(args, wordpiece).state.global_step == 5
+
+
+def test_a_run_that_stopped_early_stops_again(wordpiece, tmp_path):
+    run = tmp_path / "run"
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 9}
+    options |= {"learning_rate": 0.0, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    args = arguments(run, early_stopping_patience=1, **options)
+    assert train(args, wordpiece).state.global_step == 2
+    folder = run / "checkpoints" / "checkpoint-2"
+    args = arguments(
+        run, early_stopping_patience=1, resume_from_checkpoint=str(folder), **options
+    )
+    assert train(args, wordpiece).state.global_step == 2
+    assert names(run) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_knows_its_evaluation(wordpiece, tmp_path):
+    """Two steps are an epoch. Trainer saves in the second, before it evaluates."""
+    run = tmp_path / "run"
+    options = {"eval_strategy": "epoch", "save_steps": 2, "num_train_epochs": 9}
+    options |= {"learning_rate": 0.0, "max_steps": -1, "early_stopping_patience": 2}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    assert train(arguments(run, **options), wordpiece).state.global_step == 6
+    for step in (2, 4):
+        folder = run / "checkpoints" / f"checkpoint-{step}"
+        saved = json.loads((folder / "trainer_state.json").read_text())
+        assert [e for e in saved["log_history"] if "eval_loss" in e][-1]["step"] == step
+        args = arguments(run, resume_from_checkpoint=str(folder), **options)
+        assert train(args, wordpiece).state.global_step == 6
+
+
+def test_a_run_that_goes_on_is_not_resumed(run):
+    """Another process would write into the same files."""
+    folder = run / "checkpoints" / "checkpoint-3"
+    args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
+    command = [sys.executable, "-c", _RESUMES, str(run), str(folder)]
+    with runs.start("classify", args, [], **FACTS):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("\nanother process is training there\n"), done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("\nit is free\n"), done.stderr
+
+
+_RESUMES = """
+import sys
+from llmft.runs import folder as runs
+from llmft.config.fields import TrainingArguments
+from llmft.errors import EnvironmentFault
+_, run, folder = sys.argv
+try:
+    runs.check_output_dir(TrainingArguments(run, resume_from_checkpoint=folder))
+except EnvironmentFault as error:
+    print(error.found)
+else:
+    print("it is free")
+"""
+
+
+def test_another_number_of_steps_is_a_warning(run, capsys):
+    folder = run / "checkpoints" / "checkpoint-2"
+    for schedule, said in (("linear", 1), ("constant_with_warmup", 0)):
+        args = arguments(
+            run,
+            max_steps=1_200,
+            lr_scheduler_type=schedule,
+            resume_from_checkpoint=str(folder),
+        )
+        checkpoint.require_match("classify", args, FACTS, range(8))
+        changed = (
+            "llmft: warning: lr_scheduler_type was linear before this resume, is"
+            " constant_with_warmup from now on\n"
+        )
+        assert capsys.readouterr().err == (not said) * changed + said * (
+            "llmft: warning: the checkpoint was made for 3 steps, this run has 1,200:"
+            " the learning rate goes on as in a run of 1,200 (linear)\n"
+        )
+
+
+class _StopsInSaving(TrainerCallback, ExportableState):
+    """Stands for SIGTERM while checkpoint 3 is written."""
+
+    step = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+    def state(self):
+        if self.step == 3:
+            raise Terminated
+        return {}
+
+
+def test_a_save_that_is_stopped_leaves_the_older_ones(wordpiece, tmp_path, capsys):
+    run = tmp_path / "run"
+    with pytest.raises(Terminated):
+        train(arguments(run, save_total_limit=1), wordpiece, _StopsInSaving())
+    assert names(run) == ["checkpoint-2"]
+    folder = run / "checkpoints" / "checkpoint-2"
+    assert checkpoint.fault(folder) is None
+    last, hint = capsys.readouterr().out.splitlines()[-2:]
+    assert last.endswith("(interrupted)")
+    assert hint.startswith("go on      python ")
+    assert hint.endswith(f" --resume_from_checkpoint {folder}")
+
+
+class _OldestIsYoungest(TrainerCallback):
+    """Others' folders beside ours, and times as after copying."""
+
+    mine = ("checkpoint-final", "checkpoint-1-backup")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for name in (*self.mine, ".checkpoint-2.staging-ab12"):
+            os.makedirs(os.path.join(args.output_dir, name))
+
+    def on_save(self, args, state, control, **kwargs):
+        for folder in checkpoint.checkpoints(Path(args.output_dir)):
+            age = int(folder.name.split("-")[1])
+            os.utime(folder, (1e9 - 100 * age,) * 2)
+
+
+def test_only_the_oldest_of_ours_are_removed(wordpiece, tmp_path):
+    args = arguments(tmp_path / "run", max_steps=4, save_total_limit=2)
+    train(args, wordpiece, _OldestIsYoungest())
+    mine = _OldestIsYoungest.mine
+    assert names(tmp_path / "run") == sorted([*mine, "checkpoint-3", "checkpoint-4"])
+
+
+def test_later_steps_of_before_a_resume_go_first(run, wordpiece):
+    first = run / "checkpoints" / "checkpoint-1"
+    args = arguments(
+        run,
+        max_steps=2,
+        save_total_limit=2,
+        resume_from_checkpoint=str(first),
+    )
+    train(args, wordpiece)
+    assert names(run) == ["checkpoint-1", "checkpoint-2"]
+    assert checkpoint.fault(run / "checkpoints" / "checkpoint-2") is None
+
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
+}
+
+
+def test_the_best_checkpoint_is_named(wordpiece, tmp_path, capsys):
+    args = arguments(tmp_path / "run", learning_rate=0.05, **BEST)
+    trainer = train(args, wordpiece)
+    found = [e for e in trainer.state.log_history if "eval_loss" in e]
+    best = min(found, key=lambda e: e["eval_loss"])
+    assert best["step"] < 3  # the last is not the best
+    expected = (
+        f"best       checkpoint-{best['step']} (epoch {best['epoch']:.3g}):"
+        f" loss {best['eval_loss']:.4g}\n"
+    )
+    assert expected in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
+    state = SimpleNamespace(best_global_step=2, best_model_checkpoint=None)
+    args = SimpleNamespace(output_dir=str(tmp_path), load_best_model_at_end=True)
+    best = callbacks.BestCheckpoint()
+    best.on_train_begin(args, state, None)
+    assert "checkpoint-2, the best so far, is gone" in capsys.readouterr().err
+    (tmp_path / "checkpoint-2").mkdir()
+    best.on_train_begin(args, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("r.py --do_train", "python r.py --do_train --resume_from_checkpoint 'a b'"),
+        (
+            "r.py --resume_from_checkpoint old --seed 1",
+            "python r.py --seed 1 --resume_from_checkpoint 'a b'",
+        ),
+        (
+            "r.py --resume-from-checkpoint=old --seed 1",
+            "python r.py --seed 1 --resume_from_checkpoint 'a b'",
+        ),
+        (
+            "r.py --resume_from_checkpoint --output_dir x",
+            "python r.py --output_dir x --resume_from_checkpoint 'a b'",
+        ),
+    ],
+)
+def test_the_command_that_goes_on(argv, expected):
+    assert checkpoint.resume_command(argv.split(), "a b") == expected
