@@ -1,117 +1,142 @@
-"""The run folder: what ran, what came of it, and the model.
+"""The folder of a run: what ran, what came of it, and the model.
 
-    with start("mlm", args, facts) as run:
-        ...
-        run.finish(trainer, results, card)
+    with start_run(__file__, args, choices, data=..., model=...) as run:
+        trainer = LlmftTrainer(..., callbacks=run.callbacks(args.training))
+        run.results["eval"] = trainer.evaluate()
+        run.finish(trainer, title)
 
 The folder is made when all checks have passed. Whatever ends the block is recorded in
-``run.json``, whose status is running, interrupted, failed or complete.
+``run.json``, whose status is running, interrupted, failed or complete. A run that is
+resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said before.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
+from llmft import __version__
 from llmft.config.fields import TrainingArguments
 from llmft.config.rules import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
+from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
 from llmft.machine import detect
 from llmft.machine.choose import Choice
+from llmft.runs import terminal
 from llmft.runs.card import model_card
+from llmft.runs.speed import StepClock, training_speed
 from llmft.train import callbacks, checkpoint
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
-_PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
-Results = dict[str, dict[str, float]]
-_OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
+_PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 @dataclass
 class Run:
-    """A run folder being filled."""
+    """A run folder being filled.
+
+    Attributes:
+        record: what ``run.json`` holds.
+        results: metrics by the part they were measured on (``before``, ``eval``,
+            ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
+        held_out: the split that ``before`` was measured on.
+    """
 
     folder: Path
     record: dict[str, Any]
+    held_out: str | None = None
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     progress: callbacks.Progress | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
     def save(self, **changes: Any) -> None:
         """Write ``run.json`` with ``changes``."""
         self.record |= changes
         write_json(self.folder / "run.json", self.record)
 
-    def attach(self, trainer: LlmftTrainer) -> None:
-        """Send the trainer's log, TensorBoard events and progress here."""
-        self.progress = callbacks.install(trainer, self.folder)
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """The results as ``metrics.json`` has them."""
+        splits = {"before": self.held_out, "eval": "validation", "test": "test"}
+        return {
+            part: _with_errors(part, splits[part], m)
+            for part, m in self.results.items()
+        }
 
-    def finish(self, trainer: LlmftTrainer, results: Results, title: str) -> None:
+    def finish(self, trainer: LlmftTrainer, title: str) -> None:
         """Write ``metrics.json`` and, after training, ``model/``.
 
-        Args:
-            results: metrics by the part they were measured on (``before``, ``eval``,
-                ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
-            title: the first line of the model card.
+        ``title`` is the first line of the model card.
         """
-        measured = {part: _with_errors(part, m) for part, m in results.items()}
-        speed = _speed(trainer, time.perf_counter() - self.started)
-        write_json(self.folder / "metrics.json", {**measured, "run": speed})
+        legs = self.record["legs"]
+        seconds = [*map(_seconds, legs), time.perf_counter() - self.started]
+        speed = {
+            "wall_seconds": round(sum(seconds), 1),
+            "legs": len(seconds),
+            "peak_rss_bytes": detect.peak_rss_bytes(),
+            **training_speed(trainer, self.clock),
+        }
+        write_json(self.folder / "metrics.json", {**self.measured, "run": speed})
         model: Any = trainer.model
         tokenizer: Any = trainer.processing_class
         if trainer.args.do_train:
             with publish_folder(self.folder / "model", replace=True) as staging:
                 model.save_pretrained(staging)
                 tokenizer.save_pretrained(staging)
-                card = model_card(title, measured, self.record)
+                card = model_card(title, self.measured, self.record)
                 write_text(staging / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
-        """Write ``predictions.jsonl``."""
-        lines = "".join(to_json(row) + "\n" for row in rows)
-        write_text(self.folder / "predictions.jsonl", lines)
+        """Write ``predictions.jsonl``; each row says of which split it is."""
+        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
+        write_text(self.folder / "predictions.jsonl", "".join(lines))
 
 
 @contextmanager
-def start(
-    recipe: str, args: Arguments, choices: list[Choice], **facts: Any
+def start_run(
+    script: str, args: Arguments, choices: list[Choice], **facts: Any
 ) -> Iterator[Run]:
     """Make the run folder and record how the block ends.
 
     Args:
-        recipe: its name.
+        script: the recipe's file.
         args: what was asked; ``args.training.output_dir`` is set to the checkpoints.
         choices: what ``machine.choose.prepare`` chose.
-        facts: more for ``run.json``: data, model, tokenizer.
+        facts: more for ``run.json``: data, model.
     """
-    folder = _make_folder(recipe, args.training)
-    args.training.output_dir = str(folder / "checkpoints")
+    recipe, training = Path(script).stem, args.training
     record = {
         "recipe": recipe,
         "status": "running",
-        "command": shlex.join(sys.argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join([terminal.short(Path(script)), *args.command]),
+        "argv": args.command,
+        "started": time.strftime(_TIME),
         "arguments": args.resolved(),
         "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
         "versions": versions(),
         "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
         **facts,
+        "resumed": training.resume_from_checkpoint,
+        "legs": _legs(training.resume_from_checkpoint),
     }
+    folder = _make_folder(recipe, training)
+    training.output_dir = str(folder / "checkpoints")
     with _held(folder):
         run = Run(folder, record)
         (folder / "logs").mkdir(exist_ok=True)
@@ -120,27 +145,57 @@ def start(
             with log_to_file(folder / "logs" / "debug.log"):
                 yield run
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
-            status = "interrupted" if stopped else "failed"
-            fault = as_fault(error, folder)
-            if run.progress:
-                run.progress.close()
-            with suppress(OSError):  # a full disk is what ended the run
-                run.save(status=status, error=str(fault or repr(error)))
-            say(f"run        {_short(folder)} ({status})")
-            whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
-            if whole and (stopped or isinstance(fault, EnvironmentFault)):
-                say("go on      " + checkpoint.resume_command(sys.argv, whole))
-            elif stopped and args.training.do_train:
-                anew = "start anew; --save_steps saves more often"
-                say(f"no checkpoint was due yet: {anew}")
+            fault = _record_end(run, error, script, args)
             if fault is None or fault is error:
                 raise
             raise fault from error
         else:
-            run.save(
-                status="complete", seconds=round(time.perf_counter() - run.started, 1)
-            )
+            run.save(status="complete", seconds=_since(run))
+
+
+def _record_end(
+    run: Run, error: BaseException, script: str, args: Arguments
+) -> BaseException | None:
+    """Record what ended a run, and say how to go on; return it as a fault."""
+    stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
+    status = "interrupted" if stopped else "failed"
+    fault = as_fault(error, run.folder)
+    if run.progress:
+        run.progress.close()
+    with suppress(OSError):  # a full disk is what ended the run
+        run.save(status=status, seconds=_since(run), error=str(fault or repr(error)))
+    say(f"run        {terminal.short(run.folder)} ({status})")
+    whole, _ = checkpoint.newest(run.folder / "checkpoints", hashes=False)
+    if whole and (stopped or isinstance(fault, EnvironmentFault)):
+        again = terminal.resume_command(script, args.command, whole)
+        say(f"go on      {again}")
+    elif stopped and args.training.do_train:
+        say("no checkpoint was due yet: start anew; --save_steps saves more often")
+    return fault
+
+
+def _since(run: Run) -> float:
+    return round(time.perf_counter() - run.started, 1)
+
+
+def _legs(resumed: Any) -> list[dict[str, Any]]:
+    """Return the records of a run that is resumed, the oldest first."""
+    if not resumed:
+        return []
+    folder = Path(resumed).parent.parent
+    try:
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):  # a checkpoint that was taken elsewhere
+        return []
+    if "seconds" not in record and (log := folder / "metrics.jsonl").is_file():
+        # It was killed: what is known is when it last logged.
+        began = datetime.strptime(record["started"], _TIME).timestamp()
+        record["seconds"] = round(max(log.stat().st_mtime - began, 0.0), 1)
+    return [*record.pop("legs", []), record]
+
+
+def _seconds(leg: Mapping[str, Any]) -> float:
+    return float(leg.get("seconds", 0.0))
 
 
 def check_output_dir(args: TrainingArguments) -> None:
@@ -219,151 +274,22 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    return found
+    found = {"python": platform.python_version(), "llmft": __version__}
+    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _with_errors(part: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _with_errors(
+    part: str, split: str | None, metrics: Mapping[str, float]
+) -> dict[str, Any]:
     """Turn ``eval_loss``, ``eval_loss_stderr``, ``eval_n`` into one entry each."""
     plain = {name.removeprefix(f"{part}_"): value for name, value in metrics.items()}
-    n = plain.get("n")
     return {
         name: {
             "value": finite(value),
-            "n": n,
+            "n": plain.get("n"),
             "stderr": finite(plain[f"{name}_stderr"]),
+            "split": split,
         }
         for name, value in plain.items()
         if f"{name}_stderr" in plain
     }
-
-
-def _speed(trainer: LlmftTrainer, seconds: float) -> dict[str, Any]:
-    """Return samples/s and tokens/s of training, wall seconds and peak memory."""
-    speed: dict[str, Any] = {
-        "wall_seconds": round(seconds, 1),
-        "peak_rss_bytes": detect.peak_rss_bytes(),
-    }
-    ends = [e for e in trainer.state.log_history if "train_runtime" in e]
-    if ends:
-        runtime, samples = (
-            ends[-1]["train_runtime"],
-            ends[-1]["train_samples_per_second"],
-        )
-        speed |= {
-            "train_seconds": runtime,
-            "train_samples_per_second": samples,
-            "steps": trainer.state.global_step,
-            "epochs": trainer.state.epoch,
-        }
-        length = _mean_length(trainer.train_dataset)
-        if length is not None:
-            speed["train_tokens_per_second"] = round(samples * length, 1)
-    return speed
-
-
-def _mean_length(train: Any) -> float | None:
-    """Return the tokens of an example; None for a stream, and for cached features."""
-    if not hasattr(train, "__len__"):
-        return None
-    lengths = pc.list_value_length(train.with_format("arrow")["input_ids"][:])
-    return pc.mean(lengths).as_py() if pc.max(lengths).as_py() > 1 else None
-
-
-def plan(args: Arguments, choices: list[Choice], train: Any | None) -> None:
-    """Say what is going to happen: the choices with their reasons, and the steps."""
-    say("plan")
-    for choice in choices:
-        say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
-    t = args.training
-    if train is not None and t.do_train:
-        batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, epochs = checkpoint.training_steps(t, train), "a stream"
-        if hasattr(train, "__len__"):
-            epochs = f"{steps / checkpoint.epoch_steps(t, train):.3g} epochs"
-        say(
-            f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
-            f" learning rate {t.learning_rate:g}"
-        )
-    if t.dry_run:
-        say("\ndry run    all checks passed; nothing was written outside the cache")
-
-
-def report(
-    run: Run,
-    results: Results,
-    names: list[str],
-    recipe: str,
-    *flags: str,
-    keep: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> None:
-    """Print the last lines: what was reached, where it is, what to do next.
-
-    Args:
-        results: as for ``Run.finish``.
-        names: the metrics to show.
-        recipe: what to run next, on the model of this run.
-        flags: its flags.
-        keep: the arguments that it takes over from this run, where they have a value.
-        notes: lines below the results.
-    """
-    held_out = "test" if "test" in results else "validation"
-    parts = {"before": f"{held_out}, before", "eval": "validation"}
-    rows = []
-    for part, metrics in results.items():
-        for name in names:
-            value = metrics.get(f"{part}_{name}")
-            if value is not None:
-                error = metrics.get(f"{part}_{name}_stderr", 0.0)
-                n = int(metrics[f"{part}_n"])
-                on = parts.get(part, part)
-                rows.append((on, name, f"{value:,.4g}", f"{error:.2g}", f"{n:,}"))
-    if rows:
-        say("\nresults")
-        say(table(rows, ["on", "metric", "value", "+-", "n"]))
-    for note in notes:
-        say(note)
-    given = {name: entry["value"] for name, entry in run.record["arguments"].items()}
-    if (run.folder / "predictions.jsonl").is_file():
-        say(f"\npredicted  {_short(run.folder / 'predictions.jsonl')}")
-    say(f"\nrun        {_short(run.folder)}")
-    if given["do_train"] and "tensorboard" in given["report_to"]:
-        logs = shlex.quote(_short(run.folder / "logs"))
-        say(f"curves     {_tool('tensorboard')} --logdir {logs}")
-    say(f"next       {_next_command(run.folder, given, recipe, keep, flags)}")
-
-
-def _next_command(
-    folder: Path,
-    given: dict[str, Any],
-    recipe: str,
-    keep: Sequence[str],
-    flags: Sequence[str],
-) -> str:
-    """Return the command; its model is the trained one, else the one that was used."""
-    model = ("model_name_or_path", "model_revision", *_OF_TOKENIZER)
-    values = {name: given.get(name) for name in (*model, *keep)}
-    if given["do_train"]:
-        values |= dict.fromkeys(model)
-        values["model_name_or_path"] = _short(folder / "model")
-    script = os.path.join(os.path.dirname(sys.argv[0]), f"{recipe}.py")
-    words = [_tool(os.path.basename(sys.executable)), script]
-    for name, value in values.items():
-        if value is not None:
-            several = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *map(str, several)]
-    return shlex.join([*words, *flags])
-
-
-def _tool(name: str) -> str:
-    """Return how to call a program of this Python: by name where the shell finds it."""
-    path = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) == str(path) else _short(path)
-
-
-def _short(path: Path) -> str:
-    """Return ``path`` relative to the working directory where that is shorter."""
-    return min(os.path.relpath(path), str(path), key=len)

@@ -25,8 +25,8 @@ from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
 from llmft.machine.choose import Choice
 from llmft.metrics import classes
-from llmft.runs import folder as runs
 from llmft.runs.card import model_card
+from llmft.runs.folder import start_run
 from llmft.train import checkpoint
 from llmft.train.trainer import LlmftTrainer
 
@@ -47,7 +47,8 @@ def arguments(output_dir, **changes):
     data = ClassificationDataArguments(text_column_name="a|b", label_column_name="c")
     origins = dict.fromkeys(["text_column_name", *changes], "command line")
     origins["eval_strategy"] = "follows: do_eval is off"
-    return Arguments(ModelArguments("tiny"), data, training, origins)
+    command = ["--seed", "1", "--resume-from-checkpoint=old", "--do_train"]
+    return Arguments(ModelArguments("tiny"), data, training, origins, command)
 
 
 def strict(path):
@@ -59,10 +60,10 @@ def strict(path):
 
 def test_the_record_of_a_run(tmp_path):
     args = arguments(tmp_path / "new" / "run", seed=7)
-    with runs.start("classify", args, CHOICES, data={"rows": 3}) as run:
+    with start_run("recipes/classify.py", args, CHOICES, data={"rows": 3}) as run:
         assert run.folder == tmp_path / "new" / "run"
         assert strict(run.folder / "run.json")["status"] == "running"
-        assert args.training.output_dir == str(run.folder / "checkpoints")
+        assert run.record["arguments"]["output_dir"]["value"] == str(run.folder)
         logging.getLogger("transformers.trainer").info("said by a library")
         logging.getLogger("llmft").debug("said by llmft")
     record = strict(run.folder / "run.json")
@@ -105,7 +106,7 @@ def test_how_a_run_ended_is_recorded(tmp_path, raised, status, error, capsys):
     folder = tmp_path / "run"
     with (
         pytest.raises(EnvironmentFault if error is MEMORY else type(raised)) as caught,
-        runs.start("mlm", arguments(folder), CHOICES),
+        start_run("recipes/mlm.py", arguments(folder), CHOICES),
     ):
         raise raised
     assert raised in (caught.value, caught.value.__cause__)
@@ -124,7 +125,7 @@ def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
         (logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names
     ]
     for name in ("one", "two"):
-        with runs.start("mlm", arguments(tmp_path / name), CHOICES):
+        with start_run("recipes/mlm.py", arguments(tmp_path / name), CHOICES):
             logging.getLogger("transformers").info("in run %s", name)
     assert before == [
         (logging.getLogger(n).handlers, logging.getLogger(n).level) for n in names
@@ -136,7 +137,7 @@ def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
 
 def test_without_output_dir_each_run_has_its_own_folder():
     for _ in range(2):
-        with runs.start("mlm", arguments(None), CHOICES) as run:
+        with start_run("recipes/mlm.py", arguments(None), CHOICES) as run:
             assert run.folder.parent == Path("outputs/mlm")
     assert len(os.listdir("outputs/mlm")) == 2
 
@@ -144,7 +145,7 @@ def test_without_output_dir_each_run_has_its_own_folder():
 def refused(output_dir, **changes):
     with (
         pytest.raises(EnvironmentFault) as caught,
-        runs.start("mlm", arguments(output_dir, **changes), CHOICES),
+        start_run("recipes/mlm.py", arguments(output_dir, **changes), CHOICES),
     ):
         raise AssertionError("the block must not run")
     assert caught.value.exit_code == 5
@@ -181,7 +182,7 @@ def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
         ("old", {"resume_from_checkpoint": str(checkpoint)}),
     ):
         args = arguments(tmp_path / name, **changes)
-        with runs.start("mlm", args, CHOICES) as run:
+        with start_run("recipes/mlm.py", args, CHOICES) as run:
             assert run.folder == tmp_path / name
     assert checkpoint.is_dir()
 
@@ -189,12 +190,11 @@ def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
 def test_no_secret_is_written(tmp_path, monkeypatch):
     secret = "hf_" + "x" * 12
     monkeypatch.setenv("HF_TOKEN", secret)
-    monkeypatch.setattr(sys, "argv", ["mlm.py", "--seed", "1"])
     args = arguments(tmp_path / "run")
-    with runs.start("mlm", args, CHOICES) as run:
+    with start_run("recipes/mlm.py", args, CHOICES) as run:
         card = model_card("Title", {}, run.record)
     record = strict(run.folder / "run.json")
-    assert record["command"] == "mlm.py --seed 1"
+    assert record["command"].startswith("recipes/mlm.py --seed 1 ")
     written = [p.read_text() for p in run.folder.rglob("*") if p.is_file()]
     assert len(written) == 2
     assert not [text for text in [*written, card] if secret in text]
@@ -222,7 +222,7 @@ def classification(folder, wordpiece):
     data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
     model = tiny.model("bert", "classification", len(wordpiece))
     model.config.id2label = {0: "good", 1: "bad"}
-    with runs.start("classify", args, CHOICES) as run:
+    with start_run("recipes/classify.py", args, CHOICES) as run:
         trainer = LlmftTrainer(
             task="classification",
             model=model,
@@ -235,35 +235,38 @@ def classification(folder, wordpiece):
         )
         run.attach(trainer)
         trainer.train()
-        results = {"eval": trainer.evaluate()}
-        results["before"] = {
+        run.held_out = "test"
+        run.results["eval"] = trainer.evaluate()
+        run.results["before"] = {
             **{"before_loss": 800.0, "before_loss_stderr": 2.0, "before_n": 12},
             **{"before_perplexity": math.inf, "before_perplexity_stderr": math.nan},
         }
         run.write_predictions([{"text": "one\u2028two"}, {"text": "three"}])
-        run.finish(trainer, results, "Text classifier")
+        run.finish(trainer, "Text classifier")
     return folder
 
 
 def test_metrics_have_value_n_and_error(finished, wordpiece):
     found = strict(finished / "metrics.json")
     assert found["before"] == {
-        "loss": {"value": 800.0, "n": 12, "stderr": 2.0},
-        "perplexity": {"value": None, "n": 12, "stderr": None},
+        "loss": {"value": 800.0, "n": 12, "stderr": 2.0, "split": "test"},
+        "perplexity": {"value": None, "n": 12, "stderr": None, "split": "test"},
     }
     assert set(found["eval"]) == set(classes.CLASSIFICATION)
     for entry in found["eval"].values():
-        assert set(entry) == {"value", "n", "stderr"}
-        assert entry["n"] == 8
+        assert set(entry) == {"value", "n", "stderr", "split"}
+        assert (entry["n"], entry["split"]) == (8, "validation")
     speed = found["run"]
     assert (speed["steps"], speed["epochs"]) == (2, 2.0)
     assert speed["peak_rss_bytes"] > 50e6
     assert 0 < speed["train_seconds"] <= speed["wall_seconds"] + 0.1
+    assert speed["legs"] == 1
     per_text = speed["train_tokens_per_second"] / speed["train_samples_per_second"]
     lengths = [len(ids) for ids in wordpiece(tiny.sentences(8))["input_ids"]]
     assert per_text == pytest.approx(sum(lengths) / 8, rel=0.01)
     lines = (finished / "predictions.jsonl").read_text("utf-8").split("\n")
     assert [json.loads(x)["text"] for x in lines if x] == ["one\u2028two", "three"]
+    assert {json.loads(x)["split"] for x in lines if x} == {"test"}
 
 
 def test_the_model_loads_and_holds_no_pickle(finished):
@@ -344,85 +347,3 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             )
             assert checkpoint.training_steps(args, data) == steps
             assert checkpoint.epoch_steps(args, data) == per_epoch
-
-
-def test_the_plan_says_the_steps(tmp_path, capsys):
-    args = arguments(tmp_path / "run", num_train_epochs=2.5)
-    runs.plan(args, CHOICES, range(17))
-    assert capsys.readouterr().out == (
-        "plan\n  threads    1 (for the test)\n"
-        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
-    )
-
-
-def reported(folder, results=None, recipe="classify", *flags, **options):
-    """What ``report`` prints at the end of a run with the given arguments."""
-    keep, notes = options.pop("keep", ()), options.pop("notes", ())
-    with runs.start("mlm", arguments(folder, **options), CHOICES) as run:
-        runs.report(
-            run,
-            results or {},
-            ["loss", "perplexity"],
-            recipe,
-            *flags,
-            keep=keep,
-            notes=notes,
-        )
-
-
-@pytest.fixture
-def tools(tmp_path, monkeypatch):
-    """A Python whose programs the shell finds, and a recipe that was started."""
-    (tmp_path / "bin").mkdir()
-    for name in ("python", "tensorboard"):
-        (tmp_path / "bin" / name).touch(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setattr(sys, "argv", ["my recipes/mlm.py"])
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-
-
-@pytest.mark.usefixtures("tools")
-def test_report_says_what_was_reached_and_what_is_next(tmp_path, capsys):
-    def part(name, value):
-        return {f"{name}_loss": value, f"{name}_loss_stderr": 0.25, f"{name}_n": 9}
-
-    results = {name: part(name, 1234.5) for name in ("before", "eval")}
-    reported(tmp_path / "a run", results, notes=["note"], report_to="tensorboard")
-    said = capsys.readouterr().out
-    assert said == (
-        "\nresults\n"
-        "  on                  metric  value  +-    n\n"
-        "  validation, before  loss    1,234  0.25  9\n"
-        "  validation          loss    1,234  0.25  9\n"
-        "note\n"
-        "\nrun        ../a run\n"
-        "curves     tensorboard --logdir '../a run/logs'\n"
-        "next       python 'my recipes/classify.py' --model_name_or_path"
-        " '../a run/model'\n"
-    )
-    results["test"] = part("test", 2.0)
-    reported(tmp_path / "b", results)
-    said = capsys.readouterr().out
-    assert "  test, before  loss    1,234  0.25  9\n" in said
-    assert "  test          loss    2      0.25  9\n" in said
-    assert "curves" not in said
-
-
-@pytest.mark.usefixtures("tools")
-def test_what_is_next_runs_on_the_model_of_the_run(tmp_path, capsys, monkeypatch):
-    keep = ["text_column_name", "max_seq_length", "dataset_name"]
-    flags = ("--do_predict", "--test_file", "NEW.csv")
-    reported(tmp_path / "a", {}, "classify", *flags, keep=keep)
-    trained = capsys.readouterr().out.splitlines()[-1]
-    assert trained == (
-        "next       python 'my recipes/classify.py' --model_name_or_path ../a/model"
-        " --text_column_name 'a|b' --max_seq_length 128"
-        " --do_predict --test_file NEW.csv"
-    )
-    # Nothing was trained: the model is the one that was used.
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "argv", ["mlm.py"])
-    reported(tmp_path / "b", {}, "mlm", do_train=False, do_eval=True)
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "next       ../bin/python mlm.py --model_name_or_path tiny"
-    )

@@ -1,0 +1,92 @@
+"""How fast a run trains: the time of its steps alone, through every resume."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pyarrow.compute as pc
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from llmft.train.checkpoint import epoch_steps
+
+
+class StepClock(TrainerCallback, ExportableState):
+    """Counts the seconds of training steps, without evaluating and saving.
+
+    Checkpoints keep the count, so that a resumed run goes on with it.
+
+    Attributes:
+        seconds: of the steps from ``first_step`` on.
+        first_step: 0, but where the checkpoint that was resumed has no count.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.first_step = 0.0, 0
+        self._since = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        counted = {"seconds": self.seconds, "first_step": self.first_step}
+        return {"args": {}, "attributes": counted}
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Go on from the checkpoint that was resumed."""
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        kept = saved.get("attributes") or {}
+        resumed = {} if state.global_step == 0 else kept
+        self.seconds = resumed.get("seconds", 0.0)
+        self.first_step = resumed.get("first_step", state.global_step)
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the time since the step before, or since what stood between."""
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def _pass_over(self, *args: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    on_evaluate = on_save = on_epoch_begin = _pass_over
+
+
+def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
+    """Return seconds, steps, samples/s and tokens/s of a training; {} without one."""
+    steps = trainer.state.global_step
+    if not clock.seconds:
+        return {}
+    examples = _examples(trainer, steps) - _examples(trainer, clock.first_step)
+    rate = examples / clock.seconds
+    speed = {
+        "train_seconds": round(clock.seconds, 1),
+        "train_samples_per_second": round(rate, 3),
+        "steps": steps,
+        "epochs": trainer.state.epoch,
+    }
+    length = _mean_length(trainer.train_dataset)
+    if length is not None:
+        speed["train_tokens_per_second"] = round(rate * length, 1)
+    return speed
+
+
+def _examples(trainer: Trainer, steps: int) -> int:
+    """Return how many examples so many steps have seen."""
+    args, train = trainer.args, trainer.train_dataset
+    batch = args.train_batch_size * args.gradient_accumulation_steps
+    if not hasattr(train, "__len__"):
+        return steps * batch
+    size = len(train)
+    epochs, rest = divmod(steps, epoch_steps(args, train))
+    return epochs * size + min(rest * batch, size)
+
+
+def _mean_length(train: Any) -> float | None:
+    """Return the tokens of an example; None for a stream, and for cached features."""
+    if not hasattr(train, "__len__"):
+        return None
+    lengths = pc.list_value_length(train.with_format("arrow")["input_ids"][:])
+    return pc.mean(lengths).as_py() if pc.max(lengths).as_py() > 1 else None

@@ -1,0 +1,105 @@
+"""What a run prints: its plan, its results, and the commands that follow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmft.config.rules import Arguments
+from llmft.console import say, table
+from llmft.machine.choose import Choice
+from llmft.train import checkpoint
+
+
+def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
+    """Say what is going to happen: the choices with their reasons, and the steps."""
+    say("plan")
+    for choice in choices:
+        say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
+    t = args.training
+    if train is not None and t.do_train:
+        batch = t.train_batch_size * t.gradient_accumulation_steps
+        steps, epochs = checkpoint.training_steps(t, train), "a stream"
+        if hasattr(train, "__len__"):
+            epochs = f"{steps / checkpoint.epoch_steps(t, train):.3g} epochs"
+        say(
+            f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
+            f" learning rate {t.learning_rate:g}"
+        )
+    if t.dry_run:
+        say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def results(
+    measured: Mapping[str, Mapping[str, Any]], names: Sequence[str], split: str | None
+) -> str:
+    """Return the metrics ``names`` as a table, or "".
+
+    Args:
+        measured: by part, as in ``metrics.json``.
+        split: what "before" was measured on.
+    """
+    on = {"eval": "validation", "before": f"{split}, before"}
+    rows = []
+    for part, metrics in measured.items():
+        for name in (n for n in names if n in metrics):
+            value, error = metrics[name]["value"], metrics[name]["stderr"]
+            shown = "-" if value is None else f"{value:,.4g}"
+            spread = "-" if error is None else f"{error:.2g}"
+            n = f"{metrics[name]['n']:,}"
+            rows.append((on.get(part, part), name, shown, spread, n))
+    header = ["on", "metric", "value", "+-", "n"]
+    return f"\nresults\n{table(rows, header)}" if rows else ""
+
+
+def where(folder: Path, given: Mapping[str, Any]) -> None:
+    """Say where the results of a run are."""
+    if (folder / "predictions.jsonl").is_file():
+        say(f"\npredicted  {short(folder / 'predictions.jsonl')}")
+    say(f"\nrun        {short(folder)}")
+    if given["do_train"] and "tensorboard" in given["report_to"]:
+        logs = shlex.quote(short(folder / "logs"))
+        say(f"curves     {_tool('tensorboard')} --logdir {logs}")
+
+
+def command(script: str, values: Mapping[str, Any], flags: Iterable[str] = ()) -> str:
+    """Return the command line that runs a recipe with these values, then ``flags``.
+
+    What is None is left out.
+    """
+    words = [_tool(os.path.basename(sys.executable)), script]
+    for name, value in values.items():
+        if value is not None:
+            several = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, several)]
+    return shlex.join([*words, *flags])
+
+
+def resume_command(script: str, argv: Sequence[str], folder: Path) -> str:
+    """Return the command that goes on from checkpoint ``folder``.
+
+    Args:
+        argv: the arguments of the run that was stopped.
+    """
+    flag = "--resume_from_checkpoint"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, flag.replace("_", "-"), nargs="?")
+    _, others = parser.parse_known_args(argv)
+    return command(script, {}, [*others, flag, short(folder)])
+
+
+def _tool(name: str) -> str:
+    """Return how to call a program of this Python: by name where the shell finds it."""
+    path = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(path) else short(path)
+
+
+def short(path: Path) -> str:
+    """Return ``path`` relative to the working directory where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)

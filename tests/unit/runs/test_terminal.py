@@ -1,0 +1,104 @@
+"""What a run prints: its plan, its results, and commands that can be copied."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.rules import Arguments
+from llmft.machine.choose import Choice
+from llmft.runs import terminal
+
+
+@pytest.fixture(autouse=True)
+def _work(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def test_the_plan_says_the_steps(tmp_path, capsys):
+    training = TrainingArguments(str(tmp_path), do_train=True, num_train_epochs=2.5)
+    args = Arguments(ModelArguments(), ClassificationDataArguments(), training, {}, [])
+    terminal.plan(args, [Choice("threads", "1", "for the test")], range(17))
+    assert capsys.readouterr().out == (
+        "plan\n  threads    1 (for the test)\n"
+        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
+    )
+
+
+def test_results_say_what_they_were_measured_on():
+    def part(value, stderr=0.25):
+        return {
+            "loss": {"value": value, "stderr": stderr, "n": 1009, "split": "unused"},
+            "accuracy": {"value": 1, "stderr": 0, "n": 9, "split": "unused"},
+        }
+
+    measured = {"before": part(1234.5), "eval": part(None, None), "test": part(2.0)}
+    names = ["loss", "perplexity"]
+    assert terminal.results(measured, names, "test") == (
+        "\nresults\n"
+        "  on            metric  value  +-    n\n"
+        "  test, before  loss    1,234  0.25  1,009\n"
+        "  validation    loss    -      -     1,009\n"
+        "  test          loss    2      0.25  1,009"
+    )
+    assert terminal.results({}, names, None) == ""
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A Python whose programs the shell finds."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "tensorboard"):
+        (tmp_path / "bin" / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.usefixtures("tools")
+def test_where_the_results_are(tmp_path, capsys):
+    run = tmp_path / "a run"
+    run.mkdir()
+    terminal.where(run, {"do_train": True, "report_to": ["tensorboard"]})
+    assert capsys.readouterr().out == (
+        "\nrun        ../a run\ncurves     tensorboard --logdir '../a run/logs'\n"
+    )
+    (run / "predictions.jsonl").touch()
+    terminal.where(run, {"do_train": False, "report_to": ["tensorboard"]})
+    assert capsys.readouterr().out == (
+        "\npredicted  ../a run/predictions.jsonl\n\nrun        ../a run\n"
+    )
+
+
+@pytest.mark.usefixtures("tools")
+def test_commands_can_be_copied(monkeypatch):
+    values = {"model": None, "text_column_name": "a|b", "prompt": ["a b", "c"], "n": 0}
+    assert terminal.command("my recipes/x.py", values, ["--do_predict"]) == (
+        "python 'my recipes/x.py' --text_column_name 'a|b' --prompt 'a b' c --n 0"
+        " --do_predict"
+    )
+    monkeypatch.setenv("PATH", "")  # then the interpreter is named by its path
+    assert terminal.command("mlm.py", {}) == "../bin/python mlm.py"
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--prompt", "a b", "--do_train"],
+        ["--prompt", "a b", "--resume_from_checkpoint", "old/one", "--do_train"],
+        ["--resume-from-checkpoint=old", "--prompt", "a b", "--do_train"],
+        ["--prompt", "a b", "--resume_from_checkpoint", "--do_train"],
+    ],
+)
+def test_going_on_names_the_newest_checkpoint_only(argv):
+    found = terminal.resume_command("r.py", argv, Path("run/checkpoint-2").absolute())
+    assert found == (
+        "python r.py --prompt 'a b' --do_train"
+        " --resume_from_checkpoint run/checkpoint-2"
+    )
