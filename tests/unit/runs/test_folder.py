@@ -14,16 +14,16 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
     ModelArguments,
     TrainingArguments,
 )
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
-from llmft.machine.choose import Choice
 from llmft.metrics import classes
 from llmft.runs import folder as runs
 from llmft.runs.card import model_card
