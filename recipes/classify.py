@@ -14,7 +14,8 @@ from llmft.config.fields import (
     ClassificationDataArguments,
     ClassificationModelArguments,
 )
-from llmft.config.rules import parse, require_data, require_something_to_do
+from llmft.config.parse import parse
+from llmft.config.rules import require_data, require_something_to_do
 from llmft.console import run_command, say
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens.collate import ClassificationCollator

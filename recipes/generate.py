@@ -10,8 +10,9 @@ import sys
 import torch
 from transformers import set_seed
 
+from llmft.config.choice import Choice
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
-from llmft.config.rules import Arguments, parse
+from llmft.config.parse import Arguments, parse
 from llmft.console import run_command, say
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens import chat
@@ -19,7 +20,6 @@ from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
-from llmft.machine.choose import Choice
 from llmft.metrics import classes
 from llmft.model import adapters, load, packing
 from llmft.runs import folder

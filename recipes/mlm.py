@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import set_seed
 
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments
-from llmft.config.rules import parse, require_data, require_something_to_do
+from llmft.config.parse import parse
+from llmft.config.rules import require_data, require_something_to_do
 from llmft.console import run_command, say, table
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks

@@ -6,8 +6,10 @@ transformers with the defaults that suit a CPU.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import transformers
 
@@ -18,6 +20,22 @@ def arg(default: Any, help: str, range: str | None = None) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def fields_of(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Return each field of the dataclasses with its resolved type, by name."""
+    found = {}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        found.update({f.name: (f, hints[f.name]) for f in dataclasses.fields(cls)})
+    return found
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a field, made anew where it is a list."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 @dataclass

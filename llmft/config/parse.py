@@ -8,31 +8,46 @@ HfArgumentParser on top of it) stops at the first problem.
 from __future__ import annotations
 
 import argparse
-import codecs
 import dataclasses
 import enum
 import json
-import math
 import textwrap
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_origin
 
-from llmft.errors import ConfigError, nearest
+from llmft.config.convert import Text, choices_of, convert, kinds_of
+from llmft.config.fields import TrainingArguments, default_of, fields_of
+from llmft.config.rules import (
+    _RANGE_OF,
+    _SOURCE,
+    ACTIONS,
+    FILES,
+    follow,
+    relations,
+)
+from llmft.config.supported import REFUSED, build
+from llmft.errors import ConfigError, escape, nearest
 
 COMMAND_LINE = "command line"
-_NOTHING = ("none", "null")
-# Names of files need not be UTF-8; any other text must be.
-_PATHS = {
-    *("model_name_or_path", "tokenizer_name", "dataset_name", "train_file"),
-    *("validation_file", "test_file", "output_dir", "resume_from_checkpoint"),
-}
-SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
-_LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
+_MOST_USED = (
+    "do_train do_eval do_predict output_dir num_train_epochs max_steps"
+    " per_device_train_batch_size per_device_eval_batch_size"
+    " gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps"
+    " weight_decay max_grad_norm label_smoothing_factor precision num_threads"
+    " eval_strategy eval_steps save_strategy save_steps save_total_limit"
+    " load_best_model_at_end metric_for_best_model greater_is_better"
+    " early_stopping_patience early_stopping_threshold logging_steps report_to"
+    " dataloader_num_workers train_sampling_strategy resume_from_checkpoint seed"
+    " dry_run debug"
+).split()
+
+_OFF = ("false", "no", "0")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Group:
     """The fields that ``--help`` shows under one heading, in their order."""
 
@@ -58,13 +73,148 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def fields_of(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
-    """Return each field of the dataclasses with its resolved type, by name."""
-    found = {}
-    for cls in classes:
-        hints = get_type_hints(cls)
-        found.update({f.name: (f, hints[f.name]) for f in dataclasses.fields(cls)})
-    return found
+@dataclass(frozen=True)
+class Arguments:
+    """What ``parse`` returns.
+
+    Attributes:
+        model, data, training: the recipe's dataclasses.
+        origins: where each value came from, of those that are no defaults.
+        command: the command line that was parsed, without the program's name.
+    """
+
+    model: Any
+    data: Any
+    training: TrainingArguments
+    origins: dict[str, str]
+    command: list[str] = dataclasses.field(default_factory=list)
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Every argument with its value and origin, ready for JSON."""
+        shown: dict[str, dict[str, Any]] = {}
+        for part in (self.model, self.data, self.training):
+            for f in dataclasses.fields(part):
+                value = getattr(part, f.name)
+                value = value.value if isinstance(value, enum.Enum) else value
+                if not isinstance(value, str | int | float | list | dict | None):
+                    value = str(value)
+                origin = self.origins.get(f.name, "default")
+                shown[f.name] = {"value": value, "from": origin}
+        return shown
+
+
+def parse(
+    argv: list[str],
+    model_class: type,
+    data_class: type,
+    training: type[TrainingArguments] | partial = TrainingArguments,
+    *,
+    description: str,
+    metrics: Mapping[str, bool],
+    default_file: Path | None = None,
+    check: Callable[[dict[str, Any]], list[str]] = lambda values: [],
+) -> Arguments:
+    """Read and check the arguments of a recipe.
+
+    Args:
+        argv: the command line without the program's name.
+        model_class, data_class: the recipe's own dataclasses.
+        training: ``TrainingArguments``, or a ``partial`` of it whose keywords are the
+            recipe's own defaults.
+        description: the first line of ``--help``.
+        metrics: what the task measures, each with whether greater is better.
+        default_file: the JSON file that holds without ``--args``.
+        check: a recipe's own check of the values; returns problems.
+
+    Raises:
+        ConfigError: with all problems in one message.
+    """
+    made = training if isinstance(training, partial) else partial(training)
+    classes = (model_class, data_class, TrainingArguments)
+    fields = fields_of(classes)
+    groups = _groups(model_class, data_class, fields)
+    defaults = {name: default_of(f) for name, (f, _) in fields.items()}
+    defaults |= made.keywords
+    shown = read_json(default_file, list(fields))[0] if default_file else {}
+    file_name, flags, problems = read_command_line(
+        argv, classes, groups, defaults | shown, description
+    )
+    path = Path(file_name) if file_name else default_file
+    from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
+    problems += unknown
+    _drop_replaced(from_file, flags, is_default=file_name is None)
+    origins = {name: str(path) for name in from_file}
+    origins |= dict.fromkeys(flags, COMMAND_LINE)
+    values, wrong = _converted({**from_file, **flags}, fields, origins)
+    problems += wrong
+    full = defaults | values
+    full |= follow(full, origins, metrics)
+    unfit = relations(full, origins, metrics)
+    problems += unfit + check(full)
+    values |= {n: v for n, v in full.items() if n in origins}
+    parts = [{n: values[n] for n in fields_of([c]) if n in values} for c in classes]
+    built, faults = build({**made.keywords, **parts[2]}) if not unfit else (None, [])
+    problems += faults
+    if problems or built is None:
+        raise ConfigError(*problems)
+    return Arguments(
+        model_class(**parts[0]), data_class(**parts[1]), built, origins, list(argv)
+    )
+
+
+def _converted(
+    given: Mapping[str, Any], fields: Mapping, origins: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of what was given, and a problem for each that is none."""
+    values, problems = {}, []
+    for name, raw in given.items():
+        f, hint = fields[name]
+        span = f.metadata.get("range") or _RANGE_OF.get(name)
+        try:
+            values[name] = convert(name, raw, hint, span)
+        except ValueError as error:
+            said = escape(f'"{raw}"' if isinstance(raw, str) else raw, 80)
+            where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
+            problems.append(f"{where}{name} is {said}, expected {error}")
+    return values, problems
+
+
+def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]:
+    names = [
+        tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
+    ]
+    training = [f.name for f in dataclasses.fields(TrainingArguments)]
+    rest = [n for n in fields if n in training and n not in _MOST_USED]
+    return [
+        Group("Model", names[0]),
+        Group("Data", names[1]),
+        Group("Training", tuple(_MOST_USED)),
+        Group(
+            "Everything else of transformers.TrainingArguments",
+            tuple(n for n in rest if n not in REFUSED),
+        ),
+        Group("Refused", tuple(n for n in rest if n in REFUSED), shown=False),
+    ]
+
+
+def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
+    """Take out of the file what the command line replaces as a whole.
+
+    Naming a data set or a training file on the command line replaces the file's data
+    source with its columns, and its test where no other is named; asking for a step
+    (--do_predict) replaces the steps of the default file: it means just that step.
+    """
+    other_kind = "dataset_name" in from_file and {*FILES} & flags.keys()
+    if {"dataset_name", "train_file"} & flags.keys() or other_kind:
+        tests = {"test_file", "test_split_percentage", "test_split_name"}
+        if not tests & flags.keys() and not from_file.get("test_split_percentage"):
+            from_file.pop("do_predict", None)
+        for name in _SOURCE & from_file.keys():
+            del from_file[name]
+    asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
+    if is_default and asked:
+        for name in ACTIONS & from_file.keys():
+            del from_file[name]
 
 
 def read_command_line(
@@ -134,185 +284,6 @@ def read_json(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[st
     return {n: v for n, v in values.items() if n in names}, problems
 
 
-def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
-    """Return ``raw`` as the type that ``hint`` asks for.
-
-    ``raw`` is text (or a list of texts, or True for a bare flag) from the command
-    line, wrapped in ``Text``; or a value out of JSON, where types are strict.
-    ``allowed`` is an interval such as ``(0, 1]``. Raises ValueError, saying what was
-    expected.
-    """
-    kinds = _kinds(hint)
-    value = _from_text(raw, kinds) if isinstance(raw, Text) else _from_json(raw, kinds)
-    for part in _parts(value):
-        if isinstance(part, str) and name not in _PATHS and not _is_utf8(part):
-            raise ValueError("text in UTF-8")
-        if isinstance(part, str) and name in _CHECKS:
-            _CHECKS[name](part)
-        if isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("a finite number")
-        if isinstance(part, int | float):
-            if allowed and not _inside(part, allowed):
-                raise ValueError(f"a number in {allowed}")
-            if abs(part) >= _LARGEST and (not allowed or "inf" in allowed):
-                raise ValueError(f"a number below {_LARGEST}")
-    return value
-
-
-def text_encoding(name: str) -> str:
-    """Return Python's name of a text encoding. Raises ValueError."""
-    try:
-        found = codecs.lookup(name).name
-        "".encode(found)  # not of text: hex, zip and the like
-    except (LookupError, ValueError):  # ValueError: a NUL in it
-        raise ValueError(
-            "auto or an encoding that Python knows, such as utf-8, cp1252 (the ANSI of"
-            " western Windows), gb18030, big5 or shift_jis"
-        ) from None
-    return found
-
-
-def separator(name: str) -> str:
-    """Return the character between the fields of csv. Raises ValueError."""
-    found = SEPARATORS.get(name, name)
-    if len(found) != 1 or found in '"\r\n':
-        raise ValueError("one character, or tab")
-    return found
-
-
-def label_separator(name: str) -> str:
-    """Return the text between several labels in one field. Raises ValueError."""
-    if not name:
-        raise ValueError("a text, such as '|'")
-    return SEPARATORS.get(name, name)
-
-
-_CHECKS: dict[str, Callable[[str], Any]] = {
-    "encoding": lambda name: name == "auto" or text_encoding(name),
-    "delimiter": separator,
-    "label_delimiter": label_separator,
-}
-
-
-def _parts(value: Any) -> list[Any]:
-    """Return the numbers and texts of a value, also those inside a list or object."""
-    if isinstance(value, dict):
-        return [part for pair in value.items() for v in pair for part in _parts(v)]
-    if isinstance(value, list):
-        return [part for item in value for part in _parts(item)]
-    return [value]
-
-
-def _is_utf8(text: str) -> bool:
-    """Tell whether no byte of a command line was left undecoded in ``text``."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A value as it stood on the command line, not yet converted."""
-
-    words: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return " ".join(self.words)
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """Flatten a type hint into the plain types that a value may have."""
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for part in get_args(hint) for kind in _kinds(part)]
-        strict = [k for k in kinds if _choices(k)]
-        # `SchedulerType | str` means one of the enum's values.
-        return [k for k in kinds if k is not str] if strict else kinds
-    return [hint]
-
-
-def _choices(kind: Any) -> list[Any]:
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return [member.value for member in kind]
-    return []
-
-
-def _from_text(raw: Text, kinds: list[Any]) -> Any:
-    if raw.words == ("",) and str in kinds:
-        return ""
-    lists = [kind for kind in kinds if get_origin(kind) is list]
-    is_none = type(None) in kinds and str(raw).lower() in _NOTHING
-    if lists and not (is_none and str not in kinds):  # report_to is one of its names
-        return [
-            _from_text(Text((word,)), list(get_args(lists[0]))) for word in raw.words
-        ]
-    text = str(raw)
-    if is_none:
-        return None
-    for kind in kinds:
-        if text in map(str, _choices(kind)):
-            return text
-    if bool in kinds and text.lower() in ("true", "false", "1", "0", "yes", "no"):
-        return text.lower() in ("true", "1", "yes")
-    for number in (int, float):
-        if number in kinds:
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    is_dict = any(dict in (kind, get_origin(kind)) for kind in kinds)
-    if is_dict and text.startswith("{"):
-        try:
-            return json.loads(text)
-        except RecursionError:
-            raise ValueError("a JSON object nested less deeply") from None
-        except ValueError as error:
-            raise ValueError(f"a JSON object ({error})") from None
-    if str in kinds:
-        return text
-    raise ValueError(_expected(kinds))
-
-
-def _from_json(raw: Any, kinds: list[Any]) -> Any:
-    lists = [kind for kind in kinds if get_origin(kind) is list]
-    if isinstance(raw, list) and lists:
-        return [_from_json(item, list(get_args(lists[0]))) for item in raw]
-    if raw is None and type(None) in kinds:
-        return None
-    if isinstance(raw, bool):
-        if bool in kinds:
-            return raw
-    elif isinstance(raw, int) and int in kinds:
-        return raw
-    elif isinstance(raw, int | float) and float in kinds:
-        return float(raw)
-    elif isinstance(raw, dict) and any(dict in (k, get_origin(k)) for k in kinds):
-        return raw
-    elif isinstance(raw, str):
-        if str in kinds or any(raw in _choices(kind) for kind in kinds):
-            return raw
-    raise ValueError(_expected(kinds))
-
-
-def _expected(kinds: list[Any]) -> str:
-    choices = [str(choice) for kind in kinds for choice in _choices(kind)]
-    if choices:
-        return "one of " + ", ".join(choices)
-    names = {bool: "true or false", int: "a whole number", float: "a number"}
-    names |= {str: "text", type(None): "null", dict: "an object"}
-    said = [names.get(get_origin(kind) or kind, "a list") for kind in kinds]
-    return " or ".join(dict.fromkeys(said))
-
-
-def _inside(number: float, interval: str) -> bool:
-    low, high = (float(part) for part in interval[1:-1].split(","))
-    above = number > low if interval[0] == "(" else number >= low
-    return above and (number < high if interval[-1] == ")" else number <= high)
-
-
 def _underscored(word: str) -> str:
     """Let ``--max-seq-length`` stand for ``--max_seq_length``."""
     if not word.startswith("--"):
@@ -340,11 +311,11 @@ def _add_flag(
                 words = (*getattr(namespace, name, Text(())).words, *words)
             setattr(namespace, name, Text(words))
 
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     adds_up = name != "report_to" and any(get_origin(k) is list for k in kinds)
-    default = defaults.get(name, default_of(field))
+    default = defaults[name]
     said = str(field.metadata.get("help", "")).split("\n\n")[0].strip()
-    choices = [str(c) for kind in kinds for c in _choices(kind)]
+    choices = [str(c) for kind in kinds for c in choices_of(kind)]
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
     shown = default.value if isinstance(default, enum.Enum) else default
     said = " ".join(f"{said} (default: {shown})".split())
@@ -365,10 +336,3 @@ def _add_flag(
         section.add_argument(
             f"--no_{name}", action=Keep, dest=name, nargs=0, help=argparse.SUPPRESS
         )
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """Return the default of a field, made anew where it is a list."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default

@@ -1,32 +1,15 @@
-"""Reading and checking the arguments of a recipe.
-
-``parse`` takes them from ``--args FILE.json`` and the command line, which wins. Every
-problem is found before anything is loaded, and all are reported in one message.
-"""
+"""What goes together in the arguments of a recipe, what follows from what."""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
-from llmft.config.fields import TrainingArguments
-from llmft.config.parse import (
-    COMMAND_LINE,
-    Group,
-    convert,
-    default_of,
-    fields_of,
-    read_command_line,
-    read_json,
-)
-from llmft.config.supported import REFUSED, build, refused
-from llmft.errors import ConfigError, escape, nearest
+from llmft.config.fields import TrainingArguments, default_of, fields_of
+from llmft.config.supported import refused
+from llmft.errors import nearest
 from llmft.sources import catalog
 
 # Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
@@ -44,18 +27,6 @@ _RANGES = {
 }
 _RANGE_OF = {name: span for span, s in _RANGES.items() for name in s.split()}
 
-_MOST_USED = (
-    "do_train do_eval do_predict output_dir num_train_epochs max_steps"
-    " per_device_train_batch_size per_device_eval_batch_size"
-    " gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps"
-    " weight_decay max_grad_norm label_smoothing_factor precision num_threads"
-    " eval_strategy eval_steps save_strategy save_steps save_total_limit"
-    " load_best_model_at_end metric_for_best_model greater_is_better"
-    " early_stopping_patience early_stopping_threshold logging_steps report_to"
-    " dataloader_num_workers train_sampling_strategy resume_from_checkpoint seed"
-    " dry_run debug"
-).split()
-
 FILES = ("train_file", "validation_file", "test_file")
 _SOURCE = {
     *("dataset_name", "dataset_config_name", "dataset_revision", *FILES),
@@ -66,132 +37,9 @@ _SOURCE = {
     *("messages_column_name", "prompt_column_name", "completion_column_name"),
 }
 ACTIONS = {"do_train", "do_eval", "do_predict"}
-_OFF = ("false", "no", "0")
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """What ``parse`` returns: the three dataclasses and where each value came from."""
-
-    model: Any
-    data: Any
-    training: TrainingArguments
-    origins: dict[str, str]
-
-    def resolved(self) -> dict[str, dict[str, Any]]:
-        """Every argument with its value and origin, ready for JSON."""
-        shown: dict[str, dict[str, Any]] = {}
-        for part in (self.model, self.data, self.training):
-            for f in dataclasses.fields(part):
-                value = getattr(part, f.name)
-                value = value.value if isinstance(value, enum.Enum) else value
-                if not isinstance(value, str | int | float | list | dict | None):
-                    value = str(value)
-                origin = self.origins.get(f.name, "default")
-                shown[f.name] = {"value": value, "from": origin}
-        return shown
-
-
-def parse(
-    argv: list[str],
-    model_class: type,
-    data_class: type,
-    *,
-    description: str,
-    metrics: Mapping[str, bool],
-    default_file: Path | None = None,
-    check: Callable[[dict[str, Any]], list[str]] = lambda values: [],
-) -> Arguments:
-    """Read and check the arguments of a recipe.
-
-    Args:
-        argv: the command line without the program's name.
-        model_class, data_class: the recipe's own dataclasses.
-        description: the first line of ``--help``.
-        metrics: what the task measures, each with whether greater is better.
-        default_file: the JSON file that holds without ``--args``.
-        check: a recipe's own check of the values; returns problems.
-
-    Raises:
-        ConfigError: with all problems in one message.
-    """
-    classes = (model_class, data_class, TrainingArguments)
-    fields = fields_of(classes)
-    groups = _groups(model_class, data_class, fields)
-    defaults = read_json(default_file, list(fields))[0] if default_file else {}
-    file_name, flags, problems = read_command_line(
-        argv, classes, groups, defaults, description
-    )
-    path = Path(file_name) if file_name else default_file
-    from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
-    problems += unknown
-    _drop_replaced(from_file, flags, is_default=file_name is None)
-    origins = {name: str(path) for name in from_file}
-    origins |= dict.fromkeys(flags, COMMAND_LINE)
-    values: dict[str, Any] = {}
-    for name, given in {**from_file, **flags}.items():
-        f, hint = fields[name]
-        span = f.metadata.get("range") or _RANGE_OF.get(name)
-        try:
-            values[name] = convert(name, given, hint, span)
-        except ValueError as error:
-            shown = escape(f'"{given}"' if isinstance(given, str) else given, 80)
-            where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
-            problems.append(f"{where}{name} is {shown}, expected {error}")
-    full = {n: values.get(n, default_of(f)) for n, (f, _) in fields.items()}
-    full |= _follow(full, origins, metrics)
-    unfit = _relations(full, origins, metrics)
-    problems += unfit + check(full)
-    values |= {n: v for n, v in full.items() if n in origins}
-    model, data, training = (
-        {n: values[n] for n in fields_of([c]) if n in values} for c in classes
-    )
-    built, faults = build(training) if not unfit else (None, [])
-    problems += faults
-    if problems or built is None:
-        raise ConfigError(*problems)
-    return Arguments(model_class(**model), data_class(**data), built, origins)
-
-
-def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]:
-    names = [
-        tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
-    ]
-    training = [f.name for f in dataclasses.fields(TrainingArguments)]
-    rest = [n for n in fields if n in training and n not in _MOST_USED]
-    return [
-        Group("Model", names[0]),
-        Group("Data", names[1]),
-        Group("Training", tuple(_MOST_USED)),
-        Group(
-            "Everything else of transformers.TrainingArguments",
-            tuple(n for n in rest if n not in REFUSED),
-        ),
-        Group("Refused", tuple(n for n in rest if n in REFUSED), shown=False),
-    ]
-
-
-def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
-    """Take out of the file what the command line replaces as a whole.
-
-    Naming a data set or a training file on the command line replaces the file's data
-    source with its columns, and its test where no other is named; asking for a step
-    (--do_predict) replaces the steps of the default file: it means just that step.
-    """
-    other_kind = "dataset_name" in from_file and {*FILES} & flags.keys()
-    if {"dataset_name", "train_file"} & flags.keys() or other_kind:
-        tests = {"test_file", "test_split_percentage", "test_split_name"}
-        if not tests & flags.keys() and not from_file.get("test_split_percentage"):
-            from_file.pop("do_predict", None)
-        for name in _SOURCE & from_file.keys():
-            del from_file[name]
-    asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
-    if is_default and asked:
-        for name in ACTIONS & from_file.keys():
-            del from_file[name]
-
-
-def _follow(
+def follow(
     values: dict[str, Any], origins: dict[str, str], metrics: Mapping[str, bool]
 ) -> dict[str, Any]:
     """Return the defaults that follow from what was given; note it in ``origins``."""
@@ -236,7 +84,7 @@ def _follow(
     return {name: value for name, (value, _) in changed.items()}
 
 
-def _relations(
+def relations(
     v: dict[str, Any], given: Mapping[str, str], metrics: Mapping[str, bool]
 ) -> list[str]:
     """Return what does not fit together, or llmft, in the full set of values."""

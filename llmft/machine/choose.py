@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from llmft.config.choice import Choice
 from llmft.config.fields import ModelArguments, TrainingArguments
 from llmft.console import warn
 from llmft.machine import detect
@@ -29,15 +30,6 @@ EAGER_UP_TO = 256
 _SLOWER = "; the other is faster here"
 _NO_GAIN = "; that does not pay for its conversions"
 _BUSY = "other programs run, so that little can be measured"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One setting of the run, and why it is what it is."""
-
-    name: str
-    value: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmft.config.choice import Choice
 from llmft.console import say, table
 from llmft.machine import detect
-from llmft.machine.choose import BF16_MUST_GAIN, Choice, Given, choose, choose_threads
+from llmft.machine.choose import BF16_MUST_GAIN, Given, choose, choose_threads
 from llmft.machine.detect import Machine, gib
 from llmft.machine.measure import Measurement, measure
 

@@ -75,7 +75,8 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
 
 def _examples(trainer: Trainer, steps: int) -> int:
     """Return how many examples so many steps have seen."""
-    args, train = trainer.args, trainer.train_dataset
+    args: Any = trainer.args  # those of llmft
+    train: Any = trainer.train_dataset
     batch = args.train_batch_size * args.gradient_accumulation_steps
     if not hasattr(train, "__len__"):
         return steps * batch

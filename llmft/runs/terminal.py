@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmft.config.rules import Arguments
+from llmft.config.choice import Choice
+from llmft.config.parse import Arguments
 from llmft.console import say, table
-from llmft.machine.choose import Choice
 from llmft.train import checkpoint
 
 

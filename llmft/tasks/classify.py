@@ -11,11 +11,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from llmft.config.rules import Arguments
+from llmft.config.choice import Choice
+from llmft.config.parse import Arguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, LabelError
-from llmft.machine.choose import Choice
 from llmft.metrics import classes, multilabel, regression
 from llmft.model import load
 from llmft.sources.hub import Located

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llmft import __version__
-from llmft.config.fields import ClassificationDataArguments, ModelArguments
-from llmft.config.parse import Text, convert, fields_of
+from llmft.config.convert import Text, convert
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    fields_of,
+)
 from llmft.console import say, table
 from llmft.data.look.findings import Report, examine
 from llmft.data.read.columns import Columns

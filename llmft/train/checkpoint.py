@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 
 from llmft.config.fields import TrainingArguments
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.console import say, warn
 from llmft.errors import CheckpointError
 from llmft.files import file_sha256, publish_folder, write_json

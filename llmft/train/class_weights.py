@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from llmft.config.choice import Choice
 from llmft.config.parse import read_json
 from llmft.data.read.labels import MULTI, LabelNames
 from llmft.errors import ConfigError, listed, nearest, shorten
-from llmft.machine.choose import Choice
 
 _FORMULA = {
     MULTI: "rows without the label / rows with it, as pos_weight",

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
-from llmft.config.parse import separator
 from llmft.data.read.tables import Unreadable, table_rows
 from llmft.data.read.text import (
     MAX_LINE,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llmft.config.parse import label_separator
+from llmft.config.convert import label_separator
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
 

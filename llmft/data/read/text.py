@@ -17,7 +17,7 @@ from typing import Any
 import chardet
 import pyarrow
 
-from llmft.config.parse import text_encoding
+from llmft.config.convert import text_encoding
 from llmft.console import warn
 from llmft.errors import DataFormatError, EncodingError, escape
 

@@ -21,11 +21,11 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llmft.config.choice import Choice
 from llmft.config.fields import GenerationDataArguments
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
 from llmft.errors import ConfigError, DataFormatError, escape
-from llmft.machine.choose import Choice
 
 CHECKED = 1000  # conversations whose turns are looked for in what is rendered
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it

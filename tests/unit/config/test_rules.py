@@ -3,20 +3,23 @@
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from llmft.config import fields
+from llmft.config.convert import convert
 from llmft.config.fields import (
     ClassificationDataArguments,
     GenerationDataArguments,
     GenerationModelArguments,
     MaskedLMDataArguments,
     ModelArguments,
+    fields_of,
 )
-from llmft.config.parse import convert, fields_of
-from llmft.config.rules import _RANGE_OF, parse, require_data, require_something_to_do
+from llmft.config.parse import parse
+from llmft.config.rules import _RANGE_OF, require_data, require_something_to_do
 from llmft.console import run_command
 from llmft.errors import ConfigError, escape
 from llmft.metrics import classes
@@ -661,3 +664,22 @@ def test_a_minimal_file_of_ones_own(data, tmp_path):
     assert args.training.do_eval  # follows from eval_strategy, in transformers
     assert args.training.eval_strategy == "epoch"
     assert args.training.load_best_model_at_end
+
+
+def test_a_recipe_has_defaults_of_its_own(capsys, monkeypatch):
+    """A partial: its keywords are defaults, shown by --help, and given they are not."""
+    monkeypatch.setenv("COLUMNS", "300")
+    own = partial(fields.TrainingArguments, seed=7, save_total_limit=1)
+
+    def read(*argv):
+        return parse(
+            list(argv), ModelArguments, AllData, own, description="", metrics=MEASURES
+        )
+
+    args = read("--save_total_limit", "5")
+    assert (args.training.seed, args.training.save_total_limit) == (7, 5)
+    assert args.resolved()["seed"] == {"value": 7, "from": "default"}
+    assert args.command == ["--save_total_limit", "5"]
+    with pytest.raises(SystemExit):
+        read("--help")
+    assert "(default: 7)" in capsys.readouterr().out

@@ -8,9 +8,9 @@ from llmft.config.fields import (
     LanguageModelingDataArguments,
     ModelArguments,
     TrainingArguments,
+    fields_of,
 )
-from llmft.config.parse import fields_of
-from llmft.config.rules import parse
+from llmft.config.parse import parse
 from llmft.config.supported import REFUSED
 from llmft.errors import ConfigError
 

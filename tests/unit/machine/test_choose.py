@@ -8,10 +8,11 @@ import pytest
 import torch
 from unit.machine.test_detect import PLAIN
 
+from llmft.config.choice import Choice
 from llmft.config.fields import ModelArguments, TrainingArguments
 from llmft.machine import choose as fastpath
 from llmft.machine import detect
-from llmft.machine.choose import Choice, Given, choose
+from llmft.machine.choose import Given, choose
 from llmft.machine.measure import Measurement
 
 SPEEDS = Measurement(

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,16 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
     ModelArguments,
     TrainingArguments,
 )
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
-from llmft.machine.choose import Choice
 from llmft.metrics import classes
 from llmft.runs.card import model_card
 from llmft.runs.folder import start_run

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
     ModelArguments,
     TrainingArguments,
 )
-from llmft.config.rules import Arguments
-from llmft.machine.choose import Choice
+from llmft.config.parse import Arguments
 from llmft.runs import terminal
 
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import CheckpointError

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
-from llmft.config.rules import Arguments
+from llmft.config.parse import Arguments
 from llmft.data.read.store import Source
 from llmft.data.tokens import chat
 from llmft.data.tokens import examples as tokenize

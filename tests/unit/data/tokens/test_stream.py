@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset, Value
 from torch.utils.data import DataLoader
 
 from llmft.config.fields import LanguageModelingDataArguments
-from llmft.config.rules import parse
+from llmft.config.parse import parse
 from llmft.console import as_fault
 from llmft.data.read.columns import Columns
 from llmft.data.read.delimited import Reading

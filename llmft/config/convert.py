@@ -1,0 +1,204 @@
+"""From a flag's text, or a value out of JSON, to the type that a field asks for.
+
+Alike for both, since argparse (and HfArgumentParser on top of it) stops at the first
+problem: each value is converted by itself, and says what was expected.
+"""
+
+from __future__ import annotations
+
+import codecs
+import enum
+import json
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+_NOTHING = ("none", "null")
+# Names of files need not be UTF-8; any other text must be.
+_PATHS = {
+    *("model_name_or_path", "tokenizer_name", "dataset_name", "train_file"),
+    *("validation_file", "test_file", "output_dir", "resume_from_checkpoint"),
+}
+SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
+_LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
+
+
+@dataclass(frozen=True)
+class Text:
+    """A value as it stood on the command line, not yet converted."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+
+def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
+    """Return ``raw`` as the type that ``hint`` asks for.
+
+    ``raw`` is text (or a list of texts, or True for a bare flag) from the command
+    line, wrapped in ``Text``; or a value out of JSON, where types are strict.
+    ``allowed`` is an interval such as ``(0, 1]``. Raises ValueError, saying what was
+    expected.
+    """
+    kinds = kinds_of(hint)
+    value = _from_text(raw, kinds) if isinstance(raw, Text) else _from_json(raw, kinds)
+    for part in _parts(value):
+        if isinstance(part, str) and name not in _PATHS and not _is_utf8(part):
+            raise ValueError("text in UTF-8")
+        if isinstance(part, str) and name in _CHECKS:
+            _CHECKS[name](part)
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("a finite number")
+        if isinstance(part, int | float):
+            if allowed and not _inside(part, allowed):
+                raise ValueError(f"a number in {allowed}")
+            if abs(part) >= _LARGEST and (not allowed or "inf" in allowed):
+                raise ValueError(f"a number below {_LARGEST}")
+    return value
+
+
+def text_encoding(name: str) -> str:
+    """Return Python's name of a text encoding. Raises ValueError."""
+    try:
+        found = codecs.lookup(name).name
+        "".encode(found)  # not of text: hex, zip and the like
+    except (LookupError, ValueError):  # ValueError: a NUL in it
+        raise ValueError(
+            "auto or an encoding that Python knows, such as utf-8, cp1252 (the ANSI of"
+            " western Windows), gb18030, big5 or shift_jis"
+        ) from None
+    return found
+
+
+def separator(name: str) -> str:
+    """Return the character between the fields of csv. Raises ValueError."""
+    found = SEPARATORS.get(name, name)
+    if len(found) != 1 or found in '"\r\n':
+        raise ValueError("one character, or tab")
+    return found
+
+
+def label_separator(name: str) -> str:
+    """Return the text between several labels in one field. Raises ValueError."""
+    if not name:
+        raise ValueError("a text, such as '|'")
+    return SEPARATORS.get(name, name)
+
+
+_CHECKS: dict[str, Callable[[str], Any]] = {
+    "encoding": lambda name: name == "auto" or text_encoding(name),
+    "delimiter": separator,
+    "label_delimiter": label_separator,
+}
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the numbers and texts of a value, also those inside a list or object."""
+    if isinstance(value, dict):
+        return [part for pair in value.items() for v in pair for part in _parts(v)]
+    if isinstance(value, list):
+        return [part for item in value for part in _parts(item)]
+    return [value]
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether no byte of a command line was left undecoded in ``text``."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kinds_of(hint: Any) -> list[Any]:
+    """Flatten a type hint into the plain types that a value may have."""
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for part in get_args(hint) for kind in kinds_of(part)]
+        strict = [k for k in kinds if choices_of(k)]
+        # `SchedulerType | str` means one of the enum's values.
+        return [k for k in kinds if k is not str] if strict else kinds
+    return [hint]
+
+
+def choices_of(kind: Any) -> list[Any]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [member.value for member in kind]
+    return []
+
+
+def _from_text(raw: Text, kinds: list[Any]) -> Any:
+    if raw.words == ("",) and str in kinds:
+        return ""
+    lists = [kind for kind in kinds if get_origin(kind) is list]
+    is_none = type(None) in kinds and str(raw).lower() in _NOTHING
+    if lists and not (is_none and str not in kinds):  # report_to is one of its names
+        return [
+            _from_text(Text((word,)), list(get_args(lists[0]))) for word in raw.words
+        ]
+    text = str(raw)
+    if is_none:
+        return None
+    for kind in kinds:
+        if text in map(str, choices_of(kind)):
+            return text
+    if bool in kinds and text.lower() in ("true", "false", "1", "0", "yes", "no"):
+        return text.lower() in ("true", "1", "yes")
+    for number in (int, float):
+        if number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    is_dict = any(dict in (kind, get_origin(kind)) for kind in kinds)
+    if is_dict and text.startswith("{"):
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("a JSON object nested less deeply") from None
+        except ValueError as error:
+            raise ValueError(f"a JSON object ({error})") from None
+    if str in kinds:
+        return text
+    raise ValueError(_expected(kinds))
+
+
+def _from_json(raw: Any, kinds: list[Any]) -> Any:
+    lists = [kind for kind in kinds if get_origin(kind) is list]
+    if isinstance(raw, list) and lists:
+        return [_from_json(item, list(get_args(lists[0]))) for item in raw]
+    if raw is None and type(None) in kinds:
+        return None
+    if isinstance(raw, bool):
+        if bool in kinds:
+            return raw
+    elif isinstance(raw, int) and int in kinds:
+        return raw
+    elif isinstance(raw, int | float) and float in kinds:
+        return float(raw)
+    elif isinstance(raw, dict) and any(dict in (k, get_origin(k)) for k in kinds):
+        return raw
+    elif isinstance(raw, str):
+        if str in kinds or any(raw in choices_of(kind) for kind in kinds):
+            return raw
+    raise ValueError(_expected(kinds))
+
+
+def _expected(kinds: list[Any]) -> str:
+    choices = [str(choice) for kind in kinds for choice in choices_of(kind)]
+    if choices:
+        return "one of " + ", ".join(choices)
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    names |= {str: "text", type(None): "null", dict: "an object"}
+    said = [names.get(get_origin(kind) or kind, "a list") for kind in kinds]
+    return " or ".join(dict.fromkeys(said))
+
+
+def _inside(number: float, interval: str) -> bool:
+    low, high = (float(part) for part in interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    return above and (number < high if interval[-1] == ")" else number <= high)
