@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
 from llmft.config.rules import Arguments, parse
-from llmft.console import run_command, say
+from llmft.console import say
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens import chat
 from llmft.data.tokens.collate import LanguageModelingCollator
@@ -22,6 +22,7 @@ from llmft.machine import choose
 from llmft.machine.choose import Choice
 from llmft.metrics import classes
 from llmft.model import adapters, load, packing
+from llmft.process import run_command
 from llmft.runs import folder
 from llmft.sources.hub import Located
 from llmft.tasks import generate

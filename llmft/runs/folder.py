@@ -28,11 +28,12 @@ import pyarrow.compute as pc
 
 from llmft.config.fields import TrainingArguments
 from llmft.config.rules import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by, table
+from llmft.console import log_to_file, say, table
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
 from llmft.machine import detect
 from llmft.machine.choose import Choice
+from llmft.process import Terminated, as_fault, stopped_by
 from llmft.runs.card import model_card
 from llmft.train import callbacks, checkpoint
 from llmft.train.callbacks import finite

@@ -20,11 +20,11 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.rules import Arguments
-from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
 from llmft.machine.choose import Choice
 from llmft.metrics import classes
+from llmft.process import Terminated
 from llmft.runs import folder as runs
 from llmft.runs.card import model_card
 from llmft.train import checkpoint
