@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-from llmft import __version__, console
+from llmft import __version__, console, process
 from llmft.errors import ConfigError, UnsafeArtifactError
 from llmft.sources import cache, catalog
 from llmft.sources.wheels import size_text
@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command of ``argv``, by default the process's, and exit with its code."""
-    sys.exit(console.run_command(_run, sys.argv[1:] if argv is None else argv))
+    sys.exit(process.run_command(_run, sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: list[str]) -> None:

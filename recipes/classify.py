@@ -16,7 +16,7 @@ from llmft.config.fields import (
 )
 from llmft.config.parse import parse
 from llmft.config.rules import require_data, require_something_to_do
-from llmft.console import run_command, say
+from llmft.console import say
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.data.tokens.examples import classification_features
@@ -25,6 +25,7 @@ from llmft.metrics import predictions
 from llmft.metrics.baseline import baseline_note
 from llmft.model import load
 from llmft.model.new_weights import prepare_regression
+from llmft.process import run_command
 from llmft.runs import folder
 from llmft.tasks import classify
 from llmft.train import checkpoint

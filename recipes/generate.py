@@ -13,7 +13,7 @@ from transformers import set_seed
 from llmft.config.choice import Choice
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
 from llmft.config.parse import Arguments, parse
-from llmft.console import run_command, say
+from llmft.console import say
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens import chat
 from llmft.data.tokens.collate import LanguageModelingCollator
@@ -22,6 +22,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
 from llmft.model import adapters, load, packing
+from llmft.process import run_command
 from llmft.runs import folder
 from llmft.sources.hub import Located
 from llmft.tasks import generate

@@ -13,7 +13,7 @@ from transformers import set_seed
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments
 from llmft.config.parse import parse
 from llmft.config.rules import require_data, require_something_to_do
-from llmft.console import run_command, say, table
+from llmft.console import say, table
 from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
 from llmft.data.tokens.examples import lm_blocks
@@ -22,6 +22,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
 from llmft.model import load, new_weights
+from llmft.process import run_command
 from llmft.runs import folder
 from llmft.tasks import generate
 from llmft.train import checkpoint

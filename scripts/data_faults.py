@@ -25,8 +25,8 @@ import datasets  # noqa: E402
 import transformers  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
-from llmft.console import run_command  # noqa: E402
 from llmft.errors import escape  # noqa: E402
+from llmft.process import run_command  # noqa: E402
 
 KINDS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "txt": "text"}
 

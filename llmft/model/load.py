@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llmft.config.fields import GenerationModelArguments, ModelArguments
-from llmft.console import as_fault, say, warn
+from llmft.console import say, warn
 from llmft.data.read.labels import SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.data.tokens.chat import read_template
@@ -38,6 +38,7 @@ from llmft.errors import (
 )
 from llmft.files import file_sha256, publish_folder
 from llmft.model import adapters, new_weights, probes
+from llmft.process import as_fault
 from llmft.sources import catalog, hub
 from llmft.sources.hub import Located
 

@@ -31,10 +31,11 @@ from llmft import __version__
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
-from llmft.console import Terminated, as_fault, log_to_file, say, stopped_by
+from llmft.console import log_to_file, say
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
 from llmft.machine import detect
+from llmft.process import Terminated, as_fault, stopped_by
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.speed import StepClock, training_speed

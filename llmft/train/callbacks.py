@@ -13,9 +13,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llmft.console import say, stopped_by, warn
+from llmft.console import say, warn
 from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.files import to_json
+from llmft.process import stopped_by
 from llmft.train.trainer import LlmftTrainer
 
 _REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0

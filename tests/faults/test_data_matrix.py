@@ -15,8 +15,8 @@ import torch
 from recipe_process import main_of, read_json
 
 from llmft.config import fields, rules
-from llmft.console import run_command
 from llmft.model import load as llmft_models
+from llmft.process import run_command
 
 CASES = {case.name: case for case in data_cases.CASES}
 

@@ -20,9 +20,9 @@ from llmft.config.fields import (
 )
 from llmft.config.parse import parse
 from llmft.config.rules import _RANGE_OF, require_data, require_something_to_do
-from llmft.console import run_command
 from llmft.errors import ConfigError, escape
 from llmft.metrics import classes
+from llmft.process import run_command
 from llmft.tasks import generate
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"

@@ -20,10 +20,10 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
-from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
 from llmft.metrics import classes
+from llmft.process import Terminated
 from llmft.runs.card import model_card
 from llmft.runs.folder import start_run
 from llmft.train import checkpoint

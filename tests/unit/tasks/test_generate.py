@@ -13,7 +13,7 @@ from datasets import Dataset
 from llmft.config.fields import GenerationModelArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.tasks import generate
-from llmft.tasks.generate import cloze_examples, fill_masks
+from llmft.tasks.mlm import cloze_examples, fill_masks
 
 EOS = "<|endoftext|>"
 PROMPTS = ["the film was", "a director"]

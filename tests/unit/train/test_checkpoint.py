@@ -16,9 +16,9 @@ from transformers.trainer_callback import ExportableState
 
 from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import Arguments
-from llmft.console import Terminated
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import CheckpointError
+from llmft.process import Terminated
 from llmft.runs import folder as runs
 from llmft.train import callbacks, checkpoint
 from llmft.train.trainer import LlmftTrainer

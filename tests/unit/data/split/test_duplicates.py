@@ -20,7 +20,8 @@ from llmft.data.split.duplicates import (
     overlap,
     prints,
 )
-from llmft.data.split.splits import load_splits, split_off
+from llmft.data.split.sampling import split_off
+from llmft.data.split.splits import load_splits
 from llmft.errors import DataError, LeakageError
 
 PARTS = ("train", "validation", "test")

@@ -18,7 +18,8 @@ from llmft.config.fields import (
 from llmft.data.read.labels import MULTI, names_in
 from llmft.data.read.store import Source
 from llmft.data.split import splits
-from llmft.data.split.splits import bucket_of, load_splits, needed_splits, split_off
+from llmft.data.split.sampling import split_off
+from llmft.data.split.splits import bucket_of, load_splits, needed_splits
 from llmft.errors import ConfigError, DataError
 
 ALL = {"train", "validation", "test"}

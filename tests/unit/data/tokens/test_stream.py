@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from llmft.config.fields import LanguageModelingDataArguments
 from llmft.config.parse import parse
-from llmft.console import as_fault
 from llmft.data.read.columns import Columns
 from llmft.data.read.delimited import Reading
 from llmft.data.read.rows import FileRows, HubRows, column_notes
@@ -22,6 +21,7 @@ from llmft.data.tokens import stream
 from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.stream import Stream, held_out
 from llmft.errors import ConfigError, DataError, LeakageError, LlmftError
+from llmft.process import as_fault
 
 SIZE = 16
 TEXTS = [*tiny.sentences(2300, words=5), *tiny.sentences(40, words=60), "", "a film"]

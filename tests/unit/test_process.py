@@ -1,7 +1,6 @@
-"""What reaches the terminal: escaped, one line a fault, and the right exit code."""
+"""The frame around a command: one line a fault, the right exit code, signals."""
 
 import errno
-import io
 import logging
 import os
 import signal
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llmft import console, errors
-from llmft.console import run_command, say, table
+from llmft import console, errors, process
+from llmft.console import say
 from llmft.errors import (
     CheckpointError,
     ConfigError,
@@ -28,62 +27,19 @@ from llmft.errors import (
     NonFiniteError,
     SchemaError,
     UnsafeArtifactError,
-    escape,
 )
+from llmft.process import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _loggers_restored():
-    loggers = [logging.getLogger(name) for name in console._LIBRARIES]
+    loggers = [logging.getLogger(name) for name in console.LIBRARIES]
     before = [(x.level, x.propagate, x.handlers[:]) for x in loggers]
     yield
     for x, (level, propagate, handlers) in zip(loggers, before, strict=True):
         x.level, x.propagate, x.handlers = level, propagate, handlers
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
-        ("a\rb\nc\td\0", r"a\rb\nc\td\x00"),
-        ("a\x85b\x9b", r"a\x85b\x9b"),  # C1: next line, and an 8-bit CSI
-        ("a\u2028b\u2029c", r"a\u2028b\u2029c"),
-        ("\u202eevil\u202c \u2066x\u2069", r"\u202eevil\u202c \u2066x\u2069"),
-        ("lone \ud83d half", r"lone \ud83d half"),
-        ("👩\u200d💻 漢字 a\u00a0b é", "👩\u200d💻 漢字 a\u00a0b é"),
-        (r"C:\new", r"C:\new"),
-    ],
-)
-def test_escape(text, shown):
-    assert escape(text) == shown
-
-
-def test_escape_cuts_after_escaping():
-    assert escape("\n" * 10, 8) == r"\n\n\..."[:8]
-    assert escape("12345678", 8) == "12345678"
-    assert escape("123456789", 8) == "12345..."
-    assert escape(None) == "None"
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (DataError("bad"), "DataError: bad"),
-        (
-            DataError("bad", "want", "do", path="a.csv"),
-            "DataError a.csv: bad; want; do",
-        ),
-        (DataError("bad", hint="do", path="a", line=7), "DataError a:7: bad; do"),
-        (DataError("a\nb", path="x\x1b[2J\n"), r"DataError x\x1b[2J\n: a\nb"),
-        (ConfigError("one"), "ConfigError: one"),
-        (ConfigError("one", "two"), "ConfigError: 2 problems: one; two"),
-    ],
-)
-def test_an_error_is_one_line(error, line):
-    assert str(error) == line
-    assert error.args == (line,)
 
 
 CODES = {
@@ -124,7 +80,7 @@ def test_every_kind_has_its_code_in_the_contract():
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "llmft: interrupted\n"),
-        (console.Terminated(), 143, "llmft: terminated\n"),
+        (process.Terminated(), 143, "llmft: terminated\n"),
         (SystemExit(0), 0, ""),
         (SystemExit(3), 3, ""),
         (SystemExit("text"), 1, ""),
@@ -223,7 +179,7 @@ def test_the_signal_handler_is_restored(end):
 def test_a_real_signal(number, code, said):
     program = """
 import sys, time
-from llmft.console import run_command
+from llmft.process import run_command
 def main(argv):
     try:
         print("ready", flush=True)
@@ -238,12 +194,12 @@ sys.exit(run_command(main, []))
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        assert process.stdout.readline() == "ready\n"
+    ) as running:
+        assert running.stdout.readline() == "ready\n"
         time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(10) == code
-        assert process.stderr.read() == said
+        running.send_signal(number)
+        assert running.wait(10) == code
+        assert running.stderr.read() == said
 
 
 class _Deaf:
@@ -260,16 +216,16 @@ def test_a_signal_that_gets_lost_is_remembered(capsys):
 
     def main(argv):
         _Deaf()
-        seen.append(console.stopped_by())
+        seen.append(process.stopped_by())
         raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
 
     hooks = sys.unraisablehook, sys.excepthook, signal.getsignal(signal.SIGCHLD)
-    assert run_command(main, []) == console.TERMINATED
-    assert seen == [console.Terminated]
+    assert run_command(main, []) == process.TERMINATED
+    assert seen == [process.Terminated]
     assert capsys.readouterr().err == "llmft: terminated\n"
     now = sys.unraisablehook, sys.excepthook, signal.getsignal(signal.SIGCHLD)
     assert now == hooks
-    assert console.stopped_by() is None
+    assert process.stopped_by() is None
 
 
 def test_a_fork_that_gets_the_signal_ends_at_once(capfd):
@@ -289,32 +245,6 @@ def test_a_fork_that_gets_the_signal_ends_at_once(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_say_goes_on_when_the_reader_has_gone():
-    program = """
-import sys
-from llmft.console import say
-for i in range(3):
-    say("line")
-print("went on", file=sys.stderr)
-"""
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"went on\n")
-
-
-def test_say_keeps_lines_and_survives_an_ascii_terminal(monkeypatch, capsys):
-    say("one\ntwo\r\x1b[1m")
-    assert capsys.readouterr().out == "one\ntwo\\r\\x1b[1m\n"
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
-    say("é漢")
-    assert raw.getvalue() == rb"\xe9\u6f22" + b"\n"
-
-
 FULL = Path("/dev/full")
 
 
@@ -323,7 +253,8 @@ def test_a_full_standard_output_ends_a_command_but_not_a_run(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from llmft.console import log_to_file, run_command, say
+from llmft.console import log_to_file, say
+from llmft.process import run_command
 def main(argv):
     if not argv:
         say("lost")
@@ -366,7 +297,8 @@ def test_a_broken_standard_error_ends_nothing(broken, tmp_path):
 import sys
 from tqdm import tqdm
 from pathlib import Path
-from llmft.console import log_to_file, run_command, say
+from llmft.console import log_to_file, say
+from llmft.process import run_command
 from llmft.errors import DataError
 def main(argv):
     with log_to_file(Path(argv[0])):
@@ -398,7 +330,7 @@ sys.exit(run_command(main, sys.argv[1:]))
 def test_an_interrupt_while_python_ends_is_no_traceback():
     program = """
 import atexit, os, signal, sys
-from llmft.console import run_command
+from llmft.process import run_command
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 code = run_command(lambda argv: print("done"), [])
 sys.exit(code)
@@ -407,44 +339,3 @@ sys.exit(code)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-
-
-def test_warn_goes_to_standard_error(capsys):
-    console.warn("a\nb")
-    assert capsys.readouterr() == ("", "llmft: warning: a\\nb\n")
-
-
-def test_table_alignment():
-    rows = [["one", 5, "x\n"], ["three", 12.5, "é"]]
-    assert table(rows, ["name", "count", "text"]) == (
-        "  name   count  text\n"  #
-        "  one        5  x\\n\n"
-        "  three   12.5  é"
-    )
-
-
-def test_table_counts_columns_not_characters():
-    shown = table([["漢字", 1], ["e\u0301t", 20]], ["name", "n"]).split("\n")
-    assert shown == ["  name   n", "  漢字   1", "  e\u0301t    20"]
-    assert {console.width(line) for line in shown} == {10}
-    assert console.width("a👩\u200d💻") == 5
-
-
-def test_cut():
-    assert console.cut("12345678", 8) == "12345678"
-    assert console.cut("123456789", 8) == "12345..."
-    assert console.cut("漢字漢字漢", 9) == "漢字漢..."
-    assert console.cut("漢字漢字漢", 8) == "漢字..."
-
-
-def test_a_table_is_cut_to_the_terminal_only(monkeypatch):
-    rows = [["x" * 100, "y" * 30, "short", 1]]
-    header = ["one", "two", "three", "n"]
-    assert "x" * 100 in table(rows, header)  # a pipe has no width
-    monkeypatch.setattr(console, "terminal_columns", lambda: 50)
-    lines = table(rows, header).split("\n")
-    assert [len(line) for line in lines] == [50, 50]
-    assert lines[1].endswith("y...  short  1")
-    monkeypatch.setattr(console, "terminal_columns", lambda: 5)
-    narrow = table(rows, header).split("\n")[1]
-    assert narrow == "  xxxxxxxxx...  yyyyyyyyy...  short  1"

@@ -1,0 +1,182 @@
+"""The frame around every command: signals, exit codes, and what an error stands for."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from llmft.console import LIBRARIES, lenient_stderr, logger
+from llmft.errors import EnvironmentFault, LlmftError, escape
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(BaseException):
+    """Raised in the main thread when the process receives SIGTERM."""
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' log lines and warnings off the terminal."""
+    for name in LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers = [logging.NullHandler()]
+        library.propagate = False
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets)\b.*")
+    if "transformers" in sys.modules:  # bars for loading and saving weights
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
+class _Stop:
+    """The handler of Ctrl-C and SIGTERM: raises, and remembers that it did.
+
+    The exception can get lost: Python ignores it inside ``__del__`` and in what runs
+    after a fork. Or another one follows, of the data loader whose workers end too.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received: type[BaseException] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a worker, forked with this handler
+            os._exit(128 + number)
+        # What workers say from now on, and ``__del__`` about them, is noise of ending.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.unraisablehook = lambda lost: logger.debug("ignored: %r", lost.exc_value)
+        self.received = KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise self.received
+
+    def excepthook(self, kind: Any, error: Any, trace: Any) -> None:
+        """Let a thread of a worker whose parent has gone end in silence."""
+        if os.getpid() == self.process or not issubclass(kind, ConnectionError):
+            sys.__excepthook__(kind, error, trace)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
+
+    Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
+    one of these signals becomes that of the signal.
+    """
+    stop, ours = _Stop(), [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        ours.append(signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield
+    except Exception as error:
+        if stop.received:
+            raise stop.received from error
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stopped_by() -> type[BaseException] | None:
+    """Return what Ctrl-C or SIGTERM has raised in this ``terminable`` block, if any."""
+    stop = signal.getsignal(signal.SIGTERM)
+    return stop.received if isinstance(stop, _Stop) else None
+
+
+def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
+    """Run ``main(argv)`` and return the exit code of the contract in DESIGN.
+
+    An ``LlmftError`` becomes one line on standard error; so does anything
+    unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
+    """
+    # The work is done then: Ctrl-C could only interrupt Python's own end.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with lenient_stderr(), _quiet_end():
+        try:
+            quiet_libraries()
+            with terminable():
+                main(argv)
+            return 0
+        except SystemExit as stop:  # argparse, after --help
+            return stop.code if isinstance(stop.code, int) else 1
+        except BaseException as error:
+            return _say_why(error, "--debug" in argv)
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    """Restore what a stop by signal changes, so that commands can follow each other."""
+    unraisable, excepthook = sys.unraisablehook, sys.excepthook
+    child = signal.getsignal(signal.SIGCHLD)
+    sys.excepthook = _Stop().excepthook
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = unraisable, excepthook
+        signal.signal(signal.SIGCHLD, child)
+
+
+def _say_why(error: BaseException, debug: bool) -> int:
+    """Report what ended a command; return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("llmft: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, Terminated):
+        print("llmft: terminated", file=sys.stderr)
+        return TERMINATED
+    fault = as_fault(error)
+    logger.error("%s\n%s", error, traceback.format_exc())
+    if debug:
+        traceback.print_exc()
+    if fault is None:
+        said = f"{type(error).__name__}: {error}"
+        print(f"llmft: InternalError: {escape(said, 400)}", file=sys.stderr)
+        print("llmft: run again with --debug for details", file=sys.stderr)
+        return 1
+    print(f"llmft: {fault}", file=sys.stderr)
+    return fault.exit_code
+
+
+def as_fault(
+    error: BaseException, place: str | Path | None = None
+) -> LlmftError | None:
+    """Return ``error`` as an ``LlmftError`` if it is one or clearly stands for one.
+
+    ``place`` is what to name where writing failed and the error names no file.
+    """
+    if isinstance(error, LlmftError):
+        if "DataLoader worker process" in error.found:  # and its traceback, as text
+            said = error.found.strip().splitlines()[-1].partition(": ")[2]
+            error.found = said.removeprefix(error.kind).strip(": ")
+        return error
+    said = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+        return EnvironmentFault(
+            "out of memory",
+            hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
+            " to keep the same total) or max_seq_length",
+        )
+    reason, path = None, None
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ValueError) and "closed file" in said and cause:
+        return as_fault(cause, place)  # what closed it, as a full disk under datasets
+    if isinstance(error, OSError) and error.errno is not None:
+        reason, path = os.strerror(error.errno), error.filename
+    elif number := re.search(r"\(os error (\d+)\)", said):  # safetensors, tokenizers
+        reason = os.strerror(int(number[1]))
+    elif "PytorchStreamWriter failed" in said or "unexpected pos" in said:  # torch.save
+        reason = "writing failed, as without space on the device"
+    if reason is None:
+        return None
+    hint = "check free space and permissions there"
+    return EnvironmentFault(reason, hint=hint, path=path or place)
