@@ -11,16 +11,11 @@ import enum
 import json
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 _NOTHING = ("none", "null")
-# Names of files need not be UTF-8; any other text must be.
-_PATHS = {
-    *("model_name_or_path", "tokenizer_name", "dataset_name", "train_file"),
-    *("validation_file", "test_file", "output_dir", "resume_from_checkpoint"),
-}
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
@@ -35,21 +30,27 @@ class Text:
         return " ".join(self.words)
 
 
-def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
+def convert(raw: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
     """Return ``raw`` as the type that ``hint`` asks for.
 
     ``raw`` is text (or a list of texts, or True for a bare flag) from the command
-    line, wrapped in ``Text``; or a value out of JSON, where types are strict.
-    ``allowed`` is an interval such as ``(0, 1]``. Raises ValueError, saying what was
-    expected.
+    line, wrapped in ``Text``; or a value out of JSON, where types are strict. ``facts``
+    are those of the argument: range, check and path hold of each number and text in
+    it. Raises ValueError, saying what was expected.
     """
     kinds = kinds_of(hint)
     value = _from_text(raw, kinds) if isinstance(raw, Text) else _from_json(raw, kinds)
+    allowed, check = facts.get("range"), facts.get("check")
     for part in _parts(value):
-        if isinstance(part, str) and name not in _PATHS and not _is_utf8(part):
-            raise ValueError("text in UTF-8")
-        if isinstance(part, str) and name in _CHECKS:
-            _CHECKS[name](part)
+        if isinstance(part, str):
+            # What a command line left undecoded, or a lone surrogate in JSON.
+            if (
+                not facts.get("path")
+                and part.encode("utf-8", "ignore").decode() != part
+            ):
+                raise ValueError("text in UTF-8")
+            if check:
+                check(part)
         if isinstance(part, float) and not math.isfinite(part):
             raise ValueError("a finite number")
         if isinstance(part, int | float):
@@ -58,6 +59,16 @@ def convert(name: str, raw: Any, hint: Any, allowed: str | None) -> Any:
             if abs(part) >= _LARGEST and (not allowed or "inf" in allowed):
                 raise ValueError(f"a number below {_LARGEST}")
     return value
+
+
+def one_of(*known: str) -> Callable[[str], None]:
+    """Return a check of a text that is none of ``known``."""
+
+    def check(text: str) -> None:
+        if text not in known:
+            raise ValueError("one of " + ", ".join(known))
+
+    return check
 
 
 def text_encoding(name: str) -> str:
@@ -88,13 +99,6 @@ def label_separator(name: str) -> str:
     return SEPARATORS.get(name, name)
 
 
-_CHECKS: dict[str, Callable[[str], Any]] = {
-    "encoding": lambda name: name == "auto" or text_encoding(name),
-    "delimiter": separator,
-    "label_delimiter": label_separator,
-}
-
-
 def _parts(value: Any) -> list[Any]:
     """Return the numbers and texts of a value, also those inside a list or object."""
     if isinstance(value, dict):
@@ -102,15 +106,6 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [part for item in value for part in _parts(item)]
     return [value]
-
-
-def _is_utf8(text: str) -> bool:
-    """Tell whether no byte of a command line was left undecoded in ``text``."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def kinds_of(hint: Any) -> list[Any]:

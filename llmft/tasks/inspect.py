@@ -11,11 +11,8 @@ from typing import Any
 
 from llmft import __version__
 from llmft.config.convert import Text, convert
-from llmft.config.fields import (
-    ClassificationDataArguments,
-    ModelArguments,
-    fields_of,
-)
+from llmft.config.facts import facts_of, fields_of
+from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
 from llmft.data.look.findings import Report, examine
 from llmft.data.read.columns import Columns
@@ -112,7 +109,7 @@ def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
             continue
         field, hint = fields[name]
         try:
-            values[name] = convert(name, Text((raw,)), hint, field.metadata["range"])
+            values[name] = convert(Text((raw,)), hint, facts_of(field))
         except ValueError as error:
             problems.append(f"{name} is {raw!r}, expected {error}")
     kind = values.get("problem_type")

@@ -28,7 +28,8 @@ from transformers.trainer import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 
-from llmft.config.fields import TrainingArguments
+from llmft.config.facts import MAY_DIFFER, MUST_AGREE, fields_with
+from llmft.config.fields import RECIPES, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.console import say, warn
 from llmft.errors import CheckpointError
@@ -37,22 +38,6 @@ from llmft.files import file_sha256, publish_folder, write_json
 MANIFEST = "manifest.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _STATE = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
-# They say which examples come next, or Trainer takes them from the checkpoint unasked.
-_MUST_AGREE = (
-    "per_device_train_batch_size gradient_accumulation_steps seed data_seed"
-    " train_sampling_strategy max_seq_length block_policy mlm_probability mlm_masking"
-    " geometric_p max_span_length optim learning_rate weight_decay"
-    " adam_beta1 adam_beta2 adam_epsilon optim_args"
-    " metric_for_best_model dropout freeze_backbone"
-    " completion_only_loss assistant_only_loss"
-    " lora_r lora_alpha lora_dropout lora_target_modules problem_type class_weights"
-    " multi_label_threshold long_text stride"
-).split()
-# They may be changed on the way, and the run is no longer what it would have been.
-_MAY_DIFFER = (
-    "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm"
-    " label_smoothing_factor neftune_noise_alpha precision"
-).split()
 
 
 def save(trainer: Trainer) -> None:
@@ -119,7 +104,8 @@ def _identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         for key in ("rows", "sha256"):
             found[f"{split} data: {key}"] = data.get(split, {}).get(key)
     found |= {f"model: {key}": value for key, value in model.items()}
-    return found | {name: values[name] for name in _MUST_AGREE if name in values}
+    must_agree = fields_with("resume", RECIPES, MUST_AGREE)
+    return found | {name: values[name] for name in must_agree if name in values}
 
 
 def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
@@ -269,7 +255,8 @@ def require_match(
             hint="raise num_train_epochs or max_steps",
             path=folder,
         )
-    for name in _MAY_DIFFER:
+    parts = [type(p) for p in (args.model, args.data, training)]
+    for name in fields_with("resume", parts, MAY_DIFFER):
         was = record.get("arguments", {}).get(name, {}).get("value", values[name])
         if was != values[name]:
             warn(f"{name} was {was} before this resume, is {values[name]} from now on")

@@ -14,7 +14,7 @@ import tiny
 import torch
 from recipe_process import main_of, read_json
 
-from llmft.config import fields, rules
+from llmft.config import facts, fields
 from llmft.model import load as llmft_models
 from llmft.process import run_command
 
@@ -91,7 +91,7 @@ NUMBERS = {
         *(fields.ClassificationDataArguments, fields.TrainingArguments),
     )
     for f in dataclasses.fields(part)
-    if f.metadata.get("range") or f.name in rules._RANGE_OF
+    if facts.facts_of(f).get("range")
 }
 WHOLE = [name for name, kind in NUMBERS.items() if "float" not in kind]
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from llmft.config import fields
+from llmft.config import facts, fields
 from llmft.config.convert import convert
+from llmft.config.facts import facts_of, fields_of
 from llmft.config.fields import (
     ClassificationDataArguments,
     GenerationDataArguments,
     GenerationModelArguments,
     MaskedLMDataArguments,
     ModelArguments,
-    fields_of,
 )
 from llmft.config.parse import parse
-from llmft.config.rules import _RANGE_OF, require_data, require_something_to_do
+from llmft.config.rules import require_data, require_something_to_do
 from llmft.errors import ConfigError, escape
 from llmft.metrics import classes
 from llmft.process import run_command
@@ -178,7 +178,7 @@ def test_how_to_read_is_checked_with_the_rest(problems, encoding, delimiter):
 
 def test_a_label_delimiter_is_a_text():
     with pytest.raises(ValueError, match=re.escape("a text, such as '|'")):
-        convert("label_delimiter", "", str | None, None)
+        convert("", str | None, facts_of(fields_of([AllData])["label_delimiter"][0]))
 
 
 # Every number with a range, by which of -1 and 0 it refuses; all refuse nan and inf.
@@ -202,8 +202,7 @@ RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 def test_the_table_of_ranges_is_complete():
     classes = (GenerationModelArguments, AllData, fields.TrainingArguments)
-    ranged = {n for n, (f, _) in fields_of(classes).items() if f.metadata.get("range")}
-    assert ranged | _RANGE_OF.keys() == set(RANGED)
+    assert set(facts.fields_with("range", classes)) == set(RANGED)
     assert len(set(RANGED)) == len(RANGED)
 
 
@@ -448,6 +447,38 @@ def test_a_test_that_the_file_sets_aside_is_still_made(read):
     file = {"train_file": "a.csv", "test_split_percentage": 20, "do_train": True}
     args = read("--train_file", "b.csv", file={**file, "do_predict": True})
     assert (args.data.train_file, args.training.do_predict) == ("b.csv", True)
+
+
+OWN = {
+    **{"train_file": "a.csv", "validation_file": "b.csv", "text_column_name": "c"},
+    **{"delimiter": ";", "do_train": True, "do_predict": True, "max_seq_length": 64},
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "--train_file t.csv",
+            "--train_file replaces of {}: validation_file, text_column_name, delimiter,"
+            " do_predict",
+        ),
+        (
+            "--dataset_name x --text_column_name d --test_split_name t",
+            "--dataset_name replaces of {}: train_file, validation_file, delimiter",
+        ),
+        ("--validation_file v.csv", None),
+        ("--max_seq_length 32", None),
+    ],
+)
+def test_what_a_flag_replaces_of_a_named_file_is_said(
+    read, tmp_path, capsys, flags, said
+):
+    read(*flags.split(), file=OWN)
+    note = f"note: {said}\n".format(tmp_path / "a.json") if said else ""
+    assert capsys.readouterr().out == note
+    read(*flags.split(), default={**OWN, "validation_file": None})
+    assert capsys.readouterr().out == ""
 
 
 def test_flags_of_lists(read):

@@ -168,8 +168,17 @@ def test_each_kind_is_measured_by_its_metrics(kind):
 
 
 def test_what_a_command_on_the_model_takes_over():
-    """As far as it has a value: how the next export is read, too."""
-    data = ClassificationDataArguments(encoding="cp1252", delimiter=";")
-    assert {"encoding", "delimiter", "text_column_name"} <= {*classify.kept(data)}
-    assert "quoting" not in classify.kept(data)
-    assert "quoting" in classify.kept(ClassificationDataArguments(quoting="none"))
+    """As far as it is other than by default: how the next export is read, too."""
+    assert classify.kept(ClassificationDataArguments()) == []
+    data = ClassificationDataArguments(
+        encoding="cp1252",
+        delimiter=";",
+        quoting="none",
+        text_column_name="a",
+        max_seq_length=32,
+        multi_label_threshold=0.3,
+        train_file="a.csv",
+        baseline=False,
+    )
+    kept = {"encoding", "delimiter", "quoting", "text_column_name", "max_seq_length"}
+    assert {*classify.kept(data)} == {*kept, "multi_label_threshold"}

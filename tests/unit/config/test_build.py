@@ -4,14 +4,13 @@ import shlex
 
 import pytest
 
+from llmft.config import facts
 from llmft.config.fields import (
     LanguageModelingDataArguments,
     ModelArguments,
     TrainingArguments,
-    fields_of,
 )
 from llmft.config.parse import parse
-from llmft.config.supported import REFUSED
 from llmft.errors import ConfigError
 
 
@@ -25,8 +24,10 @@ def read(flags):
     )
 
 
-def test_what_is_refused_is_a_setting_of_transformers():
-    assert REFUSED.keys() <= fields_of([TrainingArguments]).keys()
+def test_the_facts_about_transformers_are_of_fields_that_it_has():
+    """And each fact stands once: none of them is of a field that llmft declares."""
+    names = facts.fields_of([TrainingArguments]).keys()
+    assert facts._OF_TRANSFORMERS.keys() <= names - {*TrainingArguments.__annotations__}
 
 
 @pytest.mark.parametrize(

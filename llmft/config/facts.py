@@ -1,0 +1,154 @@
+"""What is known of each argument beside its type: the facts that ``arg`` notes.
+
+A field of llmft has them in its metadata, one of transformers in the table here;
+``facts_of`` and ``fields_with`` answer for both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, get_type_hints
+
+from llmft.config.convert import one_of
+
+# A resume must agree on it: it says which examples come next, or Trainer takes it from
+# the checkpoint unasked.
+MUST_AGREE = "must agree"
+# It may be changed on the way, with a warning: the run is no longer what it would have
+# been.
+MAY_DIFFER = "may differ"
+
+
+def about(range: str | None = None, **facts: Any) -> dict[str, Any]:
+    """Return what is known of an argument beside its type and its help.
+
+    Args:
+        range: the interval that its numbers must lie in, such as ``(0, 1]``.
+        facts: ``check``: a function of a text that raises ValueError, saying what was
+            expected. ``path``: it names files, and need not be UTF-8. ``source``: the
+            part of the data source that it describes: hub, files, rows, or how they
+            are split; the command line replaces all of a source. ``resume``:
+            ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the trained model
+            takes it over. ``most_used``: ``--help`` shows it first. ``refused``: why
+            llmft does not take another value than the default.
+    """
+    return {"range": range, **facts}
+
+
+def arg(default: Any, help: str, range: str | None = None, **facts: Any) -> Any:
+    """Return a dataclass field with its ``--help`` text and facts, see ``about``."""
+    metadata = {"help": help, **about(range, **facts)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def fields_of(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Return each field of the dataclasses with its resolved type, by name."""
+    found = {}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        found.update({f.name: (f, hints[f.name]) for f in dataclasses.fields(cls)})
+    return found
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a field, made anew where it is a list."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+_PROCESSES = "is for several processes, and llmft trains in one"
+_REFUSED = {
+    "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank"
+    " ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters"
+    " ddp_static_graph ddp_timeout eval_use_gather_object": _PROCESSES,
+    "push_to_hub": "is not done by llmft; upload the model/ folder",
+    "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": (
+        "is of push_to_hub, which llmft does not do; upload the model/ folder"
+    ),
+    "hub_token": "would be seen by other users of this machine: set HF_TOKEN",
+    "use_cache": "keeps keys and values, which training has no use for",
+    "use_liger_kernel liger_kernel_config": "needs a GPU",
+    "batch_eval_metrics eval_do_concat_batches include_for_metrics label_names"
+    " prediction_loss_only": "does not fit the metrics of llmft",
+    "dataloader_drop_last": "would leave examples out, also of an evaluation",
+    "bf16_full_eval fp16_full_eval": (
+        "would leave the model in that precision; use precision bf16"
+    ),
+    "enable_jit_checkpoint": (
+        "would end a run that SIGTERM stops as if it were complete; use save_steps"
+    ),
+    "auto_find_batch_size": (
+        "would start again with weights already trained; lower"
+        " per_device_train_batch_size"
+    ),
+}
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
+# Facts about the fields that are not below: transformers takes learning_rate=-1 and
+# nan, and any text as a log level.
+_OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "do_train": about(most_used=True),
+    "do_eval": about(most_used=True),
+    "do_predict": about(most_used=True),
+    "per_device_train_batch_size": about("[1, inf)", most_used=True, resume=MUST_AGREE),
+    "per_device_eval_batch_size": about("[1, inf)", most_used=True),
+    "gradient_accumulation_steps": about("[1, inf)", most_used=True, resume=MUST_AGREE),
+    "num_train_epochs": about("(0, inf)", most_used=True),
+    "max_steps": about(most_used=True),
+    "learning_rate": about("(0, 100]", most_used=True, resume=MUST_AGREE),
+    "lr_scheduler_type": about(most_used=True, resume=MAY_DIFFER),
+    "lr_scheduler_kwargs": about(resume=MAY_DIFFER),
+    "optim": about(resume=MUST_AGREE),
+    "optim_args": about(resume=MUST_AGREE),
+    "adam_beta1": about("[0, 1)", resume=MUST_AGREE),
+    "adam_beta2": about("[0, 1)", resume=MUST_AGREE),
+    "adam_epsilon": about("(0, 1]", resume=MUST_AGREE),
+    "max_grad_norm": about("[0, inf)", most_used=True, resume=MAY_DIFFER),
+    "label_smoothing_factor": about("[0, 1)", most_used=True, resume=MAY_DIFFER),
+    "neftune_noise_alpha": about("[0, inf)", resume=MAY_DIFFER),
+    "seed": about("[0, 4294967296)", most_used=True, resume=MUST_AGREE),
+    "data_seed": about("[0, 4294967296)", resume=MUST_AGREE),
+    "train_sampling_strategy": about(
+        most_used=True,
+        resume=MUST_AGREE,
+        check=one_of("random", "sequential", "group_by_length", "batch_rebalance"),
+    ),
+    "ignore_data_skip": about(resume=MAY_DIFFER),
+    # As eval_strategy and save_strategy, in fields.py.
+    "eval_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
+    "eval_delay": about("[0, inf)", resume=MAY_DIFFER),
+    "save_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
+    # The checkpoint holds its best value so far.
+    "metric_for_best_model": about(most_used=True, resume=MUST_AGREE),
+    "greater_is_better": about(most_used=True),
+    # Other kernels add up in another order.
+    "full_determinism": about(resume=MAY_DIFFER),
+    "torch_compile": about(resume=MAY_DIFFER),
+    "eval_accumulation_steps": about("[1, inf)"),
+    "dataloader_num_workers": about("[0, 1024]", most_used=True),
+    "dataloader_prefetch_factor": about("[1, inf)"),
+    "torch_empty_cache_steps": about("[1, inf)"),
+    "include_num_input_tokens_seen": about(check=one_of("all", "non_padding", "no")),
+    "log_level": about(check=one_of(*_LOG_LEVELS)),
+    "log_level_replica": about(check=one_of(*_LOG_LEVELS)),
+    "debug": about(most_used=True),
+    **{n: about(refused=why) for s, why in _REFUSED.items() for n in s.split()},
+}
+
+
+def facts_of(field: dataclasses.Field) -> Mapping[str, Any]:
+    """Return the facts of a field, whether it is llmft's or that of transformers."""
+    return {**field.metadata, **_OF_TRANSFORMERS.get(field.name, {})}
+
+
+def fields_with(fact: str, classes: Sequence[type], *values: Any) -> list[str]:
+    """Return the names of the fields that have a fact, or one of these values of it."""
+    return [
+        name
+        for name, (field, _) in fields_of(classes).items()
+        if (known := facts_of(field).get(fact)) and known in (values or (known,))
+    ]
