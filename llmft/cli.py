@@ -34,8 +34,9 @@ def _run(argv: list[str]) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, (help_text, add_arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        _add_debug(command)
-        add_arguments(command)
+        if name in argv:  # the arguments of the others need not be looked up
+            _add_debug(command)
+            add_arguments(command)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -148,39 +149,27 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor.report()
 
 
-# Flags of `llmft data`; most are those of the recipes, checked in data_report.
-_DATA_FLAGS = {
-    "train_file": "file of the part called train",
-    "validation_file": "file of the part called validation",
-    "test_file": "file of the part called test",
-    "text_column_name": "column with the text",
-    "text_pair_column_name": "column with a second text",
-    "label_column_name": "column with the label",
-    "label_delimiter": "between several labels in one field",
-    "problem_type": "what labels are, as in classify.py",
-    "file_format": "format of the files; none: what their ending says",
-    "encoding": "of text files; none: UTF-8; auto: what they look like",
-    "delimiter": "between the fields of csv",
-    "quoting": "none: quotes in csv and tsv are text like any other",
-    "sample_by": "what a row of txt is: line or document",
-    "max_bad_rows": "rows that may be left out, counted",
-    "model_name_or_path": "counts tokens as this model does",
-    "max_seq_length": "tokens that a run will take (128)",
-}
-
-
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_report_data)
+    # torch, which the other commands do without
+    from llmft.config.facts import fields_of, fields_with
+    from llmft.config.fields import ClassificationDataArguments, ModelArguments
+
+    fields = fields_of([ModelArguments, ClassificationDataArguments])
+    names = fields_with("source", [ClassificationDataArguments], "files", "rows")
+    names += ["model_name_or_path", "max_seq_length"]
+    parser.set_defaults(run=_report_data, names=names)
     parser.add_argument("files", metavar="FILE", nargs="*", help="a part of its own")
-    for name, help_text in _DATA_FLAGS.items():
-        parser.add_argument(f"--{name}", metavar="VALUE", help=help_text)
+    for name in names:
+        field = fields[name][0]
+        said = f"{field.metadata['help']} (default: {field.default})"
+        parser.add_argument(f"--{name}", metavar="VALUE", help=said)
     parser.add_argument("--html", metavar="FILE.html", help="write the report there")
 
 
 def _report_data(arguments: argparse.Namespace) -> None:
-    from llmft.tasks import inspect  # torch, which the other commands do without
+    from llmft.tasks import inspect
 
-    flags = {name: getattr(arguments, name) for name in _DATA_FLAGS}
+    flags = {name: getattr(arguments, name) for name in arguments.names}
     inspect.report_data(arguments.files, flags, arguments.html)
 
 

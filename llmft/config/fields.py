@@ -138,7 +138,8 @@ class LanguageModelingDataArguments(DataArguments):
         "pack: join the documents and cut blocks of max_seq_length (packing); row: a"
         " document starts its own block (as line_by_line of run_mlm).",
     )
-    streaming: bool = _agreed(
+    # A resume knows it from the train data, whose rows are not counted.
+    streaming: bool = arg(
         False,
         "Read and tokenize train_file, or fetch dataset_name, on the way instead of"
         " before: starts at once, keeps nothing; needs max_steps.",
@@ -293,8 +294,8 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "Folder of the run; none: outputs/<recipe>/<time>-<id>.", path=True
     )
     use_cpu: bool = _free(True, "Train on the CPU also where there is a GPU.")
-    # What was chosen is compared at a resume, in machine/choose.py: of this and of the
-    # next, and of attn_implementation. Each of them changes how numbers add up.
+    # Of this, num_threads and attn_implementation a resume compares what was chosen, in
+    # machine/choose.py: auto may stand for the same as a value, or for another.
     precision: Literal["auto", "fp32", "bf16"] = arg(
         "auto", "auto: bf16 where a measurement on this CPU says that it pays."
     )

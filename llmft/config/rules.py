@@ -232,24 +232,37 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
 def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
     """Return ``TrainingArguments(**values)`` and the problems with them.
 
-    What Trainer builds after the run folder is made is built here on one weight, so
-    that each library says now what it does not take.
+    Trainer makes these parts after the run folder is there: they are made here once, so
+    that each library says before what it does not take.
     """
     try:
         args = TrainingArguments(**values)
     except Exception as error:  # transformers, accelerate and torch have their own
         return None, [_as_line(error)]
-    parts: dict[str, Callable[[TrainingArguments], None]] = {
-        "optim, lr_scheduler_type or their arguments": _optimizer,
-        "report_to": _trackers,
-        "dataloader_num_workers or its companions": _loader,
-        "activation_checkpointing_kwargs": _checkpointing,
-        "torch_compile_backend or _mode": _compile,
+    checkpointing: Any = args.activation_checkpointing_kwargs or {}
+    trials: dict[str, Callable[[], Any]] = {
+        "optim, lr_scheduler_type or their arguments": lambda: _optimizer(args),
+        "report_to": lambda: [
+            tracker() for tracker in get_reporting_integration_callbacks(args.report_to)
+        ],
+        "dataloader_num_workers or its companions": lambda: DataLoader(
+            [0],  # type: ignore[arg-type]
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        ),
+        "activation_checkpointing_kwargs": lambda: _checkpointing(**checkpointing),
     }
+    if args.torch_compile:
+        chosen: Any = (args.torch_compile_backend, args.torch_compile_mode)
+        trials["torch_compile_backend or _mode"] = lambda: torch.compile(
+            torch.neg, backend=chosen[0], mode=chosen[1]
+        )
     problems = []
-    for names, part in parts.items():
+    for names, trial in trials.items():
         try:
-            part(args)
+            trial()
         except Exception as error:
             problems.append(f"{names}: {_as_line(error)}")
     return args, problems
@@ -261,59 +274,30 @@ def _as_line(error: Exception) -> str:
 
 
 def _optimizer(args: TrainingArguments) -> None:
-    weight = torch.nn.Parameter(torch.ones(2, 2))
+    """Make the optimizer of one weight and its schedule, and ask that for rates."""
     make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
-    optimizer = make([weight], **settings)
-    weight.grad = torch.ones(2, 2)
-    if hasattr(optimizer, "train"):
-        optimizer.train()
-    optimizer.step()
+    optimizer = make([torch.nn.Parameter(torch.ones(2, 2))], **settings)
     options = args.lr_scheduler_kwargs
     if not isinstance(options, dict | None):
         raise ValueError(f"lr_scheduler_kwargs is {options}, expected a JSON object")
     steps = args.max_steps if args.max_steps > 0 else 1_000_000
-    scheduler: Any = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        args.get_warmup_steps(steps),
-        steps,
-        options,
-    )
+    warmup = args.get_warmup_steps(steps)
+    kind = args.lr_scheduler_type
+    scheduler: Any = get_scheduler(kind, optimizer, warmup, steps, options)
     for factor in getattr(scheduler, "lr_lambdas", ()):
         for step in (0, steps // 2, steps):
             factor(step)
 
 
-def _trackers(args: TrainingArguments) -> None:
-    for tracker in get_reporting_integration_callbacks(args.report_to):
-        tracker()
-
-
-def _loader(args: TrainingArguments) -> None:
-    DataLoader(
-        [0],  # type: ignore[arg-type]
-        num_workers=args.dataloader_num_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-    )
-
-
-def _checkpointing(args: TrainingArguments) -> None:
-    given: Any = args.activation_checkpointing_kwargs or {}
-    options = {"use_reentrant": False, **given}
-    if options.pop("offload", False):
+def _checkpointing(
+    every_n_layers: Any = 1, offload: bool = False, **options: Any
+) -> None:
+    """Raise what torch or transformers would of the options of checkpointing."""
+    if offload:
         raise ValueError("offload needs a GPU")
-    every = options.pop("every_n_layers", 1)
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"every_n_layers is {every}, expected a number from 1")
-    checkpoint(torch.neg, torch.ones(1, requires_grad=True), **options)
-
-
-def _compile(args: TrainingArguments) -> None:
-    if args.torch_compile:
-        backend: Any = args.torch_compile_backend
-        compiled = torch.compile(
-            torch.neg, backend=backend, mode=args.torch_compile_mode
+    if not isinstance(every_n_layers, int) or every_n_layers < 1:
+        raise ValueError(
+            f"every_n_layers is {every_n_layers}, expected a number from 1"
         )
-        compiled(torch.ones(1))
+    options = {"use_reentrant": False, **options}
+    checkpoint(torch.neg, torch.ones(1, requires_grad=True), **options)

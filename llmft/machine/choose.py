@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ BF16_MUST_GAIN_BUSY = 3.0
 EAGER_UP_TO = 256
 _SLOWER = "; the other is faster here"
 _NO_GAIN = "; that does not pay for its conversions"
+# They decide in which order and how precisely numbers add up: a resume with others does
+# not go on to the same bytes.
+_OF_SUMS = ("threads", "precision", "attention")
 _BUSY = "other programs run, so that little can be measured"
 
 
@@ -113,30 +117,37 @@ def prepare(
     """Measure, choose and set for this run; return what and why.
 
     Sets torch's threads, the allocator, ``args.bf16`` with ``args.mixed_precision``,
-    and ``model_args.attn_implementation``. A run that is resumed keeps its choices.
+    and ``model_args.attn_implementation``. A run that is resumed keeps precision and
+    attention, and warns of what is another than before.
     """
-    asked = "bf16" if args.bf16 else args.precision
     before = _choices_of(args.resume_from_checkpoint)
-    if asked != "auto":
-        before.pop("precision", None)
-    if model_args.attn_implementation:
-        before.pop("attention", None)
+    asked = "bf16" if args.bf16 else args.precision
     given = Given(
         threads=args.num_threads,
-        precision=before.get("precision", None if asked == "auto" else asked),
+        precision=before.get("precision") if asked == "auto" else asked,
         attn_implementation=model_args.attn_implementation or before.get("attention"),
         trains=args.do_train or args.do_eval or args.do_predict,
     )
-    if args.device.type != "cpu":
-        return [_as_asked(args)]
+    on_cpu = args.device.type == "cpu"
+    choices = _on_cpu(args, given, length) if on_cpu else [_as_asked(args)]
+    choices = [_compared(choice, before) for choice in choices]
+    values = {choice.name: choice.value for choice in choices}
+    for choice in choices:
+        if asked == "bf16" and choice.reason.endswith((_SLOWER, _NO_GAIN)):
+            warn(f"precision bf16 {choice.reason}")
+    if values["precision"] == "bf16":
+        args.bf16, args.mixed_precision = True, "bf16"
+    if values.get("attention") == "eager":  # else transformers takes the best it has
+        model_args.attn_implementation = "eager"
+    return choices
+
+
+def _on_cpu(args: TrainingArguments, given: Given, length: int) -> list[Choice]:
+    """Measure and choose; set torch's threads and the allocator."""
     machine = detect.detect()
     threads = int(choose_threads(machine, given.threads).value)
     torch.set_num_threads(threads)
     choices = choose(machine, measure(machine, threads, min(length, LONGEST)), given)
-    choices = [
-        replace(c, reason="as before the resume") if c.name in before else c
-        for c in choices
-    ]
     if machine.busy:
         held = f"{machine.load:.1f} of {machine.logical_cores} cores"
         said = f"other programs keep {held}: this run will be slower"
@@ -145,36 +156,38 @@ def prepare(
         choices.append(Choice("device", "cpu", "use_cpu is false, but there is no GPU"))
     if tune_allocator():
         choices.append(Choice("allocator", "keeps memory", "fewer page faults (glibc)"))
-    values = {choice.name: choice.value for choice in choices}
-    for choice in choices:
-        if asked == "bf16" and choice.reason.endswith((_SLOWER, _NO_GAIN)):
-            warn(f"precision bf16 {choice.reason}")
-    if values["precision"] == "bf16":
-        args.bf16, args.mixed_precision = True, "bf16"
-    if values["attention"] == "eager":  # else transformers takes the best it has
-        model_args.attn_implementation = "eager"
     return choices
 
 
+def _as_asked(args: TrainingArguments) -> Choice:
+    """Return the precision on a GPU, where nothing is measured."""
+    wants_bf16 = args.bf16 or args.precision == "bf16"
+    value = "fp16" if args.fp16 else "bf16" if wants_bf16 else "fp32"
+    return Choice("precision", value, f"not measured on {args.device.type}")
+
+
 def _choices_of(checkpoint: Any) -> dict[str, str]:
-    """Return what the run chose that goes on from ``checkpoint``, and must keep."""
+    """Return what the run chose that goes on from ``checkpoint``, by name."""
     if not checkpoint:
         return {}
     try:
         text = (Path(checkpoint).parent.parent / "run.json").read_text("utf-8")
         found = json.loads(text)["choices"]
-        return {n: found[n]["value"] for n in ("precision", "attention") if n in found}
+        return {name: found[name]["value"] for name in _OF_SUMS if name in found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _as_asked(args: TrainingArguments) -> Choice:
-    """Return the precision on a GPU, where nothing is measured; set bf16 if asked."""
-    wants_bf16 = args.bf16 or args.precision == "bf16"
-    if wants_bf16:
-        args.bf16, args.mixed_precision = True, "bf16"
-    value = "fp16" if args.fp16 else "bf16" if wants_bf16 else "fp32"
-    return Choice("precision", value, f"not measured on {args.device.type}")
+def _compared(choice: Choice, before: Mapping[str, str]) -> Choice:
+    """Return the choice of a resumed run; warn where it is not the one of before."""
+    was = before.get(choice.name)
+    if was is None or (was == choice.value and choice.name == "threads"):
+        return choice
+    if was == choice.value:
+        return replace(choice, reason="as before the resume")
+    is_now = f"is {choice.value} from now on"
+    warn(f"{choice.name} was {was} before this resume, {is_now}: other sums")
+    return choice
 
 
 def tune_allocator() -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llmft.config.choice import Choice
 from llmft.console import say, table
 from llmft.machine import detect
@@ -12,37 +10,6 @@ from llmft.machine.detect import Machine, gib
 from llmft.machine.measure import Measurement, measure
 
 LENGTH = 128
-
-
-# Of the measured multiplication, where it is part of a model: 264 of 328 GFLOP/s and
-# 288 of 330 on 2 cores with AVX512.
-PART_OF_PEAK = 0.85
-
-
-@dataclass(frozen=True)
-class Job:
-    """A default job of a recipe.
-
-    Attributes:
-        unit: what its speed counts. units: in the whole job.
-        operations: that one unit takes, 6 for each multiply-add of the forward pass
-            (the formula is in scripts/bench.py).
-        bytes: that the rest of the step would have copied in its time, from the
-            measured steps on 2 cores with AVX512, fp32 and 22 GB/s.
-    """
-
-    recipe: str
-    unit: str
-    operations: float
-    bytes: float
-    units: int
-
-
-JOBS = (
-    Job("mlm", "tokens", 71e6, 1.54e6, 400_000),
-    Job("classify", "texts", 30 * 57e6, 79e6, 10_283),
-    Job("generate --do_train", "tokens", 820e6, 17.6e6, 147_000),
-)
 
 
 def report() -> None:
@@ -58,8 +25,6 @@ def report() -> None:
     say("--precision, --attn_implementation)\n" + table(_rows(choices), ["", "", ""]))
     sampling = choose(machine, found, Given(trains=False))
     say("\nchosen for generate --prompt\n" + table(_rows(sampling), ["", "", ""]))
-    say("\nexpected of the recipes as they are shipped, while nothing else runs\n")
-    say(table(_expected(found, choices), ["recipe", "speed", "training takes"]))
     missing = detect.warnings(machine)
     say("\nwhat holds this machine back")
     for line in missing or ["nothing that was found"]:
@@ -106,17 +71,3 @@ def _measured(m: Measurement) -> list[tuple[str, str, str]]:
 
 def _rows(choices: list[Choice]) -> list[tuple[str, str, str]]:
     return [(c.name, c.value, c.reason) for c in choices]
-
-
-def _expected(m: Measurement, choices: list[Choice]) -> list[tuple[str, str, str]]:
-    bf16 = any(c.value == "bf16" for c in choices)
-    speed = m.bf16_gflops if bf16 else m.fp32_gflops
-    rows = []
-    for job in JOBS:
-        seconds = job.operations / (PART_OF_PEAK * speed * 1e9)
-        rate = 1 / (seconds + job.bytes / (m.bandwidth_gb_s * 1e9))
-        minutes = job.units / rate / 60
-        rows.append(
-            (job.recipe, f"about {rate:,.0f} {job.unit}/s", f"{minutes:.1f} min")
-        )
-    return rows

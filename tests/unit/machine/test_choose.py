@@ -117,6 +117,34 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     assert (found["precision"], found["attention"]) == ("bf16", "eager")
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_resume_warns_of_other_sums(tmp_path, monkeypatch, capsys, on_gpu):
+    """What was chosen is compared, not what was given: auto may be the same or not."""
+    monkeypatch.setattr(detect, "detect", lambda: replace(PLAIN, physical_cores=1))
+    monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: SPEEDS)
+    chosen = {"threads": "2", "precision": "fp32", "attention": "eager"}
+    chosen = {name: {"value": value} for name, value in chosen.items()}
+    (tmp_path / "run.json").write_text(json.dumps({"choices": chosen}))
+    args = TrainingArguments(do_train=True, precision="bf16")
+    args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
+    if on_gpu:
+        monkeypatch.setattr(
+            TrainingArguments, "device", property(lambda self: torch.device("cuda"))
+        )
+    fastpath.prepare(args, ModelArguments(attn_implementation="sdpa"), 128)
+    said = capsys.readouterr().err.splitlines()
+    now = {"threads": "1", "precision": "bf16", "attention": "sdpa"}
+    assert said == [
+        f"llmft: warning: {name} was {chosen[name]['value']} before this resume, is"
+        f" {now[name]} from now on: other sums"
+        for name in (["precision"] if on_gpu else now)
+    ]
+    args = TrainingArguments(do_train=True, num_threads=2, precision="fp32")
+    args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
+    fastpath.prepare(args, ModelArguments(), 128)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_busy_machine_is_in_the_plan(monkeypatch):
     monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: SPEEDS)
     found = {}

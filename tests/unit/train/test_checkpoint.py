@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,12 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
+from llmft.config.fields import (
+    DataArguments,
+    LanguageModelingDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import CheckpointError
@@ -378,6 +384,40 @@ def test_another_number_of_steps_is_a_warning(run, capsys):
             "llmft: warning: the checkpoint was made for 3 steps, this run has 1,200:"
             " the learning rate goes on as in a run of 1,200 (linear)\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"eval_strategy": "steps", "eval_steps": 2},
+            ["eval_strategy was no", "eval_steps was None"],
+        ),
+        ({"save_steps": 2}, ["save_steps was 1"]),
+        ({"save_strategy": "epoch"}, ["save_strategy was steps"]),
+        ({"eval_delay": 2}, ["eval_delay was 0"]),
+        ({"early_stopping_patience": 2}, ["early_stopping_patience was None"]),
+        ({"early_stopping_threshold": 0.5}, ["early_stopping_threshold was 0.0"]),
+        ({"ignore_data_skip": True}, ["ignore_data_skip was False"]),
+        ({"logging_steps": 2, "num_threads": 1}, []),
+    ],
+)
+def test_what_may_differ_is_a_warning(run, capsys, changes, said):
+    """What decides the best checkpoint and the end, besides what the weights become."""
+    folder = run / "checkpoints" / "checkpoint-2"
+    args = arguments(run, resume_from_checkpoint=str(folder), **changes)
+    checkpoint.require_match("classify", args, FACTS, range(8))
+    warned = capsys.readouterr().err.splitlines()
+    starts = [line.split(" before this resume, is ")[0] for line in warned]
+    assert starts == [f"llmft: warning: {start}" for start in said]
+
+
+def test_a_stream_is_shuffled_as_before(run):
+    folder = run / "checkpoints" / "checkpoint-2"
+    args = arguments(run, resume_from_checkpoint=str(folder))
+    data = LanguageModelingDataArguments(buffer_size=5)
+    with pytest.raises(CheckpointError, match="buffer_size was None, is 5"):
+        checkpoint.require_match("classify", replace(args, data=data), FACTS, range(8))
 
 
 class _StopsInSaving(TrainerCallback, ExportableState):
