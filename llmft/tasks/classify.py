@@ -17,7 +17,7 @@ from llmft.data.read.store import Source
 from llmft.errors import ConfigError, LabelError
 from llmft.machine.choose import Choice
 from llmft.metrics import classes, multilabel, regression
-from llmft.model import load
+from llmft.model.labels import trained_problem_type
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 
@@ -64,7 +64,7 @@ def follow_model(args: Arguments, located: Located) -> str | None:
     """
     if args.training.do_train:
         return None
-    made_for = load.problem_type(located)
+    made_for = trained_problem_type(located)
     if args.data.problem_type is None and made_for != SINGLE:
         args.data.problem_type = made_for
         args.origins["problem_type"] = "follows: the model"
