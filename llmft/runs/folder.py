@@ -26,6 +26,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from llmft import __version__
 from llmft.config.fields import TrainingArguments
 from llmft.config.rules import Arguments
 from llmft.console import log_to_file, say, table
@@ -39,7 +40,7 @@ from llmft.train import callbacks, checkpoint
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
-_PACKAGES = ("llmft", "transformers", "torch", "datasets", "accelerate", "tokenizers")
+_PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 Results = dict[str, dict[str, float]]
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
@@ -100,6 +101,7 @@ def start(
         choices: what ``machine.choose.prepare`` chose.
         facts: more for ``run.json``: data, model, tokenizer.
     """
+    found = versions()
     folder = _make_folder(recipe, args.training)
     args.training.output_dir = str(folder / "checkpoints")
     record = {
@@ -109,7 +111,7 @@ def start(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "arguments": args.resolved(),
         "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
-        "versions": versions(),
+        "versions": found,
         "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
         **facts,
     }
@@ -219,10 +221,13 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions that a result depends on, "unknown" without metadata."""
+    found = {"python": platform.python_version(), "llmft": __version__}
     for name in _PACKAGES:
-        found[name] = importlib.metadata.version(name)
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
     return found
 
 

@@ -1,5 +1,6 @@
 """The run folder: made once, always telling how the run ended, free of secrets."""
 
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from llmft import __version__
 from llmft.config.fields import (
     ClassificationDataArguments,
     ModelArguments,
@@ -426,3 +428,13 @@ def test_what_is_next_runs_on_the_model_of_the_run(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out.splitlines()[-1] == (
         "next       ../bin/python mlm.py --model_name_or_path tiny"
     )
+
+
+def test_versions_of_a_checkout_without_metadata(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    found = runs.versions()
+    assert found["llmft"] == __version__
+    assert found["torch"] == "unknown"
