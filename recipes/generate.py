@@ -8,7 +8,7 @@ python recipes/generate.py --help
 import sys
 
 import torch
-from transformers import set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from llmft.config.choice import Choice
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
@@ -22,6 +22,8 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
 from llmft.model import adapters, load, packing
+from llmft.model.identity import identity
+from llmft.model.probes import require_causal
 from llmft.process import run_command
 from llmft.runs import folder
 from llmft.sources.hub import Located
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> None:
     )
     training = args.training
     folder.check_output_dir(training)
-    located = load.locate(args.model, "causal-lm")
+    located = load.locate(args.model, "pypi:SmolLM2-135M-Instruct", adapters=True)
     choices = choose.prepare(training, args.model, args.data.max_seq_length)
     if training.do_train or training.do_eval or training.do_predict:
         fine_tune(args, located, choices)
@@ -51,16 +53,17 @@ def main(argv: list[str]) -> None:
 
 def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
     """Continue the prompts with the model as it is; nothing is written."""
-    tokenizer = load.load_tokenizer(located, args.model, "causal-lm")
+    tokenizer = load.load_tokenizer(located, args.model)
     model = load.load_model(
+        AutoModelForCausalLM,
         located,
         args.model,
-        "causal-lm",
         tokenizer,
         # Reading the weights is what takes the time of a token, so bf16 halves it.
         dtype=torch.bfloat16 if args.training.bf16 else torch.float32,
         will_train=False,
     )
+    require_causal(model, located.name)
     folder.plan(args, choices, None)
     if args.training.dry_run:
         return
@@ -72,33 +75,28 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     """Train on the user's texts; show the same prompts before and after."""
     training = args.training
     set_seed(training.seed)
-
-    tokenizer = load.load_tokenizer(located, args.model, "causal-lm")
+    tokenizer = load.load_tokenizer(located, args.model)
     splits = load_splits(args.data, training.seed, needed_splits(training))
     choices += chat.settle(args, splits.format, tokenizer)
     blocks = {
         split: causal_examples(source, tokenizer, args.data, split)
         for split, source in splits.sources.items()
     }
-    if splits.rows is not None:
+    if (rows := splits.rows) is not None:
         blocks["train"] = Stream(
-            splits.rows,
-            args.data,
-            tokenizer,
-            training.seed,
-            splits.skip,
-            end_documents=True,
+            rows, args.data, tokenizer, training.seed, splits.skip, end_documents=True
         )
-    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
     checkpoint.require_match("generate", args, facts, blocks.get("train"))
     model = load.load_model(
+        AutoModelForCausalLM,
         located,
         args.model,
-        "causal-lm",
         tokenizer,
         max_seq_length=args.data.max_seq_length,
         will_train=training.do_train,
     )
+    require_causal(model, located.name)
     blocks = packing.keep_documents_apart(model, blocks)
     model = adapters.add_lora(model, args.model)
     generate.check_prompts(model, tokenizer, args.model)
@@ -119,7 +117,6 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         )
         run.attach(trainer)
         results, held_out = {}, splits.held_out()
-
         before: list[list[str]] = []
         if training.do_train:
             before = generate.sample(model, tokenizer, args.model, training.seed)
@@ -132,7 +129,6 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             results["eval"] = trainer.evaluate()
         if training.do_predict:
             results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
-
         trainer.model = adapters.merged(model, args.model)
         run.finish(trainer, results, f"Causal language model on {splits.name}")
         after = generate.sample(model, tokenizer, args.model, training.seed)

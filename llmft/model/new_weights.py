@@ -1,134 +1,23 @@
-"""Which weights of a loaded model are new, how they start, and what classes mean."""
+"""Which weights of a loaded model are new, and how they start."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
-from inspect import signature
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from llmft.console import say, warn
-from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read.labels import REGRESSION
 from llmft.data.tokens.stream import Stream
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, listed
 
-_MOST = 4  # names in a list of weights or classes
+_MOST = 4  # names in a list of weights
 _FIRST_BLOCKS = 2000
-
-
-def own_names(config: Any) -> tuple[str, ...]:
-    """Return the class names of a config by id, () if they are not names of ids."""
-    found = config.id2label or {}
-    names = tuple(str(found[i]) for i in range(len(found)) if i in found)
-    return names if len(set(names)) == len(found) else ()
-
-
-def problem_type(config: Any) -> str:
-    """Return what a classifier was made for: where that is not said, by its outputs."""
-    if config.problem_type in (SINGLE, MULTI, REGRESSION):
-        return str(config.problem_type)
-    return REGRESSION if config.num_labels == 1 else SINGLE
-
-
-def no_classifier(config: Any, kind: str = SINGLE) -> str:
-    """Return why a model is not trained for the problem type ``kind``, or ""."""
-    made = config.architectures or []
-    made = [made] if isinstance(made, str) else made
-    if made and not any(str(n).endswith("ForSequenceClassification") for n in made):
-        return f"it is a {made[0]}"
-    if problem_type(config) != kind:
-        return f"it is for {problem_type(config)}"
-    if not own_names(config):
-        return "id2label in its config.json is not one name for each id from 0"
-    return ""
-
-
-def choose_names(
-    config: Any, labels: LabelNames | None, place: str, kind: str = SINGLE
-) -> LabelNames:
-    """Return the classes of a run: those of the training ``labels``, if there are any.
-
-    A model that knows the same names keeps its own order, so that its head fits; one
-    for the same regression the name of its output.
-
-    Raises:
-        ConfigError: without labels, a model that is no trained classifier.
-    """
-    own = own_names(config)
-    if labels is not None:
-        same = set(own) == set(labels.names)
-        if labels.problem_type == REGRESSION:
-            same = not no_classifier(config, REGRESSION)
-        return replace(labels, names=own) if same else labels
-    if why := no_classifier(config, kind):
-        raise untrained(why, place)
-    return LabelNames(own, kind)
-
-
-def name_token_types(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-    """Let a tokenizer make token types of pairs where the model has a use for them.
-
-    The class of a tokenizer decides otherwise: a generic one makes none for BERT, and
-    that of BERT makes some that DistilBERT refuses. It is saved with the tokenizer.
-    """
-    types, names = "token_type_ids", [*tokenizer.model_input_names]
-    size = getattr(config, "type_vocab_size", None)
-    if size is None:
-        model: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-        takes = types in names and types in signature(model.forward).parameters
-    else:
-        takes = size > 1
-    if takes != (types in names):
-        names = [*names, types] if takes else [n for n in names if n != types]
-        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-
-
-def untrained(why: str, place: str) -> ConfigError:
-    """Return the error of predicting with a model that has no trained classifier."""
-    return ConfigError(
-        f"this model has no trained classifier: {why}; expected a model that"
-        " recipes/classify.py trained, or the like; --do_train makes one",
-        path=place,
-    )
-
-
-def set_names(
-    config: Any, names: tuple[str, ...], kind: str = SINGLE
-) -> tuple[str, str]:
-    """Give ``config`` the class names and the problem type of a run, if it has any.
-
-    Returns:
-        why a classifier in the file cannot be taken over, or ""; and else, what the
-        ids of one without names now mean, or "".
-    """
-    if not names:
-        return "", ""
-    own, why, note = own_names(config), no_classifier(config, kind), ""
-    generic = own == tuple(f"LABEL_{i}" for i in range(len(own)))
-    if why:
-        pass
-    elif len(own) != len(names):
-        why = f"it has {len(own)} classes, the data {len(names)}"
-    elif own != names and not generic:
-        why = f"it was trained for {_listed(own)}, the data has {_listed(names)}"
-    elif own != names and names != tuple(str(i) for i in range(len(names))):
-        meanings = [f"{old} is {new}" for old, new in zip(own, names, strict=True)]
-        note = f"its classes had no names: {_listed(meanings)}"
-    config.problem_type = kind
-    config.num_labels = len(names)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in enumerate(names)}
-    return why, note
 
 
 def in_body(model: PreTrainedModel, name: str) -> bool:
@@ -218,15 +107,8 @@ def modules(names: Iterable[str]) -> str:
         parts = name.split(".")[:-1] or [name]
         numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
         found.add(".".join(parts[: numbers[0] + 1] if numbers else parts))
-    return _listed(
-        [m for m in sorted(found) if not any(m.startswith(f"{o}.") for o in found)]
-    )
-
-
-def _listed(names: Collection[str]) -> str:
-    more = len(names) - _MOST
-    shown = ", ".join(list(names)[:_MOST])
-    return f"{shown} and {more} more" if more > 0 else shown
+    outer = [m for m in sorted(found) if not any(m.startswith(f"{o}.") for o in found)]
+    return listed(outer, _MOST, str)
 
 
 def _size(shape: Iterable[int]) -> str:

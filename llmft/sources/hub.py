@@ -23,11 +23,9 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
-from llmft.errors import ConfigError, EnvironmentFault, escape
+from llmft.errors import ConfigError, EnvironmentFault, escape, nearest
 
 T = TypeVar("T")
-_PROBE_SECONDS = 3.0
-LOOKUP_SECONDS = 4.0
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _CONNECT = "check network and proxy, or set HF_ENDPOINT to a mirror"
 MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
@@ -70,17 +68,24 @@ class Wanted(NamedTuple):
     alternative: str
 
 
-def reachable(timeout: float = _PROBE_SECONDS) -> bool:
-    """Return whether the hub gives any HTTP answer within ``timeout`` seconds.
+def patience() -> float:
+    """Return the seconds to wait for an answer: 4, or HF_HUB_ETAG_TIMEOUT if set."""
+    chosen = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    return float(constants.HF_HUB_ETAG_TIMEOUT) if chosen else 4.0
+
+
+def reachable() -> bool:
+    """Return whether the hub gives any HTTP answer in time.
 
     False at once when ``HF_HUB_OFFLINE`` is set.
     """
+    wait = patience()
 
     def ask() -> bool:
-        get_session().head(constants.ENDPOINT, timeout=timeout, follow_redirects=False)
+        get_session().head(constants.ENDPOINT, timeout=wait, follow_redirects=False)
         return True
 
-    return not constants.is_offline_mode() and _within(timeout, ask) is True
+    return not constants.is_offline_mode() and _within(wait, ask) is True
 
 
 def locate_model(
@@ -103,12 +108,17 @@ def locate_model(
     if _is_folder(name):
         return _local(name, option, revision)
     check_id(name, option)
+    first, _, rest = name.partition("/")
+    if rest and os.path.isdir(first):  # it may be a mistyped path as well
+        alternative = ", or ".join(
+            filter(None, (f"check the path: {first} holds no {rest}", alternative))
+        )
     wanted = Wanted("model", name, revision or None, alternative)
     miss = unreachable()
     if miss is None:
         url = hf_hub_url(name, "config.json", revision=revision)
         try:
-            found = get_hf_file_metadata(url, timeout=LOOKUP_SECONDS)
+            found = get_hf_file_metadata(url, timeout=patience())
             if found.commit_hash:
                 return Located(name, revision, name=name, commit=found.commit_hash)
             miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
@@ -133,7 +143,6 @@ def _is_folder(name: str) -> bool:
         or name.endswith("/")
         or "\\" in name
         or name.count("/") > 1
-        or ("/" in name and os.path.isdir(name.split("/")[0]))
     )
 
 
@@ -143,7 +152,9 @@ def _local(name: str, option: str, revision: str | None) -> Located:
     if option == "tokenizer_name":
         files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():
-        found = f"there is no such folder{_near(path)}; check the path"
+        there = os.listdir(path.parent) if path.parent.is_dir() else []
+        near = nearest(path.name, there)
+        found = f"there is no such folder{near}; check the path"
     elif any((path / file).is_file() for file in files):
         if not revision:
             return Located(str(path), local_files_only=True, name=name)
@@ -156,18 +167,6 @@ def _local(name: str, option: str, revision: str | None) -> Located:
     else:
         found = f"no {files[0]} there; expected a folder that save_pretrained wrote"
     raise ConfigError(f"{option}: {found}", path=name)
-
-
-def _near(path: Path) -> str:
-    """Return which folders are named like the first part of ``path`` not there."""
-    there = next(parent for parent in path.parents if parent.exists())
-    lost, *rest = path.relative_to(there).parts
-    names = os.listdir(there) if there.is_dir() else []
-    found = []
-    for match in difflib.get_close_matches(lost, names, 3):
-        whole = there.joinpath(match, *rest)
-        found.append(str(whole if whole.exists() else there / match))
-    return f"; near it: {', '.join(found)}" if found else ""
 
 
 def check_id(name: str, option: str) -> None:
@@ -206,7 +205,7 @@ def unreachable(offline: bool = False) -> Miss | None:
     if reachable():
         return None
     return Miss(
-        f"{constants.ENDPOINT} does not answer (waited up to {_PROBE_SECONDS:g} s;"
+        f"{constants.ENDPOINT} does not answer (waited up to {patience():g} s;"
         " HF_HUB_OFFLINE is not set)",
         _CONNECT,
     )
@@ -253,11 +252,11 @@ def _nearest(wanted: Wanted) -> str:
     def search() -> list[str]:
         url = f"{constants.ENDPOINT}/api/{wanted.kind}s"
         answer = get_session().get(
-            url, params=query, headers=build_hf_headers(), timeout=_PROBE_SECONDS
+            url, params=query, headers=build_hf_headers(), timeout=patience()
         )
         return [found["id"] for found in answer.json()]
 
-    ids = _within(_PROBE_SECONDS, search) or []
+    ids = _within(patience(), search) or []
     bases = {repo_id.split("/")[-1]: repo_id for repo_id in reversed(ids)}
     near = difflib.get_close_matches(name, ids, 3) or [
         bases[match] for match in difflib.get_close_matches(base, bases, 3)

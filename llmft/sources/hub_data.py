@@ -13,7 +13,6 @@ from huggingface_hub import DatasetCard, HfApi
 from llmft import console
 from llmft.errors import ConfigError, DataError, shorten
 from llmft.sources.hub import (
-    LOOKUP_SECONDS,
     MISSES,
     Miss,
     Wanted,
@@ -22,6 +21,7 @@ from llmft.sources.hub import (
     cached_id,
     check_id,
     nowhere,
+    patience,
     reachable,
     snapshots,
     unreachable,
@@ -66,7 +66,7 @@ def load_dataset_dict(
     miss = unreachable(offline=datasets.config.HF_HUB_OFFLINE)
     if miss is None:
         try:
-            info = HfApi().dataset_info(name, revision=revision, timeout=LOOKUP_SECONDS)
+            info = HfApi().dataset_info(name, revision=revision, timeout=patience())
             if info.gated:  # anybody may read the info of such a data set, not its data
                 HfApi().auth_check(info.id, repo_type="dataset")
         except (*MISSES, ValueError) as error:  # ValueError: what came is not JSON

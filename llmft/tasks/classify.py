@@ -18,7 +18,7 @@ from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, LabelError
 from llmft.metrics import classes, multilabel, regression
-from llmft.model import load
+from llmft.model.labels import trained_problem_type
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 
@@ -65,7 +65,7 @@ def follow_model(args: Arguments, located: Located) -> str | None:
     """
     if args.training.do_train:
         return None
-    made_for = load.problem_type(located)
+    made_for = trained_problem_type(located)
     if args.data.problem_type is None and made_for != SINGLE:
         args.data.problem_type = made_for
         args.origins["problem_type"] = "follows: the model"

