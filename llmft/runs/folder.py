@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft import __version__
+from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.console import log_to_file, say
@@ -43,8 +44,7 @@ from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
 _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
-Results = dict[str, dict[str, float]]
-_OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 @dataclass
@@ -121,9 +121,7 @@ def start_run(
         choices: what ``machine.choose.prepare`` chose.
         facts: more for ``run.json``: data, model.
     """
-    found = versions()
-    folder = _make_folder(recipe, args.training)
-    args.training.output_dir = str(folder / "checkpoints")
+    recipe, training = Path(script).stem, args.training
     record = {
         "recipe": recipe,
         "status": "running",
@@ -132,7 +130,7 @@ def start_run(
         "started": time.strftime(_TIME),
         "arguments": args.resolved(),
         "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
-        "versions": found,
+        "versions": versions(),
         "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
         **facts,
         "resumed": training.resume_from_checkpoint,
@@ -276,14 +274,9 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on, "unknown" without metadata."""
+    """Return the versions that a result depends on."""
     found = {"python": platform.python_version(), "llmft": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _with_errors(

@@ -1,6 +1,5 @@
 """The run folder: made once, always telling how the run ended, free of secrets."""
 
-import importlib.metadata
 import itertools
 import json
 import logging
@@ -14,7 +13,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
-from llmft import __version__
+from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
     ModelArguments,
@@ -347,95 +346,3 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             )
             assert checkpoint.training_steps(args, data) == steps
             assert checkpoint.epoch_steps(args, data) == per_epoch
-
-
-def test_the_plan_says_the_steps(tmp_path, capsys):
-    args = arguments(tmp_path / "run", num_train_epochs=2.5)
-    runs.plan(args, CHOICES, range(17))
-    assert capsys.readouterr().out == (
-        "plan\n  threads    1 (for the test)\n"
-        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
-    )
-
-
-def reported(folder, results=None, recipe="classify", *flags, **options):
-    """What ``report`` prints at the end of a run with the given arguments."""
-    keep, notes = options.pop("keep", ()), options.pop("notes", ())
-    with runs.start("mlm", arguments(folder, **options), CHOICES) as run:
-        runs.report(
-            run,
-            results or {},
-            ["loss", "perplexity"],
-            recipe,
-            *flags,
-            keep=keep,
-            notes=notes,
-        )
-
-
-@pytest.fixture
-def tools(tmp_path, monkeypatch):
-    """A Python whose programs the shell finds, and a recipe that was started."""
-    (tmp_path / "bin").mkdir()
-    for name in ("python", "tensorboard"):
-        (tmp_path / "bin" / name).touch(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setattr(sys, "argv", ["my recipes/mlm.py"])
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-
-
-@pytest.mark.usefixtures("tools")
-def test_report_says_what_was_reached_and_what_is_next(tmp_path, capsys):
-    def part(name, value):
-        return {f"{name}_loss": value, f"{name}_loss_stderr": 0.25, f"{name}_n": 9}
-
-    results = {name: part(name, 1234.5) for name in ("before", "eval")}
-    reported(tmp_path / "a run", results, notes=["note"], report_to="tensorboard")
-    said = capsys.readouterr().out
-    assert said == (
-        "\nresults\n"
-        "  on                  metric  value  +-    n\n"
-        "  validation, before  loss    1,234  0.25  9\n"
-        "  validation          loss    1,234  0.25  9\n"
-        "note\n"
-        "\nrun        ../a run\n"
-        "curves     tensorboard --logdir '../a run/logs'\n"
-        "next       python 'my recipes/classify.py' --model_name_or_path"
-        " '../a run/model'\n"
-    )
-    results["test"] = part("test", 2.0)
-    reported(tmp_path / "b", results)
-    said = capsys.readouterr().out
-    assert "  test, before  loss    1,234  0.25  9\n" in said
-    assert "  test          loss    2      0.25  9\n" in said
-    assert "curves" not in said
-
-
-@pytest.mark.usefixtures("tools")
-def test_what_is_next_runs_on_the_model_of_the_run(tmp_path, capsys, monkeypatch):
-    keep = ["text_column_name", "max_seq_length", "dataset_name"]
-    flags = ("--do_predict", "--test_file", "NEW.csv")
-    reported(tmp_path / "a", {}, "classify", *flags, keep=keep)
-    trained = capsys.readouterr().out.splitlines()[-1]
-    assert trained == (
-        "next       python 'my recipes/classify.py' --model_name_or_path ../a/model"
-        " --text_column_name 'a|b' --max_seq_length 128"
-        " --do_predict --test_file NEW.csv"
-    )
-    # Nothing was trained: the model is the one that was used.
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "argv", ["mlm.py"])
-    reported(tmp_path / "b", {}, "mlm", do_train=False, do_eval=True)
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "next       ../bin/python mlm.py --model_name_or_path tiny"
-    )
-
-
-def test_versions_of_a_checkout_without_metadata(monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    found = runs.versions()
-    assert found["llmft"] == __version__
-    assert found["torch"] == "unknown"
