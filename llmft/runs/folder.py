@@ -274,9 +274,13 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on, "unknown" without metadata."""
     found = {"python": platform.python_version(), "llmft": __version__}
-    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _PACKAGES:
+        found[name] = "unknown"
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _with_errors(

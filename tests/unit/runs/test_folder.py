@@ -1,5 +1,6 @@
 """The run folder: made once, always telling how the run ended, free of secrets."""
 
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from llmft import __version__
 from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -25,7 +27,7 @@ from llmft.errors import DataError, EnvironmentFault
 from llmft.metrics import classes
 from llmft.process import Terminated
 from llmft.runs.card import model_card
-from llmft.runs.folder import start_run
+from llmft.runs.folder import start_run, versions
 from llmft.train import checkpoint
 from llmft.train.trainer import LlmftTrainer
 
@@ -346,3 +348,13 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             )
             assert checkpoint.training_steps(args, data) == steps
             assert checkpoint.epoch_steps(args, data) == per_epoch
+
+
+def test_versions_of_a_checkout_without_metadata(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    found = versions()
+    assert found["llmft"] == __version__
+    assert found["torch"] == "unknown"
