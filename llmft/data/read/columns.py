@@ -7,10 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from llmft.data.read.delimited import Row
 from llmft.data.read.labels import REGRESSION, LabelRule, class_name
 from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
-from llmft.data.read.text import text_fault
+from llmft.data.read.text import Row, text_fault
 from llmft.errors import (
     DataError,
     DataFormatError,

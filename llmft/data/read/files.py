@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
 import shutil
@@ -10,15 +11,57 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from llmft.data.read.delimited import FORMATS, Reading
-from llmft.data.read.text import plain_suffix, unreadable
+from llmft.config.convert import separator
+from llmft.config.fields import DataArguments
+from llmft.data.read.delimited import csv_encoding, csv_rows
+from llmft.data.read.jsons import json_rows, jsonl_rows
+from llmft.data.read.tables import table_rows
+from llmft.data.read.text import (
+    Choose,
+    Line,
+    choose_encoding,
+    plain_suffix,
+    require_text,
+    txt_rows,
+    unreadable,
+)
 from llmft.errors import DataError, DataFormatError, listed, nearest
 from llmft.files import placed
 
 STDIN = "-"
+FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read files; None is what a file's ending and the defaults say.
+
+    ``max_bad_rows`` may be left out, counted, before reading fails.
+    """
+
+    file_format: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    quoting: str = "minimal"
+    sample_by: str | None = None
+    max_bad_rows: int = 0
+
+    @classmethod
+    def of(cls, args: DataArguments) -> Reading:
+        """Return how the files of the arguments are read."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+
+    def dialect(self, file_format: str) -> dict[str, Any]:
+        """Return what ``csv.reader`` needs to know."""
+        given = self.delimiter
+        if given is None:
+            given = "tab" if file_format == "tsv" else "comma"
+        quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
+        return {"delimiter": separator(given), "quoting": quoting}
 
 
 def is_pipe(name: str) -> bool:
@@ -139,7 +182,50 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     return sorted(files), [f"{len(files):,} files", *notes]
 
 
-def _known(name: Path, reading: Reading) -> bool:
+def _ending(name: Path) -> str:
+    """Return the format that the ending of a name says."""
     suffix = plain_suffix(name).removeprefix(".")
-    suffix = "tsv" if suffix == "tab" else suffix
-    return suffix in FORMATS and reading.file_format in (None, suffix)
+    return "tsv" if suffix == "tab" else suffix
+
+
+def _known(name: Path, reading: Reading) -> bool:
+    return _ending(name) in FORMATS and reading.file_format in (None, _ending(name))
+
+
+def rows_of(
+    path: Path, reading: Reading, sample_by: str, choose: Choose
+) -> tuple[Iterator[Line], str]:
+    """Return the rows of a file, and a note on its encoding.
+
+    Args:
+        sample_by: what a row of txt is, line or document.
+        choose: is told of csv and tables which columns there are.
+
+    Raises:
+        DataError: no such format, or an empty file; while reading, what is wrong.
+    """
+    file_format = reading.file_format or _ending(path)
+    if file_format not in FORMATS:
+        require_text(path)
+        raise DataFormatError(
+            f"cannot tell the format from the ending {path.suffix or '(none)'}",
+            f"expected one of {', '.join(FORMATS)}, or a folder of them",
+            "name it with --file_format",
+            path=path,
+        )
+    try:
+        if not path.stat().st_size:
+            raise DataFormatError("0 bytes", "expected at least one row", path=path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+    if file_format in ("parquet", "arrow"):
+        return table_rows(path, file_format, choose), ""
+    if file_format in ("csv", "tsv"):
+        dialect = reading.dialect(file_format)
+        encoding, note = csv_encoding(path, reading.encoding, dialect["delimiter"])
+        return csv_rows(path, encoding, dialect, choose), note
+    encoding, note = choose_encoding(path, reading.encoding)
+    if file_format == "txt":
+        return txt_rows(path, encoding, sample_by), note
+    read = json_rows if file_format == "json" else jsonl_rows
+    return read(path, encoding), note

@@ -1,11 +1,15 @@
-"""Rows that are read on the way, again in every epoch: of files, and of the hub."""
+"""Rows of user data: of files, of the hub, of an asset, or of a program's memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bz2
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
@@ -13,207 +17,83 @@ from datasets.exceptions import DatasetsError
 
 from llmft.console import warn
 from llmft.data.read.check import Check, Checked
-from llmft.data.read.columns import Columns, choose
-from llmft.data.read.delimited import Line, Reading
-from llmft.data.read.files import is_pipe, named_files
-from llmft.data.read.messages import TEXT
-from llmft.data.read.store import STRINGS, file_rows, version_of
-from llmft.errors import ConfigError, DataError, EnvironmentFault
+from llmft.data.read.columns import Columns
+from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
+from llmft.data.read.tables import class_names
+from llmft.data.read.text import Line, unreadable
+from llmft.errors import ConfigError, DataError, EnvironmentFault, nearest
+from llmft.files import file_sha256
+from llmft.sources import catalog
 from llmft.sources.hub import MISSES, brief
 
 _BATCH = 1000  # rows of the hub at a time
+_STRINGS = ("string", "large_string")  # what datasets calls columns of text
 # What datasets raises on the way, of files that are not what it takes them for.
 _FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
-
-class Rows(Protocol):
-    """What a stream is made of; ``str`` says how much it is."""
-
-    @property
-    def name(self) -> str:
-        """What to call them in messages."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths, by their place."""
-
-    @property
-    def identity(self) -> list[Any]:
-        """What is another where the rows may be."""
-
-    def check(self) -> Check:
-        """Return what looks at the rows of a pass."""
-
-    def read(self, check: Check) -> Iterator[Checked]:
-        """Yield the good rows from the start: the place of the file, line and values.
-
-        Raises DataError where a bad one is reached.
-        """
-
-    def __iter__(self) -> Iterator[Checked]:
-        """Do what ``read`` does, with a ``check`` of its own."""
-
-
-def column_notes(rows: Rows) -> list[str]:
-    """Return what the user has to know of the columns; reads the first row."""
-    check = rows.check()
-    next(rows.read(check), None)
-    return check.column_notes()
+Lines = Iterator[tuple[int, Line]]  # each with the place of its file
 
 
 @dataclass(frozen=True)
-class FileRows:
-    """The rows of the files of a name; see ``Rows``.
+class Rows:
+    """Rows from wherever they come, the same ones from the start at each reading.
 
-    Reading raises DataError where a file is not what it was when this was made.
-
-    Raises:
-        ConfigError: it is a pipe, which cannot be read again.
+    Attributes:
+        name: what to call them in messages. files: the paths, by their place.
+        columns: which to read.
+        identity: for JSON; it is another where the rows may be.
+        lines: gives the rows. The ``Check`` that will look at them can be told before
+            which columns there are, and says which to read.
+        max_bad_rows, counted: as of ``Check``.
+        size: bytes of the files, 0 where not known.
     """
 
     name: str
+    files: tuple[str, ...]
     columns: Columns
-    reading: Reading
-    versions: list[tuple[str, int, int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "versions", self._now())
-
-    def _now(self) -> list[tuple[str, int, int]]:
-        """Return path, size and time of change of each file."""
-        if is_pipe(self.name):
-            said = "a pipe cannot be read again, as streaming does in every epoch"
-            raise ConfigError(f"{said}; give a file", path=self.name)
-        with named_files(self.name, self.reading) as (files, _, _):
-            return [(str(file), *version_of(file)) for file in files]
-
-    def __str__(self) -> str:
-        size = sum(size for _, size, _ in self.versions) / 2**20
-        return f"{size:,.0f} MiB of {self.name}"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """See ``Rows``."""
-        return tuple(path for path, _, _ in self.versions)
-
-    @property
-    def identity(self) -> list[Any]:
-        """See ``Rows``."""
-        return [self.versions, asdict(self.reading), asdict(self.columns)]
-
-    def check(self) -> Check:
-        """See ``Rows``."""
-        most = self.reading.max_bad_rows
-        return Check(self.name, self.files, self.columns, most)
-
-    def __iter__(self) -> Iterator[Checked]:
-        return self.read(self.check())
-
-    def read(self, check: Check) -> Iterator[Checked]:
-        """See ``Rows``."""
-        now = self._now()
-        if now != self.versions:
-            changed = sorted({v[0] for v in {*now} ^ {*self.versions}})
-            said = "the file changed since the run began"
-            raise DataError(said, hint="start again", path=changed[0])
-        with named_files(self.name, self.reading) as (files, _, unit):
-            versions = [(size, time) for _, size, time in now]
-            notes: list[str] = []
-            rows = file_rows(files, self.files, versions, self.reading, unit, notes)
-            with _told(self.name, check, notes):
-                for row in check.rows(rows):
-                    _require_text(check.format, self.name)
-                    yield row
-
-
-@dataclass(frozen=True)
-class HubRows:
-    """The rows of a split of a hub data set, counted from 1; see ``Rows``.
-
-    Args:
-        data: the split. version: of the data set on the hub.
-
-    Reading raises EnvironmentFault where the hub fails.
-    """
-
-    name: str
-    columns: Columns
-    data: Dataset | IterableDataset
-    version: str
+    identity: Sequence[Any]
+    lines: Callable[[Check], Lines]
     max_bad_rows: int = 0
+    counted: int | None = 10**6
+    size: int = 0
 
     def __str__(self) -> str:
-        return self.name
+        size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
+        return f"{size}{self.name}"
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The name, in place of a path."""
-        return (self.name,)
-
-    @property
-    def identity(self) -> list[Any]:
-        """See ``Rows``."""
-        return [self.name, self.version, asdict(self.columns), self.max_bad_rows]
+    def described(self) -> list[Any]:
+        """Return all that decides what comes out of reading, for JSON."""
+        return [self.identity, asdict(self.columns), self.max_bad_rows]
 
     def check(self) -> Check:
-        """See ``Rows``. Rows after a bad one would have to be fetched to be counted."""
-        return Check(self.name, self.files, self.columns, self.max_bad_rows, counted=0)
+        """Return what looks at the rows of one reading."""
+        most, counted = self.max_bad_rows, self.counted
+        return Check(self.name, self.files, self.columns, most, counted)
 
     def __iter__(self) -> Iterator[Checked]:
         return self.read(self.check())
 
     def read(self, check: Check) -> Iterator[Checked]:
-        """See ``Rows``."""
+        """Yield the good rows of plain text: the place of the file, line and values.
+
+        Raises:
+            DataError: where a bad row is reached, or a file that changed.
+            ConfigError: they are no plain text.
+            EnvironmentFault: the hub fails.
+        """
         with _told(self.name, check):
-            yield from check.rows((0, line) for line in self._lines(check))
+            check.plain = True
+            yield from check.rows(self.lines(check))
 
-    def _lines(self, check: Check) -> Iterator[Line]:
-        """Yield the rows, of the wanted columns only."""
-        number, wanted = 0, list[str]()
-        for batch in self._batches():
-            if not wanted:
-                wanted = self._choose(batch)
-                check.columns = replace(self.columns, text=wanted[0])
-            for cells in zip(*(batch[name] for name in wanted), strict=True):
-                number += 1
-                yield number, dict(zip(wanted, cells, strict=True))
-
-    def _choose(self, batch: dict[str, list[Any]]) -> list[str]:
-        """Return the columns to read, by the kinds that the hub says, or by a batch."""
-        features = self.data.features or {}
-        names, strings = list(features or batch), []
-        for name in names:
-            if name in features:
-                texts = getattr(features[name], "dtype", "") in STRINGS
-            else:
-                texts = any(isinstance(cell, str) for cell in batch[name])
-            strings += [name] * texts
-        found, wanted = choose(names, strings, self.columns, self.name)
-        _require_text(found, self.name)
-        return [*wanted.values()]
-
-    def _batches(self) -> Iterator[dict[str, list[Any]]]:
-        # Not as Arrow: datasets joins tables of JSON whose types differ, and fails.
-        read = 0
-        try:
-            for batch in self.data.iter(_BATCH):
-                yield batch
-                read += len(next(iter(batch.values())))
-        except MISSES as error:
-            raise EnvironmentFault(
-                f"the hub failed after {read:,} rows ({brief(error)})",
-                hint="try again, or --resume_from_checkpoint",
-                path=self.name,
-            ) from error
-        except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise  # a full disk, say
-            said = f"cannot be read after {read:,} rows: {brief(error)}"
-            raise DataError(said, path=self.name) from error
+    def column_notes(self) -> list[str]:
+        """Return what the user has to know of the columns; reads the first row."""
+        check = self.check()
+        next(self.read(check), None)
+        return check.column_notes()
 
 
 @contextmanager
-def _told(name: str, check: Check, notes: Sequence[str] = ()) -> Iterator[None]:
+def _told(name: str, check: Check) -> Iterator[None]:
     """Warn of what was left out, also where a pass ends before the last row."""
     try:
         yield
@@ -221,11 +101,199 @@ def _told(name: str, check: Check, notes: Sequence[str] = ()) -> Iterator[None]:
         if check.bad:
             warn(f"{name}: {'; '.join(check.left_out())}, as far as it was read")
         raise
-    if told := [*notes, *check.left_out()]:
+    if told := [*check.encodings, *check.left_out()]:
         warn(f"{name}: {'; '.join(told)}")
 
 
-def _require_text(found: str, name: str) -> None:
-    if found != TEXT:
-        said = f"streaming reads plain text, and the data are {found}"
-        raise ConfigError(f"{said}: leave --streaming out", path=name)
+def file_rows(
+    name: str,
+    columns: Columns,
+    reading: Reading,
+    found: tuple[Sequence[Path], str],
+    hashed: bool = True,
+) -> Rows:
+    """Return the rows of files.
+
+    Args:
+        found: the files of the name, and what a row of a txt is by default.
+        hashed: they are known by their bytes, else by size and time of change.
+    """
+    files, unit = found
+    shown = [name] if is_pipe(name) else [*map(str, files)]
+    versions = [_version(file) for file in files]
+    known = [_sha256(file) for file in files] if hashed else versions
+    return Rows(
+        name,
+        tuple(shown),
+        columns,
+        [known, shown, asdict(reading), unit],
+        partial(_file_lines, files, versions, reading, reading.sample_by or unit),
+        reading.max_bad_rows,
+        size=sum(size for size, _ in versions),
+    )
+
+
+def streamed_files(name: str, columns: Columns, reading: Reading) -> Rows:
+    """Return the rows of files too large to be stored, read again in every epoch.
+
+    Raises:
+        ConfigError: it is a pipe, which cannot be read again.
+    """
+    if is_pipe(name):
+        said = "a pipe cannot be read again, as streaming does in every epoch"
+        raise ConfigError(f"{said}; give a file", path=name)
+    with named_files(name, reading) as (files, _, unit):
+        return file_rows(name, columns, reading, (files, unit), hashed=False)
+
+
+def _file_lines(
+    files: Sequence[Path],
+    versions: Sequence[tuple[int, int]],
+    reading: Reading,
+    sample_by: str,
+    check: Check,
+) -> Lines:
+    """Yield the rows of files; see ``Rows``.
+
+    Raises:
+        DataError: a file cannot be read, or changed; or it has other columns.
+    """
+    for file, version in zip(files, versions, strict=True):
+        _require_unchanged(file, version, "since the run began")
+    for i, (file, version) in enumerate(zip(files, versions, strict=True)):
+        try:
+            found, note = rows_of(file, reading, sample_by, check.choose)
+            if note:
+                note = note if len(files) < 2 else f"{check.files[i]} {note}"
+                check.encodings.append(note)
+            for line, row in found:
+                if isinstance(row, DataError):
+                    row.path = check.files[i]  # standard input, not the copy of it
+                yield i, (line, row)
+            _require_unchanged(file, version, "while it was read")
+        except DataError as error:
+            error.path = check.files[i]
+            raise
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file. Raises DataError."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise unreadable(error, path) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _require_unchanged(path: Path, version: tuple[int, int], when: str) -> None:
+    if _version(path) != version:
+        raise DataError(f"the file changed {when}", hint="start again", path=path)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def hub_rows(
+    name: str,
+    columns: Columns,
+    data: Dataset | IterableDataset,
+    version: str,
+    max_bad_rows: int = 0,
+) -> Rows:
+    """Return the rows of a split of a hub data set, counted from 1.
+
+    Of those that are fetched on the way, rows after a bad one are not counted.
+
+    Args:
+        data: the split. version: of the data set.
+    """
+    lines = partial(_hub_lines, data)
+    counted = 0 if isinstance(data, IterableDataset) else 10**6
+    return Rows(name, (name,), columns, [name, version], lines, max_bad_rows, counted)
+
+
+def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
+    """Yield the rows; of the wanted columns only, as soon as these are known."""
+    features: Mapping[str, Any] = data.features or {}
+    if features:
+        strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
+        data = data.select_columns(check.choose([*features], strings))
+    number = 0
+    for batch in _hub_batches(data, check.name):
+        names = [n for n in check.to_read() or batch if n in batch]
+        columns = [class_names(features.get(n), batch[n]) for n in names]
+        for cells in zip(*columns, strict=True):
+            number += 1
+            yield 0, (number, dict(zip(names, cells, strict=True)))
+
+
+def _hub_batches(
+    data: Dataset | IterableDataset, name: str
+) -> Iterator[dict[str, list[Any]]]:
+    # Not as Arrow: datasets joins tables of JSON whose types differ, and fails.
+    read = 0
+    try:
+        for batch in data.iter(_BATCH):
+            yield batch
+            read += len(next(iter(batch.values())))
+    except MISSES as error:
+        raise EnvironmentFault(
+            f"the hub failed after {read:,} rows ({brief(error)})",
+            hint="try again, or --resume_from_checkpoint",
+            path=name,
+        ) from error
+    except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # a full disk, say
+        said = f"cannot be read after {read:,} rows: {brief(error)}"
+        raise DataError(said, path=name) from error
+
+
+def asset_rows(name: str, config: str | None) -> Rows:
+    """Return the rows of ``pypi:rotten-tomatoes``: text, label and group (the movie).
+
+    Configurations: ``reviews`` (fresh or rotten), ``plots``, ``all``.
+    """
+    configs = {"reviews": ("fresh", "rotten"), "plots": ("plot",)}
+    configs["all"] = configs["reviews"] + configs["plots"]
+    asset = catalog.get(name)
+    if asset.kind != "dataset":
+        raise ConfigError(f"{name} is a {asset.kind}, not a data set")
+    config = config or "all"
+    if config not in configs:
+        said = f"dataset_config_name of {name} is {config}, expected one of "
+        raise ConfigError(said + ", ".join(configs) + nearest(config, configs))
+    file = asset.members[0].name
+    return Rows(
+        f"{name} ({config})",
+        (file,),
+        Columns("text", "category", True, "movie_name"),
+        [name, asset.archive_sha256, config],
+        partial(_asset_lines, catalog.fetch(name) / file, configs[config]),
+    )
+
+
+def _asset_lines(path: Path, kinds: Sequence[str], check: Check) -> Lines:
+    with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        for row in reader:
+            if row["category"] in kinds:
+                yield 0, (reader.line_num, row)
+
+
+def memory_rows(values: Mapping[str, Sequence[Any]], columns: Columns) -> Rows:
+    """Return the rows of lists by the names of their columns, counted from 0.
+
+    Their program has no flags: of bad rows the first is told, and nothing else.
+    """
+
+    def lines(check: Check) -> Lines:
+        cells: Iterable[Any] = zip(*values.values(), strict=True)
+        for line, row in enumerate(cells):
+            yield 0, (line, dict(zip(values, row, strict=True)))
+
+    return Rows("texts", ("texts",), columns, [], lines, counted=None)

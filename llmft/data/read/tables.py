@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from llmft.console import warn
-from llmft.data.read.text import unreadable
+from llmft.data.read.text import Choose, unreadable
 from llmft.errors import DataFormatError, escape
 
 _BATCH = 10_000  # rows at a time
@@ -29,14 +29,18 @@ class Unreadable:
         return f"not readable ({self.reason})"
 
 
-def table_rows(path: Path, file_format: str) -> Iterator[Numbered]:
+def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbered]:
     """Yield the rows of a parquet or arrow file, counted from 1.
+
+    Only the columns that ``choose`` returns are read: others may be vectors that take
+    a hundred times as much memory as the texts.
 
     Raises:
         DataFormatError: the file is damaged, or its columns have no names or one twice.
     """
     try:
-        yield from _rows_of_batches(path, _batches(path, file_format))
+        with open(path, "rb") as stream:
+            yield from _numbered(path, stream, file_format, choose)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unreadable(error, path) from error
@@ -45,22 +49,52 @@ def table_rows(path: Path, file_format: str) -> Iterator[Numbered]:
         raise DataFormatError(said, path=path) from None
 
 
-def _batches(path: Path, file_format: str) -> Iterator[pyarrow.RecordBatch]:
-    """Yield the tables of a file, a part at a time."""
-    with open(path, "rb") as stream:
-        if file_format == "parquet":
-            file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-            _require_names(path, file.schema_arrow.names)
-            yield from file.iter_batches(_BATCH)
-        elif stream.read(6) == b"ARROW1":
-            table = pyarrow.ipc.open_file(stream)
-            _require_names(path, table.schema.names)
-            yield from (table.get_batch(i) for i in range(table.num_record_batches))
+def _numbered(
+    path: Path, stream: IO[bytes], file_format: str, choose: Choose
+) -> Iterator[Numbered]:
+    schema, batches = _opened(stream, file_format)
+    _require_names(path, schema.names)
+    features = _features(path, schema)
+    wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+    number = 0
+    for batch in batches(wanted):
+        columns = [class_names(features.get(n), _cells(batch[n])) for n in wanted]
+        for cells in zip(*columns, strict=True):
+            number += 1
+            yield number, dict(zip(wanted, cells, strict=True))
+
+
+def _opened(
+    stream: IO[bytes], file_format: str
+) -> tuple[pyarrow.Schema, Callable[[list[str]], Iterator[pyarrow.RecordBatch]]]:
+    """Return the schema of a file, and what reads some of its columns in parts."""
+    if file_format == "parquet":
+        file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
+        return file.schema_arrow, lambda wanted: file.iter_batches(
+            _BATCH, columns=wanted
+        )
+    is_file = stream.read(6) == b"ARROW1"
+    start = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+    stream.seek(0)
+    schema = start(stream).schema
+
+    def batches(wanted: list[str]) -> Iterator[pyarrow.RecordBatch]:
+        places = sorted(map(schema.names.index, wanted))
+        stream.seek(0)
+        some = pyarrow.ipc.IpcReadOptions(included_fields=places)
+        reader = start(stream, options=some)
+        if is_file:
+            yield from map(reader.get_batch, range(reader.num_record_batches))
         else:
-            stream.seek(0)
-            reader = pyarrow.ipc.open_stream(stream)
-            _require_names(path, reader.schema.names)
             yield from reader
+
+    return schema, batches
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def _require_names(path: Path, names: list[str]) -> None:
@@ -71,29 +105,15 @@ def _require_names(path: Path, names: list[str]) -> None:
         raise DataFormatError(said, path=path)
 
 
-def _rows_of_batches(
-    path: Path, batches: Iterator[pyarrow.RecordBatch]
-) -> Iterator[Numbered]:
-    number, features = 0, None
-    for batch in batches:
-        if features is None:
-            features = _features(path, batch.schema)
-        cells_of = zip(features, map(_cells, batch.columns), strict=True)
-        columns = [class_names(feature, cells) for feature, cells in cells_of]
-        for cells in zip(*columns, strict=True):
-            number += 1
-            yield number, dict(zip(batch.schema.names, cells, strict=True))
-
-
-def _features(path: Path, schema: pyarrow.Schema) -> list[Any]:
-    """Return what datasets noted of each column, None where it noted nothing."""
+def _features(path: Path, schema: pyarrow.Schema) -> Mapping[str, Any]:
+    """Return what datasets noted of the columns, nothing where it noted nothing."""
     if b"huggingface" in (schema.metadata or {}):
         try:
-            return [*Features.from_arrow_schema(schema).values()]
+            return Features.from_arrow_schema(schema)
         except (ValueError, TypeError, KeyError) as error:  # of another version
             said = f"what datasets noted of its columns cannot be read ({error})"
             warn(f"{path}: {escape(said, 200)}: classes keep their numbers")
-    return [None] * len(schema)
+    return {}
 
 
 def _cells(column: pyarrow.Array) -> list[Any]:

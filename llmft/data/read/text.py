@@ -10,7 +10,7 @@ import codecs
 import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow
 
 from llmft.config.convert import text_encoding
 from llmft.console import warn
-from llmft.errors import DataFormatError, EncodingError, escape
+from llmft.errors import DataError, DataFormatError, EncodingError, escape
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
 MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
@@ -50,8 +50,11 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-
-
+# A row by the names of its columns; None: an empty line; an error: a row that is none.
+Row = dict[str, Any]
+Line = tuple[int, Row | DataError | None]
+# Is given all names of columns and those of text; returns the names to read.
+Choose = Callable[[list[str], list[str]], list[str]]
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -183,6 +186,17 @@ def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
         said = f"more than {limit:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
     return _without_mark(found, encoding)
+
+
+def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
+    """Yield each line, or with ``sample_by`` document all of them, as a row."""
+    if sample_by == "document":
+        text = whole_text(path, encoding)
+        yield 1, {"text": text} if text.strip() else None
+        return
+    for number, line in enumerate(text_lines(path, encoding), 1):
+        text = line.removesuffix("\n").removesuffix("\r")
+        yield number, {"text": text} if text.strip() else None
 
 
 def _without_mark(text: str, encoding: str) -> str:

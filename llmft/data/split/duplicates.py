@@ -17,7 +17,7 @@ import numpy as np
 
 from llmft.console import warn
 from llmft.data.read.labels import MULTI, REGRESSION
-from llmft.data.read.store import CONTENT, Source
+from llmft.data.read.store import CONTENT, Source, batches
 from llmft.errors import LeakageError, listed
 
 # Where there are no labels, a line with fewer letters and digits than this (a heading,
@@ -75,12 +75,9 @@ def _passed_over(character: str) -> bool:
 
 def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
     """Yield the texts of all rows, a part at a time; ``between`` joins pairs."""
-    data = source.dataset
-    names = [n for n in CONTENT[:2] if n in data.column_names]
-    mean = data.data.nbytes // max(1, data.data.num_rows) + 1
-    for batch in data.select_columns(names).iter(
-        min(_BATCH, max(1, _CHARACTERS // mean))
-    ):
+    names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
+    data = source.dataset.select_columns(names)
+    for batch in batches(data, _BATCH, _CHARACTERS):
         yield [between.join(row) for row in zip(*batch.values(), strict=True)]
 
 

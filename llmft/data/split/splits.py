@@ -20,12 +20,11 @@ from llmft.config.fields import (
 )
 from llmft.console import say
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
-from llmft.data.read.files import is_pipe
+from llmft.data.read.files import Reading, is_pipe
 from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
-from llmft.data.read.rows import FileRows, HubRows, Rows, column_notes
-from llmft.data.read.store import Source, from_hub, read_asset, read_file, show
+from llmft.data.read.rows import Rows, asset_rows, hub_rows, streamed_files
+from llmft.data.read.store import Source, read_file, show, stored
 from llmft.data.split.duplicates import check_splits
 from llmft.data.split.sampling import sample, split_off
 from llmft.data.tokens import stream
@@ -151,8 +150,8 @@ def _beside_stream(
     rows, sources, skip = streams.pop("train", None), {}, 0
     provenance: dict[str, dict[str, Any]] = {}
     if rows is not None and "train" in needed:
-        notes = column_notes(rows)
-        how = json.dumps([*rows.identity, args.buffer_size])
+        notes = rows.column_notes()
+        how = json.dumps([*rows.described(), args.buffer_size])
         identity = hashlib.sha256(how.encode()).hexdigest()
         streamed = {"source": rows.name, "rows": None, "sha256": identity}
         provenance["train"] = {**streamed, "notes": notes}
@@ -200,12 +199,14 @@ def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
     if args.dataset_name is None and args.train_file is None:
         return {}
     if args.dataset_name is None:
-        return {"train": FileRows(str(args.train_file), columns, Reading.of(args))}
+        return {
+            "train": streamed_files(str(args.train_file), columns, Reading.of(args))
+        }
     found, version = _of_hub(args, streaming=True)
     rows: dict[str, Rows] = {}
     for split, given in _split_names(args, found, {"train"}).items():
         name = f"{args.dataset_name}[{given}]"
-        rows[split] = HubRows(name, columns, found[given], version, args.max_bad_rows)
+        rows[split] = hub_rows(name, columns, found[given], version, args.max_bad_rows)
     return rows
 
 
@@ -276,18 +277,22 @@ def _read(
             for split in _to_read(needed, given)
         }, given
     if catalog.is_asset(args.dataset_name):
-        parts = _by_movie(read_asset(args.dataset_name, args.dataset_config_name))
+        rows = asset_rows(args.dataset_name, args.dataset_config_name)
+        parts = _by_movie(stored(rows))
         return parts, parts
     found, _ = _of_hub(args, streaming=False)
     given = _split_names(
         args, {n: part for n, part in found.items() if len(part)}, needed
     )
     return {
-        split: from_hub(
-            found[given[split]],
-            f"{args.dataset_name}[{given[split]}]",
-            columns,
-            args.max_bad_rows,
+        split: stored(
+            hub_rows(
+                f"{args.dataset_name}[{given[split]}]",
+                columns,
+                found[given[split]],
+                found[given[split]]._fingerprint,
+                args.max_bad_rows,
+            )
         )
         for split in _to_read(needed, given)
     }, given

@@ -11,9 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import ClassificationDataArguments
-from llmft.data.read.columns import Columns, value_of
-from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames, LabelRule
-from llmft.data.read.store import Source, read_file, show
+from llmft.data.read.columns import Columns
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read.rows import memory_rows
+from llmft.data.read.store import Source, in_memory, read_file, show
 from llmft.data.tokens.examples import classification_features
 from llmft.errors import ConfigError, DataError, shorten
 
@@ -141,20 +142,15 @@ def _source(
     if len({*sizes.values()}) > 1 or not sizes["text"]:
         shown = ", ".join(f"{count:,} of {key}" for key, count in sizes.items())
         raise DataError(shown, "expected as many of each, and at least one")
-    rule, columns = LabelRule(problem_type), Columns(needs_text=needs_text)
-    kept: dict[str, list[str]] = {key: [] for key in values}
-    for line, cells in enumerate(zip(*values.values(), strict=True)):
-        row = dict(zip(values, cells, strict=True))
-        for key in row:
-            place = {"path": "texts", "line": line}
-            value = value_of(key, key, row, columns, rule, place)
-            if isinstance(value, DataError):
-                raise value
-            kept[key].append(value)
-    count = range(sizes["text"])
-    dataset = Dataset.from_dict({**kept, "file": [0 for _ in count], "line": [*count]})
-    kind = rule.decide("texts") if "label" in kept else None
-    return Source(dataset, "texts", files=("texts",), problem_type=kind)
+    columns = Columns(
+        "text",
+        "label" if "label" in values else None,
+        needs_label="label" in values,
+        text_pair="text_pair" if "text_pair" in values else None,
+        needs_text=needs_text,
+        problem_type=problem_type,
+    )
+    return in_memory(memory_rows(values, columns))
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:

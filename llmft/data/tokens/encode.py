@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from llmft import __version__
-from llmft.console import warn
-from llmft.data.read.store import content_hash
+from llmft.data.read.store import batches, cached, content_hash
 from llmft.data.tokens.chat import Layout
-from llmft.errors import EnvironmentFault
-from llmft.files import checksum, publish_folder, write_json
-from llmft.sources import catalog
 
-CACHE = 3  # to be raised where the same settings make other ids
+_CACHE = 4  # to be raised where the same settings make other ids
 BATCH = 1000  # texts that a tokenizer gets at once
 CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
-_FILES = ("tokens", "types", "lengths.npy")
 
 Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -104,24 +99,17 @@ def encode(
     wanted = ("text", "text_pair", *(("file", "line") if layout else ()))
     names = [n for n in wanted if n in data.column_names]
     texts = data.select_columns(names)
-    settings: list[Any] = [
-        [__version__, CACHE, tokenizers.__version__, transformers.__version__],
-        tokenizer_fingerprint(tokenizer),
-        content_hash(texts),
-    ]
-    settings += [end_token, *(layout.identity() if layout else ())]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    folder = catalog.cache_home() / "tokenized" / key
-    found = None if overwrite else _stored(folder, len(texts), split)
-    if found is not None:
-        return found
-    with publish_folder(folder, replace=folder.exists()) as staging:
-        how = (tokenizer, end_token, layout)
-        _write(texts, how, split, workers, staging)
-    found = _stored(folder, len(texts), split)
-    if found is None:
-        raise EnvironmentFault("what was just written is not there", path=folder)
-    return found
+    how: list[Any] = [_CACHE, tokenizers.__version__, transformers.__version__]
+    how += [tokenizer_fingerprint(tokenizer), content_hash(texts)]
+    how += [end_token, *(layout.identity() if layout else ())]
+    return cached(
+        "tokenized",
+        how,
+        partial(_write, texts, (tokenizer, end_token, layout), split, workers),
+        partial(_read, rows=len(texts)),
+        f"tokenizing {split} again",
+        overwrite=overwrite,
+    )
 
 
 def _write(
@@ -130,7 +118,7 @@ def _write(
     split: str,
     workers: int | None,
     folder: Path,
-) -> None:
+) -> dict[str, Any]:
     lengths, typed = [], False
     accents, accented = _Accents(how[0]), 0
     bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
@@ -148,15 +136,7 @@ def _write(
             bar.update(len(batch["text"]))
     np.save(folder / "lengths.npy", np.concatenate(lengths))
     shown = "".join(sorted(accents.seen))[:100]
-    write_json(
-        folder / "encoded.json",
-        {
-            "typed": typed,
-            "crc32": [checksum(folder / name) for name in _FILES],
-            "accented": accented,
-            "accents": shown,
-        },
-    )
+    return {"typed": typed, "accented": accented, "accents": shown}
 
 
 def _encoded(
@@ -164,29 +144,20 @@ def _encoded(
 ) -> Iterator[tuple[Batch, Ids]]:
     """Yield batches with their ids, in order; no more than a few are held at once."""
     if workers is None:
-        for batch in _batches(texts):
+        for batch in batches(texts, BATCH, CHARACTERS):
             yield batch, encode_batch(batch, *how)
         return
     # spawn: a process forked after the tokenizer ran its threads may never end.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how)
     waiting: deque[tuple[Batch, Future[Ids]]] = deque()
     with pool:
-        for batch in _batches(texts):
+        for batch in batches(texts, BATCH, CHARACTERS):
             waiting.append((batch, pool.submit(_in_worker, batch)))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
         for done, future in waiting:
             yield done, future.result()
-
-
-def _batches(texts: Dataset) -> Iterator[Batch]:
-    """Yield texts in batches; few where they are long, as books are."""
-    for batch in texts.iter(BATCH):
-        sizes = np.cumsum([len(text) for text in batch["text"]]) // CHARACTERS
-        starts = np.flatnonzero(np.diff(sizes, prepend=-1))
-        for start, end in pairwise([*starts.tolist(), len(sizes)]):
-            yield {name: values[start:end] for name, values in batch.items()}
 
 
 _worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with
@@ -231,24 +202,15 @@ def encode_batch(
     return flat, lengths, types
 
 
-def _stored(folder: Path, rows: int, split: str) -> Encoded | None:
-    """Return what is in a folder of the cache, None where it is not right."""
-    try:
-        said = json.loads((folder / "encoded.json").read_text("utf-8"))
-        if [checksum(folder / name) for name in _FILES] != said["crc32"]:
-            raise ValueError("it is not what was written")
-        lengths = np.load(folder / "lengths.npy", allow_pickle=False)
-        total = int(lengths.sum())
-        tokens = _mapped(folder / "tokens", np.int32, total)
-        types = _mapped(folder / "types", np.int8, total) if said["typed"] else None
-        if len(lengths) != rows or lengths.dtype != np.int64 or (lengths < 0).any():
-            raise ValueError(f"{len(lengths):,} texts of {rows:,}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        warn(f"{folder}: damaged ({error}); tokenizing {split} again")
-        return None
-    return Encoded(tokens, lengths, types, said["accented"], said["accents"])
+def _read(folder: Path, facts: dict[str, Any], rows: int) -> Encoded:
+    """Return what is in a folder of the cache. Raises ValueError where it is wrong."""
+    lengths = np.load(folder / "lengths.npy", allow_pickle=False)
+    if len(lengths) != rows or lengths.dtype != np.int64 or (lengths < 0).any():
+        raise ValueError(f"{len(lengths):,} texts of {rows:,}")
+    total = int(lengths.sum())
+    tokens = _mapped(folder / "tokens", np.int32, total)
+    types = _mapped(folder / "types", np.int8, total) if facts["typed"] else None
+    return Encoded(tokens, lengths, types, facts["accented"], facts["accents"])
 
 
 def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:

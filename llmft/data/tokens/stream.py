@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +20,7 @@ from llmft.config.fields import LanguageModelingDataArguments
 from llmft.console import warn
 from llmft.data.read.check import in_parts
 from llmft.data.read.rows import Rows
-from llmft.data.read.store import Source
+from llmft.data.read.store import Source, in_memory
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_batch
 from llmft.errors import DataError
 
@@ -157,13 +156,8 @@ def held_out(rows: Rows, count: int) -> Source:
 
 def head(rows: Rows, count: int) -> Source:
     """Return the first ``count`` rows, or as many as there are."""
-    found = list(islice(rows, count + 1))
-    more = " of more; --max_eval_samples N takes N" * (len(found) > count)
-    found = found[:count]
-    data = {
-        "text": [values["text"] for _, _, values in found],
-        "file": [file for file, _, _ in found],
-        "line": [line for _, line, _ in found],
-    }
-    note = f"the first {len(found):,} rows{more}"
-    return Source(Dataset.from_dict(data), rows.name, [note], rows.files)
+    source = in_memory(rows, count + 1)
+    found = min(count, len(source.dataset))
+    more = " of more; --max_eval_samples N takes N" * (len(source.dataset) > count)
+    note = f"the first {found:,} rows{more}"
+    return replace(source.select(range(found)), notes=[note])

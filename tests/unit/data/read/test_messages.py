@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
-from llmft.data.read.rows import FileRows
-from llmft.data.read.store import from_hub, read_file
+from llmft.data.read.files import Reading
+from llmft.data.read.rows import hub_rows, streamed_files
+from llmft.data.read.store import read_file, stored
 from llmft.errors import ConfigError, DataError
 
 CHAT = Columns(chat=True)
@@ -39,7 +39,7 @@ def write(path, rows):
     return path
 
 
-def stored(source):
+def messages_of(source):
     return [json.loads(text) for text in source.dataset["text"]]
 
 
@@ -50,7 +50,7 @@ def test_conversations_keep_every_character(tmp_path, name, column):
     path = write(tmp_path / name, rows)
     source = read_file(path, CHAT)
     assert source.format == "messages"
-    assert stored(source) == [TALK, TALK[1:]]
+    assert messages_of(source) == [TALK, TALK[1:]]
     named = [] if column == "messages" else ["messages = 'conversations'"]
     assert source.notes == ["format = messages", *named, "columns not used: 'id'"]
     assert read_file(path, CHAT).format == "messages"  # out of the cache
@@ -70,7 +70,7 @@ def test_from_and_value_are_converted_and_said(tmp_path):
     talk = [{"from": role, "value": text} for role, text in old]
     source = read_file(write(tmp_path / "a.jsonl", [{"conversations": talk}]), CHAT)
     roles = ("system", "user", "assistant")
-    assert stored(source) == [
+    assert messages_of(source) == [
         [
             {"role": role, "content": text}
             for role, (_, text) in zip(roles, old, strict=True)
@@ -86,7 +86,7 @@ def test_from_and_value_are_converted_and_said(tmp_path):
 def test_what_else_a_message_has_is_said(tmp_path):
     talk = [{**TALK[1], "name": "Bo", "weight": None}, TALK[2]]
     source = read_file(write(tmp_path / "a.jsonl", [{"messages": talk}]), CHAT)
-    assert stored(source) == [TALK[1:]]
+    assert messages_of(source) == [TALK[1:]]
     assert source.notes[1] == "keys of messages not used: 'name'"
 
 
@@ -170,7 +170,7 @@ def test_a_bad_conversation_has_its_line(tmp_path, bad, kind, said):
     assert said in message
     assert message.endswith("--max_bad_rows 1 leaves bad rows out")
     left = read_file(path, CHAT, Reading(max_bad_rows=1))
-    assert stored(left) == [TALK, TALK]
+    assert messages_of(left) == [TALK, TALK]
     assert f"1 bad rows left out ({path}:2)" in left.notes
 
 
@@ -195,22 +195,26 @@ def test_a_bad_completion_has_its_line(tmp_path, bad, said):
     assert left.dataset["text_pair"][:] == [PAIR["completion"], "c"]
 
 
+def of_hub(data, columns=CHAT):
+    return stored(hub_rows("hub", columns, data, data._fingerprint))
+
+
 def test_of_the_hub():
     talks = Dataset.from_list([{"conversations": TALK, "n": 1}] * 2)
-    source = from_hub(talks, "hub", CHAT)
-    assert (source.format, stored(source)) == ("messages", [TALK] * 2)
+    source = of_hub(talks)
+    assert (source.format, messages_of(source)) == ("messages", [TALK] * 2)
     assert source.notes == [
         *("format = messages", "messages = 'conversations'", "columns not used: 'n'")
     ]
     pairs = Dataset.from_list([{"q": "p", "a": "c"}])
-    source = from_hub(pairs, "hub", Columns(chat=True, prompt="q", completion="a"))
+    source = of_hub(pairs, Columns(chat=True, prompt="q", completion="a"))
     assert source.format == "prompt-completion"
     assert source.dataset["text_pair"][:] == ["c"]
     bad = Dataset.from_list([{"messages": [{"role": "user", "content": "q"}]}])
     with pytest.raises(
         DataError, match="hub:1: 'messages' has no turn of the assistant"
     ):
-        from_hub(bad, "hub", CHAT)
+        of_hub(bad)
 
 
 def test_a_stream_refuses_them(tmp_path):
@@ -218,4 +222,4 @@ def test_a_stream_refuses_them(tmp_path):
     with pytest.raises(
         ConfigError, match="the data are prompt-completion: leave --str"
     ):
-        list(FileRows(str(path), CHAT, Reading()))
+        list(streamed_files(str(path), CHAT, Reading()))

