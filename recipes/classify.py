@@ -23,11 +23,13 @@ from llmft.machine import choose
 from llmft.metrics import predictions
 from llmft.metrics.baseline import baseline_note
 from llmft.model import load
+from llmft.model.features import freeze_backbone, restore_backbone
 from llmft.model.new_weights import prepare_regression
 from llmft.runs import folder
 from llmft.tasks import classify
-from llmft.train import checkpoint
+from llmft.train import resume
 from llmft.train.class_weights import class_weights
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 DEFAULTS = Path(__file__).with_name("classify_cpu.json")
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> None:
         for split, source in splits.sources.items()
     }
     facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
-    checkpoint.require_match("classify", args, facts, features.get("train"))
+    resume.require_match("classify", args, facts, features.get("train"))
     model = load.load_model(
         located,
         args.model,
@@ -90,11 +92,9 @@ def main(argv: list[str]) -> None:
     with folder.start("classify", args, choices, **facts) as run:
         collator = ClassificationCollator(tokenizer)
         if args.model.freeze_backbone:
-            features = features.freeze_backbone(model, features, collator)
+            features = freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
-            task="classification",
-            problem_type=kind,
-            class_weights=weights,
+            objective=Classification(kind, weights),
             model=model,
             args=training,
             data_collator=collator,
@@ -102,8 +102,8 @@ def main(argv: list[str]) -> None:
             eval_dataset=features.get("validation"),
             processing_class=tokenizer,
             compute_metrics=classify.compute_metrics(kind, threshold),
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         results = {}
 
         if training.do_train:
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
             rows = predictions.rows(test, predicted, labels, threshold)
             run.write_predictions(rows)
 
-        features.restore_backbone(model)
+        restore_backbone(model)
         run.finish(trainer, results, classify.title(labels))
         notes = []
         if held_out:

@@ -23,7 +23,8 @@ from llmft.metrics import classes
 from llmft.model import load, new_weights
 from llmft.runs import folder
 from llmft.tasks import generate
-from llmft.train import checkpoint
+from llmft.train import resume
+from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
     facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
-    checkpoint.require_match("mlm", args, facts, blocks.get("train"))
+    resume.require_match("mlm", args, facts, blocks.get("train"))
     model = load.load_model(
         located,
         args.model,
@@ -91,9 +92,9 @@ def main(argv: list[str]) -> None:
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
             compute_metrics=classes.token_metrics("masked_accuracy"),
-            task="masked-lm",
+            objective=MaskedLM(),
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         results, held_out = {}, splits.held_out()
         cloze: list[tuple[str, str]] = []
 

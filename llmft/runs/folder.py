@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from transformers import TrainerCallback
 
 from llmft.config.fields import TrainingArguments
 from llmft.config.rules import Arguments
@@ -34,7 +35,7 @@ from llmft.files import publish_folder, to_json, try_lock, write_json, write_tex
 from llmft.machine import detect
 from llmft.machine.choose import Choice
 from llmft.runs.card import model_card
-from llmft.train import callbacks, checkpoint
+from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
@@ -49,17 +50,13 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
+    callbacks: list[TrainerCallback]
     started: float = field(default_factory=time.perf_counter)
-    progress: callbacks.Progress | None = None
 
     def save(self, **changes: Any) -> None:
         """Write ``run.json`` with ``changes``."""
         self.record |= changes
         write_json(self.folder / "run.json", self.record)
-
-    def attach(self, trainer: LlmftTrainer) -> None:
-        """Send the trainer's log, TensorBoard events and progress here."""
-        self.progress = callbacks.install(trainer, self.folder)
 
     def finish(self, trainer: LlmftTrainer, results: Results, title: str) -> None:
         """Write ``metrics.json`` and, after training, ``model/``.
@@ -95,12 +92,12 @@ def start(
 
     Args:
         recipe: its name.
-        args: what was asked; ``args.training.output_dir`` is set to the checkpoints.
+        args: what was asked; ``args.training.output_dir`` becomes the folder that
+            Trainer saves into.
         choices: what ``machine.choose.prepare`` chose.
         facts: more for ``run.json``: data, model, tokenizer.
     """
     folder = _make_folder(recipe, args.training)
-    args.training.output_dir = str(folder / "checkpoints")
     record = {
         "recipe": recipe,
         "status": "running",
@@ -112,8 +109,12 @@ def start(
         "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
         **facts,
     }
-    with _held(folder):
-        run = Run(folder, record)
+    with _held(folder), checkpoint.saving(folder / "checkpoints") as saving:
+        args.training.output_dir = saving
+        t = args.training
+        patience = (t.early_stopping_patience, t.early_stopping_threshold)
+        stopping = callbacks.EarlyStoppingCallback(*patience)
+        run = Run(folder, record, [stopping, *callbacks.for_run(folder, t)])
         (folder / "logs").mkdir(exist_ok=True)
         run.save()
         try:
@@ -123,14 +124,13 @@ def start(
             stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
             status = "interrupted" if stopped else "failed"
             fault = as_fault(error, folder)
-            if run.progress:
-                run.progress.close()
+            callbacks.close(run.callbacks)
             with suppress(OSError):  # a full disk is what ended the run
                 run.save(status=status, error=str(fault or repr(error)))
             say(f"run        {_short(folder)} ({status})")
-            whole, _ = checkpoint.newest(folder / "checkpoints", hashes=False)
+            whole, _ = resume.newest(folder / "checkpoints", hashes=False)
             if whole and (stopped or isinstance(fault, EnvironmentFault)):
-                say("go on      " + checkpoint.resume_command(sys.argv, whole))
+                say("go on      " + resume.resume_command(sys.argv, whole))
             elif stopped and args.training.do_train:
                 anew = "start anew; --save_steps saves more often"
                 say(f"no checkpoint was due yet: {anew}")
@@ -153,7 +153,7 @@ def check_output_dir(args: TrainingArguments) -> None:
         CheckpointError: where there is none to resume, or it is not whole.
         EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
     """
-    checkpoint.locate(args)
+    resume.locate(args)
     _require_free(args)
     if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
         with _held(folder):
@@ -280,9 +280,9 @@ def plan(args: Arguments, choices: list[Choice], train: Any | None) -> None:
     t = args.training
     if train is not None and t.do_train:
         batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, epochs = checkpoint.training_steps(t, train), "a stream"
+        steps, epochs = resume.training_steps(t, train), "a stream"
         if hasattr(train, "__len__"):
-            epochs = f"{steps / checkpoint.epoch_steps(t, train):.3g} epochs"
+            epochs = f"{steps / resume.epoch_steps(t, train):.3g} epochs"
         say(
             f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
             f" learning rate {t.learning_rate:g}"

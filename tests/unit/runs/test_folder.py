@@ -27,7 +27,8 @@ from llmft.machine.choose import Choice
 from llmft.metrics import classes
 from llmft.runs import folder as runs
 from llmft.runs.card import model_card
-from llmft.train import checkpoint
+from llmft.train import resume
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 CHOICES = [Choice("threads", "1", "for the test")]
@@ -62,7 +63,8 @@ def test_the_record_of_a_run(tmp_path):
     with runs.start("classify", args, CHOICES, data={"rows": 3}) as run:
         assert run.folder == tmp_path / "new" / "run"
         assert strict(run.folder / "run.json")["status"] == "running"
-        assert args.training.output_dir == str(run.folder / "checkpoints")
+        saving = run.folder / "checkpoints" / ".saving"
+        assert args.training.output_dir == str(saving)
         logging.getLogger("transformers.trainer").info("said by a library")
         logging.getLogger("llmft").debug("said by llmft")
     record = strict(run.folder / "run.json")
@@ -224,7 +226,7 @@ def classification(folder, wordpiece):
     model.config.id2label = {0: "good", 1: "bad"}
     with runs.start("classify", args, CHOICES) as run:
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=model,
             args=args.training,
             data_collator=ClassificationCollator(wordpiece),
@@ -232,8 +234,8 @@ def classification(folder, wordpiece):
             eval_dataset=data,
             processing_class=wordpiece,
             compute_metrics=classes.classification_metrics,
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         trainer.train()
         results = {"eval": trainer.evaluate()}
         results["before"] = {
@@ -330,7 +332,7 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
         args.per_device_train_batch_size = 4
         data = Dataset.from_dict({"input_ids": [[1]] * examples})
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=tiny.model("bert", "classification", 10),
             args=args,
             train_dataset=data,
@@ -342,8 +344,8 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             _, per_epoch, *_, steps = trainer.set_initial_training_values(
                 args, trainer.get_train_dataloader()
             )
-            assert checkpoint.training_steps(args, data) == steps
-            assert checkpoint.epoch_steps(args, data) == per_epoch
+            assert resume.training_steps(args, data) == steps
+            assert resume.epoch_steps(args, data) == per_epoch
 
 
 def test_the_plan_says_the_steps(tmp_path, capsys):
