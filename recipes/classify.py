@@ -25,14 +25,13 @@ from llmft.metrics import predictions
 from llmft.metrics.baseline import baseline_note
 from llmft.model import load
 from llmft.model.features import freeze_backbone, restore_backbone
-from llmft.model.identity import identity
-from llmft.model.labels import label_names
 from llmft.model.new_weights import prepare_regression
 from llmft.process import run_command
 from llmft.runs import folder
 from llmft.tasks import classify
-from llmft.train import checkpoint
+from llmft.train import resume
 from llmft.train.class_weights import class_weights
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 DEFAULTS = Path(__file__).with_name("classify_cpu.json")
@@ -71,8 +70,8 @@ def main(argv: list[str]) -> None:
         split: classification_features(source, tokenizer, args.data, split, labels)
         for split, source in splits.sources.items()
     }
-    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
-    checkpoint.require_match("classify", args, facts, features.get("train"))
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    resume.require_match("classify", args, facts, features.get("train"))
     model = load.load_model(
         AutoModelForSequenceClassification,
         located,
@@ -96,9 +95,7 @@ def main(argv: list[str]) -> None:
         if args.model.freeze_backbone:
             features = freeze_backbone(model, features, collator)
         trainer = LlmftTrainer(
-            task="classification",
-            problem_type=kind,
-            class_weights=weights,
+            objective=Classification(kind, weights),
             model=model,
             args=training,
             data_collator=collator,
@@ -106,8 +103,8 @@ def main(argv: list[str]) -> None:
             eval_dataset=features.get("validation"),
             processing_class=tokenizer,
             compute_metrics=classify.compute_metrics(kind, threshold),
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         results = {}
 
         if training.do_train:

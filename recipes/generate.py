@@ -21,14 +21,11 @@ from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
-from llmft.model import adapters, load, packing
-from llmft.model.identity import identity
-from llmft.model.probes import require_causal
-from llmft.process import run_command
+from llmft.model import adapters, load, probes
 from llmft.runs import folder
 from llmft.sources.hub import Located
 from llmft.tasks import generate
-from llmft.train import checkpoint
+from llmft.train import objectives, resume
 from llmft.train.trainer import LlmftTrainer
 
 
@@ -86,8 +83,8 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         blocks["train"] = Stream(
             rows, args.data, tokenizer, training.seed, splits.skip, end_documents=True
         )
-    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
-    checkpoint.require_match("generate", args, facts, blocks.get("train"))
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    resume.require_match("generate", args, facts, blocks.get("train"))
     model = load.load_model(
         AutoModelForCausalLM,
         located,
@@ -96,8 +93,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         max_seq_length=args.data.max_seq_length,
         will_train=training.do_train,
     )
-    require_causal(model, located.name)
-    blocks = packing.keep_documents_apart(model, blocks)
+    blocks = probes.keep_documents_apart(model, blocks)
     model = adapters.add_lora(model, args.model)
     generate.check_prompts(model, tokenizer, args.model)
     folder.plan(args, choices, blocks.get("train"))
@@ -113,9 +109,9 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
             compute_metrics=classes.token_metrics("token_accuracy"),
-            task="causal-lm",
+            objective=objectives.CausalLM(),
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         results, held_out = {}, splits.held_out()
         before: list[list[str]] = []
         if training.do_train:

@@ -22,11 +22,11 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.metrics import classes
 from llmft.model import load, new_weights
-from llmft.model.identity import identity
 from llmft.process import run_command
 from llmft.runs import folder
 from llmft.tasks import generate
-from llmft.train import checkpoint
+from llmft.train import resume
+from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 
@@ -72,8 +72,8 @@ def main(argv: list[str]) -> None:
         )
     # Evaluation masks are fixed, so that evaluations can be compared.
     fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
-    facts = {"data": splits.provenance, "model": identity(located, tokenizer)}
-    checkpoint.require_match("mlm", args, facts, blocks.get("train"))
+    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
+    resume.require_match("mlm", args, facts, blocks.get("train"))
     model = load.load_model(
         AutoModelForMaskedLM,
         located,
@@ -96,9 +96,9 @@ def main(argv: list[str]) -> None:
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
             compute_metrics=classes.token_metrics("masked_accuracy"),
-            task="masked-lm",
+            objective=MaskedLM(),
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         results, held_out = {}, splits.held_out()
         cloze: list[tuple[str, str]] = []
 

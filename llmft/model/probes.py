@@ -1,13 +1,28 @@
-"""Whether a model fits its tokenizer, the length of the examples, and the task."""
+"""Small trials of a model: whether it fits its data, and what it allows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
 
 import torch
+from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmft.console import say
+from llmft.data.tokens.collate import IGNORED
+from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError
+
+Blocks: TypeAlias = Dataset | Stream
+# Where all positions meet for the last time in the last layer, by the name of the
+# module: what comes after it treats each position alone. BERT, RoBERTa, ELECTRA and
+# DeBERTa; DistilBERT; MPNet.
+_LAST_MEETINGS = ("attention.output", "sa_layer_norm", "attention.LayerNorm")
+# Relative, for the same numbers in bf16 from products of other shapes.
+_SAME = 0.05
 
 
 def check_fits(
@@ -38,16 +53,193 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return limit
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put ``model`` into eval mode for the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def as_loaded(model: Any) -> Iterator[None]:
+    """Run ``model`` in eval mode and in its own precision, as who loads it will.
+
+    accelerate wraps ``forward`` in autocast when a model is trained or evaluated, and
+    leaves it there: examples from before and after would come in two precisions. One
+    token at a time, bf16 is no faster (SmolLM2-135M on 2 cores with AMX: 25.6 tokens/s,
+    28.2 in fp32).
+    """
+    wrapped = vars(model).pop("forward", None)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+@contextmanager
+def changed_inputs(
+    module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Apply ``change`` to each tensor that ``module`` is called with in the block."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return tuple(change(x) if isinstance(x, torch.Tensor) else x for x in args)
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def require_causal(model: PreTrainedModel, name: str) -> None:
     """Raise ConfigError for a model that sees what it should predict (BERT)."""
-    training = model.training
-    model.eval()
-    ids = torch.tensor([[0, 1], [0, 2]]) % model.config.vocab_size
-    first, second = model(input_ids=ids, use_cache=False).logits[:, 0]
-    model.train(training)
+    ids = torch.tensor([[0, 1], [0, 2]], device=model.device) % model.config.vocab_size
+    with evaluating(model):
+        first, second = model(input_ids=ids, use_cache=False).logits[:, 0]
     if not torch.equal(first, second) and not torch.allclose(first, second, atol=1e-3):
         raise ConfigError(
             f"{name} sees the words that it should predict: it is no causal"
             " model; use recipes/mlm.py for it"
         )
+
+
+@torch.no_grad()
+def separates_documents(model: PreTrainedModel) -> bool:
+    """Return whether position ids that start again keep documents apart.
+
+    Tried on two documents of four tokens: packed in one row, the second must be seen
+    as it is alone. transformers does this for most causal models.
+    """
+    numbers = torch.arange(8, device=model.device)[None]
+    ids, positions = numbers % model.config.vocab_size, numbers % 4
+    try:
+        with evaluating(model):
+            packed = model(input_ids=ids, position_ids=positions, use_cache=False)
+            alone = model(input_ids=ids[:, 4:], use_cache=False)
+    except TypeError:  # no position_ids: BLOOM, MPT
+        return False
+    return torch.allclose(packed.logits[:, 4:], alone.logits, atol=1e-3, rtol=1e-3)
+
+
+def keep_documents_apart(
+    model: PreTrainedModel, blocks: dict[str, Blocks]
+) -> dict[str, Blocks]:
+    """Return ``blocks``, without ``seq_lengths`` where the model makes no use of them.
+
+    Then the attention of a packed block goes across its documents, which is said.
+    """
+    packed = any("seq_lengths" in data.column_names for data in blocks.values())
+    if not packed or separates_documents(model):
+        return blocks
+    say("  this model attends across the documents of a packed block")
+    return {split: data.remove_columns("seq_lengths") for split, data in blocks.items()}
+
+
+def _two_rows(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return two rows of a batch, cut to an odd length, without labels.
+
+    BigBird and Longformer pad inside to an even length and cut that off at the end.
+    """
+    length = inputs["input_ids"].shape[1]
+    cut = length - 1 + length % 2
+    return {
+        name: x[:2, :cut] if x.shape[1:2] == (length,) else x[:2]
+        for name, x in inputs.items()
+        if name != "labels"
+    }
+
+
+@torch.no_grad()
+def last_meeting(
+    model: Any,
+    inputs: dict[str, Any],
+    narrow: Callable[[nn.Module, torch.Tensor], AbstractContextManager[None]],
+    every: int | None = None,
+) -> nn.Module | None:
+    """Return the module of the last layer that may see the needed positions only.
+
+    Of the last layer only keys, values and the attention over them need all positions.
+    Dropping the others behind that saves 0.85 * 9/12 of the layer where 15 % have a
+    label, for the same result. Two rows are run to see that the needed logits do not
+    hear of the other positions, and that they come out when those are dropped; so a
+    classifier that does not read its first token alone gets None.
+
+    Args:
+        model: a ``*ForMaskedLM``, or a ``*ForSequenceClassification``.
+        inputs: a batch, with or without labels.
+        narrow: what drops them: makes, of the module and the labels of the trial, a
+            context as those of ``train.narrow``.
+        every: in the trial each position that is a multiple of it is needed; None:
+            the first of a row only.
+    """
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    layers = next((found for found in lists if len(found)), None)
+    modules = {} if layers is None else dict(layers[-1].named_modules())
+    point = next((modules[n] for n in _LAST_MEETINGS if n in modules), None)
+    if point is None:
+        return None
+    rows = _two_rows(inputs)
+    labels = torch.full_like(rows["input_ids"], IGNORED)
+    labels[:, :: every or labels.shape[1]] = 0
+    keep = labels != IGNORED
+
+    def silence(states: torch.Tensor) -> torch.Tensor:
+        return states.masked_fill(~keep[..., None], torch.nan)
+
+    try:
+        with evaluating(model):
+            with changed_inputs(point, silence):
+                wanted = model(**rows).logits
+            with narrow(point, labels):
+                found = model(**rows).logits
+    except Exception:  # whatever a model says that cannot do it
+        return None
+    if wanted.ndim == 3:  # of each position, and not of each text
+        wanted, found = wanted[keep], found[: int(keep.sum())]
+    if found.shape != wanted.shape or not wanted.isfinite().all():
+        return None
+    return point if (found - wanted).norm() <= _SAME * wanted.norm() else None
+
+
+def plain_head(model: Any, inputs: dict[str, Any]) -> nn.Linear | None:
+    """Return the output layer of a language model whose logits are just what it gives.
+
+    None where the model also scales or caps its logits (Gemma 2, Cohere, Granite), adds
+    a bias of its own (ESM), or has no such layer. This is tried with large hidden
+    states, since a cap shows at large logits only.
+
+    Args:
+        inputs: a batch, of which two rows are tried.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return None
+    states = head.weight.new_full((1, 1, head.in_features), 100.0)
+    own = {id(p) for p in head.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    try:
+        with (
+            evaluating(model),
+            torch.enable_grad(),
+            changed_inputs(head, lambda given: states),
+        ):
+            logits = model(**_two_rows(inputs)).logits
+            total = logits.sum()
+    except Exception:  # whatever a model says that cannot do it
+        return None
+    if total.requires_grad and others:
+        reached = torch.autograd.grad(total, others, allow_unused=True)
+        if any(gradient is not None for gradient in reached):
+            return None
+    with torch.no_grad():
+        wanted = head(states).float()
+        same = logits.shape == wanted.shape
+        return head if same and torch.allclose(wanted, logits.float(), 1e-3) else None

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llmft.train.checkpoint import epoch_steps
+from llmft.train.resume import epoch_steps
 
 
 class StepClock(TrainerCallback, ExportableState):

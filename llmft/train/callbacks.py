@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback as _EarlyStoppingCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmft.console import say, warn
-from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.files import to_json
 from llmft.process import stopped_by
-from llmft.train.trainer import LlmftTrainer
+from llmft.train import checkpoint, resume
 
 _REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
 
@@ -132,14 +131,18 @@ def finite(value: Any) -> Any:
 class MaskEpoch(TrainerCallback):
     """Tell the collator the epoch, on which its masks depend."""
 
-    def __init__(self, collator: LanguageModelingCollator) -> None:
-        self.collator = collator
-
     def on_epoch_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        train_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Set the epoch, counted from 0."""
-        self.collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+        collator = train_dataloader.collate_fn
+        if hasattr(collator, "set_epoch"):
+            collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
 class StopOnSignal(TrainerCallback):
@@ -151,8 +154,15 @@ class StopOnSignal(TrainerCallback):
             raise stopped
 
 
-class BestCheckpoint(TrainerCallback):
-    """Say which checkpoint the model is from at the end."""
+class Checkpoints(TrainerCallback):
+    """Publish what Trainer saves, and say which one the model is from at the end.
+
+    Args:
+        root: their folder; Trainer's ``output_dir`` is one of ``checkpoint.saving``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
@@ -160,7 +170,7 @@ class BestCheckpoint(TrainerCallback):
         """Find the best one of a resumed run again; its folder may have moved."""
         if not state.best_global_step or state.best_model_checkpoint:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        folder = self.root / f"checkpoint-{state.best_global_step}"
         if folder.is_dir():
             state.best_model_checkpoint = str(folder)
         elif args.load_best_model_at_end:
@@ -168,6 +178,10 @@ class BestCheckpoint(TrainerCallback):
                 f"{folder}, the best so far, is gone: the run ends with its last model"
                 " unless a better one follows"
             )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Publish it."""
+        checkpoint.publish(args, state, self.root)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Name the best checkpoint, which Trainer has loaded by now."""
@@ -216,44 +230,60 @@ class SaveAfterEvaluation(TrainerCallback):
             control.should_save, self._waits = True, False
 
 
-class EarlyStopping(EarlyStoppingCallback):
-    """Counts on, in a resumed run, from where the checkpoint was; or stops there."""
+class EarlyStoppingCallback(_EarlyStoppingCallback):
+    """Stops after evaluations without gain; counts on where a run is resumed.
+
+    Args:
+        early_stopping_patience: so many evaluations; None never stops.
+        early_stopping_threshold: the smallest gain that is one.
+    """
+
+    def __init__(
+        self,
+        early_stopping_patience: int | None,
+        early_stopping_threshold: float = 0.0,
+    ) -> None:
+        super().__init__(early_stopping_threshold=early_stopping_threshold)
+        self.early_stopping_patience: Any = early_stopping_patience
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
         """Take the count over. Trainer could restore it, with the older patience."""
-        super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
-        counted = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
-        self.early_stopping_patience_counter = counted
-        if counted >= self.early_stopping_patience:
-            control.should_training_stop = True
+        # The checkpoint may be of a run without early stopping.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if self.early_stopping_patience is not None:
+            super().on_train_begin(args, state, control, **kwargs)
+            counted = resume.evaluations_without_gain(state)
+            self.early_stopping_patience_counter = counted
+
+    def on_evaluate(  # type: ignore[override]
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Count, and stop where it is time."""
+        if self.early_stopping_patience is not None:
+            super().on_evaluate(args, state, control, **kwargs)
 
 
-def install(trainer: LlmftTrainer, run: Path) -> Progress | None:
-    """Put llmft's callbacks into ``trainer``; ``run`` is the folder of the run.
+def for_run(folder: Path, args: Any) -> list[TrainerCallback]:
+    """Return what sends log, curves, progress and checkpoints to a run folder.
 
-    Returns the bars, where they are shown: whoever catches an error closes them.
+    Args:
+        folder: of the run.
+        args: its ``llmft.config.fields.TrainingArguments``.
     """
-    args: Any = trainer.args  # an llmft.config.fields.TrainingArguments
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    progress = None if args.disable_tqdm else Progress()
-    if progress:
-        trainer.add_callback(progress)
-    trainer.add_callback(MetricsLog(run / "metrics.jsonl"))
-    trainer.add_callback(StopOnSignal())
-    trainer.add_callback(SaveAfterEvaluation())
-    trainer.add_callback(BestCheckpoint())
-    if trainer.pop_callback(TensorBoardCallback):
+    found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
+    found.append(MetricsLog(folder / "metrics.jsonl"))
+    if "tensorboard" in args.report_to:
         tensorboard = TensorBoardCallback()
-        tensorboard.logging_dir = str(run / "logs")
-        trainer.add_callback(tensorboard)
-    if isinstance(trainer.data_collator, LanguageModelingCollator):
-        trainer.add_callback(MaskEpoch(trainer.data_collator))
-    if args.do_train and args.early_stopping_patience is not None:
-        trainer.add_callback(
-            EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)
-        )
-    return progress
+        tensorboard.logging_dir = str(folder / "logs")
+        found.append(tensorboard)
+    found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
+    return [*found, Checkpoints(folder / "checkpoints")]
+
+
+def close(callbacks: list[TrainerCallback]) -> None:
+    """Leave the bars among ``callbacks`` as they are: what follows has its own line."""
+    for callback in callbacks:
+        if isinstance(callback, Progress):
+            callback.close()

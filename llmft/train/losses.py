@@ -46,8 +46,9 @@ def labelled_cross_entropy(
             rows.float(), wanted, reduction="sum", label_smoothing=label_smoothing
         )
         return total / count
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else rows.dtype
+    device = rows.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else rows.dtype
     parameters = (head.weight, head.bias, wanted, 1 / count, dtype)
     return _ChunkedCrossEntropy.apply(rows, *parameters)
 
@@ -99,7 +100,7 @@ def label_count(
     """
     if weights is not None and problem_type == SINGLE:
         return weights[labels].sum()
-    return torch.tensor(float(labels.numel()))
+    return torch.tensor(float(labels.numel()), device=labels.device)
 
 
 def labelled_rows(
@@ -131,29 +132,27 @@ def token_statistics(
         labels: (batch, length), -100 where there is none.
 
     Returns:
-        float64 of shape (batch, 3): summed negative log-likelihood, labelled
-        tokens, right guesses.
+        float64 of shape (batch, 3), on the device of ``values``: summed negative
+        log-likelihood, labelled tokens, right guesses.
     """
     rows, wanted = labelled_rows(values, labels)
     owner = (labels != IGNORED).nonzero()[:, 0]
-    sums = torch.zeros(len(labels), 3, dtype=torch.float64)
+    sums = rows.new_zeros(len(labels), 3, dtype=_widest(rows.device))
     for part in _parts(rows, rows.shape[-1] if head is None else head.out_features):
         logits = rows[part]
         if head is not None:  # not by a call, which may have hooks
             logits = nn.functional.linear(logits, head.weight, head.bias)
-        sums.index_add_(0, owner[part], _token_columns(logits, wanted[part]))
+        chosen = wanted[part]
+        nll = nn.functional.cross_entropy(logits.float(), chosen, reduction="none")
+        columns = (nll, torch.ones_like(nll), logits.argmax(-1) == chosen)
+        found = torch.stack([column.to(sums.dtype) for column in columns], 1)
+        sums.index_add_(0, owner[part], found)
     return sums
 
 
-def _token_columns(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return float64 (tokens, 3): negative log-likelihood, 1, and whether it is right.
-
-    Args:
-        logits: (tokens, vocabulary). wanted: (tokens,), the right ids.
-    """
-    nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
-    right = logits.argmax(-1) == wanted
-    return torch.stack([nll.double(), torch.ones_like(nll).double(), right.double()], 1)
+def _widest(device: torch.device) -> torch.dtype:
+    """Return the widest float there is; Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -179,7 +178,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ``weight`` has shape (classes, hidden), ``wanted`` (n,).
         """
         inputs, matrix = rows.detach().to(dtype), weight.detach().to(dtype)
-        total = torch.zeros((), dtype=torch.float64)
+        wide = _widest(rows.device)
+        total = rows.new_zeros((), dtype=wide)
         of_rows = torch.empty_like(inputs)
         of_weight = None
         of_bias = None if bias is None else torch.zeros_like(bias)
@@ -187,7 +187,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = _linear(inputs[part], matrix, bias).float()
             torch.log_softmax(logits, -1, out=logits)
             chosen = wanted[part, None]
-            total -= logits.gather(1, chosen).sum(dtype=torch.float64)
+            total -= logits.gather(1, chosen).sum(dtype=wide)
             slope = logits.exp_()
             slope.scatter_add_(1, chosen, slope.new_full(chosen.shape, -1.0))
             if of_bias is not None:

@@ -14,7 +14,7 @@ import pytest
 import recipe_process as process
 import tiny
 
-from llmft.train import checkpoint
+from llmft.train import checkpoint, resume
 
 NO_CHECKPOINTS = ("--save_strategy", "no", "--eval_strategy", "no")
 ENDLESS = ("--num_train_epochs", 100_000, "--logging_steps", 1)
@@ -73,7 +73,7 @@ def test_a_signal_in_training(
     assert last == "run        run (interrupted)"
     assert hint.startswith(f"go on      python {process.RECIPES / 'classify.py'} --num")
     assert shlex.split(hint)[-2] == "--resume_from_checkpoint"
-    assert checkpoint.fault(cwd / shlex.split(hint)[-1]) is None
+    assert resume.fault(cwd / shlex.split(hint)[-1]) is None
     record = process.read_json(run / "run.json")
     assert record["status"] == "interrupted"
     assert process.losses(run)
@@ -103,16 +103,15 @@ def test_a_signal_to_the_workers_too(
     assert process.read_json(run / "run.json")["status"] == "interrupted"
 
 
-def test_kill_while_saving_and_resume(given: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [".saving/checkpoint-*/*", ".*staging*"])
+def test_kill_while_saving_and_resume(given: Path, tmp_path: Path, seen: str) -> None:
     """Each step is saved, so that the kill comes in the midst of it."""
     cwd, run = tmp_path / "work", tmp_path / "work" / "run"
     saving = ("--save_strategy", "steps", "--save_steps", 1, "--eval_strategy", "no")
     flags = classify(given, *ENDLESS, *saving, "--output_dir", "run")
     with process.start(*flags, cwd=cwd) as running:
         wait_for_training(run)
-        process.wait_until(
-            lambda: any((run / "checkpoints").glob(".*staging*")), "a save"
-        )
+        process.wait_until(lambda: any((run / "checkpoints").glob(seen)), "a save")
         running.kill()
         running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
@@ -121,7 +120,7 @@ def test_kill_while_saving_and_resume(given: Path, tmp_path: Path) -> None:
     assert not (run / "model").exists()
     found = checkpoint.checkpoints(run / "checkpoints")
     assert found
-    assert [checkpoint.fault(folder) for folder in found] == [None] * len(found)
+    assert [resume.fault(folder) for folder in found] == [None] * len(found)
     steps = int(found[-1].name.split("-")[1])
     said = process.run_well(
         *flags, "--max_steps", steps + 2, "--resume_from_checkpoint", cwd=cwd

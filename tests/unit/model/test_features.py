@@ -8,6 +8,7 @@ from unit.train.test_trainer import WEIGHTS, arguments, assert_same_weights
 
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.model import features
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 KINDS = "bert distilbert roberta electra modernbert gpt2 llama".split()
@@ -82,7 +83,7 @@ def test_training_on_the_cache_takes_the_same_steps(wordpiece, tmp_path, kind):
             for name, weight in model.base_model.named_parameters():
                 weight.requires_grad_(name.startswith("pooler."))
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=model,
             args=arguments(tmp_path, max_steps=6, learning_rate=0.1, optim="sgd"),
             data_collator=collate,

@@ -8,9 +8,13 @@ from datasets import Dataset
 from llmft.config.fields import LanguageModelingDataArguments
 from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.data.tokens.examples import lm_blocks
-from llmft.model.packing import keep_documents_apart, separates_documents
+from llmft.model.probes import (
+    keep_documents_apart,
+    plain_head,
+    separates_documents,
+)
 from llmft.train.losses import labelled_cross_entropy
-from llmft.train.narrow import head_inputs, plain_head
+from llmft.train.narrow import head_inputs
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import CheckpointError
 from llmft.process import Terminated
 from llmft.runs import folder as runs
-from llmft.train import callbacks, checkpoint
+from llmft.train import callbacks, checkpoint, resume
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 FACTS = {
@@ -56,17 +57,15 @@ def train(args, wordpiece, *also, recipe="classify"):
     data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
     with runs.start(recipe, args, [], **FACTS) as run:
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=tiny.model("bert", "classification", len(wordpiece)),
             args=args.training,
             data_collator=ClassificationCollator(wordpiece),
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,
+            callbacks=[*run.callbacks, *also],
         )
-        run.attach(trainer)
-        for callback in also:
-            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
     return trainer
 
@@ -142,7 +141,7 @@ SAID = [said[:30] for _, said in DAMAGES]
 def test_a_damaged_checkpoint_is_refused(run, damage, said):
     """And the hint names the newest one that is whole."""
     folder, whole = (run / "checkpoints" / f"checkpoint-{n}" for n in (3, 2))
-    assert checkpoint.fault(folder) is None
+    assert resume.fault(folder) is None
     damage(folder)
     args = arguments(run, resume_from_checkpoint=str(folder)).training
     before = (run / "run.json").read_bytes()
@@ -172,16 +171,16 @@ def test_true_without_a_whole_one(run, tmp_path):
     for step in (1, 2, 3):
         (run / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.locate(arguments(run, resume_from_checkpoint=True).training)
+        resume.locate(arguments(run, resume_from_checkpoint=True).training)
     said = "no complete checkpoint to resume: checkpoint-3: optimizer.pt is missing; "
     assert said in str(caught.value)
     with pytest.raises(CheckpointError, match="there is none at all"):
-        checkpoint.locate(arguments(tmp_path, resume_from_checkpoint=True).training)
+        resume.locate(arguments(tmp_path, resume_from_checkpoint=True).training)
 
 
 def test_weights_alone_cannot_be_resumed(wordpiece, tmp_path):
     train(arguments(tmp_path / "run", save_only_model=True), wordpiece)
-    said = checkpoint.fault(tmp_path / "run" / "checkpoints" / "checkpoint-3")
+    said = resume.fault(tmp_path / "run" / "checkpoints" / "checkpoint-3")
     assert said == (
         "it was saved without optimizer.pt, scheduler.pt, rng_state.pth"
         " (save_only_model)"
@@ -222,9 +221,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, changes, facts, recipe, sai
     folder = run / "checkpoints" / "checkpoint-3"
     changes = {"max_steps": 9, "resume_from_checkpoint": str(folder), **changes}
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.require_match(
-            recipe, arguments(run, **changes), FACTS | facts, range(8)
-        )
+        resume.require_match(recipe, arguments(run, **changes), FACTS | facts, range(8))
     assert f"it does not belong to this run: {said}; resume with" in str(caught.value)
 
 
@@ -246,9 +243,9 @@ def test_nothing_left_to_do(run, changes, status, fits):
     folder = run / "checkpoints" / "checkpoint-3"
     args = arguments(run, resume_from_checkpoint=str(folder), **changes)
     if fits:
-        return checkpoint.require_match("classify", args, FACTS, range(8))
+        return resume.require_match("classify", args, FACTS, range(8))
     with pytest.raises(CheckpointError, match="it is of step 3, this run ends at step"):
-        checkpoint.require_match("classify", args, FACTS, range(8))
+        resume.require_match("classify", args, FACTS, range(8))
 
 
 def test_another_version_is_a_warning(run, capsys):
@@ -257,7 +254,7 @@ def test_another_version_is_a_warning(run, capsys):
     manifest["versions"]["transformers"] = "5.0.0"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
-    checkpoint.require_match("classify", args, FACTS, range(8))
+    resume.require_match("classify", args, FACTS, range(8))
     said = "llmft: warning: the checkpoint was made with transformers 5.0.0, here is "
     assert said in capsys.readouterr().err
 
@@ -375,7 +372,7 @@ def test_another_number_of_steps_is_a_warning(run, capsys):
             lr_scheduler_type=schedule,
             resume_from_checkpoint=str(folder),
         )
-        checkpoint.require_match("classify", args, FACTS, range(8))
+        resume.require_match("classify", args, FACTS, range(8))
         changed = (
             "llmft: warning: lr_scheduler_type was linear before this resume, is"
             " constant_with_warmup from now on\n"
@@ -440,7 +437,7 @@ def test_a_save_that_is_stopped_leaves_the_older_ones(wordpiece, tmp_path, capsy
         train(arguments(run, save_total_limit=1), wordpiece, _StopsInSaving())
     assert names(run) == ["checkpoint-2"]
     folder = run / "checkpoints" / "checkpoint-2"
-    assert checkpoint.fault(folder) is None
+    assert resume.fault(folder) is None
     last, hint = capsys.readouterr().out.splitlines()[-2:]
     assert last.endswith("(interrupted)")
     assert hint.startswith("go on      python ")
@@ -454,10 +451,10 @@ class _OldestIsYoungest(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         for name in (*self.mine, ".checkpoint-2.staging-ab12"):
-            os.makedirs(os.path.join(args.output_dir, name))
+            (Path(args.output_dir).parent / name).mkdir()
 
     def on_save(self, args, state, control, **kwargs):
-        for folder in checkpoint.checkpoints(Path(args.output_dir)):
+        for folder in checkpoint.checkpoints(Path(args.output_dir).parent):
             age = int(folder.name.split("-")[1])
             os.utime(folder, (1e9 - 100 * age,) * 2)
 
@@ -479,7 +476,7 @@ def test_later_steps_of_before_a_resume_go_first(run, wordpiece):
     )
     train(args, wordpiece)
     assert names(run) == ["checkpoint-1", "checkpoint-2"]
-    assert checkpoint.fault(run / "checkpoints" / "checkpoint-2") is None
+    assert resume.fault(run / "checkpoints" / "checkpoint-2") is None
 
 
 BEST = {
@@ -506,8 +503,8 @@ def test_the_best_checkpoint_is_named(wordpiece, tmp_path, capsys):
 
 def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
     state = SimpleNamespace(best_global_step=2, best_model_checkpoint=None)
-    args = SimpleNamespace(output_dir=str(tmp_path), load_best_model_at_end=True)
-    best = callbacks.BestCheckpoint()
+    args = SimpleNamespace(load_best_model_at_end=True)
+    best = callbacks.Checkpoints(tmp_path)
     best.on_train_begin(args, state, None)
     assert "checkpoint-2, the best so far, is gone" in capsys.readouterr().err
     (tmp_path / "checkpoint-2").mkdir()
@@ -534,4 +531,4 @@ def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
     ],
 )
 def test_the_command_that_goes_on(argv, expected):
-    assert checkpoint.resume_command(argv.split(), "a b") == expected
+    assert resume.resume_command(argv.split(), "a b") == expected

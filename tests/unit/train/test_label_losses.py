@@ -18,6 +18,7 @@ from unit.train.test_trainer import WEIGHTS, arguments, assert_same_weights
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.train.losses import label_count, label_loss
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 CLASSES = 3
@@ -112,9 +113,7 @@ def test_accumulated_steps_of_the_trainer_are_those_of_whole_batches(
         return seen[-1].copy()
 
     trainer = LlmftTrainer(
-        task="classification",
-        problem_type=kind,
-        class_weights=None if weight is None else weight.tolist(),
+        objective=Classification(kind, None if weight is None else weight.tolist()),
         model=model,
         args=arguments(
             tmp_path,
@@ -164,8 +163,7 @@ def test_examples_of_a_text_are_averaged(wordpiece, tmp_path, kind):
     model = classifier(wordpiece, kind).eval()
     measured = []
     trainer = LlmftTrainer(
-        task="classification",
-        problem_type=kind,
+        objective=Classification(kind),
         model=model,
         args=arguments(tmp_path, per_device_eval_batch_size=4),
         data_collator=ClassificationCollator(wordpiece),

@@ -6,14 +6,10 @@ import tiny
 import torch
 from torch.nn import functional
 
+from llmft.model.probes import last_meeting, plain_head
 from llmft.train import losses
 from llmft.train.losses import labelled_cross_entropy, token_statistics
-from llmft.train.narrow import (
-    head_inputs,
-    labelled_positions_only,
-    last_meeting,
-    plain_head,
-)
+from llmft.train.narrow import head_inputs, labelled_positions_only
 
 KINDS = "bert distilbert roberta modernbert albert electra".split()
 VOCABULARY = 160
@@ -46,10 +42,14 @@ def batch(model, labelled, length=11):
 
 def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
     """The loss as the trainer computes it: with the head's inputs, if not smoothed."""
-    point = last_meeting(model, inputs, "masked-lm")
+
+    def narrow(point, labels):
+        return labelled_positions_only(model.base_model, labels, point)
+
+    point = last_meeting(model, inputs, narrow, every=3)
     head = None if smoothing else plain_head(model, inputs)
     with (
-        labelled_positions_only(model.base_model, labels, point),
+        narrow(point, labels),
         head_inputs(head) as states,
     ):
         outputs = model(**inputs)

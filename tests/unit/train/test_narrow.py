@@ -4,13 +4,8 @@ import pytest
 import tiny
 import torch
 
-from llmft.train.narrow import (
-    first_position_only,
-    head_inputs,
-    labelled_positions_only,
-    last_meeting,
-    plain_head,
-)
+from llmft.model.probes import last_meeting, plain_head
+from llmft.train.narrow import first_position_only, head_inputs, labelled_positions_only
 
 VOCABULARY = 160
 # float32 products of other shapes, whose sums come in another order.
@@ -25,6 +20,17 @@ def batch(model, length=20):
     for row in (1, 3):
         ids[row, -6:], mask[row, -6:] = model.config.pad_token_id, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def meeting_of_masked_lm(model, inputs):
+    def narrow(point, labels):
+        return labelled_positions_only(model.base_model, labels, point)
+
+    return last_meeting(model, inputs, narrow, every=3)
+
+
+def meeting_of_classifier(model, inputs):
+    return last_meeting(model, inputs, lambda point, _: first_position_only(point))
 
 
 def some_labels(ids, every):
@@ -59,7 +65,7 @@ def test_masked_lm_from_the_last_layer_on(kind, every, attention):
     model.eval()
     inputs = batch(model)
     labels = some_labels(inputs["input_ids"], every)
-    point = last_meeting(model, inputs, "masked-lm")
+    point = meeting_of_masked_lm(model, inputs)
     assert point is not None
     seen = []
     point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
@@ -75,7 +81,7 @@ def test_masked_lm_from_the_last_layer_on(kind, every, attention):
 def test_a_classifier_at_its_first_token(kind):
     model = tiny.model(kind, "classification", VOCABULARY).eval()
     inputs = batch(model)
-    point = last_meeting(model, inputs, "classification")
+    point = meeting_of_classifier(model, inputs)
     seen = []
     point.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     with first_position_only(point):
@@ -97,7 +103,7 @@ def test_a_classifier_that_reads_all_tokens_is_left_alone(bf16):
     model.bert.pooler = Mean()
     model.classifier.bias.data[0] = 100.0
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        assert last_meeting(model, batch(model), "classification") is None
+        assert meeting_of_classifier(model, batch(model)) is None
     assert model.training
 
 
@@ -105,7 +111,7 @@ def test_a_classifier_that_reads_all_tokens_is_left_alone(bf16):
 def test_other_models_are_left_alone(kind):
     """ALBERT runs one layer many times; the others have no such place."""
     model = tiny.model(kind, "classification", VOCABULARY).eval()
-    assert last_meeting(model, batch(model), "classification") is None
+    assert meeting_of_classifier(model, batch(model)) is None
 
 
 @pytest.mark.parametrize("length", [16, 32])
@@ -113,12 +119,12 @@ def test_models_that_pad_inside_are_left_alone(length):
     """Longformer pads to its window and cuts that off again at the end."""
     model = tiny.model("longformer", "masked-lm", VOCABULARY, attention_window=16)
     inputs = batch(model, length)
-    assert last_meeting(model, inputs, "masked-lm") is None
+    assert meeting_of_masked_lm(model, inputs) is None
 
 
 def test_a_module_with_other_arguments_is_no_error():
     model = tiny.model("ibert", "masked-lm", VOCABULARY)
-    assert last_meeting(model, batch(model), "masked-lm") is None
+    assert meeting_of_masked_lm(model, batch(model)) is None
 
 
 def test_a_bias_outside_the_head_is_noticed():
@@ -138,7 +144,7 @@ def test_in_bf16_the_same_place_and_head():
     model = tiny.model("bert", "masked-lm", VOCABULARY)
     inputs = batch(model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert last_meeting(model, inputs, "masked-lm") is not None
+        assert meeting_of_masked_lm(model, inputs) is not None
         assert plain_head(model, inputs) is model.get_output_embeddings()
 
 

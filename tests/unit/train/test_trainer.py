@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from llmft.data.tokens.collate import (
 )
 from llmft.errors import NonFiniteError
 from llmft.metrics import classes
-from llmft.train import callbacks
-from llmft.train.callbacks import MaskEpoch
+from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
+from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -48,7 +49,7 @@ def blocks(wordpiece, count=16, seed=0):
 def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
     collator = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
     if cls is LlmftTrainer:
-        options = {"task": "masked-lm", **options}
+        options = {"objective": MaskedLM(), **options}
     else:
         options["preprocess_logits_for_metrics"] = token_statistics
     return cls(
@@ -73,9 +74,13 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
     if kind == "gemma2":
         sizes |= {"head_dim": 16, "num_key_value_heads": 2}
         sizes |= {"attn_implementation": "eager", "final_logit_softcapping": 0.2}
-    options = {"task": "causal-lm"} if cls is LlmftTrainer else {}
+    options = {"objective": CausalLM()} if cls is LlmftTrainer else {}
+    model = tiny.model(kind, "causal-lm", len(tokenizer), **sizes)
+    # By GPT2LMHeadModel's name, Trainer does not see that its first label is no target,
+    # and divides by a label too many of each text.
+    model.loss_type = "ForCausalLM"
     return cls(
-        model=tiny.model(kind, "causal-lm", len(tokenizer), **sizes),
+        model=model,
         args=args,
         data_collator=LanguageModelingCollator(tokenizer, mlm=False),
         train_dataset=Dataset.from_dict(
@@ -106,7 +111,7 @@ def texts_with_labels(wordpiece, count=13):
 def classifier(wordpiece, args, **options):
     data = texts_with_labels(wordpiece)
     return LlmftTrainer(
-        task="classification",
+        objective=Classification(),
         model=tiny.model(
             "bert", "classification", len(wordpiece), num_labels=3, **NO_DROPOUT
         ),
@@ -305,7 +310,7 @@ def test_lengths_are_a_list_to_the_sampler(wordpiece, tmp_path):
     orders = []
     for cls in (LlmftTrainer, Trainer):
         grouped = arguments(tmp_path, train_sampling_strategy="group_by_length")
-        options = {"task": "classification"} if cls is LlmftTrainer else {}
+        options = {"objective": Classification()} if cls is LlmftTrainer else {}
         trainer = cls(
             **options,
             model=tiny.model("bert", "classification", len(wordpiece)),
@@ -414,8 +419,8 @@ def test_early_stopping(wordpiece, tmp_path):
         early_stopping_patience=1,
         learning_rate=0.0,
     )
-    trainer = classifier(wordpiece, args)
-    callbacks.install(trainer, tmp_path)
+    stopping = EarlyStoppingCallback(args.early_stopping_patience)
+    trainer = classifier(wordpiece, args, callbacks=[stopping])
     trainer.train()
     evaluations = [e for e in trainer.state.log_history if "eval_loss" in e]
     assert (trainer.state.global_step, len(evaluations)) == (2, 2)
@@ -427,8 +432,7 @@ def test_the_log_of_a_run_stays_in_its_folder(wordpiece, tmp_path, monkeypatch):
     run.mkdir()
     monkeypatch.chdir(work)
     args = arguments(run / "checkpoints", report_to=["tensorboard"])
-    trainer = classifier(wordpiece, args)
-    callbacks.install(trainer, run)
+    trainer = classifier(wordpiece, args, callbacks=for_run(run, args))
     trainer.train()
     trainer.evaluate()
     trainer.log({"test_loss": math.nan, "other": -math.inf})
@@ -453,8 +457,7 @@ def test_each_epoch_trains_on_its_own_masks(wordpiece, tmp_path, workers):
     args = arguments(
         tmp_path, max_steps=-1, num_train_epochs=3, dataloader_num_workers=workers
     )
-    trainer = masked_lm(wordpiece, args)
-    callbacks.install(trainer, tmp_path)
+    trainer = masked_lm(wordpiece, args, callbacks=for_run(tmp_path, args))
     seen = []
 
     plain = trainer.compute_loss
@@ -482,5 +485,6 @@ def test_each_epoch_trains_on_its_own_masks(wordpiece, tmp_path, workers):
 def test_mask_epoch_also_when_resumed_inside_one(wordpiece, told, epoch):
     collator = LanguageModelingCollator(wordpiece)
     state = transformers.TrainerState(epoch=told)
-    MaskEpoch(collator).on_epoch_begin(None, state, None)
+    loader = SimpleNamespace(collate_fn=collator)
+    MaskEpoch().on_epoch_begin(None, state, None, train_dataloader=loader)
     assert int(collator._epoch) == epoch

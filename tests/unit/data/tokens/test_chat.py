@@ -20,10 +20,10 @@ from llmft.data.tokens import examples as tokenize
 from llmft.data.tokens.collate import IGNORED, LanguageModelingCollator
 from llmft.data.tokens.examples import causal_examples
 from llmft.errors import ConfigError, DataFormatError, LengthError, escape
-from llmft.model.packing import keep_documents_apart
+from llmft.model.probes import keep_documents_apart, plain_head
 from llmft.sources import catalog
 from llmft.train.losses import labelled_cross_entropy
-from llmft.train.narrow import head_inputs, plain_head
+from llmft.train.narrow import head_inputs
 
 EOS = "<|endoftext|>"
 # The same in float32, summed in another order.
