@@ -15,7 +15,6 @@ from llmft.config.fields import GenerationDataArguments, GenerationModelArgument
 from llmft.config.parse import Arguments, parse
 from llmft.console import say
 from llmft.data.split.splits import load_splits, needed_splits
-from llmft.data.tokens import chat
 from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
@@ -74,7 +73,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
     set_seed(training.seed)
     tokenizer = load.load_tokenizer(located, args.model)
     splits = load_splits(args.data, training.seed, needed_splits(training))
-    choices += chat.settle(args, splits.format, tokenizer)
+    choices += generate.settle(args, splits.format, tokenizer)
     blocks = {
         split: causal_examples(source, tokenizer, args.data, split)
         for split, source in splits.sources.items()

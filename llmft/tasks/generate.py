@@ -17,11 +17,14 @@ from transformers import (
     set_seed,
 )
 
+from llmft.config.choice import Choice
 from llmft.config.fields import GenerationModelArguments
+from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS, FILES, require_data
 from llmft.console import say
-from llmft.data.tokens.chat import prompt_text
-from llmft.errors import ConfigError, NonFiniteError
+from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT
+from llmft.data.tokens.chat import learns_only, prompt_text
+from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
 from llmft.model.probes import position_limit
 
@@ -220,3 +223,34 @@ def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
     if eos_token_id is None or eos_token_id not in ids:
         return len(ids)
     return int((ids == eos_token_id).int().argmax()) + 1
+
+
+def follow_format(
+    args: Arguments, found: str, tokenizer: PreTrainedTokenizerBase
+) -> list[Choice]:
+    """Set what follows from the format of the data; return it for the plan.
+
+    That is ``block_policy`` and ``apply_chat_template`` where they were not given.
+
+    Raises:
+        ConfigError: as ``learns_only``; or there is no chat template.
+    """
+    only = learns_only(args.data, found)
+    policy = "pack" if found == TEXT else "row"
+    follows: list[tuple[Any, str, Any]] = [(args.data, "block_policy", policy)]
+    if found == MESSAGES:
+        follows.append((args.model, "apply_chat_template", True))
+    for part, name, value in follows:
+        if getattr(part, name) is None:
+            setattr(part, name, value)
+            args.origins[name] = f"follows: the data are {found}"
+    if found == TEXT:
+        return []
+    where = "the completion" if found == PROMPT_COMPLETION else "turns of the assistant"
+    flag = "completion" if found == PROMPT_COMPLETION else "assistant"
+    value = f"on {where} only" if only else "on all tokens"
+    choices = [Choice("loss", value, f"{flag}_only_loss is {only}".lower())]
+    if args.model.apply_chat_template and args.model.prompt:
+        shown = escape(repr(prompt_text(tokenizer, args.model.prompt[0])), 300)
+        choices.append(Choice("prompt", shown, "by the chat template"))
+    return choices

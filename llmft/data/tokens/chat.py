@@ -21,9 +21,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llmft.config.choice import Choice
 from llmft.config.fields import GenerationDataArguments
-from llmft.config.parse import Arguments
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
 from llmft.errors import ConfigError, DataFormatError, escape
 
@@ -61,37 +59,6 @@ def learns_only(args: GenerationDataArguments, found: str) -> bool:
             " not conversations: use --completion_only_loss"
         )
     return all(getattr(args, name) for name in given)
-
-
-def settle(
-    args: Arguments, found: str, tokenizer: PreTrainedTokenizerBase
-) -> list[Choice]:
-    """Set what follows from the format of the data; return it for the plan.
-
-    That is ``block_policy`` and ``apply_chat_template`` where they were not given.
-
-    Raises:
-        ConfigError: as ``learns_only``; or there is no chat template.
-    """
-    only = learns_only(args.data, found)
-    policy = "pack" if found == TEXT else "row"
-    follows: list[tuple[Any, str, Any]] = [(args.data, "block_policy", policy)]
-    if found == MESSAGES:
-        follows.append((args.model, "apply_chat_template", True))
-    for part, name, value in follows:
-        if getattr(part, name) is None:
-            setattr(part, name, value)
-            args.origins[name] = f"follows: the data are {found}"
-    if found == TEXT:
-        return []
-    where = "the completion" if found == PROMPT_COMPLETION else "turns of the assistant"
-    flag = "completion" if found == PROMPT_COMPLETION else "assistant"
-    value = f"on {where} only" if only else "on all tokens"
-    choices = [Choice("loss", value, f"{flag}_only_loss is {only}".lower())]
-    if args.model.apply_chat_template and args.model.prompt:
-        shown = escape(repr(prompt_text(tokenizer, args.model.prompt[0])), 300)
-        choices.append(Choice("prompt", shown, "by the chat template"))
-    return choices
 
 
 def read_template(path: str) -> str:

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
 from llmft.config.parse import Arguments
 from llmft.data.read.store import Source
-from llmft.data.tokens import chat
-from llmft.data.tokens import examples as tokenize
+from llmft.data.tokens import chat, targets
 from llmft.data.tokens.collate import IGNORED, LanguageModelingCollator
 from llmft.data.tokens.examples import causal_examples
 from llmft.errors import ConfigError, DataFormatError, LengthError, escape
 from llmft.model.probes import keep_documents_apart, plain_head
 from llmft.sources import catalog
+from llmft.tasks import generate
 from llmft.train.losses import labelled_cross_entropy
 from llmft.train.narrow import head_inputs
 
@@ -226,7 +226,7 @@ def test_a_few_examples_at_a_time_make_the_same(policy, tokenizer, monkeypatch, 
     given = {"block_policy": policy, "max_seq_length": 16}
     whole, said = examples(rows, tokenizer, **given).to_dict(), capsys.readouterr()
     for size in (1, 7, 40, 100):
-        monkeypatch.setattr(tokenize, "_PIECE", size)
+        monkeypatch.setattr(targets, "_PIECE", size)
         assert examples(rows, tokenizer, **given).to_dict() == whole
         assert capsys.readouterr() == said
 
@@ -398,7 +398,7 @@ def settled(found, tokenizer, data=None, **model):
         None,
         {},
     )
-    return args, chat.settle(args, found, tokenizer)
+    return args, generate.settle(args, found, tokenizer)
 
 
 def test_what_follows_from_the_format(bpe):
