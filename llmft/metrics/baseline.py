@@ -40,7 +40,7 @@ def baseline_note(
     """Return the line of the report with ``tfidf_baseline``, or why there is none.
 
     Args:
-        reached: the metrics of the trained model, by ``split_metric``.
+        reached: the metrics of the trained model.
     """
     try:
         metric, value = tfidf_baseline(train, test, labels, threshold)
@@ -48,7 +48,7 @@ def baseline_note(
         return f"baseline   not computed: {error}"
     name = _NAMES.get(labels.problem_type, "logistic regression")
     note = f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
-    if value > reached[f"{split}_{metric}"]:
+    if value > reached[metric]:
         note += (
             ", more than the model has; more epochs may help, or a model that was made"
             " for this language and subject"

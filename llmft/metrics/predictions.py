@@ -8,7 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
-from llmft.console import cut, table, terminal_columns
+from llmft.config.fields import ClassificationDataArguments
+from llmft.console import cut, say, table, terminal_columns
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
 from llmft.errors import escape
 from llmft.metrics import classes
@@ -86,6 +87,24 @@ def _number(
         "label": None if label is None else float(str(np.float32(label))),
         "prediction": float(str(np.float32(scores[0]))),
     }
+
+
+def show(
+    found: list[dict[str, Any]],
+    predicted: PredictionOutput,
+    labels: LabelNames,
+    split: str,
+    args: ClassificationDataArguments,
+) -> None:
+    """Print ``class_table`` and the worst ``mistakes``.
+
+    Args:
+        found: as ``rows`` gives them.
+    """
+    by_class = class_table(predicted, labels, split, args.multi_label_threshold)
+    for shown in (by_class, mistakes(found, args.num_mistakes, labels)):
+        if shown:
+            say(shown)
 
 
 def class_table(

@@ -8,16 +8,16 @@ from huggingface_hub import ModelCardData
 
 from llmft.errors import escape
 
-# The kind of model on the hub, by recipe.
-_PIPELINES = {
-    "mlm": "fill-mask",
-    "classify": "text-classification",
-    "generate": "text-generation",
-}
 
+def model_card(
+    title: str, pipeline_tag: str, measured: dict[str, Any], record: dict[str, Any]
+) -> str:
+    """Return a model card in Markdown: how the model was made, what it reached.
 
-def model_card(title: str, measured: dict[str, Any], record: dict[str, Any]) -> str:
-    """Return a model card in Markdown: how the model was made, what it reached."""
+    Args:
+        pipeline_tag: the kind of model, as the hub has it.
+        measured, record: as ``metrics.json`` and ``run.json`` have them.
+    """
     arguments = record["arguments"]
     given = {
         name: entry["value"]
@@ -33,7 +33,7 @@ def model_card(title: str, measured: dict[str, Any], record: dict[str, Any]) -> 
     source = record.get("model", {})
     front = ModelCardData(
         library_name="transformers",
-        pipeline_tag=_PIPELINES.get(record["recipe"]),
+        pipeline_tag=pipeline_tag,
         tags=["llmft", "cpu"],
         # Only a name of the hub means something there; those have a commit.
         base_model=source.get("name") if "commit" in source else None,

