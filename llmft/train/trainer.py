@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft.data.tokens.collate import examples_of
+from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import NonFiniteError
 from llmft.train import resume
 from llmft.train.objectives import Objective
@@ -47,6 +48,8 @@ class LlmftTrainer(Trainer):
                 EvalPrediction(*self.in_order(found.predictions, found.label_ids))
             )
         kwargs.setdefault("preprocess_logits_for_metrics", _logits_alone)
+        if isinstance(stream := kwargs.get("train_dataset"), Stream):
+            kwargs["train_dataset"] = Passes(stream)
         self.objective: Objective = objective
         super().__init__(callbacks=callbacks, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,26 @@ class Stream(IterableDataset):
             return {"input_ids": ids}
         bounds = np.union1d(np.flatnonzero(first), [0, len(ids)])
         return {"input_ids": ids, "seq_lengths": np.diff(bounds)}
+
+
+class Passes(IterableDataset):
+    """The passes over a stream, one after another without an end.
+
+    Trainer does not know how long a pass is and takes all steps for one: a resume goes
+    on behind so many batches of the data, and state.epoch says how much is done. With
+    passes of its own it would begin the first one again. Blocks have the pass they are
+    from as ``epoch``, which their masks depend on; a batch may be of two.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield blocks: those of ``Stream``, and ``epoch``."""
+        for epoch in count():
+            self.stream.set_epoch(epoch)
+            for block in self.stream:
+                yield {**block, "epoch": epoch}
 
 
 def held_out(rows: Rows, count: int) -> Source:

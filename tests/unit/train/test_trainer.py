@@ -14,12 +14,16 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
-from llmft.config.fields import TrainingArguments
+from llmft.config.fields import LanguageModelingDataArguments, TrainingArguments
+from llmft.data.read.columns import Columns
+from llmft.data.read.delimited import Reading
+from llmft.data.read.rows import FileRows
 from llmft.data.tokens.collate import (
     ClassificationCollator,
     LanguageModelingCollator,
     fix_masks,
 )
+from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
 from llmft.metrics import classes
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
@@ -477,6 +481,64 @@ def test_each_epoch_trains_on_its_own_masks(wordpiece, tmp_path, workers):
             batch = reference([row])
             wanted.append((batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
         assert sorted(seen[16 * epoch : 16 * (epoch + 1)]) == sorted(wanted)
+
+
+def streamed(wordpiece, folder, **changes):
+    """A trainer on a stream of 10 blocks in batches of 4, and what it has seen."""
+    (folder / "texts.txt").write_text("\n".join(tiny.sentences(10)))
+    data = LanguageModelingDataArguments(
+        train_file=str(folder / "texts.txt"), block_policy="row", buffer_size=3
+    )
+    rows = FileRows(data.train_file, Columns(), Reading.of(data))
+    saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
+    saving |= {"per_device_train_batch_size": 4, "save_total_limit": None}
+    run = folder / "run"
+    args = arguments(run / "checkpoints" / ".saving", **(saving | changes))
+    collator = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    seen = []
+
+    def collate(examples):
+        batch = collator(examples)
+        seen.extend(zip(examples, batch["labels"].tolist(), strict=True))
+        return batch
+
+    trainer = LlmftTrainer(
+        objective=MaskedLM(),
+        model=tiny.model("bert", "masked-lm", len(wordpiece)),
+        args=args,
+        data_collator=collate,
+        train_dataset=Stream(rows, data, wordpiece, 1, 0),
+        processing_class=wordpiece,
+        callbacks=for_run(run, args),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    return trainer, seen
+
+
+def test_each_pass_over_a_stream_has_its_own_masks(wordpiece, tmp_path):
+    trainer, seen = streamed(wordpiece, tmp_path)
+    assert trainer.state.global_step == 6
+    assert [e["epoch"] for e, _ in seen[:24]] == [0] * 10 + [1] * 10 + [2] * 4
+    reference = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    masks = {}
+    for example, labels in seen[:20]:
+        reference.set_epoch(example["epoch"])
+        alone = {name: example[name] for name in ("input_ids", "row")}
+        (wanted,) = reference([alone])["labels"].tolist()
+        assert labels[: len(wanted)] == wanted
+        masks.setdefault(example["row"], []).append(wanted)
+    assert len(masks) == 10
+    assert sum(first != second for first, second in masks.values()) > 5
+
+
+def test_a_resume_in_a_later_pass_over_a_stream_is_exact(wordpiece, tmp_path):
+    """Step 4 is in the second pass; dropout is on."""
+    whole, _ = streamed(wordpiece, tmp_path)
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    resumed, _ = streamed(wordpiece, tmp_path, resume_from_checkpoint=str(folder))
+    assert_same_weights(weights(resumed), weights(whole), rtol=0, atol=0)
+    assert losses(resumed) == losses(whole)
+    assert [e["epoch"] for e in resumed.state.log_history if "loss" in e][-1] == 1
 
 
 @pytest.mark.parametrize(
