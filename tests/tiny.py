@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import (
@@ -171,3 +174,25 @@ def save(folder: Path, kind: str, task: str, **changes: object) -> Path:
     tokenizer.save_pretrained(folder)
     model(kind, task, len(tokenizer), **changes).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def started_run(
+    args: Any,
+    recipe: str = "classify",
+    *,
+    choices: Sequence[Any] = (),
+    data: dict[str, Any] | None = None,
+    model: dict[str, str] | None = None,
+) -> Iterator[Any]:
+    """Yield a ``Run`` in its folder, of a recipe that read no data."""
+    from llmft.data.split.splits import Splits
+    from llmft.runs.folder import Run
+    from llmft.tasks import classify, generate, mlm
+
+    tasks = {"mlm": mlm.TASK, "classify": classify.TASK, "generate": generate.TASK}
+    splits = Splits({}, data or {})
+    run = Run(f"recipes/{recipe}.py", tasks[recipe], args, splits, model or {})
+    run.plan(choices, None)
+    with run.start():
+        yield run

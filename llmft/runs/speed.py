@@ -62,7 +62,7 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
     examples = _examples(trainer, steps) - _examples(trainer, clock.first_step)
     rate = examples / clock.seconds
     speed = {
-        "train_seconds": round(clock.seconds, 1),
+        "train_seconds": round(clock.seconds, 3),
         "train_samples_per_second": round(rate, 3),
         "steps": steps,
         "epochs": trainer.state.epoch,

@@ -27,8 +27,9 @@ from llmft.errors import DataError, EnvironmentFault
 from llmft.metrics import classes
 from llmft.process import Terminated
 from llmft.runs.card import model_card
-from llmft.runs.folder import start_run, versions
-from llmft.train import checkpoint
+from llmft.runs.folder import versions
+from llmft.train import resume
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 CHOICES = [Choice("threads", "1", "for the test")]
@@ -61,7 +62,7 @@ def strict(path):
 
 def test_the_record_of_a_run(tmp_path):
     args = arguments(tmp_path / "new" / "run", seed=7)
-    with start_run("recipes/classify.py", args, CHOICES, data={"rows": 3}) as run:
+    with tiny.started_run(args, choices=CHOICES, data={"rows": 3}) as run:
         assert run.folder == tmp_path / "new" / "run"
         assert strict(run.folder / "run.json")["status"] == "running"
         assert run.record["arguments"]["output_dir"]["value"] == str(run.folder)
@@ -107,7 +108,7 @@ def test_how_a_run_ended_is_recorded(tmp_path, raised, status, error, capsys):
     folder = tmp_path / "run"
     with (
         pytest.raises(EnvironmentFault if error is MEMORY else type(raised)) as caught,
-        start_run("recipes/mlm.py", arguments(folder), CHOICES),
+        tiny.started_run(arguments(folder), "mlm", choices=CHOICES),
     ):
         raise raised
     assert raised in (caught.value, caught.value.__cause__)
@@ -126,7 +127,7 @@ def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
         (logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in names
     ]
     for name in ("one", "two"):
-        with start_run("recipes/mlm.py", arguments(tmp_path / name), CHOICES):
+        with tiny.started_run(arguments(tmp_path / name), "mlm", choices=CHOICES):
             logging.getLogger("transformers").info("in run %s", name)
     assert before == [
         (logging.getLogger(n).handlers, logging.getLogger(n).level) for n in names
@@ -138,7 +139,7 @@ def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
 
 def test_without_output_dir_each_run_has_its_own_folder():
     for _ in range(2):
-        with start_run("recipes/mlm.py", arguments(None), CHOICES) as run:
+        with tiny.started_run(arguments(None), "mlm", choices=CHOICES) as run:
             assert run.folder.parent == Path("outputs/mlm")
     assert len(os.listdir("outputs/mlm")) == 2
 
@@ -146,7 +147,7 @@ def test_without_output_dir_each_run_has_its_own_folder():
 def refused(output_dir, **changes):
     with (
         pytest.raises(EnvironmentFault) as caught,
-        start_run("recipes/mlm.py", arguments(output_dir, **changes), CHOICES),
+        tiny.started_run(arguments(output_dir, **changes), "mlm", choices=CHOICES),
     ):
         raise AssertionError("the block must not run")
     assert caught.value.exit_code == 5
@@ -183,7 +184,7 @@ def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
         ("old", {"resume_from_checkpoint": str(checkpoint)}),
     ):
         args = arguments(tmp_path / name, **changes)
-        with start_run("recipes/mlm.py", args, CHOICES) as run:
+        with tiny.started_run(args, "mlm", choices=CHOICES) as run:
             assert run.folder == tmp_path / name
     assert checkpoint.is_dir()
 
@@ -192,8 +193,8 @@ def test_no_secret_is_written(tmp_path, monkeypatch):
     secret = "hf_" + "x" * 12
     monkeypatch.setenv("HF_TOKEN", secret)
     args = arguments(tmp_path / "run")
-    with start_run("recipes/mlm.py", args, CHOICES) as run:
-        card = model_card("Title", {}, run.record)
+    with tiny.started_run(args, "mlm", choices=CHOICES) as run:
+        card = model_card("Title", "fill-mask", {}, run.record)
     record = strict(run.folder / "run.json")
     assert record["command"].startswith("recipes/mlm.py --seed 1 ")
     written = [p.read_text() for p in run.folder.rglob("*") if p.is_file()]
@@ -223,9 +224,9 @@ def classification(folder, wordpiece):
     data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
     model = tiny.model("bert", "classification", len(wordpiece))
     model.config.id2label = {0: "good", 1: "bad"}
-    with start_run("recipes/classify.py", args, CHOICES) as run:
+    with tiny.started_run(args, "classify", choices=CHOICES) as run:
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=model,
             args=args.training,
             data_collator=ClassificationCollator(wordpiece),
@@ -233,8 +234,8 @@ def classification(folder, wordpiece):
             eval_dataset=data,
             processing_class=wordpiece,
             compute_metrics=classes.classification_metrics,
+            callbacks=run.callbacks,
         )
-        run.attach(trainer)
         trainer.train()
         run.held_out = "test"
         run.results["eval"] = trainer.evaluate()
@@ -314,7 +315,7 @@ def test_the_front_matter_is_what_the_hub_reads(recipe, model, tag, base):
         "versions": {"llmft": "1"},
         "cpu": {"name": "a CPU"},
     }
-    text = model_card("Classes one\ntwo", {}, record)
+    text = model_card("Classes one\ntwo", tag, {}, record)
     card = ModelCard(text)
     card.validate = None  # the hub would be asked
     assert (card.data.pipeline_tag, card.data.base_model) == (tag, base)
@@ -334,7 +335,7 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
         args.per_device_train_batch_size = 4
         data = Dataset.from_dict({"input_ids": [[1]] * examples})
         trainer = LlmftTrainer(
-            task="classification",
+            objective=Classification(),
             model=tiny.model("bert", "classification", 10),
             args=args,
             train_dataset=data,
@@ -346,8 +347,8 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             _, per_epoch, *_, steps = trainer.set_initial_training_values(
                 args, trainer.get_train_dataloader()
             )
-            assert checkpoint.training_steps(args, data) == steps
-            assert checkpoint.epoch_steps(args, data) == per_epoch
+            assert resume.training_steps(args, data) == steps
+            assert resume.epoch_steps(args, data) == per_epoch
 
 
 def test_versions_of_a_checkout_without_metadata(monkeypatch):

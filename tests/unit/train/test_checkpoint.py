@@ -27,6 +27,7 @@ from llmft.errors import CheckpointError
 from llmft.process import Terminated
 from llmft.runs import folder as runs
 from llmft.train import callbacks, checkpoint, resume
+from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -55,7 +56,7 @@ def train(args, wordpiece, *also, recipe="classify"):
     runs.check_output_dir(args.training)
     encoded = wordpiece(tiny.sentences(8))
     data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
-    with runs.start(recipe, args, [], **FACTS) as run:
+    with tiny.started_run(args, recipe, **FACTS) as run:
         trainer = LlmftTrainer(
             objective=Classification(),
             model=tiny.model("bert", "classification", len(wordpiece)),
@@ -64,7 +65,7 @@ def train(args, wordpiece, *also, recipe="classify"):
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,
-            callbacks=[*run.callbacks, *also],
+            callbacks=[EarlyStoppingCallback.of(args.training), *run.callbacks, *also],
         )
         trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
     return trainer
@@ -341,7 +342,7 @@ def test_a_run_that_goes_on_is_not_resumed(run):
     folder = run / "checkpoints" / "checkpoint-3"
     args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
     command = [sys.executable, "-c", _RESUMES, str(run), str(folder)]
-    with runs.start("classify", args, [], **FACTS):
+    with tiny.started_run(args, **FACTS):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.endswith("\nanother process is training there\n"), done.stderr
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -403,7 +404,7 @@ def test_what_may_differ_is_a_warning(run, capsys, changes, said):
     """What decides the best checkpoint and the end, besides what the weights become."""
     folder = run / "checkpoints" / "checkpoint-2"
     args = arguments(run, resume_from_checkpoint=str(folder), **changes)
-    checkpoint.require_match("classify", args, FACTS, range(8))
+    resume.require_match("classify", args, FACTS, range(8))
     warned = capsys.readouterr().err.splitlines()
     starts = [line.split(" before this resume, is ")[0] for line in warned]
     assert starts == [f"llmft: warning: {start}" for start in said]
@@ -414,7 +415,7 @@ def test_a_stream_is_shuffled_as_before(run):
     args = arguments(run, resume_from_checkpoint=str(folder))
     data = LanguageModelingDataArguments(buffer_size=5)
     with pytest.raises(CheckpointError, match="buffer_size was None, is 5"):
-        checkpoint.require_match("classify", replace(args, data=data), FACTS, range(8))
+        resume.require_match("classify", replace(args, data=data), FACTS, range(8))
 
 
 class _StopsInSaving(TrainerCallback, ExportableState):
@@ -440,7 +441,8 @@ def test_a_save_that_is_stopped_leaves_the_older_ones(wordpiece, tmp_path, capsy
     assert resume.fault(folder) is None
     last, hint = capsys.readouterr().out.splitlines()[-2:]
     assert last.endswith("(interrupted)")
-    assert hint.startswith("go on      python ")
+    assert hint.startswith("go on      ")
+    assert "python recipes/classify.py --resume_from_checkpoint" in hint
     assert hint.endswith(f" --resume_from_checkpoint {folder}")
 
 
@@ -510,25 +512,3 @@ def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
     best.on_train_begin(args, state, None)
     assert state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        ("r.py --do_train", "python r.py --do_train --resume_from_checkpoint 'a b'"),
-        (
-            "r.py --resume_from_checkpoint old --seed 1",
-            "python r.py --seed 1 --resume_from_checkpoint 'a b'",
-        ),
-        (
-            "r.py --resume-from-checkpoint=old --seed 1",
-            "python r.py --seed 1 --resume_from_checkpoint 'a b'",
-        ),
-        (
-            "r.py --resume_from_checkpoint --output_dir x",
-            "python r.py --output_dir x --resume_from_checkpoint 'a b'",
-        ),
-    ],
-)
-def test_the_command_that_goes_on(argv, expected):
-    assert resume.resume_command(argv.split(), "a b") == expected

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from llmft.config.fields import LanguageModelingDataArguments, TrainingArguments
 from llmft.data.read.columns import Columns
-from llmft.data.read.delimited import Reading
+from llmft.data.read.files import Reading
 from llmft.data.read.rows import FileRows
 from llmft.data.tokens.collate import (
     ClassificationCollator,

@@ -398,7 +398,7 @@ def settled(found, tokenizer, data=None, **model):
         None,
         {},
     )
-    return args, generate.settle(args, found, tokenizer)
+    return args, generate.follow_format(args, found, tokenizer)
 
 
 def test_what_follows_from_the_format(bpe):
