@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from llmft.config.facts import default_of, facts_of, fields_of, fields_with
+from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import DataArguments, TrainingArguments
 from llmft.errors import nearest
 from llmft.sources import catalog
 
-_OF_FILES = fields_with("source", [DataArguments], "files")
+_OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
@@ -210,9 +210,9 @@ def require_data(v: dict[str, Any]) -> list[str]:
 def _refused(values: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that llmft does not take."""
     problems = [
-        f"{name} {why}"
-        for name, (f, _) in fields_of([TrainingArguments]).items()
-        if (why := facts_of(f).get("refused")) and values[name] != default_of(f)
+        f"{name} {a.facts['refused']}"
+        for name, a in fields_of(TrainingArguments).items()
+        if "refused" in a.facts and values[name] != a.default
     ]
     optimizer, schedule = (
         str(getattr(values[name], "value", values[name]))

@@ -104,7 +104,7 @@ def _identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         for key in ("rows", "sha256"):
             found[f"{split} data: {key}"] = data.get(split, {}).get(key)
     found |= {f"model: {key}": value for key, value in model.items()}
-    must_agree = fields_with("resume", RECIPES, MUST_AGREE)
+    must_agree = fields_with("resume", *RECIPES, among=[MUST_AGREE])
     return found | {name: values[name] for name in must_agree if name in values}
 
 
@@ -256,7 +256,7 @@ def require_match(
             path=folder,
         )
     parts = [type(p) for p in (args.model, args.data, training)]
-    for name in fields_with("resume", parts, MAY_DIFFER):
+    for name in fields_with("resume", *parts, among=[MAY_DIFFER]):
         was = record.get("arguments", {}).get(name, {}).get("value", values[name])
         if was != values[name]:
             warn(f"{name} was {was} before this resume, is {values[name]} from now on")

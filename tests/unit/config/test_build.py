@@ -26,7 +26,7 @@ def read(flags):
 
 def test_the_facts_about_transformers_are_of_fields_that_it_has():
     """And each fact stands once: none of them is of a field that llmft declares."""
-    names = facts.fields_of([TrainingArguments]).keys()
+    names = facts.fields_of(TrainingArguments).keys()
     assert facts._OF_TRANSFORMERS.keys() <= names - {*TrainingArguments.__annotations__}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmft.config import facts, fields
 from llmft.config.convert import convert
-from llmft.config.facts import facts_of, fields_of
+from llmft.config.facts import fields_of
 from llmft.config.fields import (
     ClassificationDataArguments,
     GenerationDataArguments,
@@ -151,6 +151,7 @@ def test_the_command_line_wins(read, flags, name, expected):
         ([], {"do_train": "true"}, 'do_train is "true", expected true or false'),
         ([], {"text_column_name": 5}, "text_column_name is 5, expected text or null"),
         ([], {"prompt": "one"}, 'prompt is "one", expected a list'),
+        ([], '{"learning_rate": 1' + "0" * 400 + "}", "expected a finite number"),
         ([], {"prompt": [1]}, "prompt is [1], expected text"),
         ([], {"block_policy": "x"}, 'block_policy is "x", expected one of pack, row'),
     ],
@@ -178,7 +179,7 @@ def test_how_to_read_is_checked_with_the_rest(problems, encoding, delimiter):
 
 def test_a_label_delimiter_is_a_text():
     with pytest.raises(ValueError, match=re.escape("a text, such as '|'")):
-        convert("", str | None, facts_of(fields_of([AllData])["label_delimiter"][0]))
+        convert("", str | None, fields_of(AllData)["label_delimiter"].facts)
 
 
 # Every number with a range, by which of -1 and 0 it refuses; all refuse nan and inf.
@@ -202,7 +203,7 @@ RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 def test_the_table_of_ranges_is_complete():
     classes = (GenerationModelArguments, AllData, fields.TrainingArguments)
-    assert set(facts.fields_with("range", classes)) == set(RANGED)
+    assert set(facts.fields_with("range", *classes)) == set(RANGED)
     assert len(set(RANGED)) == len(RANGED)
 
 
