@@ -45,11 +45,12 @@ def arg(default: Any, help: str, range: str | None = None, **facts: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-_PROCESSES = "is for several processes, and llmft trains in one"
 _REFUSED = {
     "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank"
     " ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters"
-    " ddp_static_graph ddp_timeout eval_use_gather_object": _PROCESSES,
+    " ddp_static_graph ddp_timeout eval_use_gather_object": (
+        "is for several processes, and llmft trains in one"
+    ),
     "push_to_hub": "is not done by llmft; upload the model/ folder",
     "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": (
         "is of push_to_hub, which llmft does not do; upload the model/ folder"

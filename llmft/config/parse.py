@@ -103,14 +103,14 @@ def parse(
     Raises:
         ConfigError: with all problems in one message.
     """
-    made = training if isinstance(training, partial) else partial(training)
-    classes = (model_class, data_class, TrainingArguments)
+    made: Any = training if isinstance(training, partial) else partial(training)
+    classes = (model_class, data_class, made.func)
     fields = fields_of(*classes)
     defaults = {name: a.default for name, a in fields.items()} | made.keywords
     shown = read_json(default_file, fields)[0] if default_file else {}
     sections = {"Model": fields_of(model_class), "Data": fields_of(data_class)}
     file_name, flags, problems = read_command_line(
-        argv, sections | _of_training(), defaults | shown, description
+        argv, sections | _of_training(made.func), defaults | shown, description
     )
     path = Path(file_name) if file_name else default_file
     from_file, unknown = read_json(path, fields) if path else ({}, [])
@@ -123,7 +123,7 @@ def parse(
     unfit = relations(full, origins, metrics)
     problems += unknown + wrong + unfit + check(full)
     parts = [{name: full[name] for name in fields_of(c)} for c in classes]
-    built, faults = build(parts[2]) if not unfit else (None, [])
+    built, faults = build(made.func, parts[2]) if not unfit else (None, [])
     problems += faults
     if problems or built is None:
         raise ConfigError(*problems)
@@ -149,9 +149,9 @@ def _converted(
     return values, problems
 
 
-def _of_training() -> dict[str, dict[str, Argument]]:
+def _of_training(training: type) -> dict[str, dict[str, Argument]]:
     """Return the rest of ``--help``: first what is llmft's own, or most used."""
-    fields = fields_of(TrainingArguments)
+    fields = fields_of(training)
     ours = TrainingArguments.__annotations__
     used = [n for n, a in fields.items() if a.facts.get("most_used", n in ours)]
     used.sort(key=lambda name: name not in ACTIONS)

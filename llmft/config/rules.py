@@ -222,14 +222,16 @@ def _refused(v: Mapping[str, Any]) -> list[str]:
     return [said for said, wrong in faults.items() if wrong]
 
 
-def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
-    """Return ``TrainingArguments(**values)`` and the problems with them.
+def build(
+    training: type[TrainingArguments], values: dict[str, Any]
+) -> tuple[TrainingArguments | None, list[str]]:
+    """Return ``training(**values)`` and the problems with them.
 
     Trainer makes these parts after the run folder is there: they are made here once, so
     that each library says before what it does not take.
     """
     try:
-        args = TrainingArguments(**values)
+        args = training(**values)
     except Exception as error:  # transformers, accelerate and torch have their own
         return None, [_as_line(error)]
     checkpointing: Any = args.activation_checkpointing_kwargs or {}

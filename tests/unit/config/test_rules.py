@@ -701,7 +701,11 @@ def test_a_minimal_file_of_ones_own(data, tmp_path):
 def test_a_recipe_has_defaults_of_its_own(capsys, monkeypatch):
     """A partial: its keywords are defaults, shown by --help, and given they are not."""
     monkeypatch.setenv("COLUMNS", "300")
-    own = partial(fields.TrainingArguments, seed=7, save_total_limit=1)
+
+    class Own(fields.TrainingArguments):
+        """A class of its own, too."""
+
+    own = partial(Own, seed=7, save_total_limit=1)
 
     def read(*argv):
         return parse(
@@ -710,6 +714,7 @@ def test_a_recipe_has_defaults_of_its_own(capsys, monkeypatch):
 
     args = read("--save_total_limit", "5")
     assert (args.training.seed, args.training.save_total_limit) == (7, 5)
+    assert type(args.training) is Own
     assert args.resolved()["seed"] == {"value": 7, "from": "default"}
     assert args.command == ["--save_total_limit", "5"]
     with pytest.raises(SystemExit):
