@@ -154,14 +154,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     from llmft.config.facts import fields_of, fields_with
     from llmft.config.fields import ClassificationDataArguments, ModelArguments
 
-    fields = fields_of([ModelArguments, ClassificationDataArguments])
-    names = fields_with("source", [ClassificationDataArguments], "files", "rows")
+    fields = fields_of(ModelArguments, ClassificationDataArguments)
+    names = fields_with("source", ClassificationDataArguments, among=("files", "rows"))
     names += ["model_name_or_path", "max_seq_length"]
     parser.set_defaults(run=_report_data, names=names)
     parser.add_argument("files", metavar="FILE", nargs="*", help="a part of its own")
     for name in names:
-        field = fields[name][0]
-        said = f"{field.metadata['help']} (default: {field.default})"
+        said = f"{fields[name].facts['help']} (default: {fields[name].default})"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said)
     parser.add_argument("--html", metavar="FILE.html", help="write the report there")
 

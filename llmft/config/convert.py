@@ -12,10 +12,11 @@ import json
 import math
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-_NOTHING = ("none", "null")
+_BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
@@ -25,6 +26,11 @@ class Text:
     """A value as it stood on the command line, not yet converted."""
 
     words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: str | list[str]) -> Text:
+        """Return the words of one flag."""
+        return cls((given,) if isinstance(given, str) else tuple(given))
 
     def __str__(self) -> str:
         return " ".join(self.words)
@@ -109,48 +115,49 @@ def _parts(value: Any) -> list[Any]:
 
 
 def kinds_of(hint: Any) -> list[Any]:
-    """Flatten a type hint into the plain types that a value may have."""
+    """Flatten a type hint into plain types, lists of a type, and texts to choose from.
+
+    A text that is chosen from some (``SchedulerType | str``) is no other text.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [kind for part in get_args(hint) for kind in kinds_of(part)]
-        strict = [k for k in kinds if choices_of(k)]
-        # `SchedulerType | str` means one of the enum's values.
-        return [k for k in kinds if k is not str] if strict else kinds
-    return [hint]
+        return [k for k in kinds if k is not str or not choices_of(kinds)]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return [member.value for member in hint]
+    return [dict if get_origin(hint) is dict else hint]
 
 
-def choices_of(kind: Any) -> list[Any]:
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return [member.value for member in kind]
-    return []
+def choices_of(kinds: list[Any]) -> list[str]:
+    """Return the texts to choose from."""
+    return [kind for kind in kinds if isinstance(kind, str)]
+
+
+def items_of(kinds: list[Any]) -> list[Any]:
+    """Return the kinds of an item where a value may be a list."""
+    found = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    return kinds_of(found[0]) if found else []
 
 
 def _from_text(raw: Text, kinds: list[Any]) -> Any:
+    text, items = str(raw), items_of(kinds)
     if raw.words == ("",) and str in kinds:
         return ""
-    lists = [kind for kind in kinds if get_origin(kind) is list]
-    is_none = type(None) in kinds and str(raw).lower() in _NOTHING
-    if lists and not (is_none and str not in kinds):  # report_to is one of its names
-        return [
-            _from_text(Text((word,)), list(get_args(lists[0]))) for word in raw.words
-        ]
-    text = str(raw)
+    is_none = types.NoneType in kinds and text.lower() in ("none", "null")
+    if items and not (is_none and str not in kinds):  # report_to is one of its names
+        return [_from_text(Text((word,)), items) for word in raw.words]
     if is_none:
         return None
-    for kind in kinds:
-        if text in map(str, choices_of(kind)):
-            return text
-    if bool in kinds and text.lower() in ("true", "false", "1", "0", "yes", "no"):
-        return text.lower() in ("true", "1", "yes")
+    if text in kinds:
+        return text
+    if bool in kinds and text.lower() in _BOOLS:
+        return _BOOLS[text.lower()]
     for number in (int, float):
         if number in kinds:
-            try:
+            with suppress(ValueError):
                 return number(text)
-            except ValueError:
-                continue
-    is_dict = any(dict in (kind, get_origin(kind)) for kind in kinds)
-    if is_dict and text.startswith("{"):
+    if dict in kinds and text.startswith("{"):
         try:
             return json.loads(text)
         except RecursionError:
@@ -163,34 +170,22 @@ def _from_text(raw: Text, kinds: list[Any]) -> Any:
 
 
 def _from_json(raw: Any, kinds: list[Any]) -> Any:
-    lists = [kind for kind in kinds if get_origin(kind) is list]
-    if isinstance(raw, list) and lists:
-        return [_from_json(item, list(get_args(lists[0]))) for item in raw]
-    if raw is None and type(None) in kinds:
-        return None
-    if isinstance(raw, bool):
-        if bool in kinds:
-            return raw
-    elif isinstance(raw, int) and int in kinds:
+    items = items_of(kinds)
+    if isinstance(raw, list) and items:
+        return [_from_json(item, items) for item in raw]
+    if type(raw) in kinds or (isinstance(raw, str) and raw in kinds):
         return raw
-    elif isinstance(raw, int | float) and float in kinds:
-        return float(raw)
-    elif isinstance(raw, dict) and any(dict in (k, get_origin(k)) for k in kinds):
-        return raw
-    elif isinstance(raw, str):
-        if str in kinds or any(raw in choices_of(kind) for kind in kinds):
-            return raw
+    if type(raw) is int and float in kinds:
+        return float(str(raw))  # inf for what is too large
     raise ValueError(_expected(kinds))
 
 
 def _expected(kinds: list[Any]) -> str:
-    choices = [str(choice) for kind in kinds for choice in choices_of(kind)]
-    if choices:
+    if choices := choices_of(kinds):
         return "one of " + ", ".join(choices)
     names = {bool: "true or false", int: "a whole number", float: "a number"}
-    names |= {str: "text", type(None): "null", dict: "an object"}
-    said = [names.get(get_origin(kind) or kind, "a list") for kind in kinds]
-    return " or ".join(dict.fromkeys(said))
+    names |= {str: "text", types.NoneType: "null", dict: "an object"}
+    return " or ".join(dict.fromkeys(names.get(kind, "a list") for kind in kinds))
 
 
 def _inside(number: float, interval: str) -> bool:

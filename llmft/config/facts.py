@@ -1,14 +1,14 @@
 """What is known of each argument beside its type: the facts that ``arg`` notes.
 
 A field of llmft has them in its metadata, one of transformers in the table here;
-``facts_of`` and ``fields_with`` answer for both.
+``fields_of`` and ``fields_with`` answer for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from llmft.config.convert import one_of
@@ -45,27 +45,12 @@ def arg(default: Any, help: str, range: str | None = None, **facts: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def fields_of(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
-    """Return each field of the dataclasses with its resolved type, by name."""
-    found = {}
-    for cls in classes:
-        hints = get_type_hints(cls)
-        found.update({f.name: (f, hints[f.name]) for f in dataclasses.fields(cls)})
-    return found
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """Return the default of a field, made anew where it is a list."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-_PROCESSES = "is for several processes, and llmft trains in one"
 _REFUSED = {
     "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank"
     " ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters"
-    " ddp_static_graph ddp_timeout eval_use_gather_object": _PROCESSES,
+    " ddp_static_graph ddp_timeout eval_use_gather_object": (
+        "is for several processes, and llmft trains in one"
+    ),
     "push_to_hub": "is not done by llmft; upload the model/ folder",
     "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": (
         "is of push_to_hub, which llmft does not do; upload the model/ folder"
@@ -140,15 +125,29 @@ _OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
 }
 
 
-def facts_of(field: dataclasses.Field) -> Mapping[str, Any]:
-    """Return the facts of a field, whether it is llmft's or that of transformers."""
-    return {**field.metadata, **_OF_TRANSFORMERS.get(field.name, {})}
+@dataclass(frozen=True)
+class Argument:
+    """A field of a recipe's dataclasses: its resolved type, default, and facts."""
+
+    type: Any
+    default: Any
+    facts: Mapping[str, Any]
 
 
-def fields_with(fact: str, classes: Sequence[type], *values: Any) -> list[str]:
-    """Return the names of the fields that have a fact, or one of these values of it."""
-    return [
-        name
-        for name, (field, _) in fields_of(classes).items()
-        if (known := facts_of(field).get(fact)) and known in (values or (known,))
-    ]
+def fields_of(*classes: type) -> dict[str, Argument]:
+    """Return the arguments that are fields of the dataclasses, by name."""
+    found = {}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            make: Any = f.default_factory
+            default = f.default if make is dataclasses.MISSING else make()
+            facts = {**f.metadata, **_OF_TRANSFORMERS.get(f.name, {})}
+            found[f.name] = Argument(hints[f.name], default, facts)
+    return found
+
+
+def fields_with(fact: str, *classes: type, among: Collection[Any] = ()) -> list[str]:
+    """Return the fields that have a fact, or one whose value is ``among`` some."""
+    known = {name: a.facts.get(fact) for name, a in fields_of(*classes).items()}
+    return [n for n, value in known.items() if value and value in (among or (value,))]

@@ -11,15 +11,16 @@ import argparse
 import dataclasses
 import enum
 import json
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn
 
-from llmft.config.convert import Text, choices_of, convert, kinds_of
-from llmft.config.facts import default_of, facts_of, fields_of
+from llmft.config.convert import Text, choices_of, convert, items_of, kinds_of
+from llmft.config.facts import Argument, fields_of
 from llmft.config.fields import TrainingArguments
 from llmft.config.rules import ACTIONS, FILES, build, follow, relations
 from llmft.console import say
@@ -27,15 +28,6 @@ from llmft.errors import ConfigError, escape, nearest
 
 COMMAND_LINE = "command line"
 _OFF = ("false", "no", "0")
-
-
-@dataclass(frozen=True)
-class Group:
-    """The fields that ``--help`` shows under one heading, in their order."""
-
-    title: str
-    names: list[str] = dataclasses.field(default_factory=list)
-    shown: bool = True
 
 
 class _Help(argparse.HelpFormatter):
@@ -111,31 +103,27 @@ def parse(
     Raises:
         ConfigError: with all problems in one message.
     """
-    made = training if isinstance(training, partial) else partial(training)
-    classes = (model_class, data_class, TrainingArguments)
-    fields = fields_of(classes)
-    groups = _groups(model_class, data_class)
-    defaults = {name: default_of(f) for name, (f, _) in fields.items()}
-    defaults |= made.keywords
-    shown = read_json(default_file, list(fields))[0] if default_file else {}
+    made: Any = training if isinstance(training, partial) else partial(training)
+    classes = (model_class, data_class, made.func)
+    fields = fields_of(*classes)
+    defaults = {name: a.default for name, a in fields.items()} | made.keywords
+    shown = read_json(default_file, fields)[0] if default_file else {}
+    sections = {"Model": fields_of(model_class), "Data": fields_of(data_class)}
     file_name, flags, problems = read_command_line(
-        argv, classes, groups, defaults | shown, description
+        argv, sections | _of_training(made.func), defaults | shown, description
     )
     path = Path(file_name) if file_name else default_file
-    from_file, unknown = read_json(path, list(fields)) if path else ({}, [])
+    from_file, unknown = read_json(path, fields) if path else ({}, [])
     _replace(from_file, flags, fields, file_name)
-    problems += unknown
     origins = {name: str(path) for name in from_file}
     origins |= dict.fromkeys(flags, COMMAND_LINE)
     values, wrong = _converted({**from_file, **flags}, fields, origins)
-    problems += wrong
     full = defaults | values
     full |= follow(full, origins, metrics)
     unfit = relations(full, origins, metrics)
-    problems += unfit + check(full)
-    values |= {n: v for n, v in full.items() if n in origins}
-    parts = [{n: values[n] for n in fields_of([c]) if n in values} for c in classes]
-    built, faults = build({**made.keywords, **parts[2]}) if not unfit else (None, [])
+    problems += unknown + wrong + unfit + check(full)
+    parts = [{name: full[name] for name in fields_of(c)} for c in classes]
+    built, faults = build(made.func, parts[2]) if not unfit else (None, [])
     problems += faults
     if problems or built is None:
         raise ConfigError(*problems)
@@ -145,14 +133,15 @@ def parse(
 
 
 def _converted(
-    given: Mapping[str, Any], fields: Mapping, origins: Mapping[str, str]
+    given: Mapping[str, Any],
+    fields: Mapping[str, Argument],
+    origins: Mapping[str, str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the values of what was given, and a problem for each that is none."""
     values, problems = {}, []
     for name, raw in given.items():
-        f, hint = fields[name]
         try:
-            values[name] = convert(raw, hint, facts_of(f))
+            values[name] = convert(raw, fields[name].type, fields[name].facts)
         except ValueError as error:
             said = escape(f'"{raw}"' if isinstance(raw, str) else raw, 80)
             where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
@@ -160,28 +149,24 @@ def _converted(
     return values, problems
 
 
-def _groups(model_class: type, data_class: type) -> list[Group]:
-    """Return what ``--help`` shows: of training first what is llmft's or most used."""
-    found = [
-        Group("Model", list(fields_of([model_class]))),
-        Group("Data", list(fields_of([data_class]))),
-        Group("Training"),
-        Group("Everything else of transformers.TrainingArguments"),
-        Group("Refused", shown=False),
-    ]
-    for name, (f, _) in fields_of([TrainingArguments]).items():
-        facts = facts_of(f)
-        used = facts.get("most_used", name in TrainingArguments.__annotations__)
-        place = 4 if "refused" in facts else 2 if used else 3
-        found[place].names.append(name)
-    found[2].names.sort(key=lambda name: name not in ACTIONS)
-    return found
+def _of_training(training: type) -> dict[str, dict[str, Argument]]:
+    """Return the rest of ``--help``: first what is llmft's own, or most used."""
+    fields = fields_of(training)
+    ours = TrainingArguments.__annotations__
+    used = [n for n, a in fields.items() if a.facts.get("most_used", n in ours)]
+    used.sort(key=lambda name: name not in ACTIONS)
+    return {
+        "Training": {name: fields[name] for name in used},
+        "Everything else of transformers.TrainingArguments": {
+            name: a for name, a in fields.items() if name not in used
+        },
+    }
 
 
 def _replace(
     from_file: dict[str, Any],
     flags: Mapping[str, Any],
-    fields: Mapping,
+    fields: Mapping[str, Argument],
     file_name: str | None,
 ) -> None:
     """Take out of the file what the command line replaces as a whole.
@@ -197,7 +182,7 @@ def _replace(
     if not named and "dataset_name" in from_file:
         named = [name for name in FILES if name in flags]
     if named:
-        gone += [n for n in from_file if facts_of(fields[n][0]).get("source")]
+        gone += [n for n in from_file if fields[n].facts.get("source")]
         tests = {"test_file", "test_split_percentage", "test_split_name"}
         if not tests & flags.keys() and not from_file.get("test_split_percentage"):
             gone += ["do_predict"]
@@ -209,13 +194,14 @@ def _replace(
 
 def read_command_line(
     argv: list[str],
-    classes: Sequence[type],
-    groups: Sequence[Group],
-    defaults: dict[str, Any],
+    sections: Mapping[str, Mapping[str, Argument]],
+    defaults: Mapping[str, Any],
     description: str,
-) -> tuple[str | None, dict[str, Any], list[str]]:
-    """Split ``argv`` into the file of ``--args``, raw flag values, and problems."""
-    fields = fields_of(classes)
+) -> tuple[str | None, dict[str, Text], list[str]]:
+    """Split ``argv`` into the file of ``--args``, values of flags, and problems.
+
+    ``sections`` are those of ``--help``, which shows the ``defaults``.
+    """
     parser = _Parser(
         usage="%(prog)s [--args FILE.json] [--NAME VALUE ...]",
         description=description,
@@ -224,24 +210,52 @@ def read_command_line(
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--args", metavar="FILE.json", help="values; flags override")
-    for group in groups:
-        section = parser.add_argument_group(group.title)
-        for name in group.names:
-            _add_flag(section, name, *fields[name], defaults, group.shown)
-    argv = [_underscored(word) for word in argv]
+    for title, fields in sections.items():
+        section = parser.add_argument_group(title)
+        for name, argument in fields.items():
+            _add_flag(section, name, argument, defaults[name])
+    # --max-seq-length stands for --max_seq_length
+    dashed = re.compile("(?<=^--)[^=]+")
+    argv = [dashed.sub(lambda name: name[0].replace("-", "_"), word) for word in argv]
     namespace, unknown = parser.parse_known_args(argv)
     problems = []
     for i, word in enumerate(unknown):
         name = word.split("=")[0].removeprefix("--")
         if word.startswith("--"):
-            problems.append(f"unknown argument --{name}{nearest(name, fields)}")
+            problems.append(f"unknown argument --{name}{nearest(name, defaults)}")
         elif not unknown[i - 1].startswith("--") or i == 0:  # else: its value
             problems.append(f"unexpected {word!r}: every argument has a --name")
-    values = vars(namespace)
-    return values.pop("args", None), values, problems
+    given = vars(namespace)
+    path = given.pop("args", None)
+    return path, {name: Text.of(value) for name, value in given.items()}, problems
 
 
-def read_json(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None:
+    kinds = kinds_of(argument.type)
+    choices, is_bool = choices_of(kinds), bool in kinds
+    said = argument.facts.get("help", "").split("\n\n")[0]
+    said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
+    shown = default.value if isinstance(default, enum.Enum) else default
+    said = " ".join(f"{said} (default: {shown})".split())
+    said = said.replace("%%", "%").replace("%", "%%")
+    hidden = argparse.SUPPRESS
+    said = hidden if argument.facts.get("refused") else said
+    options: dict[str, Any] = {"metavar": "VALUE", "help": said}
+    if name == "debug":  # bare --debug shows tracebacks and sets no DebugOption
+        options |= {"nargs": "?", "const": ""}
+    elif is_bool:
+        options |= {"nargs": "?", "const": "true"}
+        options |= {"metavar": "BOOL"} if str not in kinds else {}
+    elif items_of(kinds):  # --prompt A --prompt B are two
+        adds_up = name != "report_to"
+        options |= {"nargs": "+", "action": "extend" if adds_up else "store"}
+    section.add_argument(f"--{name}", **options)
+    if is_bool and default is True:
+        off: dict[str, Any] = {"action": "store_const", "const": "false", "dest": name}
+        section.add_argument(f"--no_{name}", help=hidden, **off)
+
+
+def read_json(path: Path, names: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of a JSON file, and the problems with its names.
 
     Raises ConfigError when it cannot be read, is not JSON, or is not an object.
@@ -272,57 +286,3 @@ def read_json(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[st
     unknown = [name for name in values if name not in names]
     problems = [f"{path}: unknown key {n!r}{nearest(n, names)}" for n in unknown]
     return {n: v for n, v in values.items() if n in names}, problems
-
-
-def _underscored(word: str) -> str:
-    """Let ``--max-seq-length`` stand for ``--max_seq_length``."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
-
-
-def _add_flag(
-    section: Any,
-    name: str,
-    field: dataclasses.Field,
-    hint: Any,
-    defaults: dict,
-    shown_in_help: bool,
-) -> None:
-    class Keep(argparse.Action):
-        def __call__(
-            self, parser: Any, namespace: Any, values: Any, option_string: Any = None
-        ) -> None:
-            if self.nargs == 0:  # --no_NAME
-                values = "false"
-            words = (values,) if isinstance(values, str) else tuple(values)
-            if adds_up:  # --prompt A --prompt B are two
-                words = (*getattr(namespace, name, Text(())).words, *words)
-            setattr(namespace, name, Text(words))
-
-    kinds = kinds_of(hint)
-    adds_up = name != "report_to" and any(get_origin(k) is list for k in kinds)
-    default = defaults[name]
-    said = str(field.metadata.get("help", "")).split("\n\n")[0].strip()
-    choices = [str(c) for kind in kinds for c in choices_of(kind)]
-    said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
-    shown = default.value if isinstance(default, enum.Enum) else default
-    said = " ".join(f"{said} (default: {shown})".split())
-    said = said.replace("%%", "%").replace("%", "%%")
-    said = said if shown_in_help else argparse.SUPPRESS
-    options: dict[str, Any] = {"action": Keep, "dest": name, "help": said}
-    if bool in kinds:
-        metavar = "VALUE" if str in kinds else "BOOL"
-        options |= {"nargs": "?", "const": "true", "metavar": metavar}
-    elif any(get_origin(kind) is list for kind in kinds):
-        options |= {"nargs": "+", "metavar": "VALUE"}
-    else:
-        options |= {"metavar": "VALUE"}
-    if name == "debug":  # bare --debug shows tracebacks and sets no DebugOption
-        options |= {"nargs": "?", "const": ""}
-    section.add_argument(f"--{name}", **options)
-    if bool in kinds and default is True:
-        section.add_argument(
-            f"--no_{name}", action=Keep, dest=name, nargs=0, help=argparse.SUPPRESS
-        )

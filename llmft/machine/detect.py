@@ -1,6 +1,6 @@
 """What machine this is, and how much of it this process may use.
 
-``detect`` only reads; ``measure`` times, ``fastpath`` chooses and sets.
+``detect`` only reads; ``measure`` times, ``choose`` chooses and sets.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def kept(data: Any) -> list[str]:
     As far as they are other than by default: how the next export is read, too.
     """
     default = type(data)()
-    names = fields_with("kept", [type(data)])
+    names = fields_with("kept", type(data))
     return [name for name in names if getattr(data, name) != getattr(default, name)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmft import __version__
 from llmft.config.convert import Text, convert
-from llmft.config.facts import facts_of, fields_of
+from llmft.config.facts import fields_of
 from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
 from llmft.data.look.findings import Report, examine
@@ -102,13 +102,13 @@ def _read(
 
 def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
     """Return data arguments from raw values, checked as those of a recipe."""
-    fields, values, problems = fields_of([ClassificationDataArguments]), {}, []
+    fields, values, problems = fields_of(ClassificationDataArguments), {}, []
     for name, raw in flags.items():
         if raw is None or name not in fields:
             continue
-        field, hint = fields[name]
         try:
-            values[name] = convert(Text((raw,)), hint, facts_of(field))
+            field = fields[name]
+            values[name] = convert(Text.of(raw), field.type, field.facts)
         except ValueError as error:
             problems.append(f"{name} is {raw!r}, expected {error}")
     kind = values.get("problem_type")

@@ -3,7 +3,6 @@
 The cases of one file are those of ``scripts/data_faults.py``; the others are below.
 """
 
-import dataclasses
 import json
 import os
 
@@ -85,13 +84,12 @@ def test_e10_a_real_run_ends_as_the_dry_one(
 
 
 NUMBERS = {
-    f.name: str(f.type)
-    for part in (
+    name: str(argument.type)
+    for name, argument in facts.fields_of(
         *(fields.ClassificationModelArguments,),
         *(fields.ClassificationDataArguments, fields.TrainingArguments),
-    )
-    for f in dataclasses.fields(part)
-    if facts.facts_of(f).get("range")
+    ).items()
+    if argument.facts.get("range")
 }
 WHOLE = [name for name, kind in NUMBERS.items() if "float" not in kind]
 
