@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from llmft import __version__
 from llmft.config.convert import Text, convert
 from llmft.config.facts import fields_of
 from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
-from llmft.data.look.findings import Report, examine
+from llmft.data.look.report import Report, examine
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe
 from llmft.data.read.store import Source, read_file
@@ -60,10 +61,14 @@ def report_data(
         args.text_column_name,
         args.label_column_name,
         needs_label=True,
+        chat=args.label_column_name is None,
         label_optional=args.label_column_name is None,
         text_pair=args.text_pair_column_name,
         problem_type=args.problem_type,
         label_delimiter=args.label_delimiter,
+        messages=flags.get("messages_column_name"),
+        prompt=flags.get("prompt_column_name"),
+        completion=flags.get("completion_column_name"),
     )
     reading = Reading.of(args)
     tokenizer = None
@@ -135,7 +140,7 @@ def as_text(report: Report) -> str:
             header.append("")
         shown.append(f"{escape(section.title)}\n{table(rows, header)}")
     for finding in report.findings:
-        lines = [f"{finding.level}: {finding.what}", finding.where, finding.meaning]
+        lines = [f"{finding.level}: {finding.what}", finding.where, finding.means()]
         shown.append("\n    ".join(escape(line) for line in lines if line))
     if not report.findings:
         shown.append("nothing odd was found")
@@ -144,44 +149,43 @@ def as_text(report: Report) -> str:
 
 def as_html(report: Report, title: str) -> str:
     """Return the report as one HTML file: no script, nothing from elsewhere."""
-    body = [f"<h1>{_safe(title)}</h1>"]
-    body += [
-        f'<p class="{finding.level}"><b>{finding.level}: {_safe(finding.what)}</b><br>'
-        f"{_safe(finding.meaning)}<br><code>{_safe(finding.where)}</code></p>"
-        for finding in report.findings
-    ] or ["<p>nothing odd was found</p>"]
-    for section in report.sections:
-        body.append(f"<h2>{_safe(section.title)}</h2><table><tr>")
-        body += [f"<th>{_safe(name)}</th>" for name in section.header]
-        body.append("</tr>")
-        longest = max(section.bars, default=0)
-        for i, row in enumerate(section.rows):
-            cells = "".join(f"<td>{_safe(cell)}</td>" for cell in row)
-            if section.bars:
-                part = f'value="{section.bars[i]:g}" max="{longest:g}"'
-                cells += f"<td><meter {part}></meter></td>"
-            body.append(f"<tr>{cells}</tr>")
-        body.append("</table>")
-    return _PAGE.format(title=_safe(title), body="\n".join(body), version=__version__)
-
-
-def _safe(value: object) -> str:
-    return html.escape(escape(value))
+    jinja = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=escape)
+    page = jinja.from_string(_PAGE)
+    return page.render(report=report, title=title, version=__version__)
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title><style>
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
- padding: 0 1em }}
-table {{ border-collapse: collapse }} h2 {{ font-size: 1.1em; margin-top: 2em }}
-td, th {{ padding: .15em .8em .15em 0; text-align: left; vertical-align: top }}
-meter {{ width: 20em }} code {{ overflow-wrap: anywhere }}
-p {{ border-left: .3em solid #888; padding-left: .7em }}
-.error {{ border-color: #c00 }} .warning {{ border-color: #e90 }}
+<title>{{ title }}</title><style>
+body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
+ padding: 0 1em }
+table { border-collapse: collapse } h2 { font-size: 1.1em; margin-top: 2em }
+td, th { padding: .15em .8em .15em 0; text-align: left; vertical-align: top }
+meter { width: 20em } code { overflow-wrap: anywhere }
+p { border-left: .3em solid #888; padding-left: .7em }
+.error { border-color: #c00 } .warning { border-color: #e90 }
 </style></head><body>
-{body}
-<p>llmft {version}</p></body></html>
+<h1>{{ title }}</h1>
+{% for finding in report.findings %}
+<p class="{{ finding.level }}"><b>{{ finding.level }}: {{ finding.what }}</b><br>
+{{ finding.means() }}<br><code>{{ finding.where }}</code></p>
+{% else %}
+<p>nothing odd was found</p>
+{% endfor %}
+{% for section in report.sections %}
+<h2>{{ section.title }}</h2><table>
+<tr>{% for name in section.header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in section.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}
+{% if section.bars %}
+<td><meter value="{{ section.bars[loop.index0] }}" max="{{ section.bars | max }}">
+</meter></td>
+{% endif %}
+</tr>
+{% endfor %}
+</table>
+{% endfor %}
+<p>llmft {{ version }}</p></body></html>
 """

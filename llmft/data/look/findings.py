@@ -1,350 +1,292 @@
-"""All that can be told about data before training: facts, and what follows from them.
+"""What is odd about data, and the one wording of it.
 
-``llmft/tasks/inspect.py`` shows it.
+A finding is told in one line in a run, and at length by ``llmft data``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from llmft.data.look.near import PIECE, THRESHOLD, near_duplicates
-from llmft.data.look.profile import Profile, Seen, profile
-from llmft.data.read.labels import MULTI, REGRESSION, similar
+from llmft.console import warn
+from llmft.data.read.labels import MULTI, REGRESSION, names_in, similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
     SHORT,
     Prints,
-    classes_of,
     conflicts,
     duplicates,
     labels_of,
     overlap,
-    places,
     prints,
 )
-from llmft.data.tokens.encode import encode
-from llmft.errors import escape, listed, shorten
+from llmft.errors import LeakageError, listed, shorten
 
-_SHARES = (0, 1, 25, 50, 75, 95, 99, 100)
-_CLASSES = 30  # shown
 ERROR, WARNING, NOTE = "error", "warning", "note"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table with a title; ``bars`` adds to each row a bar, as long as its number."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    bars: Sequence[float] = ()
+_MANY = 0.01  # share of rows that repeat another
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know before training: what, where, what it means, what helps."""
+    """Something to know before training.
+
+    Attributes:
+        what, where, meaning: what was found, in which lines, and what it means.
+        helps: what to do about it, where one is not at it already.
+        note: a few words of it, for the line that a run shows of a part.
+        counts: for ``run.json``.
+    """
 
     level: str
     what: str
-    where: str
-    meaning: str
+    where: str = ""
+    meaning: str = ""
+    helps: str = ""
+    note: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
 
+    def brief(self) -> str:
+        """Return what a run says."""
+        said = ": ".join(filter(None, (self.what, self.where)))
+        return "; ".join(filter(None, (said, self.meaning)))
 
-@dataclass
-class Report:
-    """All that was found, in the order in which it is shown."""
-
-    sections: list[Section] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    def means(self) -> str:
+        """Return at length what it means, and what to do about it."""
+        return "; ".join(filter(None, (self.meaning, self.helps)))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A source with what was computed of it."""
+class Part:
+    """Train, validation, test or a file: a source with what is compared of it.
+
+    ``labels`` are those that occur, ``of_rows`` the place of each row's own in them.
+    """
 
     name: str
     source: Source
     prints: Prints
-    labels: tuple[list[str], np.ndarray]
-    profile: Profile
-    tokens: np.ndarray | None  # of each row
+    labels: list[str]
+    of_rows: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, source: Source) -> Part:
+        """Return the part, all rows read once."""
+        return cls(name, source, prints(source), *labels_of(source))
 
     @property
     def rows(self) -> int:
+        """How many there are."""
         return len(self.prints.exact)
 
-    def at(self, seen: Seen) -> str:
-        more = ", ..." if seen.rows > len(seen.first) else ""
-        return ", ".join(self.source.place(row) for row in seen.first) + more
+    @property
+    def aside(self) -> str:
+        """Which rows are not compared, where some are not."""
+        return "" if self.labels else f" (rows below {SHORT} letters aside)"
+
+    def classes(self) -> dict[str, int]:
+        """Return the rows of each class, the most frequent first; scores are none."""
+        if self.source.problem_type == REGRESSION or not self.labels:
+            return {}
+        several = self.source.problem_type == MULTI
+        counts: Counter[str] = Counter()
+        for label, rows in zip(self.labels, np.bincount(self.of_rows), strict=True):
+            for name in names_in(label) if several else (label,):
+                counts[name] += int(rows)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def at(self, rows: Sequence[int] | np.ndarray, of: int) -> str:
+        """Return where the first ``of`` so many rows begin, for a message."""
+        shown = ", ".join(self.source.place(int(row)) for row in rows[:3])
+        return shown + (", ..." if of > 3 else "")
 
 
-def examine(
-    sources: Mapping[str, Source],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    max_seq_length: int = 128,
-) -> Report:
-    """Look at all rows of the sources, each by itself and in pairs.
-
-    Args:
-        sources: by what to call them: train, validation, test, or the file's name.
-        tokenizer: counts tokens, to be compared with ``max_seq_length``.
-    """
-    parts = [
-        _Part(
-            *(name, source, prints(source), labels_of(source), profile(source)),
-            encode(source.dataset, tokenizer, name).lengths if tokenizer else None,
-        )
-        for name, source in sources.items()
+def pairs_at(pairs: np.ndarray, of: Part, other: Part, sign: str = "=") -> str:
+    """Return three pairs of rows as path:line = path:line, for a message."""
+    shown = [
+        f"{of.source.place(int(a))} {sign} {other.source.place(int(b))}"
+        for a, b in pairs[:3]
     ]
-    report = Report()
-    _rows(parts, report)
-    for part in parts:
-        _lengths(part, max_seq_length, report)
-    for part in parts:
-        _labels(part, report)
-    _classes(parts, report)
-    _twice(parts, report)
-    _scripts(parts, report)
-    for part in parts:
-        for sign, seen in part.profile.signs.items():
-            level = WARNING if sign.serious else NOTE
-            what = f"{sign.what} in {part.name}: {seen.rows:,}"
-            report.findings.append(Finding(level, what, part.at(seen), sign.meaning))
-    order = (ERROR, WARNING, NOTE)
-    report.findings.sort(key=lambda finding: order.index(finding.level))
-    return report
+    return ", ".join(shown) + (", ..." if len(pairs) > 3 else "")
 
 
-def _rows(parts: Sequence[_Part], report: Report) -> None:
-    header = ["", "rows", "characters", *(["tokens"] if _counted(parts) else [])]
-    rows = []
-    for part in parts:
-        tokens = [int(part.tokens.sum())] if part.tokens is not None else []
-        numbers = [part.rows, int(part.profile.lengths.sum()), *tokens]
-        notes = "; ".join(part.source.notes)
-        rows.append([part.name, *(f"{n:,}" for n in numbers), notes])
-        blank = part.profile.blank
-        if blank.rows:
-            what = f"rows without text in {part.name}: {blank.rows:,}"
-            meaning = (
-                "nothing to learn from: take them out; a classification refuses them"
-                " unless --allow empty_text"
-            )
-            report.findings.append(Finding(WARNING, what, part.at(blank), meaning))
-    report.sections.append(Section("rows", [*header, "as read"], rows))
-
-
-def _counted(parts: Sequence[_Part]) -> bool:
-    return any(part.tokens is not None for part in parts)
-
-
-def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
-    """Show percentiles and a histogram by powers of two; find what is too long."""
-    lengths, unit = part.profile.lengths, "characters"
-    if part.tokens is not None:
-        lengths, unit = part.tokens, "tokens"
-    values = np.percentile(lengths, _SHARES, method="higher").tolist()
-    said = ["shortest", *(f"{share} %" for share in _SHARES[1:-1]), "longest"]
-    title = f"{part.name}: {unit} of a row"
-    report.sections.append(Section(title, said, [[f"{v:,}" for v in values]]))
-    bins = np.frexp(lengths)[1]  # n is in bin b where 2**(b - 1) <= n < 2**b
-    counts = np.bincount(bins)
-    shown = np.arange(bins.min(), len(counts))
-    rows = [
-        [f"{2**b // 2:,}-{2**b - 1:,}" if b > 1 else f"{b}", f"{counts[b]:,}"]
-        for b in shown
-    ]
-    title = f"{part.name}: rows by {unit}"
-    report.sections.append(Section(title, [unit, "rows"], rows, counts[shown].tolist()))
-    long = np.flatnonzero(lengths > max_seq_length)
-    if part.tokens is not None and len(long):
-        cut = int((lengths[long] - max_seq_length).sum())
-        share = 100 * cut / int(lengths.sum())
-        seen = Seen(len(long), tuple(long[:3].tolist()))
-        what = (
-            f"rows of more than {max_seq_length:,} tokens in {part.name}: {seen.rows:,}"
+def repeats(part: Part) -> Iterator[Finding]:
+    """Yield that rows repeat an earlier one; that is serious where they are many."""
+    twice = duplicates(part.prints)
+    if twice.rows:
+        share = twice.rows / part.rows
+        aside = "" if part.labels else f" of {SHORT} letters or more"
+        yield Finding(
+            WARNING if share > _MANY else NOTE,
+            f"{part.name}: {twice.rows:,} of {part.rows:,} rows ({100 * share:.2g} %)"
+            f" repeat an earlier one, {twice.exact:,} of them to the letter",
+            pairs_at(twice.pairs, part, part),
+            "they weigh more than others",
+            "take them out where that is unwanted",
+            f"duplicates{aside}: {twice.rows:,}",
+            {"duplicates": {"rows": twice.rows, "exact": twice.exact}},
         )
-        meaning = (
-            f"a classification leaves out {share:.2g} % of all tokens; language models"
-            f" go on in the next block; --max_seq_length {values[-2]:,} holds 99 % of"
-            " the rows, within what the model can take"
-        )
-        report.findings.append(Finding(WARNING, what, part.at(seen), meaning))
 
 
-def _labels(part: _Part, report: Report) -> None:
-    names, of_rows = part.labels
-    if not names:
-        return
-    if part.source.problem_type == REGRESSION:
-        values = np.array([float(name) for name in names])[of_rows]
-        found = np.percentile(values, _SHARES).tolist()
-        said = ["lowest", *(f"{share} %" for share in _SHARES[1:-1]), "highest"]
-        rows = [[f"{value:.4g}" for value in found]]
-        report.sections.append(Section(f"{part.name}: scores", said, rows))
-        return
-    counts = dict(zip(names, np.bincount(of_rows).tolist(), strict=True))
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [
-        [escape(name, 60), f"{n:,}", f"{100 * n / part.rows:.3g} %"]
-        for name, n in ordered[:_CLASSES]
-    ]
-    more = f", the {_CLASSES} most frequent" if len(names) > _CLASSES else ""
-    title = f"{part.name}: labels, {len(names):,}{more}"
-    bars = [float(n) for _, n in ordered[:_CLASSES]]
-    report.sections.append(Section(title, ["label", "rows", "share"], rows, bars))
-    if part.source.problem_type != MULTI:
-        report.findings += _label_findings(part, ordered)
-
-
-def _label_findings(part: _Part, counts: Sequence[tuple[str, int]]) -> list[Finding]:
-    """Return what is odd about classes, given with their rows, most frequent first."""
-    found = []
-    if len(counts) > max(20, part.rows / 2):
-        what = (
-            f"nearly every row of {part.name} has a label of its own: {len(counts):,}"
-        )
-        meaning = (
-            "an id or a text? --label_column_name; a score? --problem_type regression"
-        )
-        found.append(Finding(WARNING, what, "", meaning))
-        return found
-    if len(counts) == 1:
-        what = f"a single label in {part.name}: {shorten(counts[0][0])}"
-        meaning = (
-            "nothing to tell apart; a training refuses it unless --allow one_class"
-        )
-        level = NOTE if part.name in ("validation", "test") else ERROR
-        found.append(Finding(level, what, "", meaning))
-    if alike := [f"{shorten(a)} and {shorten(b)}" for a, b in similar(dict(counts))]:
-        more = f", and {len(alike) - 20:,} more" if len(alike) > 20 else ""
-        what = f"labels that look like one in {part.name}: {', '.join(alike[:20])}"
-        meaning = "write them alike; if they differ, --allow similar_labels"
-        found.append(Finding(ERROR, f"{what}{more}", "", meaning))
-    rare = [name for name, n in counts if n < 10]
-    if rare:
-        what = f"labels with fewer than 10 rows in {part.name}: {len(rare):,}"
-        meaning = "too few to learn from or to measure on; look at f1_macro"
-        found.append(Finding(NOTE, what, "", meaning))
-    if counts[0][1] > 0.8 * part.rows and len(counts) > 1:
-        share = 100 * counts[0][1] / part.rows
-        what = f"{share:.3g} % of {part.name} have the label {shorten(counts[0][0])}"
-        meaning = (
-            "always saying this reaches that accuracy; look at f1_macro:"
-            " --metric_for_best_model f1_macro"
-        )
-        found.append(Finding(NOTE, what, "", meaning))
-    return found
-
-
-def _classes(parts: Sequence[_Part], report: Report) -> None:
-    """Compare the classes of the first part, which may be train, with the others."""
-    first, *others = parts
-    known = classes_of(first.source, first.labels[0])
-    for part in others:
-        found = classes_of(part.source, part.labels[0])
-        if not (known and found):
-            continue
-        if new := sorted(found - known):
-            what = f"labels of {part.name} that {first.name} has not: {len(new):,}"
-            meaning = "a model that is trained on the first does not know them"
-            report.findings.append(Finding(ERROR, what, listed(new, 5), meaning))
-        if absent := sorted(known - found):
-            what = f"labels of {first.name} that {part.name} has not: {len(absent):,}"
-            meaning = "metrics on the second say nothing about them"
-            report.findings.append(Finding(WARNING, what, listed(absent, 5), meaning))
-
-
-def _twice(parts: Sequence[_Part], report: Report) -> None:
-    """Show duplicates and overlap: exact, normalised and near."""
-    sources = [part.source for part in parts]
-    near = near_duplicates(sources, [part.prints for part in parts])
-    rows = []
-    for i, part in enumerate(parts):
-        twice = duplicates(part.prints)
-        inside = [(a[1], b[1]) for a, b in near if a[0] == i == b[0]]
-        rows.append([part.name, part.name, twice.rows, twice.exact, len(inside)])
-        report.findings += _conflicts(part)
-        if twice.rows:
-            share = 100 * twice.rows / part.rows
-            what = f"rows of {part.name} that repeat another: {twice.rows:,}"
-            what += f" ({share:.2g} %)"
-            where = places(twice.pairs, part.source, part.source)
-            meaning = (
-                "they weigh more than others; take them out where that is unwanted"
-            )
-            level = WARNING if share > 1 else NOTE
-            report.findings.append(Finding(level, what, where, meaning))
-        if inside:
-            what = f"rows of {part.name} that are near another: {len(inside):,}"
-            where = places(np.array(inside), part.source, part.source)
-            report.findings.append(
-                Finding(NOTE, what, where, "as duplicates, they weigh more than others")
-            )
-    for (i, one), (j, two) in combinations(enumerate(parts), 2):
-        both = overlap(two.prints, one.prints)
-        across = [(a[1], b[1]) for a, b in near if (a[0], b[0]) == (j, i)]
-        rows.append([two.name, one.name, both.rows, both.exact, len(across)])
-        if both.rows:
-            what = f"rows of {two.name} that {one.name} has too: {both.rows:,}"
-            where = places(both.pairs, two.source, one.source)
-            meaning = (
-                "where one is for training and one for testing, results look better"
-                " than they are: a run on these files stops, unless --allow leakage"
-            )
-            evaluated = {one.name, two.name} == {"validation", "test"}
-            level = WARNING if evaluated else ERROR
-            report.findings.append(Finding(level, what, where, meaning))
-        if across:
-            what = (
-                f"rows of {two.name} that are near one of {one.name}: {len(across):,}"
-            )
-            where = places(np.array(across), two.source, one.source)
-            meaning = (
-                "a run takes no notice; --split_group_column keeps together what"
-                " belongs together"
-            )
-            report.findings.append(Finding(WARNING, what, where, meaning))
-    header = ["rows of", "that are in", "alike", "to the letter", "near"]
-    rule = (
-        f"alike: case, spaces, punctuation aside; near: {THRESHOLD:.0%} of the pieces"
-        f" of {PIECE} characters in common, from {SHORT} letters on, an estimate"
-    )
-    report.sections.append(Section(f"twice ({rule})", header, rows))
-
-
-def _conflicts(part: _Part) -> list[Finding]:
-    names, labels = part.labels
-    if not names:
-        return []
-    found = []
+def contradictions(part: Part, alike: bool = False) -> Iterator[Finding]:
+    """Yield that a text has several labels; with ``alike`` also texts much like it."""
     told = np.empty(0, np.int64)
-    for exact, how in ((True, "the same text"), (False, "texts alike")):
-        pairs = conflicts(part.prints, labels, exact=exact)
+    for exact in (True, False) if alike else (True,):
+        if not part.labels:
+            return
+        pairs = conflicts(part.prints, part.of_rows, exact=exact)
         pairs = pairs[~np.isin(pairs[:, 0], told)]
         told = np.append(told, pairs[:, 0])
-        texts = len(np.unique(pairs[:, 1]))
-        if texts:
-            what = f"{how} with different labels in {part.name}: {texts:,}"
-            where = places(pairs, part.source, part.source, "/")
-            meaning = "no model can get all of them right: decide for one label"
-            found.append(Finding(WARNING if exact else NOTE, what, where, meaning))
-    return found
-
-
-def _scripts(parts: Sequence[_Part], report: Report) -> None:
-    rows: list[list[Any]] = []
-    for part in parts:
-        total = sum(part.profile.scripts.values())
-        for script, count in list(part.profile.scripts.items())[:8]:
-            rows.append(
-                [part.name, script, f"{count:,}", f"{100 * count / total:.3g} %"]
+        if texts := len(np.unique(pairs[:, 1])):
+            label = "score" if part.source.problem_type == REGRESSION else "label"
+            texts_are = "texts" if exact else "texts that are alike,"
+            yield Finding(
+                WARNING if exact else NOTE,
+                f"{part.name}: {texts_are} with more than one {label}: {texts:,}",
+                pairs_at(pairs, part, part, "/"),
+                "no model can get all of these rows right",
+                f"decide for one {label}",
+                counts={"conflicting_texts": texts} if exact else {},
             )
-    header = ["", "script", "letters", "share"]
-    report.sections.append(Section("scripts", header, rows))
+
+
+def shared(part: Part, other: Part) -> Iterator[Finding]:
+    """Yield that rows of a part are in another one, too."""
+    both = overlap(part.prints, other.prints)
+    if both.rows:
+        yield Finding(
+            WARNING if {part.name, other.name} == {"validation", "test"} else ERROR,
+            f"{both.rows:,} of {part.rows:,} rows of {part.name} are in {other.name}"
+            f" too{part.aside}, {both.exact:,} of them to the letter",
+            pairs_at(both.pairs, part, other),
+            f"metrics on {part.name} look better than they are",
+            "where one trains and the other tests, a run stops unless --allow leakage",
+            f"rows also in {other.name}: {both.rows:,}",
+            {other.name: {"rows": both.rows, "exact": both.exact}},
+        )
+
+
+def absent_classes(part: Part, trained: Part) -> Iterator[Finding]:
+    """Yield that a part has no row of some classes: no metric covers them."""
+    known, found = trained.classes().keys(), part.classes().keys()
+    absent = sorted(known - found)
+    if absent and found:
+        what = f"classes of {trained.name} that {part.name} has no row of"
+        what, where = f"{what}: {len(absent):,}", listed(absent, 5)
+        yield Finding(WARNING, what, where, "its metrics say nothing about them")
+
+
+def new_classes(part: Part, trained: Part) -> Iterator[Finding]:
+    """Yield that a part has classes that the first one has not."""
+    known, found = trained.classes().keys(), part.classes().keys()
+    new = sorted(found - known)
+    if new and known:
+        what = f"classes of {part.name} that {trained.name} has no row of"
+        meaning = f"a model that is trained on {trained.name} does not know them"
+        yield Finding(ERROR, f"{what}: {len(new):,}", listed(new, 5), meaning)
+
+
+def odd_classes(part: Part) -> Iterator[Finding]:
+    """Yield what is odd about the classes of a part, each by itself."""
+    counts, name = part.classes(), part.name
+    several = part.source.problem_type == MULTI
+    if not counts:
+        return
+    if len(counts) > max(20, part.rows / 2):
+        yield Finding(
+            WARNING,
+            f"nearly every row of {name} has a label of its own: {len(counts):,}",
+            meaning="an id or a text? --label_column_name; a score? --problem_type"
+            " regression",
+        )
+        return
+    first, most = next(iter(counts.items()))
+    if len(counts) == 1:
+        yield Finding(
+            NOTE if name in ("validation", "test") else ERROR,
+            f"a single label in {name}: {shorten(first)}",
+            meaning="nothing to tell apart; a training refuses it unless --allow"
+            " one_class",
+        )
+    if alike := [f"{shorten(a)} and {shorten(b)}" for a, b in similar(counts)]:
+        more = f", and {len(alike) - 20:,} more" if len(alike) > 20 else ""
+        yield Finding(
+            ERROR,
+            f"labels that look like one in {name}: {', '.join(alike[:20])}{more}",
+            meaning="write them alike; if they differ, --allow similar_labels",
+        )
+    if rare := sum(rows < 10 for rows in counts.values()):
+        yield Finding(
+            NOTE,
+            f"labels with fewer than 10 rows in {name}: {rare:,}",
+            meaning="too few to learn from or to measure on; look at f1_macro",
+        )
+    if most > 0.8 * part.rows and len(counts) > 1 and not several:
+        yield Finding(
+            NOTE,
+            f"{100 * most / part.rows:.3g} % of {name} have the label {shorten(first)}",
+            meaning="always saying this reaches that accuracy; look at f1_macro:"
+            " --metric_for_best_model f1_macro",
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit of a run found: notes and counts for ``run.json``, by split."""
+
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def check_splits(
+    sources: Mapping[str, Source],
+    *,
+    own: Collection[str] = (),
+    noted: bool = False,
+    allow: Collection[str] = (),
+) -> Audit:
+    """Look for duplicates, conflicting labels and leakage in the parts of a run.
+
+    Args:
+        sources: by split; train first.
+        own: splits that the user made: their overlap with train is an error, that of
+            others, which nobody can mend here, a warning.
+        noted: overlap gives a note only.
+        allow: may hold ``leakage``.
+
+    Raises:
+        LeakageError: rows of an own split are in train too.
+    """
+    parts = [Part.of(split, source) for split, source in sources.items()]
+    audit = Audit({s: [] for s in sources}, {s: {} for s in sources})
+    for part in parts:
+        for finding in (*repeats(part), *contradictions(part)):
+            audit.counts[part.name] |= finding.counts
+            audit.notes[part.name] += [finding.note] * bool(finding.note)
+            if finding.level == WARNING and (part.name == "train" or not finding.note):
+                warn(finding.brief())
+    leaks: list[str] = []
+    for other, part in combinations(parts, 2):
+        for finding in shared(part, other):
+            audit.counts[part.name].setdefault("also_in", {}).update(finding.counts)
+            is_own = other.name == "train" and {part.name, "train"} <= {*own}
+            if noted:
+                audit.notes[part.name].append(finding.note)
+            elif is_own and "leakage" not in allow:
+                leaks.append(f"{finding.what}: {finding.where}")
+            else:
+                warn(finding.brief())
+    if leaks:
+        raise LeakageError(
+            "; ".join(leaks),
+            "expected rows that training does not see",
+            "take them out on one side; --allow leakage goes on all the same",
+        )
+    for part in parts[1:] if "train" in sources else ():
+        for finding in absent_classes(part, parts[0]):
+            warn(finding.brief())
+    return audit

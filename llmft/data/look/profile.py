@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmft.data.read.messages import MESSAGES
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import row_texts
 
@@ -146,6 +148,8 @@ def profile(source: Source) -> Profile:
     characters: Counter[str] = Counter()
     at = 0
     for texts in row_texts(source, "\n"):
+        if source.format == MESSAGES:
+            texts = ["\n".join(m["content"] for m in json.loads(t)) for t in texts]
         column = pa.array(texts, pa.large_string())
         part = pc.utf8_length(column).to_numpy()
         lengths[at : at + len(part)] = part

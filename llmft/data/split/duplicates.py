@@ -6,24 +6,20 @@ takes away. Each row is two hashes of 8 bytes, so that millions need little memo
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from llmft.console import warn
-from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.data.read.labels import MULTI, names_in
 from llmft.data.read.store import CONTENT, Source, batches
-from llmft.errors import LeakageError, listed
+from llmft.files import to_json
 
 # Where there are no labels, a line with fewer letters and digits than this (a heading,
 # an exclamation) may well occur twice.
 SHORT = 32
-_MANY_DUPLICATES = 0.01
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
 _PAIR = "\x01"  # between the two texts of a row; no text holds a NUL
@@ -140,136 +136,23 @@ def overlap(found: Prints, other: Prints) -> Overlap:
 
 
 def labels_of(source: Source) -> tuple[list[str], np.ndarray]:
-    """Return the labels that occur and, of each row, the place of its own; int64."""
+    """Return the labels that occur and, of each row, the place of its own; int64.
+
+    Several labels of a row are the same in any order.
+    """
     places: dict[str, int] = {}
     if "label" not in source.dataset.column_names:
         return [], np.empty(0, np.int64)
+
+    @cache
+    def place(label: str) -> int:
+        if source.problem_type == MULTI:
+            label = to_json(sorted({*names_in(label)}))
+        return places.setdefault(label, len(places))
+
     codes = [
-        places.setdefault(label, len(places))
+        place(label)
         for batch in source.dataset.select_columns("label").iter(_BATCH)
         for label in batch["label"]
     ]
     return list(places), np.array(codes)
-
-
-def places(pairs: np.ndarray, of: Source, other: Source, sign: str = "=") -> str:
-    """Return three pairs of rows as path:line = path:line, for a message."""
-    shown = [f"{of.place(int(a))} {sign} {other.place(int(b))}" for a, b in pairs[:3]]
-    return ", ".join(shown) + (", ..." if len(pairs) > 3 else "")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the audit of a run found: notes and counts for ``run.json``, by split."""
-
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def check_splits(
-    sources: Mapping[str, Source],
-    *,
-    own: Collection[str] = (),
-    noted: bool = False,
-    allow: Collection[str] = (),
-) -> Audit:
-    """Look for duplicates, conflicting labels and leakage in the parts of a run.
-
-    Args:
-        sources: by split; train first.
-        own: splits that the user made: their overlap with train is an error, that of
-            others, which nobody can mend here, a warning.
-        noted: overlap gives a note only.
-        allow: may hold ``leakage``.
-
-    Raises:
-        LeakageError: rows of an own split are in train too.
-    """
-    found = {split: prints(source) for split, source in sources.items()}
-    labels = {split: labels_of(source) for split, source in sources.items()}
-    audit = Audit({s: [] for s in sources}, {s: {} for s in sources})
-    leaks: list[str] = []
-    for split, source in sources.items():
-        _repeats(split, source, found[split], labels[split], audit)
-    for other, split in combinations(sources, 2):
-        both = overlap(found[split], found[other])
-        if not both.rows:
-            continue
-        aside = "" if labels[split][0] else f" (rows below {SHORT} letters aside)"
-        said = (
-            f"{both.rows:,} of {len(sources[split].dataset):,} rows of {split} are in"
-            f" {other} too{aside}, {both.exact:,} of them to the letter:"
-            f" {places(both.pairs, sources[split], sources[other])}"
-        )
-        counts = audit.counts[split].setdefault("also_in", {})
-        counts[other] = {"rows": both.rows, "exact": both.exact}
-        if noted:
-            audit.notes[split].append(f"rows also in {other}: {both.rows:,}")
-        elif other == "train" and {split, other} <= {*own} and "leakage" not in allow:
-            leaks.append(said)
-        else:
-            warn(f"{said}; metrics on {split} look better than they are")
-    if leaks:
-        raise LeakageError(
-            "; ".join(leaks),
-            "expected rows that training does not see",
-            "take them out on one side; --allow leakage goes on all the same",
-        )
-    _absent_classes(
-        {s: classes_of(source, labels[s][0]) for s, source in sources.items()}
-    )
-    return audit
-
-
-def _repeats(
-    split: str,
-    source: Source,
-    found: Prints,
-    labels: tuple[list[str], np.ndarray],
-    audit: Audit,
-) -> None:
-    """Note the rows of a split that repeat another; warn where they are many."""
-    total, twice = len(source.dataset), duplicates(found)
-    notes, counts = audit.notes[split], audit.counts[split]
-    if twice.rows:
-        counts["duplicates"] = {"rows": twice.rows, "exact": twice.exact}
-        aside = "" if labels[0] else f" of {SHORT} letters or more"
-        notes.append(f"duplicates{aside}: {twice.rows:,}")
-    if split == "train" and twice.rows > _MANY_DUPLICATES * total:
-        warn(
-            f"train: {twice.rows:,} of {total:,} rows"
-            f" ({100 * twice.rows / total:.2g} %) repeat an earlier one,"
-            f" {twice.exact:,} of them to the letter:"
-            f" {places(twice.pairs, source, source)}; they weigh more than others"
-        )
-    names, of_rows = labels
-    pairs = conflicts(found, of_rows) if names else np.empty((0, 2), int)
-    if len(pairs):
-        counts["conflicting_texts"] = len(np.unique(pairs[:, 1]))
-        label = "score" if source.problem_type == REGRESSION else "label"
-        warn(
-            f"{split}: texts with more than one {label}:"
-            f" {counts['conflicting_texts']:,}: {places(pairs, source, source, '/')};"
-            " no model can get all of these rows right"
-        )
-
-
-def _absent_classes(classes: dict[str, set[str]]) -> None:
-    """Warn of classes of train that a split has no row of: no metric covers them."""
-    trained = classes.pop("train", set())
-    for split, known in classes.items():
-        absent = sorted(trained - known)
-        if absent and known:
-            warn(
-                f"classes of train that {split} has no row of: {len(absent):,}:"
-                f" {listed(absent, 5)}; its metrics say nothing about them"
-            )
-
-
-def classes_of(source: Source, names: Sequence[str]) -> set[str]:
-    """Return the classes among the labels that occur; scores are none."""
-    if source.problem_type == REGRESSION:
-        return set()
-    if source.problem_type == MULTI:
-        return {part for name in names for part in json.loads(name)}
-    return {*names}

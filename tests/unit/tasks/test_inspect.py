@@ -1,14 +1,18 @@
 """``llmft data`` as its user calls it; hostile texts do nothing to the page."""
 
 import html.parser
+import json
 import subprocess
 import sys
 
 import pytest
 import recipe_process as process
+import tiny
+from transformers import AutoTokenizer
 
 from llmft import cli
-from llmft.data.look.findings import ERROR, Finding, Report, Section
+from llmft.data.look.findings import ERROR, Finding
+from llmft.data.look.report import Report, Section
 from llmft.tasks.inspect import as_html, as_text
 
 TRAIN = [
@@ -48,14 +52,16 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
     assert "tokenizing" not in done.stdout
     for said in (
         "\n  train.csv  30    695         530\n",
-        "error: rows of test that train.csv has too: 2\n"
+        "error: 2 of 3 rows of test are in train.csv too, 2 of them to the letter\n"
         "    test.csv:2 = train.csv:6, test.csv:3 = train.csv:7\n",
         "warning: rows of more than 12 tokens in train.csv:",
         "  0      15    50 %   ########################################\n",
         "\n\nwritten to r.html\n",
     ):
         assert said in done.stdout, done.stdout
-    assert "rows of test that train.csv has too: 2" in (tmp_path / "r.html").read_text()
+    assert "2 of 3 rows of test are in train.csv too" in (
+        tmp_path / "r.html"
+    ).read_text("utf-8")
     found = {path.name for path in tmp_path.iterdir()}
     assert found == {"train.csv", "test.csv", "r.html", "home"}
 
@@ -185,3 +191,41 @@ def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["data", "b.csv"])
     assert capsys.readouterr().out == ""
+
+
+TALKS = [
+    [("user", f"what about film {i}?"), ("assistant", f"it is the {i}th\n of all")]
+    for i in range(6)
+] + [[("system", "be brief"), ("user", "hello there"), ("assistant", "<b>yes</b>")]]
+
+
+@pytest.mark.parametrize("template", [None, tiny.CHAT_TEMPLATE])
+def test_conversations_are_reported(template, bpe, tmp_path, capsys, monkeypatch):
+    """Their turns and who speaks; tokens where the model has a chat template."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        json.dumps({"messages": [{"role": r, "content": c} for r, c in talk]})
+        for talk in TALKS
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join([*rows, rows[0]]))
+    folder = tiny.save(tmp_path / "model", "gpt2", "causal-lm")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "talks.jsonl", "--model_name_or_path", str(folder)])
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.err) == (0, ""), shown.err
+    for said in (
+        "format = messages",
+        "talks.jsonl: turns of a conversation\n  shortest  1 %",
+        "\n  user       8      137         ####",
+        "\n  system     1        8         #####\n",
+        "HTML tags in talks.jsonl: 1",
+        "talks.jsonl: 1 of 8 rows (12 %) repeat an earlier one, 1 of them to the letter"
+        "\n    talks.jsonl:8 = talks.jsonl:1\n",
+    ):
+        assert said in shown.out, shown.out
+    assert "backslash" not in shown.out  # of the JSON that conversations are kept in
+    assert ("talks.jsonl: tokens of a row" in shown.out) == (template is not None)
+    assert ("no chat template" in shown.out) == (template is None)

@@ -5,7 +5,8 @@ import pytest
 import tiny
 from datasets import Dataset
 
-from llmft.data.look.findings import ERROR, NOTE, WARNING, examine
+from llmft.data.look.findings import ERROR, NOTE, WARNING
+from llmft.data.look.report import examine
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.store import Source
 
@@ -73,19 +74,23 @@ def test_what_is_there_twice():
         ["test", "train", 2, 1, 1],
     ]
     assert findings(report, ERROR) == [
-        ("rows of test that train has too: 2", "t.csv:12 = a.csv:2, t.csv:13 = a.csv:3")
+        (
+            "2 of 13 rows of test are in train too, 1 of them to the letter",
+            "t.csv:12 = a.csv:2, t.csv:13 = a.csv:3",
+        )
     ]
     assert findings(report, WARNING) == [
-        ("the same text with different labels in train: 1", "a.csv:42 / a.csv:5"),
+        ("train: texts with more than one label: 1", "a.csv:42 / a.csv:5"),
         (
-            "rows of train that repeat another: 2 (4.7 %)",
+            "train: 2 of 43 rows (4.7 %) repeat an earlier one, 1 of them to the"
+            " letter",
             "a.csv:42 = a.csv:5, a.csv:43 = a.csv:6",
         ),
         ("rows of test that are near one of train: 1", "t.csv:14 = a.csv:4"),
     ]
     found = findings(report, NOTE)
     assert ("rows of train that are near another: 1", "a.csv:44 = a.csv:7") in found
-    alike = "texts alike with different labels in train: 1"  # beside the same text
+    alike = "train: texts that are alike, with more than one label: 1"
     assert (alike, "a.csv:43 / a.csv:6") in found
 
 
@@ -136,15 +141,33 @@ def test_scores_and_lists_of_labels():
     assert [section(report, "train: scores")[0][i] for i in (0, 3, 7)] == values
     several = ['["a","b"]'] * 30 + ['["a"]'] * 11
     report = examine({"train": source(texts, several, kind=MULTI)})
-    assert section(report, "train: labels, 2")[0][:2] == ['["a","b"]', "30"]
+    assert section(report, "train: labels, 2, several in a row") == [
+        ["a", "41", "100 %"],
+        ["b", "30", "73.2 %"],
+    ]
+
+
+def test_several_labels_are_the_same_in_any_order():
+    """Counted by label; a text with others is a conflict, and so is one with more."""
+    labels = ['["a","b"]', '["b","a"]', '["a","b","a"]', '["b"]', "[]"]
+    texts = ["one text", "one text", "one text", "another text", "another text"]
+    report = examine({"train": source(texts, labels, kind=MULTI)})
+    counts = [row[:2] for row in section(report, "train: labels, 2")]
+    assert counts == [["b", "4"], ["a", "3"]]
+    conflicts = [f for f in findings(report, WARNING) if "more than one label" in f[0]]
+    assert conflicts == [
+        ("train: texts with more than one label: 1", "a.csv:6 / a.csv:5")
+    ]
 
 
 def test_classes_of_other_parts():
     texts = [f"text {i}x" for i in range(30)]
     train, test = (source(texts, [*"abc"] * 10), source(["q", "r"], ["a", "d"]))
     report = examine({"train": train, "test": test})
-    assert ("labels of test that train has not: 1", "'d'") in findings(report, ERROR)
-    absent = ("labels of train that test has not: 2", "'b', 'c'")
+    assert ("classes of test that train has no row of: 1", "'d'") in findings(
+        report, ERROR
+    )
+    absent = ("classes of train that test has no row of: 2", "'b', 'c'")
     assert absent in findings(report, WARNING)
 
 
@@ -153,5 +176,6 @@ def test_validation_and_test_may_share_rows_at_less_cost():
     parts["test"] = source(["Two"], ["b"], "t.csv")
     report = examine(parts)
     assert findings(report, ERROR) == []
-    shared = ("rows of test that validation has too: 1", "t.csv:2 = a.csv:3")
+    said = "1 of 1 rows of test are in validation too, 0 of them to the letter"
+    shared = (said, "t.csv:2 = a.csv:3")
     assert shared in findings(report, WARNING)

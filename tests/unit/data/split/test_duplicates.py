@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from llmft.config.fields import ClassificationDataArguments, DataArguments
+from llmft.data.look.findings import Part
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.store import Source
 from llmft.data.split import duplicates as audit
@@ -298,7 +299,7 @@ def test_classes_that_are_not_evaluated_are_warned_of(given, capsys):
 def test_classes_of_each_kind_of_label(kind, labels, classes):
     data = source(["x", "y", "z"], labels)
     data = Source(data.dataset, "a.csv", problem_type=kind)
-    assert audit.classes_of(data, labels_of(data)[0]) == classes
+    assert Part.of("train", data).classes().keys() == classes
 
 
 @pytest.mark.parametrize("stratify", [False, True])

@@ -1,0 +1,285 @@
+"""All that can be told about data before training: tables, and what follows from them.
+
+``llmft/tasks/inspect.py`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from llmft.data.look.findings import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Finding,
+    Part,
+    absent_classes,
+    contradictions,
+    new_classes,
+    odd_classes,
+    pairs_at,
+    repeats,
+    shared,
+)
+from llmft.data.look.near import PIECE, THRESHOLD, near_duplicates
+from llmft.data.look.profile import Profile, profile
+from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.data.read.messages import MESSAGES, TEXT
+from llmft.data.read.store import Source
+from llmft.data.split.duplicates import SHORT, duplicates, overlap
+from llmft.data.tokens.chat import Layout, template_of
+from llmft.data.tokens.encode import encode
+from llmft.errors import escape
+
+_SHARES = (0, 1, 25, 50, 75, 95, 99, 100)
+_CLASSES = 30  # shown
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with a title; ``bars`` adds to each row a bar, as long as its number."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    bars: Sequence[float] = ()
+
+
+@dataclass
+class Report:
+    """All that was found, in the order in which it is shown."""
+
+    sections: list[Section] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A part with what its texts are like, and the tokens of each row."""
+
+    part: Part
+    profile: Profile
+    tokens: np.ndarray | None
+
+
+def examine(
+    sources: Mapping[str, Source],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_seq_length: int = 128,
+) -> Report:
+    """Look at all rows of the sources, each by itself and in pairs.
+
+    Args:
+        sources: by what to call them: train, validation, test, or the file's name.
+        tokenizer: counts tokens, to be compared with ``max_seq_length``.
+    """
+    parts = [Part.of(name, source) for name, source in sources.items()]
+    measured = [
+        _Measured(part, profile(part.source), _tokens(part, tokenizer))
+        for part in parts
+    ]
+    report = Report()
+    if tokenizer and any(one.tokens is None for one in measured):
+        what = "tokens of conversations are not counted"
+        meaning = "the model has no chat template: name one that has"
+        report.findings.append(Finding(NOTE, what, "", meaning))
+    _rows(measured, report)
+    for one in measured:
+        _lengths(one, max_seq_length, report)
+    for part in parts:
+        _turns(part, report)
+        _labels(part, report)
+    for part in parts[1:]:  # the first may be train
+        report.findings += new_classes(part, parts[0])
+        report.findings += absent_classes(part, parts[0])
+    _twice(parts, report)
+    _scripts(measured, report)
+    for one in measured:
+        for sign, seen in one.profile.signs.items():
+            what = f"{sign.what} in {one.part.name}: {seen.rows:,}"
+            where = one.part.at(seen.first, seen.rows)
+            level = WARNING if sign.serious else NOTE
+            report.findings.append(Finding(level, what, where, sign.meaning))
+    order = (ERROR, WARNING, NOTE)
+    report.findings.sort(key=lambda finding: order.index(finding.level))
+    return report
+
+
+def _tokens(part: Part, tokenizer: PreTrainedTokenizerBase | None) -> np.ndarray | None:
+    """Return the tokens of each row; None where that cannot be said."""
+    source = part.source
+    if tokenizer is None:
+        return None
+    layout = None
+    if source.format != TEXT:
+        talks = source.format == MESSAGES
+        if talks and not tokenizer.chat_template:
+            return None
+        template = template_of(tokenizer) if talks else ""
+        layout = Layout(source.format, False, template, source.files)
+    return encode(source.dataset, tokenizer, part.name, layout=layout).lengths
+
+
+def _rows(measured: Sequence[_Measured], report: Report) -> None:
+    counted = any(one.tokens is not None for one in measured)
+    rows = []
+    for one in measured:
+        part, blank = one.part, one.profile.blank
+        numbers = [part.rows, int(one.profile.lengths.sum())]
+        numbers += [] if one.tokens is None else [int(one.tokens.sum())]
+        notes = "; ".join(part.source.notes)
+        rows.append([part.name, *(f"{n:,}" for n in numbers), notes])
+        if blank.rows:
+            what = f"rows without text in {part.name}: {blank.rows:,}"
+            meaning = (
+                "nothing to learn from: take them out; a classification refuses them"
+                " unless --allow empty_text"
+            )
+            where = part.at(blank.first, blank.rows)
+            report.findings.append(Finding(WARNING, what, where, meaning))
+    header = ["", "rows", "characters", *(["tokens"] if counted else []), "as read"]
+    report.sections.append(Section("rows", header, rows))
+
+
+def _spread(title: str, values: np.ndarray, ends: str, report: Report) -> list[Any]:
+    """Show the least, some percentiles and the greatest of values; return them."""
+    whole = values.dtype.kind == "i"
+    method: Any = "higher" if whole else "linear"
+    found = np.percentile(values, _SHARES, method=method).tolist()
+    least, greatest = ends.split()
+    header = [least, *(f"{share} %" for share in _SHARES[1:-1]), greatest]
+    row = [f"{value:,}" if whole else f"{value:.4g}" for value in found]
+    report.sections.append(Section(title, header, [row]))
+    return found
+
+
+def _lengths(one: _Measured, max_seq_length: int, report: Report) -> None:
+    """Show percentiles and a histogram by powers of two; find what is too long."""
+    part, lengths, unit = one.part, one.profile.lengths, "characters"
+    if one.tokens is not None:
+        lengths, unit = one.tokens, "tokens"
+    title = f"{part.name}: {unit} of a row"
+    values = _spread(title, lengths, "shortest longest", report)
+    bins = np.frexp(lengths)[1]  # n is in bin b where 2**(b - 1) <= n < 2**b
+    counts = np.bincount(bins)
+    shown = np.arange(bins.min(), len(counts))
+    rows = [
+        [f"{2**b // 2:,}-{2**b - 1:,}" if b > 1 else f"{b}", f"{counts[b]:,}"]
+        for b in shown
+    ]
+    title = f"{part.name}: rows by {unit}"
+    report.sections.append(Section(title, [unit, "rows"], rows, counts[shown].tolist()))
+    long = np.flatnonzero(lengths > max_seq_length)
+    if one.tokens is not None and len(long):
+        cut = int((lengths[long] - max_seq_length).sum())
+        share = 100 * cut / int(lengths.sum())
+        what = f"rows of more than {max_seq_length:,} tokens in {part.name}"
+        who = (
+            "a classification leaves"
+            if part.source.format == TEXT
+            else "training leaves"
+        )
+        goes_on = "; language models go on in the next block"
+        meaning = (
+            f"{who} out {share:.2g} % of all tokens"
+            f"{goes_on if part.source.format == TEXT else ''}; --max_seq_length"
+            f" {values[-2]:,} holds 99 % of the rows, within what the model can take"
+        )
+        where = part.at(long, len(long))
+        report.findings.append(
+            Finding(WARNING, f"{what}: {len(long):,}", where, meaning)
+        )
+
+
+def _turns(part: Part, report: Report) -> None:
+    """Show how many turns conversations have, and who speaks how much."""
+    if part.source.format != MESSAGES:
+        return
+    turns, characters, counts = Counter[str](), Counter[str](), []
+    for messages in map(json.loads, part.source.dataset["text"]):
+        counts.append(len(messages))
+        for message in messages:
+            turns[message["role"]] += 1
+            characters[message["role"]] += len(message["content"])
+    title = f"{part.name}: turns of a conversation"
+    _spread(title, np.array(counts), "shortest longest", report)
+    rows = [[role, f"{n:,}", f"{characters[role]:,}"] for role, n in turns.items()]
+    bars = [float(n) for n in turns.values()]
+    title = f"{part.name}: turns by role"
+    report.sections.append(Section(title, ["role", "turns", "characters"], rows, bars))
+
+
+def _labels(part: Part, report: Report) -> None:
+    if part.source.problem_type == REGRESSION and part.labels:
+        values = np.array([float(name) for name in part.labels])[part.of_rows]
+        _spread(f"{part.name}: scores", values, "lowest highest", report)
+    counts = part.classes()
+    if not counts:
+        return
+    rows = [
+        [escape(name, 60), f"{n:,}", f"{100 * n / part.rows:.3g} %"]
+        for name, n in [*counts.items()][:_CLASSES]
+    ]
+    several = ", several in a row" if part.source.problem_type == MULTI else ""
+    more = f", the {_CLASSES} most frequent" if len(counts) > _CLASSES else ""
+    title = f"{part.name}: labels, {len(counts):,}{several}{more}"
+    bars = [float(n) for n in counts.values()][:_CLASSES]
+    report.sections.append(Section(title, ["label", "rows", "share"], rows, bars))
+    report.findings += odd_classes(part)
+
+
+def _twice(parts: Sequence[Part], report: Report) -> None:
+    """Show duplicates and overlap: exact, normalised and near."""
+    found = near_duplicates([p.source for p in parts], [p.prints for p in parts])
+    near: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for (i, row), (j, other_row) in found:
+        near[i, j].append((row, other_row))
+    rows = []
+    for i, part in enumerate(parts):
+        twice, inside = duplicates(part.prints), near[i, i]
+        rows.append([part.name, part.name, twice.rows, twice.exact, len(inside)])
+        report.findings += [*contradictions(part, alike=True), *repeats(part)]
+        if inside:
+            what = f"rows of {part.name} that are near another: {len(inside):,}"
+            where = pairs_at(np.array(inside), part, part)
+            meaning = "as duplicates, they weigh more than others"
+            report.findings.append(Finding(NOTE, what, where, meaning))
+    for (i, one), (j, two) in combinations(enumerate(parts), 2):
+        both, across = overlap(two.prints, one.prints), near[j, i]
+        rows.append([two.name, one.name, both.rows, both.exact, len(across)])
+        report.findings += shared(two, one)
+        if across:
+            what = f"rows of {two.name} that are near one of {one.name}"
+            where = pairs_at(np.array(across), two, one)
+            meaning = (
+                "a run takes no notice; --split_group_column keeps together what"
+                " belongs together"
+            )
+            what = f"{what}: {len(across):,}"
+            report.findings.append(Finding(WARNING, what, where, meaning))
+    header = ["rows of", "that are in", "alike", "to the letter", "near"]
+    rule = (
+        f"alike: case, spaces, punctuation aside; near: {THRESHOLD:.0%} of the pieces"
+        f" of {PIECE} characters in common, from {SHORT} letters on, an estimate"
+    )
+    report.sections.append(Section(f"twice ({rule})", header, rows))
+
+
+def _scripts(measured: Sequence[_Measured], report: Report) -> None:
+    rows = []
+    for one in measured:
+        scripts = one.profile.scripts
+        total = sum(scripts.values())
+        for script, n in [*scripts.items()][:8]:
+            share = f"{100 * n / total:.3g} %"
+            rows.append([one.part.name, script, f"{n:,}", share])
+    header = ["", "script", "letters", "share"]
+    report.sections.append(Section("scripts", header, rows))
