@@ -149,37 +149,13 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor.report()
 
 
-# Flags of `llmft data`; most are those of the recipes, checked in data_report.
-_DATA_FLAGS = {
-    "train_file": "file of the part called train",
-    "validation_file": "file of the part called validation",
-    "test_file": "file of the part called test",
-    "text_column_name": "column with the text",
-    "text_pair_column_name": "column with a second text",
-    "label_column_name": "column with the label",
-    "messages_column_name": "column with conversations",
-    "prompt_column_name": "column with prompts",
-    "completion_column_name": "column with completions",
-    "label_delimiter": "between several labels in one field",
-    "problem_type": "what labels are, as in classify.py",
-    "file_format": "format of the files; none: what their ending says",
-    "encoding": "of text files; none: UTF-8; auto: what they look like",
-    "delimiter": "between the fields of csv",
-    "quoting": "none: quotes in csv and tsv are text like any other",
-    "sample_by": "what a row of txt is: line or document",
-    "max_bad_rows": "rows that may be left out, counted",
-    "model_name_or_path": "counts tokens as this model does",
-    "max_seq_length": "tokens that a run will take (128)",
-}
-
-
 def _add_data(parser: argparse.ArgumentParser) -> None:
     # torch, which the other commands do without
     from llmft.config.facts import fields_of, fields_with
-    from llmft.config.fields import ClassificationDataArguments, ModelArguments
+    from llmft.config.fields import RECIPES
 
-    fields = fields_of(ModelArguments, ClassificationDataArguments)
-    names = fields_with("source", ClassificationDataArguments, among=("files", "rows"))
+    fields = fields_of(*RECIPES)
+    names = fields_with("source", *RECIPES, among=("files", "rows"))
     names += ["model_name_or_path", "max_seq_length"]
     parser.set_defaults(run=_report_data, names=names)
     parser.add_argument("files", metavar="FILE", nargs="*", help="a part of its own")

