@@ -122,9 +122,11 @@ def prepare(
     """
     before = _choices_of(args.resume_from_checkpoint)
     asked = "bf16" if args.bf16 else args.precision
+    kept = before.get("precision")
+    kept = None if kept == "fp16" else kept  # that was on a GPU
     given = Given(
         threads=args.num_threads,
-        precision=before.get("precision") if asked == "auto" else asked,
+        precision=kept if asked == "auto" else asked,
         attn_implementation=model_args.attn_implementation or before.get("attention"),
         trains=args.do_train or args.do_eval or args.do_predict,
     )
@@ -180,13 +182,12 @@ def _choices_of(checkpoint: Any) -> dict[str, str]:
 
 def _compared(choice: Choice, before: Mapping[str, str]) -> Choice:
     """Return the choice of a resumed run; warn where it is not the one of before."""
-    was = before.get(choice.name)
-    if was is None or (was == choice.value and choice.name == "threads"):
-        return choice
-    if was == choice.value:
+    was = before.get(choice.name, choice.value)
+    if was != choice.value:
+        is_now = f"is {choice.value} from now on"
+        warn(f"{choice.name} was {was} before this resume, {is_now}: other sums")
+    elif choice.name in before and choice.name != "threads":
         return replace(choice, reason="as before the resume")
-    is_now = f"is {choice.value} from now on"
-    warn(f"{choice.name} was {was} before this resume, {is_now}: other sums")
     return choice
 
 

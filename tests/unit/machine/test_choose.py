@@ -112,9 +112,12 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     kept = [c.name for c in choices if c.reason == "as before the resume"]
     assert kept == ["precision", "attention"]
     assert args.bf16 is False
-    (tmp_path / "run.json").write_text("[]")
-    found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
-    assert (found["precision"], found["attention"]) == ("bf16", "eager")
+    of_gpu = json.dumps({"choices": {"precision": {"value": "fp16"}}})
+    for record in ("[]", of_gpu):
+        (tmp_path / "run.json").write_text(record)
+        args.bf16, args.precision = False, "auto"
+        found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
+        assert (found["precision"], found["attention"]) == ("bf16", "eager")
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
