@@ -7,6 +7,7 @@ name, and what can be tried on a single weight is tried.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ _WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 def refused(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that llmft does not take."""
-    problems = [
+    problems = _several_processes()
+    problems += [
         f"{name} {why}"
         for name, why in REFUSED.items()
         if values[name] != defaults[name]
@@ -87,6 +89,21 @@ def refused(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]
     return problems
 
 
+def _several_processes() -> list[str]:
+    """Return a problem where a launcher has started more than this process.
+
+    They would wait for each other, and then write into the same files.
+    """
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    given = {name: os.environ.get(name, "") for name in sizes}
+    return [
+        f"{name} is {size}, and llmft trains in one process; start it without torchrun,"
+        " accelerate launch or mpirun"
+        for name, size in given.items()
+        if size.isdecimal() and int(size) > 1
+    ]
+
+
 def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
     """Return ``TrainingArguments(**values)`` and the problems with them.
 
@@ -105,6 +122,11 @@ def build(values: dict[str, Any]) -> tuple[TrainingArguments | None, list[str]]:
         "torch_compile_backend or _mode": _compile,
     }
     problems = []
+    if args.n_gpu > 1:
+        problems.append(
+            f"use_cpu false finds {args.n_gpu} GPUs, and llmft trains on one; set"
+            " CUDA_VISIBLE_DEVICES=0"
+        )
     for names, part in parts.items():
         try:
             part(args)

@@ -25,7 +25,7 @@ from llmft.console import say
 from llmft.data.tokens.chat import prompt_text
 from llmft.errors import ConfigError, NonFiniteError
 from llmft.machine import detect
-from llmft.model.probes import position_limit
+from llmft.model.probes import in_own_precision, position_limit
 
 
 def check(v: dict[str, Any]) -> list[str]:
@@ -172,7 +172,7 @@ def sample(
     texts = []
     started, written = time.perf_counter(), 0
     for prompt in args.prompt:
-        inputs = _inputs(prompt, tokenizer, args)
+        inputs = _inputs(prompt, tokenizer, args).to(model.device)
         chat, before = bool(args.apply_chat_template), inputs["input_ids"].shape[1]
         turns = f"[user] {prompt} [assistant] " if chat else ""
         set_seed(seed)
@@ -181,7 +181,7 @@ def sample(
         if live:
             say(turns, end="")
             streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
-        with torch.inference_mode():
+        with in_own_precision(model), torch.inference_mode():
             ids = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
@@ -290,9 +290,9 @@ def fill_masks(
     model.eval()
     guesses = []
     for text, _ in examples:
-        inputs = tokenizer(text, return_tensors="pt")
+        inputs = tokenizer(text, return_tensors="pt").to(model.device)
         (place,) = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
-        with torch.inference_mode():
+        with in_own_precision(model), torch.inference_mode():
             logits = model(**inputs).logits[0, int(place)]
         best = logits.topk(top).indices.tolist()
         guesses.append(", ".join(str(tokenizer.decode([i])).strip() for i in best))

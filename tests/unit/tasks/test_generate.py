@@ -10,10 +10,13 @@ import tiny
 import torch
 from datasets import Dataset
 
-from llmft.config.fields import GenerationModelArguments
+from llmft.config.fields import GenerationModelArguments, TrainingArguments
+from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.tasks import generate
 from llmft.tasks.generate import cloze_examples, fill_masks
+from llmft.train.objectives import MaskedLM
+from llmft.train.trainer import LlmftTrainer
 
 EOS = "<|endoftext|>"
 PROMPTS = ["the film was", "a director"]
@@ -312,3 +315,47 @@ def test_show_gives_every_text_of_every_prompt(capsys):
     assert capsys.readouterr().out == "\nwritten    A\n\nwritten    B\n"
     generate.show([], [])
     assert capsys.readouterr().out == ""
+
+
+def test_examples_before_and_after_come_in_one_precision(wordpiece, tmp_path):
+    """accelerate wraps a model that it evaluates in autocast, for good."""
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    quiet = {"report_to": "none", "disable_tqdm": True, "bf16": True}
+    quiet |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    collator = LanguageModelingCollator(wordpiece)
+    ids = [wordpiece(text)["input_ids"] for text in tiny.sentences(4)]
+    trainer = LlmftTrainer(
+        objective=MaskedLM(),
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), **quiet),
+        data_collator=collator,
+        eval_dataset=Dataset.from_dict({"input_ids": ids, "row": [0, 1, 2, 3]}),
+    )
+    seen = []
+    layer = model.bert.encoder.layer[0].output.dense
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    examples = [("the [MASK] film was good", "old")]
+    before = fill_masks(model, wordpiece, examples)
+    trainer.evaluate()
+    assert seen[-1] == torch.bfloat16
+    wrapped = model.forward
+    assert fill_masks(model, wordpiece, examples) == before
+    assert (seen[0], seen[-1]) == (torch.float32,) * 2
+    assert model.forward == wrapped
+
+
+class _Elsewhere:
+    """A model on another device that writes nothing but its prompt."""
+
+    device, config, base_model = torch.device("meta"), None, None
+
+    def eval(self):
+        return self
+
+    def generate(self, input_ids, attention_mask, **options):
+        assert {input_ids.device, attention_mask.device} == {self.device}
+        return torch.zeros(input_ids.shape, dtype=torch.int64)
+
+
+def test_prompts_go_to_the_device_of_the_model(bpe):
+    assert len(generate.sample(_Elsewhere(), bpe, arguments(), 1)) == len(PROMPTS)
