@@ -353,7 +353,7 @@ def test_masked_lm_follows_the_device_of_its_batch(model, elsewhere):
     batch_of = {**inputs, "labels": labels}
     objective = MaskedLM()
     loss = objective.loss(model, batch_of, objective.label_count(batch_of))
-    assert objective._shortcuts.head is model.get_output_embeddings()
+    assert objective.tried[2] is model.get_output_embeddings()
     assert loss.device.type == "cpu"
     torch.testing.assert_close(loss, wanted, rtol=LOSS_RTOL, atol=0)
     assert_same_gradients(gradients(model, loss), expected)
