@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ FILES = [name for name in _OF_FILES if name.endswith("_file")]
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
 _OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
+_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 
@@ -219,6 +221,12 @@ def _refused(v: Mapping[str, Any]) -> list[str]:
             v["lr_scheduler_kwargs"] and schedule.startswith("constant")
         ),
     }
+    for name in _PROCESSES:  # a launcher's: they would write into the same files
+        size = os.environ.get(name, "")
+        faults[
+            f"{name} is {size}, and llmft trains in one process; start it without"
+            " torchrun, accelerate launch or mpirun"
+        ] = size.isdecimal() and int(size) > 1
     return [said for said, wrong in faults.items() if wrong]
 
 
@@ -255,6 +263,11 @@ def build(
             torch.neg, backend=chosen[0], mode=chosen[1]
         )
     problems = []
+    if args.n_gpu > 1:
+        problems.append(
+            f"use_cpu false finds {args.n_gpu} GPUs, and llmft trains on one; set"
+            " CUDA_VISIBLE_DEVICES=0"
+        )
     for names, trial in trials.items():
         try:
             trial()

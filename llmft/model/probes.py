@@ -65,18 +65,18 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def as_loaded(model: Any) -> Iterator[None]:
-    """Run ``model`` in eval mode and in its own precision, as who loads it will.
+def in_own_precision(model: Any) -> Iterator[None]:
+    """Run ``model`` in the precision of its weights, as who loads it will.
 
     accelerate wraps ``forward`` in autocast when a model is trained or evaluated, and
     leaves it there: examples from before and after would come in two precisions. One
     token at a time, bf16 is no faster (SmolLM2-135M on 2 cores with AMX: 25.6 tokens/s,
     28.2 in fp32).
     """
-    wrapped = vars(model).pop("forward", None)
+    own = vars(model)
+    wrapped = own.pop("forward", None) if "_original_forward" in own else None
     try:
-        with evaluating(model):
-            yield
+        yield
     finally:
         if wrapped is not None:
             model.forward = wrapped

@@ -32,7 +32,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
 from llmft.metrics.classes import CAUSAL_LM
-from llmft.model.probes import position_limit
+from llmft.model.probes import in_own_precision, position_limit
 
 TASK = Task(
     name="causal-lm",
@@ -205,7 +205,7 @@ def sample(
     texts = []
     started, written = time.perf_counter(), 0
     for prompt in args.prompt:
-        inputs = _inputs(prompt, tokenizer, args)
+        inputs = _inputs(prompt, tokenizer, args).to(model.device)
         chat, before = bool(args.apply_chat_template), inputs["input_ids"].shape[1]
         turns = f"[user] {prompt} [assistant] " if chat else ""
         set_seed(seed)
@@ -214,7 +214,7 @@ def sample(
         if live:
             say(turns, end="")
             streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
-        with torch.inference_mode():
+        with in_own_precision(model), torch.inference_mode():
             ids = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],

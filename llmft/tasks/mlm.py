@@ -23,6 +23,7 @@ from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
 from llmft.metrics.classes import MASKED_LM
+from llmft.model.probes import in_own_precision
 
 TASK = Task(
     name="masked-lm",
@@ -131,9 +132,9 @@ def fill_masks(
     model.eval()
     guesses = []
     for text, _ in examples:
-        inputs = tokenizer(text, return_tensors="pt")
+        inputs = tokenizer(text, return_tensors="pt").to(model.device)
         (place,) = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
-        with torch.inference_mode():
+        with in_own_precision(model), torch.inference_mode():
             logits = model(**inputs).logits[0, int(place)]
         best = logits.topk(top).indices.tolist()
         guesses.append(", ".join(str(tokenizer.decode([i])).strip() for i in best))

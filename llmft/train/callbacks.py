@@ -31,14 +31,7 @@ class Progress(ProgressCallback):
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
         """Open the bar."""
-        self.training_bar = tqdm(
-            total=state.max_steps,
-            desc="training",
-            unit="step",
-            mininterval=_REDRAW_SECONDS,
-            dynamic_ncols=True,
-        )
-        self.current_step = 0
+        self.training_bar = _bar(state.max_steps, "training", "step")
         self._started, self._first_step = time.perf_counter(), state.global_step
         self.training_bar.update(state.global_step)
         self.current_step = state.global_step
@@ -63,14 +56,8 @@ class Progress(ProgressCallback):
     ) -> None:
         """Advance the bar of an evaluation."""
         if self.prediction_bar is None:
-            self.prediction_bar = tqdm(
-                total=len(eval_dataloader),
-                desc="evaluating",
-                unit="batch",
-                leave=False,
-                mininterval=_REDRAW_SECONDS,
-                dynamic_ncols=True,
-            )
+            batches = len(eval_dataloader)
+            self.prediction_bar = _bar(batches, "evaluating", "batch", leave=False)
         self.prediction_bar.update(1)
 
     def on_log(
@@ -91,11 +78,25 @@ class Progress(ProgressCallback):
             with tqdm.external_write_mode():  # takes the bars away meanwhile
                 say(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
 
-    def close(self) -> None:
-        """Leave the bars as they are, so that what is said next has its own line."""
-        for bar in (self.prediction_bar, self.training_bar):
-            if bar is not None:
-                bar.close()
+
+def close(callbacks: list[TrainerCallback]) -> None:
+    """Leave the bars as they are, so that what is said next has its own line."""
+    for callback in callbacks:
+        if isinstance(callback, Progress):
+            for bar in (callback.prediction_bar, callback.training_bar):
+                if bar is not None:
+                    bar.close()
+
+
+def _bar(total: int, doing: str, unit: str, leave: bool = True) -> tqdm:
+    return tqdm(
+        total=total,
+        desc=doing,
+        unit=unit,
+        leave=leave,
+        mininterval=_REDRAW_SECONDS,
+        dynamic_ncols=True,
+    )
 
 
 def _is_bookkeeping(name: str) -> bool:
@@ -290,10 +291,3 @@ def for_run(folder: Path, args: Any, leg: int) -> list[TrainerCallback]:
         found.append(tensorboard)
     found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
     return [*found, Checkpoints(folder / "checkpoints")]
-
-
-def close(callbacks: list[TrainerCallback]) -> None:
-    """Leave the bars among ``callbacks`` as they are: what follows has its own line."""
-    for callback in callbacks:
-        if isinstance(callback, Progress):
-            callback.close()

@@ -46,11 +46,16 @@ def labelled_cross_entropy(
             rows.float(), wanted, reduction="sum", label_smoothing=label_smoothing
         )
         return total / count
-    device = rows.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else rows.dtype
-    parameters = (head.weight, head.bias, wanted, 1 / count, dtype)
+    parameters = (head.weight, head.bias, wanted, 1 / count, product_dtype(rows))
     return _ChunkedCrossEntropy.apply(rows, *parameters)
+
+
+def product_dtype(values: torch.Tensor) -> torch.dtype:
+    """Return the type that autocast, where it is on, has products of ``values`` in."""
+    device = values.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return values.dtype
 
 
 def label_loss(

@@ -138,3 +138,22 @@ def test_a_package_that_is_not_installed():
 )
 def test_what_is_taken(flags):
     read(flags)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_are_refused(name, monkeypatch):
+    """Before TrainingArguments is made, which would wait for the others."""
+    flags = "--model_name_or_path x --dataset_name y"
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ConfigError) as caught:
+        read(flags)
+    said = f"{name} is 2, and llmft trains in one process; start it without torchrun"
+    assert said in str(caught.value)
+    monkeypatch.setenv(name, "1")
+    assert read(flags).training.world_size == 1
+
+
+def test_several_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ConfigError, match="finds 2 GPUs, and llmft trains on one; set"):
+        read("--model_name_or_path x --dataset_name y --use_cpu false")

@@ -18,7 +18,7 @@ def trained(tmp_path, base, args):
     trainer = causal_lm(arguments(tmp_path, max_steps=3, learning_rate=0.05), "llama")
     model = add_lora(AutoModelForCausalLM.from_pretrained(base), args)
     trainer = type(trainer)(
-        task="causal-lm",
+        objective=trainer.objective,
         model=model,
         args=trainer.args,
         data_collator=trainer.data_collator,

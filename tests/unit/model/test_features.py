@@ -53,6 +53,7 @@ def test_cached_features_give_the_logits_of_the_encoder(wordpiece, kind, capsys)
     torch.testing.assert_close(logits(model, collate, cached), wanted)
     head = set(model.state_dict())
     assert head < names
+    assert "states" in dict(model.base_model.named_buffers())  # go where the model goes
     features.restore_backbone(model)
     assert set(model.state_dict()) == names
     features.restore_backbone(model)  # nothing more to do

@@ -246,3 +246,20 @@ def test_show_gives_every_text_of_every_prompt(capsys):
     assert capsys.readouterr().out == "\nwritten    A\n\nwritten    B\n"
     generate.show([], [])
     assert capsys.readouterr().out == ""
+
+
+class _Elsewhere:
+    """A model on another device that writes nothing but its prompt."""
+
+    device, config, base_model = torch.device("meta"), None, None
+
+    def eval(self):
+        return self
+
+    def generate(self, input_ids, attention_mask, **options):
+        assert {input_ids.device, attention_mask.device} == {self.device}
+        return torch.zeros(input_ids.shape, dtype=torch.int64)
+
+
+def test_prompts_go_to_the_device_of_the_model(bpe):
+    assert len(generate.sample(_Elsewhere(), bpe, arguments(), 1)) == len(PROMPTS)

@@ -5,8 +5,11 @@ import tiny
 import torch
 from datasets import Dataset
 
-from llmft.config.fields import MaskedLMDataArguments
+from llmft.config.fields import MaskedLMDataArguments, TrainingArguments
+from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.tasks.mlm import cloze_examples, fill_masks, show_filled
+from llmft.train.objectives import MaskedLM
+from llmft.train.trainer import LlmftTrainer
 
 
 @pytest.fixture
@@ -93,3 +96,30 @@ def test_what_was_filled_in_is_shown_side_by_side(capsys):
     )
     show_filled([], [], [], None)
     assert capsys.readouterr().out == ""
+
+
+def test_examples_before_and_after_come_in_one_precision(wordpiece, tmp_path):
+    """accelerate wraps a model that it evaluates in autocast, for good."""
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    quiet = {"report_to": "none", "disable_tqdm": True, "bf16": True}
+    quiet |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    collator = LanguageModelingCollator(wordpiece)
+    ids = [wordpiece(text)["input_ids"] for text in tiny.sentences(4)]
+    trainer = LlmftTrainer(
+        objective=MaskedLM(),
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), **quiet),
+        data_collator=collator,
+        eval_dataset=Dataset.from_dict({"input_ids": ids, "row": [0, 1, 2, 3]}),
+    )
+    seen = []
+    layer = model.bert.encoder.layer[0].output.dense
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    examples = [("the [MASK] film was good", "old")]
+    before = fill_masks(model, wordpiece, examples)
+    trainer.evaluate()
+    assert seen[-1] == torch.bfloat16
+    wrapped = model.forward
+    assert fill_masks(model, wordpiece, examples) == before
+    assert (seen[0], seen[-1]) == (torch.float32,) * 2
+    assert model.forward == wrapped

@@ -1,15 +1,19 @@
 """The fast loss is the model's own loss: same value, same gradients, every edge."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch.nn import functional
 
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.model.probes import last_meeting, plain_head
 from llmft.train import losses
 from llmft.train.losses import labelled_cross_entropy, token_statistics
 from llmft.train.narrow import head_inputs, labelled_positions_only
+from llmft.train.objectives import Classification, MaskedLM
 
 KINDS = "bert distilbert roberta modernbert albert electra".split()
 VOCABULARY = 160
@@ -332,3 +336,49 @@ def test_a_frozen_head_gets_no_gradient():
     chunked_loss(model, ids, labels).backward()
     assert model.lm_head.weight.grad is None
     assert model.model.layers[0].self_attn.q_proj.weight.grad.any()
+
+
+@pytest.fixture
+def elsewhere():
+    """What names no device is made on another one than that of model and batch."""
+    with torch.device("meta"):
+        yield
+
+
+def test_masked_lm_follows_the_device_of_its_batch(model, elsewhere):
+    with torch.device("cpu"):
+        inputs, labels = batch(model, (2, 1, 3, 4))
+        wanted = fast_loss(model, inputs, labels)
+        expected = gradients(model, wanted)
+    batch_of = {**inputs, "labels": labels}
+    objective = MaskedLM()
+    loss = objective.loss(model, batch_of, objective.label_count(batch_of))
+    assert objective.tried[2] is model.get_output_embeddings()
+    assert loss.device.type == "cpu"
+    torch.testing.assert_close(loss, wanted, rtol=LOSS_RTOL, atol=0)
+    assert_same_gradients(gradients(model, loss), expected)
+    evaluated, found = objective.evaluate(model, batch_of)
+    assert found["statistics"].device.type == evaluated.device.type == "cpu"
+    torch.testing.assert_close(evaluated, wanted, rtol=LOSS_RTOL, atol=0)
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_a_classifier_follows_the_device_of_its_batch(kind, elsewhere):
+    with torch.device("cpu"):
+        model = tiny.model("bert", "classification", VOCABULARY, num_labels=3)
+        objective = Classification(kind, None if kind == REGRESSION else [1.0, 2.0, 3])
+        inputs, _ = batch(model.eval(), (0, 0, 0))
+        labels = {SINGLE: torch.tensor([0, 2, 1]), MULTI: torch.ones(3, 3)}
+        given = {**inputs, "labels": labels.get(kind, torch.ones(3))}
+    count = objective.label_count(given)
+    loss = objective.loss(model, given, count)
+    assert loss.device.type == count.device.type == "cpu"
+    assert loss.isfinite()
+
+
+def test_autocast_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(losses.torch, "is_autocast_enabled", lambda d: d == "cpu")
+    rows = torch.ones(1)
+    assert losses.product_dtype(rows) == torch.bfloat16
+    elsewhere = SimpleNamespace(device=torch.device("cuda"), dtype=rows.dtype)
+    assert losses.product_dtype(elsewhere) == torch.float32

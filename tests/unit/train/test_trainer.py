@@ -1,8 +1,11 @@
 """The real trainer on tiny models: same steps as the plain one, right numbers."""
 
+import ast
+import inspect
 import json
 import math
 import os
+import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +15,12 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.nn import functional
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    DefaultFlowCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from llmft.config.fields import LanguageModelingDataArguments, TrainingArguments
 from llmft.data.read.columns import Columns
@@ -408,6 +416,40 @@ def test_a_far_too_large_learning_rate_stops(wordpiece, tmp_path):
     assert "lower learning_rate, or raise warmup_steps" in stopped(trainer)
     assert len(losses(trainer)) < 10
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+
+
+def test_what_stays_private_is_still_there():
+    """In Trainer, where an upgrade may rename it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(LlmftTrainer)))
+    overridden, used = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            overridden.add(node.name)
+        elif isinstance(node, ast.Attribute):
+            used.add(node.attr)
+    private = {n for n in overridden | used if n[0] == "_" and n[:2] != "__"}
+    gone = sorted(name for name in private if not hasattr(Trainer, name))
+    assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
+    assert len(private) <= 2
+    # These are public, and would never be called under another name.
+    public = {n for n in overridden - private if n != "__init__"}
+    ours = {"in_order"}
+    gone = sorted(n for n in public - ours if not hasattr(Trainer, n))
+    assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_notebook_shows_one_bar(wordpiece, tmp_path, monkeypatch, quiet):
+    """There Trainer's own is no ProgressCallback."""
+    theirs = "transformers.trainer.DEFAULT_PROGRESS_CALLBACK"
+    monkeypatch.setattr(theirs, type("NotebookBar", (TrainerCallback,), {}))
+    args = arguments(tmp_path / "run", disable_tqdm=quiet, report_to=["tensorboard"])
+    ours = for_run(tmp_path / "run", args)
+    trainer = classifier(wordpiece, args, callbacks=ours)
+    found = trainer.callback_handler.callbacks
+    assert found[0].__class__ is DefaultFlowCallback
+    assert found[1:] == ours
+    assert sum(isinstance(c, ProgressCallback) for c in found) == (not quiet)
 
 
 def test_early_stopping(wordpiece, tmp_path):

@@ -1,4 +1,4 @@
-"""Packed documents do not see each other, where the model can keep them apart."""
+"""What a model allows: packed documents that do not see each other, first of all."""
 
 import pytest
 import tiny
