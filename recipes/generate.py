@@ -20,7 +20,7 @@ from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
 from llmft.machine.choose import Choice
-from llmft.metrics import classes
+from llmft.metrics import tokens
 from llmft.model import adapters, load, packing
 from llmft.model.identity import identity
 from llmft.model.probes import require_causal
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         GenerationModelArguments,
         GenerationDataArguments,
         description=__doc__,
-        metrics=classes.CAUSAL_LM,
+        metrics=tokens.CAUSAL_LM,
         check=generate.check,
     )
     training = args.training
@@ -112,7 +112,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classes.token_metrics("token_accuracy"),
+            compute_metrics=tokens.token_metrics("token_accuracy"),
             task="causal-lm",
         )
         run.attach(trainer)
@@ -136,7 +136,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
         folder.report(
             run,
             results,
-            list(classes.CAUSAL_LM),
+            list(tokens.CAUSAL_LM),
             "generate",
             *(() if args.model.prompt else ("--prompt", "Once upon a time")),
             keep=["apply_chat_template", *(["prompt"] if args.model.prompt else [])],

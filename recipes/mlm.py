@@ -19,7 +19,7 @@ from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
 from llmft.machine import choose
-from llmft.metrics import classes
+from llmft.metrics import tokens
 from llmft.model import load, new_weights
 from llmft.model.identity import identity
 from llmft.process import run_command
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         ModelArguments,
         MaskedLMDataArguments,
         description=__doc__,
-        metrics=classes.MASKED_LM,
+        metrics=tokens.MASKED_LM,
         default_file=Path(__file__).with_name("mlm_cpu.json"),
         check=lambda values: (
             require_data(values)
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classes.token_metrics("masked_accuracy"),
+            compute_metrics=tokens.token_metrics("masked_accuracy"),
             task="masked-lm",
         )
         run.attach(trainer)
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
         folder.report(
             run,
             results,
-            list(classes.MASKED_LM),
+            list(tokens.MASKED_LM),
             "classify",
             *own,
             keep=["max_seq_length"],

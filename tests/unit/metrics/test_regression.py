@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_classes import RESAMPLED
+from unit.metrics.test_errors import RESAMPLED
 
 from llmft.metrics.regression import METRICS, regression_metrics
 
@@ -24,19 +24,22 @@ def numbers(ties, n=400):
     return guesses, labels.astype(np.float32)
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_they_equal_sklearn_and_scipy(ties):
-    guesses, labels = numbers(ties)
-    found = values(guesses, labels)
-    wanted = {
+def independent(guesses, labels):
+    return {
         "mse": sk.mean_squared_error(labels, guesses),
         "loss": sk.mean_squared_error(labels, guesses),
         "mae": sk.mean_absolute_error(labels, guesses),
         "r2": sk.r2_score(labels, guesses),
         "pearson": stats.pearsonr(labels, guesses).statistic,
         "spearman": stats.spearmanr(labels, guesses).statistic,
-        "n": 400,
+        "n": len(labels),
     }
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_they_equal_sklearn_and_scipy(ties):
+    guesses, labels = numbers(ties)
+    found, wanted = values(guesses, labels), independent(guesses, labels)
     assert {k: v for k, v in found.items() if "stderr" not in k} == pytest.approx(
         wanted
     )
@@ -48,7 +51,7 @@ def test_standard_errors_are_those_of_resampled_texts(ties):
     guesses, labels = numbers(ties)
     found = values(guesses, labels)
     rows = np.random.default_rng(2).integers(0, 400, (500, 400))
-    samples = [values(guesses[i], labels[i]) for i in rows]
+    samples = [independent(guesses[i], labels[i]) for i in rows]
     for name in METRICS:
         spread = np.std([sample[name] for sample in samples])
         assert found[f"{name}_stderr"] == pytest.approx(spread, rel=RESAMPLED), name

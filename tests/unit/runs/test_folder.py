@@ -253,7 +253,7 @@ def test_metrics_have_value_n_and_error(finished, wordpiece):
         "loss": {"value": 800.0, "n": 12, "stderr": 2.0},
         "perplexity": {"value": None, "n": 12, "stderr": None},
     }
-    assert set(found["eval"]) == set(classes.CLASSIFICATION)
+    assert set(found["eval"]) == set(classes.METRICS)
     for entry in found["eval"].values():
         assert set(entry) == {"value", "n", "stderr"}
         assert entry["n"] == 8

@@ -20,7 +20,7 @@ from llmft.data.tokens.collate import (
     fix_masks,
 )
 from llmft.errors import NonFiniteError
-from llmft.metrics import classes
+from llmft.metrics import classes, tokens
 from llmft.train import callbacks
 from llmft.train.callbacks import MaskEpoch
 from llmft.train.losses import token_statistics
@@ -58,7 +58,7 @@ def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
         train_dataset=blocks(wordpiece),
         eval_dataset=fix_masks(blocks(wordpiece, 11, seed=50), collator),
         processing_class=wordpiece,
-        compute_metrics=classes.token_metrics("masked_accuracy"),
+        compute_metrics=tokens.token_metrics("masked_accuracy"),
         **options,
     )
 
@@ -83,7 +83,7 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
         ),
         eval_dataset=data,
         processing_class=tokenizer,
-        compute_metrics=classes.token_metrics("token_accuracy"),
+        compute_metrics=tokens.token_metrics("token_accuracy"),
         **options,
     )
 
