@@ -6,6 +6,7 @@ its code from the hub. Each value ``x`` comes with ``x_stderr``, and all with ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import datasets
@@ -42,8 +43,7 @@ def with_errors(measure: Measure, rows: int) -> dict[str, float]:
     The errors are the spread over seeded draws of as many rows with replacement
     (Efron 1979, doi:10.1214/aos/1176344552): the row, which is a text, is the unit.
     """
-    whole = measure(np.ones((rows, 1)))
-    found = {name: 0.0 if np.isnan(x[0]) else float(x[0]) for name, x in whole.items()}
+    found = {name: float(x[0]) for name, x in measure(np.ones((rows, 1))).items()}
     generator = np.random.default_rng(0)
     left, parts = int(np.clip(_ENOUGH // rows, _FEWEST, _DRAWS)), []
     while left > 0:
@@ -53,11 +53,15 @@ def with_errors(measure: Measure, rows: int) -> dict[str, float]:
         parts.append(measure(np.stack(counts, axis=1).astype(np.float64)))
         left -= size
     for name in list(found):
-        draws = np.concatenate([part[name] for part in parts])
-        draws = draws[~np.isnan(draws)]
-        varies = len(draws) and np.ptp(draws)  # not by rounding
-        found[f"{name}_stderr"] = float(draws.std(ddof=1)) if varies else 0.0
+        found[f"{name}_stderr"] = _spread(np.concatenate([p[name] for p in parts]))
     return {**found, "n": rows}
+
+
+def _spread(draws: np.ndarray) -> float:
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return math.nan
+    return float(draws.std(ddof=1)) if np.ptp(draws) else 0.0  # not of rounding
 
 
 def members(groups: np.ndarray, count: int) -> csr_array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import evaluate
@@ -42,7 +43,10 @@ class Regression(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         guesses, labels = (np.asarray(x, np.float64) for x in (predictions, references))
-        return with_errors(_measure(guesses, labels), len(labels))
+        found = with_errors(_measure(guesses, labels), len(labels))
+        if math.isnan(found["mse"]):
+            return found
+        return {name: 0.0 if math.isnan(x) else x for name, x in found.items()}
 
 
 def _measure(guesses: np.ndarray, labels: np.ndarray) -> Measure:

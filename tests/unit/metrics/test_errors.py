@@ -42,6 +42,11 @@ def test_a_single_row_has_no_error():
     assert found == {"mean": 0.1, "mean_stderr": 0, "n": 1}
 
 
+def test_what_is_no_number_stays_so():
+    found = errors.with_errors(of_mean(np.array([1.0, np.nan])), 2)
+    assert np.isnan([found["mean"], found["mean_stderr"]]).all()
+
+
 def scores(rows, outputs):
     draw = np.random.default_rng(0)
     labels = draw.integers(0, outputs, rows)

@@ -63,6 +63,8 @@ def test_edges():
     assert found["r2"] == 0  # the mean of the labels
     same = values([1.0, 2.0, 3.0], np.full(3, 0.1))
     assert same["pearson"] == same["spearman"] == same["r2"] == same["r2_stderr"] == 0
+    spoiled = values([1.0, np.nan, 3.0], np.array([1.0, 2.0, 3.0]))
+    assert np.isnan([spoiled[name] for name in ("loss", "mae", "r2", "pearson")]).all()
     one = values([1.5], np.array([1.0]))
     assert (one["mse"], one["r2"], one["n"]) == (0.25, 0.0, 1)
     assert not any(one[f"{name}_stderr"] for name in METRICS)
