@@ -20,7 +20,7 @@ from llmft.config.parse import Arguments, parse
 from llmft.config.rules import ACTIONS
 from llmft.console import say
 from llmft.data.tokens.collate import LanguageModelingCollator
-from llmft.metrics.classes import token_metrics
+from llmft.metrics.tokens import token_metrics
 from llmft.model.adapters import add_lora, merged
 from llmft.model.identity import identity
 from llmft.model.load import load_model

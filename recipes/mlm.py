@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import parse
 from llmft.data.tokens.collate import LanguageModelingCollator
-from llmft.metrics.classes import token_metrics
+from llmft.metrics.tokens import token_metrics
 from llmft.model.identity import identity
 from llmft.model.load import load_model, require_mask_token
 from llmft.model.new_weights import start_as_identity, start_from_frequencies

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Makes .venv with PyTorch, llmft and its tools; run again, it does only what is missing.
 #   scripts/setup.sh            PYTHON=python3.12 scripts/setup.sh
+# VENV names another folder than .venv, as for a second version of Python.
 set -euo pipefail
 CDPATH= cd "$(dirname "$0")/.."
-[[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n '2,3s/^# *//p' scripts/setup.sh
+[[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n '2,4s/^# *//p' scripts/setup.sh
 
 fail() {
   echo "setup: $1" >&2
   exit 5
 }
 
-# The stamp says what .venv was made from. It is written last, so that an interrupted
-# set-up is done again.
-stamp=.venv/.llmft-setup
+# The stamp says what the environment was made from. It is written last, so that an
+# interrupted set-up is done again.
+venv="${VENV:-.venv}"
+stamp="$venv/.llmft-setup"
 wanted="$(cat pyproject.toml scripts/constraints.txt scripts/setup.sh | cksum) $PWD"
 is_ready() {
-  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null
 }
 is_ready && exit 0
 
@@ -41,14 +43,14 @@ except BlockingIOError:
 LOCK
 is_ready && exit 0
 
-is_new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 || {
-  echo "setup: making .venv"
-  "$python" -m venv --clear .venv ||
-    fail "$python cannot make .venv (its message is above); on Debian and Ubuntu it needs the package python3-venv"
+is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 || {
+  echo "setup: making $venv"
+  "$python" -m venv --clear "$venv" ||
+    fail "$python cannot make $venv (its message is above); on Debian and Ubuntu it needs the package python3-venv"
 }
 install() {
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "$@" ||
-    fail "pip could not install this (its message is above): check the network, or the index and proxy that \`.venv/bin/python -m pip config list\` shows, and run again"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "$@" ||
+    fail "pip could not install this (its message is above): check the network, or the index and proxy that \`$venv/bin/python -m pip config list\` shows, and run again"
 }
 # PyTorch first and pinned: asked for by another package, pip takes the newest build,
 # which on Linux is the CUDA one with several GB.

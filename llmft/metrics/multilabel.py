@@ -1,4 +1,4 @@
-"""Metrics of texts that have several labels, each with n and a standard error."""
+"""Metrics of texts that have several labels, with n and standard errors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
-from llmft.metrics.classes import F64, cache, info, mean_error, ratio
+from llmft.metrics.errors import F64, cache, info, with_errors
 
 # Whether greater is better.
 METRICS = {
@@ -46,14 +45,12 @@ class MultiLabel(evaluate.Metric):
     that a text has and else 0. A text is given the labels whose probability is at least
     ``threshold``. Macro F1 is the mean over the labels that occur in either; subset
     accuracy the share of texts with exactly their labels; log loss the mean over texts
-    and labels. The standard errors have the text as the unit: those of a mean, and for
-    F1 those of a ratio estimator (delta method).
+    and labels.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         rows = datasets.List(F64)
-        columns = datasets.Features({"predictions": rows, "references": rows})
-        return info(self.__doc__, columns)
+        return info(self.__doc__, predictions=rows, references=rows)
 
     def _compute(
         self, predictions: Any, references: Any, threshold: float
@@ -65,36 +62,18 @@ class MultiLabel(evaluate.Metric):
         nll = (np.logaddexp(0, logits) - labels * logits).mean(1)
         same = (guesses == labels).all(1).astype(np.float64)
         twice = 2 * labels * guesses  # F1 is this over the labels and guesses
-        both = labels + guesses
-        micro, micro_error = 0.0, 0.0
-        if both.any():
-            micro, micro_error = ratio(twice.sum(1), both.sum(1))
-        return {
-            "loss": float(nll.mean()),
-            "loss_stderr": mean_error(nll),
-            "f1_micro": micro,
-            "f1_micro_stderr": micro_error,
-            "f1_macro": _macro(labels, guesses),
-            "f1_macro_stderr": _macro_error(twice, both),
-            "subset_accuracy": float(accuracy_score(labels, guesses)),
-            "subset_accuracy_stderr": mean_error(same),
-            "log_loss": float(nll.mean()),
-            "log_loss_stderr": mean_error(nll),
-            "n": len(labels),
-        }
+        both, n = labels + guesses, len(labels)
 
+        def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
+            parts, sizes = twice.T @ counts, both.T @ counts  # (labels, draws)
+            occur = np.maximum((sizes > 0).sum(0), 1)
+            loss = nll @ counts / n
+            return {
+                "loss": loss,
+                "f1_micro": parts.sum(0) / np.maximum(sizes.sum(0), 1),
+                "f1_macro": (parts / np.maximum(sizes, 1)).sum(0) / occur,
+                "subset_accuracy": same @ counts / n,
+                "log_loss": loss,
+            }
 
-def _macro(labels: np.ndarray, guesses: np.ndarray) -> float:
-    found = f1_score(labels, guesses, average="macro", zero_division=np.nan)
-    return float(np.nan_to_num(found))
-
-
-def _macro_error(twice: np.ndarray, both: np.ndarray) -> float:
-    """Return the standard error of the mean over labels of sum(twice) / sum(both)."""
-    used = both.sum(0) > 0
-    if not used.any():
-        return 0.0
-    twice, both = twice[:, used], both[:, used]
-    scores = twice.sum(0) / both.sum(0)
-    influence = (twice - scores * both) / both.mean(0)
-    return mean_error(influence.mean(1))
+        return with_errors(measure, n)

@@ -28,7 +28,7 @@ from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 
 METRICS = {
-    SINGLE: classes.CLASSIFICATION,
+    SINGLE: classes.METRICS,
     MULTI: multilabel.METRICS,
     REGRESSION: regression.METRICS,
 }

@@ -31,7 +31,7 @@ from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
-from llmft.metrics.classes import CAUSAL_LM
+from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.probes import in_own_precision, position_limit
 
 TASK = Task(

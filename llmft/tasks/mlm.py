@@ -22,7 +22,7 @@ from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
 from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
-from llmft.metrics.classes import MASKED_LM
+from llmft.metrics.tokens import MASKED_LM
 from llmft.model.probes import in_own_precision
 
 TASK = Task(

@@ -13,14 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
-# Stands for python3: makes a .venv whose python is the second one.
+# Stands for python3: makes an environment whose python is the second one.
 BASE = """\
 #!/bin/sh
 [ "$1" = -m ] || exec '{python}' "$@"
 echo "$@" >>'{log}'
 sleep 0.3
-mkdir -p .venv/bin
-cp '{venv_python}' .venv/bin/python
+mkdir -p "$4/bin"
+cp '{venv_python}' "$4/bin/python"
 """
 IN_VENV = """\
 #!/bin/sh
@@ -105,6 +105,26 @@ def test_set_up_once_however_often_it_is_asked(repo: Path) -> None:
     assert done[0] == "-m venv --clear .venv"
     assert done[1].endswith("-c scripts/constraints.txt torch")
     assert done[2].endswith("-e .[dev]")
+
+
+def test_a_second_python_has_its_own_environment(repo: Path) -> None:
+    assert run(repo, "setup.sh")[0] == 0
+    code, out, _ = run(repo, "setup.sh", VENV=".venv-other")
+    assert (code, out.splitlines()[0]) == (0, "setup: making .venv-other")
+    assert run(repo, "setup.sh", VENV=".venv-other") == (0, "", "")
+    for name in ("ruff", "mypy"):
+        for venv in (".venv-other", f".venv-3.{sys.version_info.minor}"):
+            tool = repo / venv / "bin" / name
+            tool.parent.mkdir(parents=True, exist_ok=True)
+            tool.write_text("#!/bin/sh\n")
+            tool.chmod(0o755)
+    before = len(log(repo))
+    assert run(repo, "test.sh", "tests/unit")[0] == 0  # PYTHON is set
+    assert log(repo)[before] == f"-m venv --clear .venv-3.{sys.version_info.minor}"
+    assert log(repo)[-1].endswith("--dist loadscope tests/unit")
+    before = len(log(repo))
+    assert run(repo, "test.sh", VENV=".venv-other")[0] == 0
+    assert len(log(repo)) == before + 1  # the tests, and no set-up
 
 
 def test_a_failing_index_is_said_and_tried_again(repo: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_classes import RESAMPLED
+from unit.metrics.test_errors import RESAMPLED
 
 from llmft.metrics.multilabel import METRICS, multi_label_metrics, probabilities
 
@@ -25,24 +25,27 @@ def values(logits, labels, threshold=0.5):
     return multi_label_metrics(EvalPrediction(logits, labels), threshold)
 
 
+def independent(logits, labels, threshold=0.5):
+    p = 1 / (1 + np.exp(-logits))
+    guesses = p >= threshold
+    macro = {"average": "macro", "zero_division": np.nan}
+    losses = [sk.log_loss(labels[:, i], p[:, i], labels=[0, 1]) for i in range(5)]
+    return {
+        "f1_micro": sk.f1_score(labels, guesses, average="micro"),
+        "f1_macro": sk.f1_score(labels, guesses, **macro),
+        "subset_accuracy": sk.accuracy_score(labels, guesses),
+        "log_loss": np.mean(losses),
+        "loss": np.mean(losses),
+        "n": len(labels),
+    }
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.2])
 @pytest.mark.parametrize("absent", [None, 2])
 def test_they_equal_sklearn(absent, threshold):
     logits, labels = scored(absent=absent)
     found = values(logits, labels, threshold)
-    p = 1 / (1 + np.exp(-logits))
-    guesses = p >= threshold
-    macro = {"average": "macro", "zero_division": np.nan}
-    wanted = {
-        "f1_micro": sk.f1_score(labels, guesses, average="micro"),
-        "f1_macro": sk.f1_score(labels, guesses, **macro),
-        "subset_accuracy": sk.accuracy_score(labels, guesses),
-        "log_loss": np.mean(
-            [sk.log_loss(labels[:, i], p[:, i], labels=[0, 1]) for i in range(5)]
-        ),
-        "n": 400,
-    }
-    wanted["loss"] = wanted["log_loss"]
+    wanted = independent(logits, labels, threshold)
     assert {k: v for k, v in found.items() if "stderr" not in k} == pytest.approx(
         wanted
     )
@@ -53,7 +56,8 @@ def test_standard_errors_are_those_of_resampled_texts():
     logits, labels = scored()
     found = values(logits, labels)
     draw = np.random.default_rng(5)
-    samples = [values(logits[i], labels[i]) for i in draw.integers(0, 400, (400, 400))]
+    rows = draw.integers(0, 400, (400, 400))
+    samples = [independent(logits[i], labels[i]) for i in rows]
     for name in METRICS:
         spread = np.std([sample[name] for sample in samples])
         assert found[f"{name}_stderr"] == pytest.approx(spread, rel=RESAMPLED)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_classes import RESAMPLED
+from unit.metrics.test_errors import RESAMPLED
 
 from llmft.metrics.regression import METRICS, regression_metrics
 
@@ -24,19 +24,22 @@ def numbers(ties, n=400):
     return guesses, labels.astype(np.float32)
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_they_equal_sklearn_and_scipy(ties):
-    guesses, labels = numbers(ties)
-    found = values(guesses, labels)
-    wanted = {
+def independent(guesses, labels):
+    return {
         "mse": sk.mean_squared_error(labels, guesses),
         "loss": sk.mean_squared_error(labels, guesses),
         "mae": sk.mean_absolute_error(labels, guesses),
         "r2": sk.r2_score(labels, guesses),
         "pearson": stats.pearsonr(labels, guesses).statistic,
         "spearman": stats.spearmanr(labels, guesses).statistic,
-        "n": 400,
+        "n": len(labels),
     }
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_they_equal_sklearn_and_scipy(ties):
+    guesses, labels = numbers(ties)
+    found, wanted = values(guesses, labels), independent(guesses, labels)
     assert {k: v for k, v in found.items() if "stderr" not in k} == pytest.approx(
         wanted
     )
@@ -48,7 +51,7 @@ def test_standard_errors_are_those_of_resampled_texts(ties):
     guesses, labels = numbers(ties)
     found = values(guesses, labels)
     rows = np.random.default_rng(2).integers(0, 400, (500, 400))
-    samples = [values(guesses[i], labels[i]) for i in rows]
+    samples = [independent(guesses[i], labels[i]) for i in rows]
     for name in METRICS:
         spread = np.std([sample[name] for sample in samples])
         assert found[f"{name}_stderr"] == pytest.approx(spread, rel=RESAMPLED), name
@@ -60,6 +63,8 @@ def test_edges():
     assert found["r2"] == 0  # the mean of the labels
     same = values([1.0, 2.0, 3.0], np.full(3, 0.1))
     assert same["pearson"] == same["spearman"] == same["r2"] == same["r2_stderr"] == 0
+    spoiled = values([1.0, np.nan, 3.0], np.array([1.0, 2.0, 3.0]))
+    assert np.isnan([spoiled[name] for name in ("loss", "mae", "r2", "pearson")]).all()
     one = values([1.5], np.array([1.0]))
     assert (one["mse"], one["r2"], one["n"]) == (0.25, 0.0, 1)
     assert not any(one[f"{name}_stderr"] for name in METRICS)

@@ -254,7 +254,7 @@ def test_metrics_have_value_n_and_error(finished, wordpiece):
         "loss": {"value": 800.0, "n": 12, "stderr": 2.0, "split": "test"},
         "perplexity": {"value": None, "n": 12, "stderr": None, "split": "test"},
     }
-    assert set(found["eval"]) == set(classes.CLASSIFICATION)
+    assert set(found["eval"]) == set(classes.METRICS)
     for entry in found["eval"].values():
         assert set(entry) == {"value", "n", "stderr", "split"}
         assert (entry["n"], entry["split"]) == (8, "validation")

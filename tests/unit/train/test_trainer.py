@@ -25,7 +25,7 @@ from transformers import (
 from llmft.config.fields import LanguageModelingDataArguments, TrainingArguments
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
-from llmft.data.read.rows import FileRows
+from llmft.data.read.rows import streamed_files
 from llmft.data.tokens.collate import (
     ClassificationCollator,
     LanguageModelingCollator,
@@ -33,7 +33,7 @@ from llmft.data.tokens.collate import (
 )
 from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
-from llmft.metrics import classes
+from llmft.metrics.tokens import token_metrics
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
@@ -71,7 +71,7 @@ def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
         train_dataset=blocks(wordpiece),
         eval_dataset=fix_masks(blocks(wordpiece, 11, seed=50), collator),
         processing_class=wordpiece,
-        compute_metrics=classes.token_metrics("masked_accuracy"),
+        compute_metrics=token_metrics("masked_accuracy"),
         **options,
     )
 
@@ -100,7 +100,7 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
         ),
         eval_dataset=data,
         processing_class=tokenizer,
-        compute_metrics=classes.token_metrics("token_accuracy"),
+        compute_metrics=token_metrics("token_accuracy"),
         **options,
     )
 
@@ -531,7 +531,7 @@ def streamed(wordpiece, folder, **changes):
     data = LanguageModelingDataArguments(
         train_file=str(folder / "texts.txt"), block_policy="row", buffer_size=3
     )
-    rows = FileRows(data.train_file, Columns(), Reading.of(data))
+    rows = streamed_files(data.train_file, Columns(), Reading.of(data))
     saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
     saving |= {"per_device_train_batch_size": 4, "save_total_limit": None}
     run = folder / "run"

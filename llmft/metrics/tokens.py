@@ -1,0 +1,78 @@
+"""Metrics of language models, over all predicted tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from transformers import EvalPrediction
+
+from llmft.errors import DataError
+from llmft.metrics.errors import F64, cache, info
+
+# What is measured on an evaluation set, and whether greater is better.
+MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}
+CAUSAL_LM = {"loss": False, "perplexity": False, "token_accuracy": True}
+
+
+def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return ``compute_metrics`` of a language model; see ``TokenPrediction``.
+
+    ``loss`` in it replaces the mean of batch means that Trainer would report.
+    """
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        metric = TokenPrediction(keep_in_memory=True, cache_dir=cache())
+        return metric.compute(
+            predictions=prediction.predictions, accuracy_name=accuracy_name
+        )
+
+    return compute
+
+
+class TokenPrediction(evaluate.Metric):
+    """Loss, perplexity and accuracy over all predicted tokens.
+
+    ``predictions`` has one row an example: the sum of its negative log-likelihoods
+    (nats), its predicted tokens, and how many of them were right. Perplexity is exp of
+    the total loss over all tokens, never a mean of batch means. The standard errors
+    are those of a ratio estimator with the example as the unit, since tokens of a
+    text are not independent (Cochran, Sampling Techniques, 1977, section 6.4).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return info(self.__doc__, predictions=datasets.List(F64))
+
+    def _compute(self, predictions: Any, accuracy_name: str) -> dict[str, float]:
+        nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
+        total = tokens.sum()
+        if not total:
+            raise DataError(
+                "no token to predict in the evaluation data", hint="give more text"
+            )
+        loss, loss_error = _ratio(nll, tokens)
+        accuracy, accuracy_error = _ratio(right, tokens)
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        return {
+            "loss": loss,
+            "loss_stderr": loss_error,
+            "perplexity": perplexity,
+            "perplexity_stderr": perplexity * loss_error,  # delta method
+            accuracy_name: accuracy,
+            f"{accuracy_name}_stderr": accuracy_error,
+            "n": int(total),
+        }
+
+
+def _ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return sum(parts) / sum(sizes) and the standard error of that ratio."""
+    total, n = sizes.sum(), len(parts)
+    ratio = parts.sum() / total
+    if n < 2:
+        return float(ratio), 0.0
+    squares = ((parts - ratio * sizes) ** 2).sum()
+    return float(ratio), float(math.sqrt(squares * n / (n - 1)) / total)

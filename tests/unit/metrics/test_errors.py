@@ -1,0 +1,130 @@
+"""Standard errors are those of resampled rows, the same each time, and quick."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmft.metrics import classes, errors, multilabel, regression
+
+ROOT = Path(__file__).parents[3]
+# 1,000 draws here, and as many there: each standard error is known to 2-3 %.
+RESAMPLED = 0.12
+
+
+def of_mean(values):
+    return lambda counts: {"mean": values @ counts / len(values)}
+
+
+@pytest.mark.parametrize("rows", [40, 400, 20_000])
+def test_the_error_of_a_mean(rows, monkeypatch):
+    """Also in many chunks, which change nothing, and with 300 draws."""
+    values = np.random.default_rng(1).gamma(2.0, 2.0, rows)
+    found = errors.with_errors(of_mean(values), rows)
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["n"] == rows
+    wanted = values.std(ddof=1) / rows**0.5
+    assert found["mean_stderr"] == pytest.approx(wanted, rel=RESAMPLED)
+    assert errors.with_errors(of_mean(values), rows) == found
+    monkeypatch.setattr(errors, "_CHUNK", 3000)
+    again = errors.with_errors(of_mean(values), rows)
+    assert again == pytest.approx(found, rel=1e-9)
+
+
+def test_a_single_row_has_no_error():
+    found = errors.with_errors(of_mean(np.array([0.1])), 1)
+    assert found == {"mean": 0.1, "mean_stderr": 0, "n": 1}
+
+
+def test_what_is_no_number_stays_so():
+    found = errors.with_errors(of_mean(np.array([1.0, np.nan])), 2)
+    assert np.isnan([found["mean"], found["mean_stderr"]]).all()
+
+
+def scores(rows, outputs):
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, outputs, rows)
+    logits = draw.normal(0, 1, (rows, outputs))
+    logits[np.arange(rows), labels] += 2
+    return logits, labels
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "outputs"),
+    [
+        (classes.Classification, 10_000, 5),
+        (classes.Classification, 2_000, 400),
+        (multilabel.MultiLabel, 10_000, 20),
+        (regression.Regression, 10_000, 1),
+    ],
+)
+def test_they_take_little_time_and_memory(kind, rows, outputs):
+    logits, labels = scores(rows, outputs)
+    options = {"predictions": logits, "references": labels}
+    if kind is multilabel.MultiLabel:
+        options |= {"references": np.eye(outputs)[labels], "threshold": 0.5}
+    if kind is regression.Regression:
+        options["predictions"] = logits[:, 0]
+    metric = object.__new__(kind)
+    tracemalloc.start()
+    started = time.perf_counter()
+    found = metric._compute(**options)
+    took = time.perf_counter() - started
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["n"] == rows
+    assert peak < 200e6
+    assert took < 2
+
+
+_PROBE = """
+import json, os, sys
+seen = []
+def watch(event, args):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.bind"):
+        seen.append([event, repr(args)])
+    if event == "open" and isinstance(args[0], (str, bytes)):
+        if (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            seen.append(["write", os.path.abspath(os.fsdecode(args[0]))])
+    if event == "os.mkdir":
+        seen.append(["write", os.path.abspath(os.fsdecode(args[0]))])
+import numpy as np
+from transformers import EvalPrediction
+from llmft.metrics.classes import classification_metrics
+from llmft.metrics.tokens import token_metrics
+sys.addaudithook(watch)
+token_metrics("a")(EvalPrediction(np.array([[1.0, 2, 1]]), None))
+classification_metrics(EvalPrediction(np.eye(2), np.array([0, 1])))
+json.dump(seen, sys.stdout)
+"""
+
+
+def test_no_network_and_nothing_written_outside_the_cache(tmp_path):
+    home, cache, cwd = (tmp_path / name for name in ("home", "cache", "cwd"))
+    for folder in (home, cwd):
+        folder.mkdir()
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=keep
+        | {
+            "HOME": str(home),
+            "LLMFT_HOME": str(cache),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    events = json.loads(done.stdout)
+    outside = [e for e in events if e[0] != "write" or str(cache) not in e[1]]
+    assert outside == [["write", os.devnull]] * len(outside)
+    assert not list(cwd.iterdir())
