@@ -276,7 +276,7 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
             super().on_evaluate(args, state, control, **kwargs)
 
 
-def for_run(folder: Path, args: Any, leg: int) -> list[TrainerCallback]:
+def for_run(folder: Path, args: Any, leg: int = 1) -> list[TrainerCallback]:
     """Return what sends log, curves, progress and checkpoints to a run folder.
 
     Args:

@@ -21,7 +21,7 @@ from llmft.config.fields import (
 from llmft.config.parse import parse
 from llmft.config.rules import require_data, require_something_to_do
 from llmft.errors import ConfigError, escape
-from llmft.metrics import classes
+from llmft.metrics import classes, tokens
 from llmft.process import run_command
 from llmft.tasks import generate
 
@@ -637,12 +637,12 @@ def test_data_that_no_step_would_use():
 
 
 TASKS = {
-    "mlm": (ModelArguments, MaskedLMDataArguments, classes.MASKED_LM),
-    "classify": (ModelArguments, ClassificationDataArguments, classes.CLASSIFICATION),
+    "mlm": (ModelArguments, MaskedLMDataArguments, tokens.MASKED_LM),
+    "classify": (ModelArguments, ClassificationDataArguments, classes.METRICS),
     "generate": (
         GenerationModelArguments,
         GenerationDataArguments,
-        classes.CAUSAL_LM,
+        tokens.CAUSAL_LM,
     ),
 }
 SHIPPED = sorted(RECIPES.rglob("*.json"))

@@ -33,6 +33,7 @@ from llmft.data.tokens.collate import (
 )
 from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
+from llmft.metrics import classes
 from llmft.metrics.tokens import token_metrics
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
