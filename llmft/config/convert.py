@@ -39,21 +39,18 @@ class Text:
 def convert(raw: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
     """Return ``raw`` as the type that ``hint`` asks for.
 
-    ``raw`` is text (or a list of texts, or True for a bare flag) from the command
-    line, wrapped in ``Text``; or a value out of JSON, where types are strict. ``facts``
-    are those of the argument: range, check and path hold of each number and text in
-    it. Raises ValueError, saying what was expected.
+    ``raw`` is the ``Text`` of a flag, or a value out of JSON, where types are strict.
+    ``facts`` are those of the argument: range, check and path hold of each number and
+    text in it. Raises ValueError, saying what was expected.
     """
     kinds = kinds_of(hint)
     value = _from_text(raw, kinds) if isinstance(raw, Text) else _from_json(raw, kinds)
     allowed, check = facts.get("range"), facts.get("check")
     for part in _parts(value):
         if isinstance(part, str):
-            # What a command line left undecoded, or a lone surrogate in JSON.
-            if (
-                not facts.get("path")
-                and part.encode("utf-8", "ignore").decode() != part
-            ):
+            # A byte that the command line left undecoded, or a lone surrogate in JSON.
+            odd = part.encode("utf-8", "ignore").decode() != part
+            if odd and not facts.get("path"):
                 raise ValueError("text in UTF-8")
             if check:
                 check(part)

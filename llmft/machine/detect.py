@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,57 +102,47 @@ def _affinity() -> set[int]:
 def _physical_cores(root: Path) -> int:
     """Return how many whole cores are among those that this process may use."""
     topology = root / "sys/devices/system/cpu"
-    try:
-        siblings = {
-            (topology / f"cpu{i}/topology/thread_siblings_list").read_text()
-            for i in _affinity()
-        }
-        physical = len(siblings)
-    except OSError:  # not Linux: no affinity there either
+    siblings = {
+        _text(topology / f"cpu{i}/topology/thread_siblings_list") for i in _affinity()
+    }
+    physical = len(siblings)
+    if "" in siblings:  # not Linux: no affinity there either
         physical = psutil.cpu_count(logical=False) or len(_affinity())
     return max(1, min(physical, usable_cores(root)))
 
 
-def _cgroup_quota(root: Path = Path("/")) -> float | None:
+def _cgroup_quota(root: Path) -> float | None:
     """Return the CPUs that a cgroup (v2 or v1) grants, None where unlimited."""
-    try:
-        limit, period = _cgroup(root, "cpu.max").split()
-    except (OSError, ValueError):
-        try:
-            limit = _cgroup(root, "cpu/cpu.cfs_quota_us").strip()
-            period = _cgroup(root, "cpu/cpu.cfs_period_us").strip()
-        except OSError:
-            return None
-    if limit in ("max", "-1"):
+    cgroup = root / "sys/fs/cgroup"
+    v1 = (cgroup / f"cpu/cpu.cfs_{part}_us" for part in ("quota", "period"))
+    words = (_text(cgroup / "cpu.max") or " ".join(map(_text, v1))).split()
+    if len(words) < 2 or words[0] in ("max", "-1"):
         return None
-    return int(limit) / int(period)
+    return int(words[0]) / int(words[1])
 
 
-def _cgroup_memory(root: Path = Path("/")) -> int | None:
+def _cgroup_memory(root: Path) -> int | None:
     """Return the bytes that a cgroup (v2 or v1) grants, None where unlimited."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limit = _cgroup(root, name).strip()
-        except OSError:
-            continue
-        return int(limit) if limit.isdecimal() and int(limit) < 2**60 else None
-    return None
+    cgroup = root / "sys/fs/cgroup"
+    v1 = cgroup / "memory/memory.limit_in_bytes"
+    limit = (_text(cgroup / "memory.max") or _text(v1)).strip()
+    return int(limit) if limit.isdecimal() and int(limit) < 2**60 else None
 
 
-def _cgroup(root: Path, name: str) -> str:
-    return (root / "sys/fs/cgroup" / name).read_text()
+def _text(path: Path) -> str:
+    """Return what is in a file of the system; nothing where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def cpu_name(root: Path = Path("/")) -> str:
     """Return the processor's name as the system gives it."""
-    try:
-        for line in (root / "proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    found = re.search(r"^model name\s*:(.*)$", _text(root / "proc/cpuinfo"), re.M)
     known = torch.cpu.get_capabilities().get("cpu_name")
-    return str(known or platform.processor() or platform.machine())
+    name = found[1].strip() if found else known
+    return str(name or platform.processor() or platform.machine())
 
 
 def _emulated(name: str) -> bool:
