@@ -234,22 +234,16 @@ def odd_classes(part: Part) -> Iterator[Finding]:
         )
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What the audit of a run found: notes and counts for ``run.json``, by split."""
-
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
 def check_splits(
     sources: Mapping[str, Source],
     *,
     own: Collection[str] = (),
     noted: bool = False,
     allow: Collection[str] = (),
-) -> Audit:
+) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
     """Look for duplicates, conflicting labels and leakage in the parts of a run.
+
+    Returns notes and counts, for ``run.json``, by split.
 
     Args:
         sources: by split; train first.
@@ -262,20 +256,21 @@ def check_splits(
         LeakageError: rows of an own split are in train too.
     """
     parts = [Part.of(split, source) for split, source in sources.items()]
-    audit = Audit({s: [] for s in sources}, {s: {} for s in sources})
+    notes: dict[str, list[str]] = {split: [] for split in sources}
+    counts: dict[str, dict[str, Any]] = {split: {} for split in sources}
     for part in parts:
         for finding in (*repeats(part), *contradictions(part)):
-            audit.counts[part.name] |= finding.counts
-            audit.notes[part.name] += [finding.note] * bool(finding.note)
+            counts[part.name] |= finding.counts
+            notes[part.name] += [finding.note] * bool(finding.note)
             if finding.level == WARNING and (part.name == "train" or not finding.note):
                 warn(finding.brief())
     leaks: list[str] = []
     for other, part in combinations(parts, 2):
         for finding in shared(part, other):
-            audit.counts[part.name].setdefault("also_in", {}).update(finding.counts)
+            counts[part.name].setdefault("also_in", {}).update(finding.counts)
             is_own = other.name == "train" and {part.name, "train"} <= {*own}
             if noted:
-                audit.notes[part.name].append(finding.note)
+                notes[part.name].append(finding.note)
             elif is_own and "leakage" not in allow:
                 leaks.append(f"{finding.what}: {finding.where}")
             else:
@@ -289,4 +284,4 @@ def check_splits(
     for part in parts[1:] if "train" in sources else ():
         for finding in absent_classes(part, parts[0]):
             warn(finding.brief())
-    return audit
+    return notes, counts

@@ -34,7 +34,7 @@ from llmft.data.look.profile import Profile, profile
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
-from llmft.data.split.duplicates import SHORT, duplicates, overlap
+from llmft.data.split.duplicates import SHORT, duplicates, labels_of, overlap, prints
 from llmft.data.tokens.chat import Layout, template_of
 from llmft.data.tokens.encode import encode
 from llmft.errors import escape
@@ -62,10 +62,9 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Part(Part):
     """A part with what its texts are like, and the tokens of each row."""
 
-    part: Part
     profile: Profile
     tokens: np.ndarray | None
 
@@ -81,19 +80,21 @@ def examine(
         sources: by what to call them: train, validation, test, or the file's name.
         tokenizer: counts tokens, to be compared with ``max_seq_length``.
     """
-    parts = [Part.of(name, source) for name, source in sources.items()]
-    measured = [
-        _Measured(part, profile(part.source), _tokens(part, tokenizer))
-        for part in parts
+    parts = [
+        _Part(
+            *(name, source, prints(source), *labels_of(source), profile(source)),
+            _tokens(name, source, tokenizer),
+        )
+        for name, source in sources.items()
     ]
     report = Report()
-    if tokenizer and any(one.tokens is None for one in measured):
+    if tokenizer and any(part.tokens is None for part in parts):
         what = "tokens of conversations are not counted"
         meaning = "the model has no chat template: name one that has"
         report.findings.append(Finding(NOTE, what, "", meaning))
-    _rows(measured, report)
-    for one in measured:
-        _lengths(one, max_seq_length, report)
+    _rows(parts, report)
+    for part in parts:
+        _lengths(part, max_seq_length, report)
     for part in parts:
         _turns(part, report)
         _labels(part, report)
@@ -101,11 +102,11 @@ def examine(
         report.findings += new_classes(part, parts[0])
         report.findings += absent_classes(part, parts[0])
     _twice(parts, report)
-    _scripts(measured, report)
-    for one in measured:
-        for sign, seen in one.profile.signs.items():
-            what = f"{sign.what} in {one.part.name}: {seen.rows:,}"
-            where = one.part.at(seen.first, seen.rows)
+    _scripts(parts, report)
+    for part in parts:
+        for sign, seen in part.profile.signs.items():
+            what = f"{sign.what} in {part.name}: {seen.rows:,}"
+            where = part.at(seen.first, seen.rows)
             level = WARNING if sign.serious else NOTE
             report.findings.append(Finding(level, what, where, sign.meaning))
     order = (ERROR, WARNING, NOTE)
@@ -113,30 +114,27 @@ def examine(
     return report
 
 
-def _tokens(part: Part, tokenizer: PreTrainedTokenizerBase | None) -> np.ndarray | None:
+def _tokens(
+    name: str, source: Source, tokenizer: PreTrainedTokenizerBase | None
+) -> np.ndarray | None:
     """Return the tokens of each row; None where that cannot be said."""
-    source = part.source
-    if tokenizer is None:
+    talks = source.format == MESSAGES
+    if tokenizer is None or (talks and not tokenizer.chat_template):
         return None
-    layout = None
-    if source.format != TEXT:
-        talks = source.format == MESSAGES
-        if talks and not tokenizer.chat_template:
-            return None
-        template = template_of(tokenizer) if talks else ""
-        layout = Layout(source.format, False, template, source.files)
-    return encode(source.dataset, tokenizer, part.name, layout=layout).lengths
+    template = template_of(tokenizer) if talks else ""
+    layout = Layout(source.format, False, template, source.files)
+    given = None if source.format == TEXT else layout
+    return encode(source.dataset, tokenizer, name, layout=given).lengths
 
 
-def _rows(measured: Sequence[_Measured], report: Report) -> None:
-    counted = any(one.tokens is not None for one in measured)
-    rows = []
-    for one in measured:
-        part, blank = one.part, one.profile.blank
-        numbers = [part.rows, int(one.profile.lengths.sum())]
-        numbers += [] if one.tokens is None else [int(one.tokens.sum())]
-        notes = "; ".join(part.source.notes)
-        rows.append([part.name, *(f"{n:,}" for n in numbers), notes])
+def _rows(parts: Sequence[_Part], report: Report) -> None:
+    counted, rows = any(part.tokens is not None for part in parts), []
+    for part in parts:
+        blank, row = part.profile.blank, [part.name, f"{part.rows:,}"]
+        row.append(f"{part.profile.lengths.sum():,}")
+        if counted:
+            row.append("" if part.tokens is None else f"{part.tokens.sum():,}")
+        rows.append([*row, "; ".join(part.source.notes)])
         if blank.rows:
             what = f"rows without text in {part.name}: {blank.rows:,}"
             meaning = (
@@ -161,11 +159,11 @@ def _spread(title: str, values: np.ndarray, ends: str, report: Report) -> list[A
     return found
 
 
-def _lengths(one: _Measured, max_seq_length: int, report: Report) -> None:
+def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
     """Show percentiles and a histogram by powers of two; find what is too long."""
-    part, lengths, unit = one.part, one.profile.lengths, "characters"
-    if one.tokens is not None:
-        lengths, unit = one.tokens, "tokens"
+    lengths, unit = part.profile.lengths, "characters"
+    if part.tokens is not None:
+        lengths, unit = part.tokens, "tokens"
     title = f"{part.name}: {unit} of a row"
     values = _spread(title, lengths, "shortest longest", report)
     bins = np.frexp(lengths)[1]  # n is in bin b where 2**(b - 1) <= n < 2**b
@@ -178,7 +176,7 @@ def _lengths(one: _Measured, max_seq_length: int, report: Report) -> None:
     title = f"{part.name}: rows by {unit}"
     report.sections.append(Section(title, [unit, "rows"], rows, counts[shown].tolist()))
     long = np.flatnonzero(lengths > max_seq_length)
-    if one.tokens is not None and len(long):
+    if part.tokens is not None and len(long):
         cut = int((lengths[long] - max_seq_length).sum())
         share = 100 * cut / int(lengths.sum())
         what = f"rows of more than {max_seq_length:,} tokens in {part.name}"
@@ -273,13 +271,13 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
     report.sections.append(Section(f"twice ({rule})", header, rows))
 
 
-def _scripts(measured: Sequence[_Measured], report: Report) -> None:
+def _scripts(parts: Sequence[_Part], report: Report) -> None:
     rows = []
-    for one in measured:
-        scripts = one.profile.scripts
+    for part in parts:
+        scripts = part.profile.scripts
         total = sum(scripts.values())
         for script, n in [*scripts.items()][:8]:
             share = f"{100 * n / total:.3g} %"
-            rows.append([one.part.name, script, f"{n:,}", share])
+            rows.append([part.name, script, f"{n:,}", share])
     header = ["", "script", "letters", "share"]
     report.sections.append(Section("scripts", header, rows))

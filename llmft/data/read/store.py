@@ -92,13 +92,13 @@ def batches(
 
     That is ``in_parts``, and what is read ahead keeps to the mean length of a row.
     """
-    names = data.column_names
     mean = data.data.nbytes // max(1, data.data.num_rows) + 1
-    read = data.iter(min(most, max(1, characters // mean)))
-    rows = (row for batch in read for row in zip(*batch.values(), strict=True))
-    at = names.index("text")
-    for part in in_parts(rows, lambda row: len(row[at]), most, characters):
-        yield {n: [*v] for n, v in zip(names, zip(*part, strict=True), strict=True)}
+    for batch in data.iter(min(most, max(1, characters // mean))):
+        lengths = [*map(len, batch["text"])]
+        rows = range(len(lengths))
+        for part in in_parts(rows, lengths.__getitem__, most, characters):
+            some = slice(part[0], part[-1] + 1)
+            yield {name: values[some] for name, values in batch.items()}
 
 
 def read_file(

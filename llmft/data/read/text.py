@@ -258,15 +258,7 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
 
 def _is_utf8(path: Path) -> bool:
     """Whether a file is valid UTF-8 with more than ASCII, which is never by chance."""
-    decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
-    with open_bytes(path) as stream:
-        try:
-            while block := stream.read(_BLOCK):
-                ascii_only &= decoder.decode(block).isascii()
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return False
-    return not ascii_only
+    return bool(_first_fault(path, "ascii")) and not _first_fault(path, "utf-8")
 
 
 _NAME_IT = "name it with --encoding, or save the file as UTF-8"

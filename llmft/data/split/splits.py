@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from llmft.config.fields import (
@@ -74,11 +75,7 @@ class Splits:
 def needed_splits(args: TrainingArguments) -> set[str]:
     """Return which of train, validation and test the steps of a run use."""
     evaluates = args.do_eval or (args.do_train and args.eval_strategy != "no")
-    steps = {
-        "train": args.do_train,
-        "validation": evaluates,
-        "test": args.do_predict,
-    }
+    steps = {"train": args.do_train, "validation": evaluates, "test": args.do_predict}
     return {split for split, used in steps.items() if used}
 
 
@@ -125,7 +122,7 @@ def load_splits(
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
         parts[split] = source
-    audit = check_splits(
+    noted, counts = check_splits(
         parts,
         # Splits that others made are not the user's to mend.
         own=read if args.dataset_name is None else (),
@@ -135,9 +132,9 @@ def load_splits(
     provenance: dict[str, dict[str, Any]] = {}
     say("data")
     for split, source in parts.items():
-        source = replace(source, notes=[*source.notes, *audit.notes[split]])
+        source = replace(source, notes=[*source.notes, *noted[split]])
         show(split, source)
-        provenance[split] = _provenance(source) | {"audit": audit.counts[split]}
+        provenance[split] = _provenance(source) | {"audit": counts[split]}
     return Splits(parts, provenance)
 
 
@@ -147,7 +144,8 @@ def _beside_stream(
     """Return the rows that a run streams, and read what it needs beside them."""
     say("data")
     streams = _streams(args, columns)
-    rows, sources, skip = streams.pop("train", None), {}, 0
+    rows, skip = streams.pop("train", None), 0
+    sources: dict[str, Source] = {}
     provenance: dict[str, dict[str, Any]] = {}
     if rows is not None and "train" in needed:
         notes = rows.column_notes()
@@ -157,11 +155,10 @@ def _beside_stream(
         provenance["train"] = {**streamed, "notes": notes}
         notes = ["read and tokenized on the way", *notes]
         say(f"  {'train':<10} {rows}, {'; '.join(notes)}")
-    files = {"validation": args.validation_file, "test": args.test_file}
-    for split in [s for s in files if s in needed]:
-        file, limit = files[split], args.max_eval_samples
-        if file is not None:
-            source = read_file(file, columns, Reading.of(args))
+    files, limit = _files(args), args.max_eval_samples
+    for split in [s for s in ("validation", "test") if s in needed]:
+        if split in files:
+            source = read_file(files[split], columns, Reading.of(args))
             source = sample(source, limit, seed, False)
             _require_apart(source, rows, split, args.allow)
         elif split in streams:
@@ -208,6 +205,12 @@ def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
         name = f"{args.dataset_name}[{given}]"
         rows[split] = hub_rows(name, columns, found[given], version, args.max_bad_rows)
     return rows
+
+
+def _files(args: DataArguments) -> dict[str, str]:
+    """Return the files that are given, by split."""
+    files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test")}
+    return {split: file for split, file in files.items() if file is not None}
 
 
 def _provenance(source: Source) -> dict[str, Any]:
@@ -263,12 +266,7 @@ def _read(
 ) -> tuple[dict[str, Source], Collection[str]]:
     """Return the sources that are needed as they are given, and all given splits."""
     if args.dataset_name is None:
-        files = {
-            "train": args.train_file,
-            "validation": args.validation_file,
-            "test": args.test_file,
-        }
-        given = {split: file for split, file in files.items() if file is not None}
+        given = _files(args)
         once = [file for file in given.values() if is_pipe(file)]
         if len(once) > len({*once}):
             raise ConfigError(f"{once[0]} is named twice, and can be read once only")
@@ -284,25 +282,18 @@ def _read(
     given = _split_names(
         args, {n: part for n, part in found.items() if len(part)}, needed
     )
-    return {
-        split: stored(
-            hub_rows(
-                f"{args.dataset_name}[{given[split]}]",
-                columns,
-                found[given[split]],
-                found[given[split]]._fingerprint,
-                args.max_bad_rows,
-            )
-        )
-        for split in _to_read(needed, given)
-    }, given
+    sources = {}
+    for split in _to_read(needed, given):
+        name, part = f"{args.dataset_name}[{given[split]}]", found[given[split]]
+        rows = hub_rows(name, columns, part, part._fingerprint, args.max_bad_rows)
+        sources[split] = stored(rows)
+    return sources, given
 
 
 def _of_hub(args: DataArguments, streaming: bool) -> hub_data.Loaded:
     name, config = str(args.dataset_name), args.dataset_config_name
-    return hub_data.load_dataset_dict(
-        name, config, args.dataset_revision, _NO_HUB, streaming
-    )
+    revision = args.dataset_revision
+    return hub_data.load_dataset_dict(name, config, revision, _NO_HUB, streaming)
 
 
 def _split_names(
@@ -343,13 +334,10 @@ def bucket_of(movie: str) -> int:
 
 def _by_movie(source: Source) -> dict[str, Source]:
     """Split the embedded reviews so that no movie is on two sides."""
-    buckets = [bucket_of(movie) for movie in source.dataset["group"]]
-    sides: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for row, bucket in enumerate(buckets):
-        sides[{0: "test", 1: "validation"}.get(bucket, "train")].append(row)
-    note = "split by movie"
+    buckets = np.array([bucket_of(movie) for movie in source.dataset["group"]])
+    sides = {"train": buckets > 1, "validation": buckets == 1, "test": buckets == 0}
     return {
-        split: replace(source.select(rows), notes=[note])
+        split: replace(source.select(np.flatnonzero(rows)), notes=["split by movie"])
         for split, rows in sides.items()
     }
 

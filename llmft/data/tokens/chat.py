@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -289,11 +288,10 @@ class Layout:
         batch: dict[str, list[Any]],
         tokenizer: PreTrainedTokenizerBase,
         end_token: int | None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return ids (int32), lengths (int64) and ``token_types`` (int8) of a batch.
+    ) -> tuple[list[list[int]], list[np.ndarray]]:
+        """Return ids of the rows of a batch and, with ``only``, their ``token_types``.
 
-        ``end_token`` ends a completion; a template ends its turns itself. Without
-        ``only`` there are no types.
+        ``end_token`` ends a completion; a template ends its turns itself.
         """
         texts, spans = zip(*self._texts(batch, tokenizer), strict=True)
         plain = self.format == PROMPT_COMPLETION
@@ -306,7 +304,8 @@ class Layout:
             return_offsets_mapping=self.only,
             verbose=False,
         )
-        rows, types = encoded["input_ids"], []
+        rows: list[list[int]] = encoded["input_ids"]
+        types: list[np.ndarray] = []
         if self.only:
             types = [*map(token_types, encoded["offset_mapping"], spans)]
         if plain and end_token is not None:
@@ -315,7 +314,4 @@ class Layout:
                 rows[i] = ids if ended else [*ids, end_token]
                 if self.only:  # the eos of a post-processor has no characters
                     types[i] = np.append(types[i][:-1] if ended else types[i], 1)
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
-        of_all = np.concatenate(types).astype(np.int8) if self.only else None
-        return flat, lengths, of_all
+        return rows, types

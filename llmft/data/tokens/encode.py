@@ -11,7 +11,7 @@ import json
 import os
 import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -179,27 +179,27 @@ def encode_batch(
     layout: Layout | None = None,
 ) -> Ids:
     """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
+    types: Sequence[Any]
     if layout is not None:
-        return layout.encode(batch, tokenizer, end_token)
-    pairs = batch.get("text_pair")
-    encoded = tokenizer(
-        batch["text"],
-        pairs,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=bool(pairs),  # in the cache for every model
-        verbose=False,
-    )
-    rows = encoded["input_ids"]
-    if end_token is not None:
-        rows = [ids if ids[-1:] == [end_token] else [*ids, end_token] for ids in rows]
+        rows, types = layout.encode(batch, tokenizer, end_token)
+    else:
+        pairs = batch.get("text_pair")
+        encoded = tokenizer(
+            batch["text"],
+            pairs,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=bool(pairs),  # in the cache for every model
+            verbose=False,
+        )
+        rows, types = encoded["input_ids"], encoded.get("token_type_ids", ())
+        if end_token is not None:
+            rows = [r if r[-1:] == [end_token] else [*r, end_token] for r in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
-    types = None
-    if pairs and "token_type_ids" in encoded:
-        of_all = chain.from_iterable(encoded["token_type_ids"])
-        types = np.fromiter(of_all, np.int8, len(flat))
-    return flat, lengths, types
+    if not types:
+        return flat, lengths, None
+    return flat, lengths, np.concatenate([np.asarray(t, np.int8) for t in types])
 
 
 def _read(folder: Path, facts: dict[str, Any], rows: int) -> Encoded:
