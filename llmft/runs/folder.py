@@ -109,16 +109,17 @@ def start(
         "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
         **facts,
     }
-    with _held(folder), checkpoint.saving(folder / "checkpoints") as saving:
-        args.training.output_dir = saving
-        t = args.training
+    log, t = folder / "logs" / "debug.log", args.training
+    with _held(folder):
         patience = (t.early_stopping_patience, t.early_stopping_threshold)
         stopping = callbacks.EarlyStoppingCallback(*patience)
         run = Run(folder, record, [stopping, *callbacks.for_run(folder, t)])
         (folder / "logs").mkdir(exist_ok=True)
         run.save()
         try:
-            with log_to_file(folder / "logs" / "debug.log"):
+            # What fills the disk goes before the log says that it is full.
+            with log_to_file(log), checkpoint.saving(folder / "checkpoints") as saving:
+                t.output_dir = saving
                 yield run
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
