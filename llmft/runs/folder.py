@@ -132,16 +132,20 @@ class Run:
             "legs": _legs(training.resume_from_checkpoint),
         }
         self.folder = _make_folder(self.task.recipe, training)
-        checkpoints = self.folder / "checkpoints"
-        with _held(self.folder), checkpoint.saving(checkpoints) as saving:
-            training.output_dir = saving
+        log, checkpoints = (
+            self.folder / "logs" / "debug.log",
+            self.folder / "checkpoints",
+        )
+        with _held(self.folder):
             leg = len(self.record["legs"]) + 1
-            self.callbacks = callbacks.for_run(self.folder, training, leg)
-            self.callbacks.insert(0, self.clock)
-            (self.folder / "logs").mkdir(exist_ok=True)
+            found = callbacks.for_run(self.folder, training, leg)
+            self.callbacks = [self.clock, *found]
+            log.parent.mkdir(exist_ok=True)
             self._save()
             try:
-                with log_to_file(self.folder / "logs" / "debug.log"):
+                # What fills the disk goes before the log says that it is full.
+                with log_to_file(log), checkpoint.saving(checkpoints) as saving:
+                    training.output_dir = saving
                     yield
             except BaseException as error:
                 fault = self._stopped(error)
