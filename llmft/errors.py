@@ -45,8 +45,9 @@ def listed(
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``, did you mean X?`` for the name most like ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f", did you mean {close[0]}?" if close else ""
+    by_lower = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f", did you mean {by_lower[close[0]]}?" if close else ""
 
 
 class LlmftError(Exception):

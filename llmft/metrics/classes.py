@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 from transformers import EvalPrediction
 
-from llmft.metrics.errors import F64, Measure, cache, info, members, with_errors
+from llmft.metrics.errors import F64S, Measure, Metric, members, with_errors
 
 # Whether greater is better.
 METRICS = {
@@ -24,21 +23,19 @@ METRICS = {
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """``compute_metrics`` of a classifier; see ``Classification``."""
-    return Classification(keep_in_memory=True, cache_dir=cache()).compute(
+    return Classification().compute(
         predictions=prediction.predictions, references=prediction.label_ids
     )
 
 
-class Classification(evaluate.Metric):
+class Classification(Metric):
     """Accuracy, macro F1, Matthews correlation and log loss of class scores.
 
     ``predictions`` are logits of shape (n, classes), ``references`` class ids. Macro
     F1 is the mean over the classes that occur in either.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        ids = datasets.Value("int64")
-        return info(self.__doc__, predictions=datasets.List(F64), references=ids)
+    columns: ClassVar = {"predictions": F64S, "references": datasets.Value("int64")}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         logits = np.asarray(predictions, dtype=np.float64)

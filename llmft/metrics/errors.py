@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -20,21 +21,25 @@ from llmft.sources import catalog
 # NaN in a draw that has none, such as the correlation of equal numbers.
 Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
 F64 = datasets.Value("float64")
+F64S = datasets.List(F64)
 _DRAWS, _FEWEST = 1000, 300  # a standard error is known to 2 % with 1,000, 4 % with 300
 _ENOUGH = 3 * 10**6  # rows of all draws: 10,000 rows take 0.1 s, of a regression 0.3 s
 _CHUNK = 10**6  # numbers of a chunk of draws
 
 
-def cache() -> str:
-    """The folder that ``evaluate`` makes for a metric, though this one needs none."""
-    return str(catalog.cache_home() / "metrics")
+class Metric(evaluate.Metric):
+    """An ``evaluate.Metric`` of the given ``columns``; its values are in memory."""
 
+    columns: ClassVar[dict[str, Any]]
 
-def info(description: str | None, **columns: object) -> evaluate.MetricInfo:
-    """Return what an ``evaluate.Metric`` has to say of itself and of its columns."""
-    return evaluate.MetricInfo(
-        description=description or "", citation="", features=datasets.Features(columns)
-    )
+    def __init__(self) -> None:
+        # evaluate makes the folder, though nothing is kept there.
+        folder = str(catalog.cache_home() / "metrics")
+        super().__init__(keep_in_memory=True, cache_dir=folder)
+
+    def _info(self) -> evaluate.MetricInfo:
+        columns = datasets.Features(self.columns)
+        return evaluate.MetricInfo(self.__doc__ or "", citation="", features=columns)
 
 
 def with_errors(measure: Measure, rows: int) -> dict[str, float]:

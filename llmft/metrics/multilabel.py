@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import datasets
-import evaluate
 import numpy as np
 from transformers import EvalPrediction
 
-from llmft.metrics.errors import F64, cache, info, with_errors
+from llmft.metrics.errors import F64S, Metric, with_errors
 
 # Whether greater is better.
 METRICS = {
@@ -25,7 +23,7 @@ def multi_label_metrics(
     prediction: EvalPrediction, threshold: float = 0.5
 ) -> dict[str, float]:
     """``compute_metrics`` of a classifier of several labels; see ``MultiLabel``."""
-    return MultiLabel(keep_in_memory=True, cache_dir=cache()).compute(
+    return MultiLabel().compute(
         predictions=prediction.predictions,
         references=prediction.label_ids,
         threshold=threshold,
@@ -38,7 +36,7 @@ def probabilities(logits: Any) -> np.ndarray:
     return (halves + 1) / 2
 
 
-class MultiLabel(evaluate.Metric):
+class MultiLabel(Metric):
     """Micro and macro F1, subset accuracy and log loss of label scores.
 
     ``predictions`` are logits of shape (n, labels), ``references`` 1 for each label
@@ -48,9 +46,7 @@ class MultiLabel(evaluate.Metric):
     and labels.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        rows = datasets.List(F64)
-        return info(self.__doc__, predictions=rows, references=rows)
+    columns: ClassVar = {"predictions": F64S, "references": F64S}
 
     def _compute(
         self, predictions: Any, references: Any, threshold: float

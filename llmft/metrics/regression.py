@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
-import evaluate
 import numpy as np
 from transformers import EvalPrediction
 
-from llmft.metrics.errors import F64, Measure, cache, info, members, with_errors
+from llmft.metrics.errors import F64, Measure, Metric, members, with_errors
 
 # Whether greater is better.
 METRICS = {
@@ -25,21 +24,20 @@ _NO_SPREAD = 1e-12  # of numbers whose variance is 1: what rounding leaves of eq
 
 def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """``compute_metrics`` of a regression; see ``Regression``."""
-    return Regression(keep_in_memory=True, cache_dir=cache()).compute(
+    return Regression().compute(
         predictions=np.asarray(prediction.predictions)[:, 0],
         references=prediction.label_ids,
     )
 
 
-class Regression(evaluate.Metric):
+class Regression(Metric):
     """Mean squared and absolute error, R2, and the correlations of two rows of numbers.
 
     R2 is 0 where all labels are the same number, a correlation also where all
     predictions are.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return info(self.__doc__, predictions=F64, references=F64)
+    columns: ClassVar = {"predictions": F64, "references": F64}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         guesses, labels = (np.asarray(x, np.float64) for x in (predictions, references))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import datasets
-import evaluate
 import numpy as np
 from transformers import EvalPrediction
 
 from llmft.errors import DataError
-from llmft.metrics.errors import F64, cache, info
+from llmft.metrics.errors import F64S, Metric
 
 # What is measured on an evaluation set, and whether greater is better.
 MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}
@@ -26,15 +24,14 @@ def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, fl
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        metric = TokenPrediction(keep_in_memory=True, cache_dir=cache())
-        return metric.compute(
+        return TokenPrediction().compute(
             predictions=prediction.predictions, accuracy_name=accuracy_name
         )
 
     return compute
 
 
-class TokenPrediction(evaluate.Metric):
+class TokenPrediction(Metric):
     """Loss, perplexity and accuracy over all predicted tokens.
 
     ``predictions`` has one row an example: the sum of its negative log-likelihoods
@@ -44,8 +41,7 @@ class TokenPrediction(evaluate.Metric):
     text are not independent (Cochran, Sampling Techniques, 1977, section 6.4).
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return info(self.__doc__, predictions=datasets.List(F64))
+    columns: ClassVar = {"predictions": F64S}
 
     def _compute(self, predictions: Any, accuracy_name: str) -> dict[str, float]:
         nll, tokens, right = np.asarray(predictions, dtype=np.float64).T

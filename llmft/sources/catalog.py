@@ -7,12 +7,16 @@ nothing in it is imported, executed or installed.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
 
-from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
+from llmft.errors import (
+    ConfigError,
+    EnvironmentFault,
+    UnsafeArtifactError,
+    nearest,
+)
 from llmft.files import file_sha256
 from llmft.sources import wheels
 from llmft.sources.wheels import PREFIX, Asset, Member
@@ -137,11 +141,9 @@ def get(name: str) -> Asset:
     bare = name.removeprefix(PREFIX)
     if bare in ASSETS:
         return ASSETS[bare]
-    by_lower = {known.lower(): known for known in ASSETS}
-    near = difflib.get_close_matches(bare.lower(), by_lower, n=1, cutoff=0.4)
-    nearest = f"; the nearest name is {PREFIX}{by_lower[near[0]]}" if near else ""
-    known = ", ".join(PREFIX + known for known in ASSETS)
-    raise ConfigError(f"{PREFIX}{bare} is unknown{nearest}; known are {known}")
+    known = [PREFIX + known for known in ASSETS]
+    near = nearest(PREFIX + bare, known)
+    raise ConfigError(f"{PREFIX}{bare} is unknown{near}; known are {', '.join(known)}")
 
 
 def folder(asset: Asset) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from huggingface_hub import DatasetCard, HfApi
 
 from llmft import console
-from llmft.errors import ConfigError, DataError, shorten
+from llmft.errors import ConfigError, DataError, listed, nearest, shorten
 from llmft.sources.hub import (
     MISSES,
     Miss,
@@ -201,14 +200,9 @@ def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> Loade
 def _check_config(name: str, config_name: str | None, known: Sequence[str]) -> None:
     if config_name in known or (config_name is None and len(known) < 2):
         return
-    near = difflib.get_close_matches(config_name or "", known, 3, 0.4)
-    listed = [*near, *(other for other in known if other not in near)]
-    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    has = (
-        f"no configuration {config_name!r}" if config_name else "several configurations"
-    )
+    has = "several configurations"
+    if config_name:
+        has = f"no configuration {config_name!r}{nearest(config_name, known)}"
     raise ConfigError(
-        f"dataset_config_name: {name} has {has}; expected one of"
-        f" {', '.join(listed[:20])}{more}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
+        f"dataset_config_name: {name} has {has}; expected one of {listed(known)}"
     )

@@ -269,15 +269,14 @@ def test_files_of_the_hub_that_cannot_be_read(tmp_path: Path) -> None:
             2,
             [
                 f"dataset_config_name: {DATA} has no configuration 'wikitext-2'",
-                f"expected one of {CONFIGS[1]}, {CONFIGS[0]};",
-                f"did you mean '{CONFIGS[1]}'?",
+                f", did you mean {CONFIGS[1]}?; expected one of '{CONFIGS[0]}', ",
             ],
         ),
         (
             "which config",
             "ConfigError",
             2,
-            [f"{DATA} has several configurations; expected one of {CONFIGS[0]}, "],
+            [f"{DATA} has several configurations; expected one of '{CONFIGS[0]}', "],
         ),
         ("script", "DataError", 3, ["owner/script: cannot be loaded", "script.py"]),
         ("path", "ConfigError", 2, ["'./train.csv' is no hub id", "train_file"]),
@@ -382,7 +381,7 @@ def test_a_hub_cache_without_network(cached: Path) -> None:
     assert loaded["said"] == (
         f"HF_HUB_OFFLINE is set: using the cached copy of dataset {DATA} (aaaaaaa)\n"
     )
-    assert f"did you mean '{CONFIGS[1]}'?" in unknown["text"]
+    assert f"did you mean {CONFIGS[1]}?" in unknown["text"]
     assert f"{DATA} has several configurations" in which["text"]
 
 

@@ -165,8 +165,8 @@ def test_names():
     with pytest.raises(ConfigError) as caught:
         catalog.get("pypi:smollm2")
     assert str(caught.value) == (
-        "ConfigError: pypi:smollm2 is unknown; the nearest name is "
-        "pypi:SmolLM2-135M-Instruct; known are pypi:all-MiniLM-L6-v2, "
+        "ConfigError: pypi:smollm2 is unknown, did you mean "
+        "pypi:SmolLM2-135M-Instruct?; known are pypi:all-MiniLM-L6-v2, "
         "pypi:SmolLM2-135M-Instruct, pypi:rotten-tomatoes"
     )
     with pytest.raises(ConfigError) as caught:
@@ -393,7 +393,7 @@ def test_command(fake, cache, tmp_path, capfd):
         ([], "the following arguments are required: COMMAND; see `llmft --help`"),
         (
             ["assets", "fetch", "fakes"],
-            "pypi:fakes is unknown; the nearest name is pypi:fake; known are pypi:fake",
+            "pypi:fakes is unknown, did you mean pypi:fake?; known are pypi:fake",
         ),
         (
             ["assets", "fetch"],
