@@ -118,24 +118,23 @@ class Run:
         """
         self.started, self.clock = time.perf_counter(), StepClock()
         training = self.args.training
+        resumed = training.resume_from_checkpoint
+        self.folder = _make_folder(self.task.recipe, training)
+        training.output_dir = str(self.folder)
+        script = terminal.short(Path(self.script))
         self.record |= {
             "status": "running",
-            "command": shlex.join(
-                [terminal.short(Path(self.script)), *self.args.command]
-            ),
+            "command": shlex.join([script, *self.args.command]),
             "argv": self.args.command,
             "started": time.strftime(_TIME),
             "arguments": self.args.resolved(),
             "versions": versions(),
             "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
-            "resumed": training.resume_from_checkpoint,
-            "legs": _legs(training.resume_from_checkpoint),
+            "resumed": resumed,
+            "legs": _legs(resumed),
         }
-        self.folder = _make_folder(self.task.recipe, training)
-        log, checkpoints = (
-            self.folder / "logs" / "debug.log",
-            self.folder / "checkpoints",
-        )
+        log = self.folder / "logs" / "debug.log"
+        checkpoints = self.folder / "checkpoints"
         with _held(self.folder):
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg)

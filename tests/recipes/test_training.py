@@ -87,6 +87,9 @@ def test_accumulation_and_resume(runs: dict[str, Path], given: Path) -> None:
     before = process.read_json(run / "metrics.json")
     steps = -(-ROWS // (4 * 3))
     assert before["run"]["steps"] == 2 * steps
+    # One evaluation an epoch: the last of validation serves for the results, too.
+    assert len(process.losses(run, "eval_loss")) == 2
+    assert {entry["split"] for entry in before["eval"].values()} == {"validation"}
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {f"checkpoint-{steps}", f"checkpoint-{2 * steps}"}
     weights_before = weights(run)
@@ -110,6 +113,17 @@ def test_accumulation_and_resume(runs: dict[str, Path], given: Path) -> None:
     assert after["run"]["steps"] == 2 * steps
     assert weights(run) == weights_before
     assert after["eval"] == before["eval"]
+    # The run has two legs now; what the first one said is still there.
+    record = process.read_json(run / "run.json")
+    (first,) = record["legs"]
+    assert first["status"] == "complete"
+    assert first["arguments"]["output_dir"]["value"] == "run"
+    assert record["resumed"] == f"run/checkpoints/checkpoint-{steps}"
+    assert set(process.losses(run, "leg")) == {1, 2}
+    seconds = [before["run"]["wall_seconds"], after["run"]["wall_seconds"]]
+    assert seconds[1] > seconds[0]
+    assert after["run"]["legs"] == 2
+    assert after["run"]["train_seconds"] > before["run"]["train_seconds"] / 2
     held = process.tree(run)
     wrong = {
         "another seed": (*command(3, "--output_dir", "run"), "--seed", 4),

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,32 @@ def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
         with tiny.started_run(args, "mlm", choices=CHOICES) as run:
             assert run.folder == tmp_path / name
     assert checkpoint.is_dir()
+
+
+def test_a_resumed_run_keeps_what_it_said_before(tmp_path):
+    """Also of a leg that was killed: when it last logged is known."""
+    folder = tmp_path / "run"
+    changes = {"resume_from_checkpoint": str(folder / "checkpoints" / "checkpoint-5")}
+    with tiny.started_run(arguments(folder, seed=3), choices=CHOICES):
+        pass
+    first = strict(folder / "run.json")
+    assert first.pop("legs") == []
+    with tiny.started_run(arguments(folder, seed=4, **changes)) as run:
+        assert run.record["legs"] == [first]
+    killed = strict(folder / "run.json")
+    del killed["seconds"]
+    killed["status"] = "running"
+    (folder / "run.json").write_text(json.dumps(killed))
+    (folder / "metrics.jsonl").touch()
+    began = datetime.strptime(killed["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    os.utime(folder / "metrics.jsonl", (began + 77.0,) * 2)
+    with tiny.started_run(arguments(folder, **changes)):
+        pass
+    one, two = strict(folder / "run.json")["legs"]
+    assert one == first
+    assert two == {n: x for n, x in killed.items() if n != "legs"} | {"seconds": 77.0}
+    seeds = [leg["arguments"]["seed"]["value"] for leg in (one, two)]
+    assert seeds == [3, 4]
 
 
 def test_no_secret_is_written(tmp_path, monkeypatch):
