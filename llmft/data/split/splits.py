@@ -13,7 +13,6 @@ import numpy as np
 from datasets import Dataset
 
 from llmft.config.fields import (
-    ClassificationDataArguments,
     DataArguments,
     GenerationDataArguments,
     LanguageModelingDataArguments,
@@ -103,7 +102,14 @@ def load_splits(
     # is the same rows.
     of_hub = args.dataset_name is not None and not args.test_split_percentage
     apart = args.test_file is not None or of_hub
-    columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
+    only = needed == {"test"} and apart  # predicts, and needs no label
+    columns = Columns.of(
+        args,
+        needs_label=needs_label,
+        label_optional=only,
+        needs_text=needs_label and not only and "empty_text" not in args.allow,
+        chat=isinstance(args, GenerationDataArguments),
+    )
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
     read, names = _read(args, columns, needed)
@@ -220,33 +226,6 @@ def _provenance(source: Source) -> dict[str, Any]:
         "sha256": source.sha256,
         "notes": source.notes,
     }
-
-
-def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Columns:
-    columns = Columns(
-        args.text_column_name,
-        needs_label=needs_label,
-        group=args.split_group_column,
-        label_optional=predicts_only,
-    )
-    if isinstance(args, GenerationDataArguments):
-        return replace(
-            columns,
-            chat=True,
-            messages=args.messages_column_name,
-            prompt=args.prompt_column_name,
-            completion=args.completion_column_name,
-        )
-    if not isinstance(args, ClassificationDataArguments):
-        return columns
-    return replace(
-        columns,
-        label=args.label_column_name,
-        text_pair=args.text_pair_column_name,
-        needs_text=not predicts_only and "empty_text" not in args.allow,
-        problem_type=args.problem_type,
-        label_delimiter=args.label_delimiter,
-    )
 
 
 def _require_one_format(sources: dict[str, Source]) -> None:
