@@ -170,24 +170,20 @@ def shared(part: Part, other: Part) -> Iterator[Finding]:
         )
 
 
-def absent_classes(part: Part, trained: Part) -> Iterator[Finding]:
-    """Yield that a part has no row of some classes: no metric covers them."""
+def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
+    """Yield classes that only one of two parts has; scores are none."""
     known, found = trained.classes().keys(), part.classes().keys()
-    absent = sorted(known - found)
-    if absent and found:
-        what = f"classes of {trained.name} that {part.name} has no row of"
-        what, where = f"{what}: {len(absent):,}", listed(absent, 5)
-        yield Finding(WARNING, what, where, "its metrics say nothing about them")
-
-
-def new_classes(part: Part, trained: Part) -> Iterator[Finding]:
-    """Yield that a part has classes that the first one has not."""
-    known, found = trained.classes().keys(), part.classes().keys()
-    new = sorted(found - known)
-    if new and known:
-        what = f"classes of {part.name} that {trained.name} has no row of"
-        meaning = f"a model that is trained on {trained.name} does not know them"
-        yield Finding(ERROR, f"{what}: {len(new):,}", listed(new, 5), meaning)
+    meaning = f"a model that is trained on {trained.name} does not know them"
+    sides = (
+        (ERROR, found - known, part, trained, meaning),
+        (WARNING, known - found, trained, part, "its metrics say nothing about them"),
+    )
+    for level, names, one, other, means in sides:
+        if names and known and found:
+            what = (
+                f"classes of {one.name} that {other.name} has no row of: {len(names):,}"
+            )
+            yield Finding(level, what, listed(sorted(names), 5), means)
 
 
 def odd_classes(part: Part) -> Iterator[Finding]:
@@ -282,6 +278,7 @@ def check_splits(
             "take them out on one side; --allow leakage goes on all the same",
         )
     for part in parts[1:] if "train" in sources else ():
-        for finding in absent_classes(part, parts[0]):
-            warn(finding.brief())
+        for finding in other_classes(part, parts[0]):
+            if finding.level == WARNING:  # what train has not is an error, later
+                warn(finding.brief())
     return notes, counts

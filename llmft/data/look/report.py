@@ -21,10 +21,9 @@ from llmft.data.look.findings import (
     WARNING,
     Finding,
     Part,
-    absent_classes,
     contradictions,
-    new_classes,
     odd_classes,
+    other_classes,
     pairs_at,
     repeats,
     shared,
@@ -99,8 +98,7 @@ def examine(
         _turns(part, report)
         _labels(part, report)
     for part in parts[1:]:  # the first may be train
-        report.findings += new_classes(part, parts[0])
-        report.findings += absent_classes(part, parts[0])
+        report.findings += other_classes(part, parts[0])
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:

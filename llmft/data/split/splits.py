@@ -98,18 +98,7 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
-    # A test part that is set aside of train is read as training reads it, so that it
-    # is the same rows.
-    of_hub = args.dataset_name is not None and not args.test_split_percentage
-    apart = args.test_file is not None or of_hub
-    only = needed == {"test"} and apart  # predicts, and needs no label
-    columns = Columns.of(
-        args,
-        needs_label=needs_label,
-        label_optional=only,
-        needs_text=needs_label and not only and "empty_text" not in args.allow,
-        chat=isinstance(args, GenerationDataArguments),
-    )
+    columns = _columns(args, needs_label, needed)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
     read, names = _read(args, columns, needed)
@@ -142,6 +131,22 @@ def load_splits(
         show(split, source)
         provenance[split] = _provenance(source) | {"audit": counts[split]}
     return Splits(parts, provenance)
+
+
+def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Columns:
+    """Return the columns to read; without labels where a run only predicts."""
+    # A test part that is set aside of train is read as training reads it, so that it
+    # is the same rows.
+    of_hub = args.dataset_name is not None and not args.test_split_percentage
+    apart = args.test_file is not None or of_hub
+    only = needed == {"test"} and apart  # predicts, and needs no label
+    return Columns.of(
+        args,
+        needs_label=needs_label,
+        label_optional=only,
+        needs_text=needs_label and not only and "empty_text" not in args.allow,
+        chat=isinstance(args, GenerationDataArguments),
+    )
 
 
 def _beside_stream(
