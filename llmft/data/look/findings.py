@@ -180,10 +180,9 @@ def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
     )
     for level, names, one, other, means in sides:
         if names and known and found:
-            what = (
-                f"classes of {one.name} that {other.name} has no row of: {len(names):,}"
-            )
-            yield Finding(level, what, listed(sorted(names), 5), means)
+            what = f"classes of {one.name} that {other.name} has no row of"
+            what, where = f"{what}: {len(names):,}", listed(sorted(names), 5)
+            yield Finding(level, what, where, means)
 
 
 def odd_classes(part: Part) -> Iterator[Finding]:
@@ -201,7 +200,7 @@ def odd_classes(part: Part) -> Iterator[Finding]:
         )
         return
     first, most = next(iter(counts.items()))
-    if len(counts) == 1:
+    if len(counts) == 1 and most == part.rows:
         yield Finding(
             NOTE if name in ("validation", "test") else ERROR,
             f"a single label in {name}: {shorten(first)}",
@@ -258,6 +257,7 @@ def check_splits(
         for finding in (*repeats(part), *contradictions(part)):
             counts[part.name] |= finding.counts
             notes[part.name] += [finding.note] * bool(finding.note)
+            # Where nothing is trained on, rows that are there twice do no harm.
             if finding.level == WARNING and (part.name == "train" or not finding.note):
                 warn(finding.brief())
     leaks: list[str] = []
