@@ -25,6 +25,7 @@ from llmft.model import load
 from llmft.tasks.classify import check_labels
 from llmft.tasks.generate import TASK
 
+_OF_CHAT = ("messages", "prompt", "completion")  # columns
 _ALL = 2**31 - 1  # bad rows
 _BAR = 40  # characters of the longest bar
 _NUMBER = re.compile(r"[\d,.]+( %)?")
@@ -58,19 +59,11 @@ def report_data(
         raise ConfigError("no file named: llmft data FILE..., or --train_file FILE")
     if target is not None and Path(target).suffix.lower() not in _TARGETS:
         raise ConfigError(f"html is {target!r}, expected a name that ends in .html")
-    columns = Columns(
-        args.text_column_name,
-        args.label_column_name,
-        needs_label=True,
-        chat=args.label_column_name is None,
-        label_optional=args.label_column_name is None,
-        text_pair=args.text_pair_column_name,
-        problem_type=args.problem_type,
-        label_delimiter=args.label_delimiter,
-        messages=flags.get("messages_column_name"),
-        prompt=flags.get("prompt_column_name"),
-        completion=flags.get("completion_column_name"),
-    )
+    chat = args.label_column_name is None
+    of_chat: dict[str, Any]
+    of_chat = {name: flags.get(f"{name}_column_name") for name in _OF_CHAT}
+    columns = Columns.of(args, needs_label=True, label_optional=chat, chat=chat)
+    columns = replace(columns, **of_chat)
     reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:

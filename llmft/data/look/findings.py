@@ -170,24 +170,19 @@ def shared(part: Part, other: Part) -> Iterator[Finding]:
         )
 
 
-def absent_classes(part: Part, trained: Part) -> Iterator[Finding]:
-    """Yield that a part has no row of some classes: no metric covers them."""
+def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
+    """Yield classes that only one of two parts has; scores are none."""
     known, found = trained.classes().keys(), part.classes().keys()
-    absent = sorted(known - found)
-    if absent and found:
-        what = f"classes of {trained.name} that {part.name} has no row of"
-        what, where = f"{what}: {len(absent):,}", listed(absent, 5)
-        yield Finding(WARNING, what, where, "its metrics say nothing about them")
-
-
-def new_classes(part: Part, trained: Part) -> Iterator[Finding]:
-    """Yield that a part has classes that the first one has not."""
-    known, found = trained.classes().keys(), part.classes().keys()
-    new = sorted(found - known)
-    if new and known:
-        what = f"classes of {part.name} that {trained.name} has no row of"
-        meaning = f"a model that is trained on {trained.name} does not know them"
-        yield Finding(ERROR, f"{what}: {len(new):,}", listed(new, 5), meaning)
+    meaning = f"a model that is trained on {trained.name} does not know them"
+    sides = (
+        (ERROR, found - known, part, trained, meaning),
+        (WARNING, known - found, trained, part, "its metrics say nothing about them"),
+    )
+    for level, names, one, other, means in sides:
+        if names and known and found:
+            what = f"classes of {one.name} that {other.name} has no row of"
+            what, where = f"{what}: {len(names):,}", listed(sorted(names), 5)
+            yield Finding(level, what, where, means)
 
 
 def odd_classes(part: Part) -> Iterator[Finding]:
@@ -205,7 +200,7 @@ def odd_classes(part: Part) -> Iterator[Finding]:
         )
         return
     first, most = next(iter(counts.items()))
-    if len(counts) == 1:
+    if len(counts) == 1 and most == part.rows:
         yield Finding(
             NOTE if name in ("validation", "test") else ERROR,
             f"a single label in {name}: {shorten(first)}",
@@ -262,6 +257,7 @@ def check_splits(
         for finding in (*repeats(part), *contradictions(part)):
             counts[part.name] |= finding.counts
             notes[part.name] += [finding.note] * bool(finding.note)
+            # Where nothing is trained on, rows that are there twice do no harm.
             if finding.level == WARNING and (part.name == "train" or not finding.note):
                 warn(finding.brief())
     leaks: list[str] = []
@@ -282,6 +278,7 @@ def check_splits(
             "take them out on one side; --allow leakage goes on all the same",
         )
     for part in parts[1:] if "train" in sources else ():
-        for finding in absent_classes(part, parts[0]):
-            warn(finding.brief())
+        for finding in other_classes(part, parts[0]):
+            if finding.level == WARNING:  # what train has not is an error, later
+                warn(finding.brief())
     return notes, counts

@@ -21,10 +21,9 @@ from llmft.data.look.findings import (
     WARNING,
     Finding,
     Part,
-    absent_classes,
     contradictions,
-    new_classes,
     odd_classes,
+    other_classes,
     pairs_at,
     repeats,
     shared,
@@ -99,8 +98,7 @@ def examine(
         _turns(part, report)
         _labels(part, report)
     for part in parts[1:]:  # the first may be train
-        report.findings += new_classes(part, parts[0])
-        report.findings += absent_classes(part, parts[0])
+        report.findings += other_classes(part, parts[0])
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:
@@ -180,21 +178,15 @@ def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
         cut = int((lengths[long] - max_seq_length).sum())
         share = 100 * cut / int(lengths.sum())
         what = f"rows of more than {max_seq_length:,} tokens in {part.name}"
-        who = (
-            "a classification leaves"
-            if part.source.format == TEXT
-            else "training leaves"
-        )
-        goes_on = "; language models go on in the next block"
+        plain = part.source.format == TEXT
+        who = "a classification" if plain else "a training"
+        goes_on = "; language models go on in the next block" if plain else ""
         meaning = (
-            f"{who} out {share:.2g} % of all tokens"
-            f"{goes_on if part.source.format == TEXT else ''}; --max_seq_length"
+            f"{who} leaves out {share:.2g} % of all tokens{goes_on}; --max_seq_length"
             f" {values[-2]:,} holds 99 % of the rows, within what the model can take"
         )
-        where = part.at(long, len(long))
-        report.findings.append(
-            Finding(WARNING, f"{what}: {len(long):,}", where, meaning)
-        )
+        what, where = f"{what}: {len(long):,}", part.at(long, len(long))
+        report.findings.append(Finding(WARNING, what, where, meaning))
 
 
 def _turns(part: Part, report: Report) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from llmft.config.fields import DataArguments
 from llmft.data.read.labels import REGRESSION, LabelRule, class_name
 from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
 from llmft.data.read.text import Row, text_fault
@@ -50,6 +51,17 @@ class Columns:
     messages: str | None = None
     prompt: str | None = None
     completion: str | None = None
+
+    @classmethod
+    def of(cls, args: DataArguments, **more: Any) -> Columns:
+        """Return what the arguments name, of any task, and ``more`` of the others."""
+        given = vars(args)
+        fields = ("text", "label", "text_pair", "messages", "prompt", "completion")
+        named: dict[str, Any]
+        named = {field: given.get(f"{field}_column_name") for field in fields}
+        for name in ("problem_type", "label_delimiter"):
+            named[name] = given.get(name)
+        return cls(**named, group=args.split_group_column, **more)
 
 
 def choose(

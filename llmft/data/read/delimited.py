@@ -54,6 +54,8 @@ def csv_rows(
         header = _header(reader, path)
         choose(header, header)
         end_of_header = reader.line_num
+        hint = "quote texts that hold the separator or a line break"
+        hint += "; a text a line is a .txt file" if len(header) < 2 else ""
         while True:
             line = reader.line_num + 1
             try:
@@ -69,10 +71,16 @@ def csv_rows(
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
                 continue
-            wrong = _field_count(fields, header, path, line) if fields else None
+            wrong = fields and DataFormatError(
+                f"{len(fields)} fields",
+                f"expected {len(header)} as in the header",
+                hint,
+                path=path,
+                line=line,
+            )
             if wrong and reader.line_num > line:
                 raise wrong
-            yield line, wrong
+            yield line, wrong or None
         if reader.line_num == end_of_header:
             said = "0 rows: a header line and nothing else"
             raise DataFormatError(said, "expected at least one", path=path)
@@ -127,16 +135,3 @@ def _csv_fault(error: csv.Error, path: Path, line: int) -> DataFormatError:
         said = "a quote that is never closed"
     hint = 'write a quote in quotes twice: ""; where quotes are text, --quoting none'
     return DataFormatError(f"not csv: {said}", hint=hint, path=path, line=line)
-
-
-def _field_count(
-    fields: list[str], header: list[str], path: Path, line: int
-) -> DataFormatError:
-    return DataFormatError(
-        f"{len(fields)} fields",
-        f"expected {len(header)} as in the header",
-        "quote texts that hold the separator or a line break"
-        + ("; a text a line is a .txt file" if len(header) < 2 else ""),
-        path=path,
-        line=line,
-    )

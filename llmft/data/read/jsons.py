@@ -94,10 +94,6 @@ def _is_table(value: Row) -> bool:
     return lists and not value.keys() & {"messages", "conversations"}
 
 
-def _no_object(path: Path, number: int, line: int) -> DataFormatError:
-    return DataFormatError(f"item {number} is not an object", path=path, line=line)
-
-
 def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]:
     """Yield the items of a JSON list that begins at ``at``, the ``whole`` of a text."""
     line, seen, number = 1, 0, 0
@@ -109,8 +105,9 @@ def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]
             line, seen = line + text.count("\n", seen, at), at
             value, at = _DECODER.raw_decode(text, at)
             number += 1
-            row = value if isinstance(value, dict) else _no_object(path, number, line)
-            yield line, row
+            none = f"item {number} is not an object"
+            is_row = isinstance(value, dict)
+            yield line, value if is_row else DataFormatError(none, path=path, line=line)
             at = _after_space(text, at)
             if text[at : at + 1] == ",":
                 at = _after_space(text, at + 1)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
@@ -31,6 +31,7 @@ _STRINGS = ("string", "large_string")  # what datasets calls columns of text
 # What datasets raises on the way, of files that are not what it takes them for.
 _FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
+T = TypeVar("T")
 Lines = Iterator[tuple[int, Line]]  # each with the place of its file
 
 
@@ -121,7 +122,7 @@ def file_rows(
     files, unit = found
     shown = [name] if is_pipe(name) else [*map(str, files)]
     versions = [_version(file) for file in files]
-    known = [_sha256(file) for file in files] if hashed else versions
+    known = [_of_file(file, file_sha256) for file in files] if hashed else versions
     return Rows(
         name,
         tuple(shown),
@@ -176,25 +177,23 @@ def _file_lines(
             raise
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """Return size and time of change of a file. Raises DataError."""
+def _of_file(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what is read of a file. Raises DataError where the system refuses it."""
     try:
-        stat = path.stat()
+        return read(path)
     except OSError as error:
         raise unreadable(error, path) from error
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a file. Raises DataError."""
+    stat = _of_file(path, Path.stat)
     return stat.st_size, stat.st_mtime_ns
 
 
 def _require_unchanged(path: Path, version: tuple[int, int], when: str) -> None:
     if _version(path) != version:
         raise DataError(f"the file changed {when}", hint="start again", path=path)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise unreadable(error, path) from error
 
 
 def hub_rows(

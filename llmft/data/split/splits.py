@@ -13,7 +13,6 @@ import numpy as np
 from datasets import Dataset
 
 from llmft.config.fields import (
-    ClassificationDataArguments,
     DataArguments,
     GenerationDataArguments,
     LanguageModelingDataArguments,
@@ -99,11 +98,7 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
-    # A test part that is set aside of train is read as training reads it, so that it
-    # is the same rows.
-    of_hub = args.dataset_name is not None and not args.test_split_percentage
-    apart = args.test_file is not None or of_hub
-    columns = _columns(args, needs_label, predicts_only=needed == {"test"} and apart)
+    columns = _columns(args, needs_label, needed)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
     read, names = _read(args, columns, needed)
@@ -136,6 +131,22 @@ def load_splits(
         show(split, source)
         provenance[split] = _provenance(source) | {"audit": counts[split]}
     return Splits(parts, provenance)
+
+
+def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Columns:
+    """Return the columns to read; without labels where a run only predicts."""
+    # A test part that is set aside of train is read as training reads it, so that it
+    # is the same rows.
+    of_hub = args.dataset_name is not None and not args.test_split_percentage
+    apart = args.test_file is not None or of_hub
+    only = needed == {"test"} and apart  # predicts, and needs no label
+    return Columns.of(
+        args,
+        needs_label=needs_label,
+        label_optional=only,
+        needs_text=needs_label and not only and "empty_text" not in args.allow,
+        chat=isinstance(args, GenerationDataArguments),
+    )
 
 
 def _beside_stream(
@@ -220,33 +231,6 @@ def _provenance(source: Source) -> dict[str, Any]:
         "sha256": source.sha256,
         "notes": source.notes,
     }
-
-
-def _columns(args: DataArguments, needs_label: bool, predicts_only: bool) -> Columns:
-    columns = Columns(
-        args.text_column_name,
-        needs_label=needs_label,
-        group=args.split_group_column,
-        label_optional=predicts_only,
-    )
-    if isinstance(args, GenerationDataArguments):
-        return replace(
-            columns,
-            chat=True,
-            messages=args.messages_column_name,
-            prompt=args.prompt_column_name,
-            completion=args.completion_column_name,
-        )
-    if not isinstance(args, ClassificationDataArguments):
-        return columns
-    return replace(
-        columns,
-        label=args.label_column_name,
-        text_pair=args.text_pair_column_name,
-        needs_text=not predicts_only and "empty_text" not in args.allow,
-        problem_type=args.problem_type,
-        label_delimiter=args.label_delimiter,
-    )
 
 
 def _require_one_format(sources: dict[str, Source]) -> None:

@@ -152,6 +152,8 @@ def test_several_labels_are_the_same_in_any_order():
     labels = ['["a","b"]', '["b","a"]', '["a","b","a"]', '["b"]', "[]"]
     texts = ["one text", "one text", "one text", "another text", "another text"]
     report = examine({"train": source(texts, labels, kind=MULTI)})
+    one = examine({"train": source(texts, ['["a"]'] * 4 + ["[]"], kind=MULTI)})
+    assert findings(one, ERROR) == []  # some rows are without it
     counts = [row[:2] for row in section(report, "train: labels, 2")]
     assert counts == [["b", "4"], ["a", "3"]]
     conflicts = [f for f in findings(report, WARNING) if "more than one label" in f[0]]

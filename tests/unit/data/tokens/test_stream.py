@@ -345,6 +345,10 @@ def test_the_columns_of_the_hub():
         assert {v["text"] for _, _, v in rows} == {"x"}
         unused = "columns not used: 'title'"
         assert rows.column_notes() == ["text = 'body'", unused]
+    rows = hub_rows(IterableDataset.from_generator(lambda: iter(data)))  # of JSON
+    rows = replace(rows, columns=Columns("body"))
+    assert rows.column_notes() == ["text = 'body'", unused]
+    assert {v["text"] for _, _, v in rows} == {"x"}
     talks = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
     rows = replace(hub_rows(talks), columns=Columns(chat=True))
     with pytest.raises(ConfigError, match="and the data are messages: leave --stream"):
