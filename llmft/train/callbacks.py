@@ -236,6 +236,21 @@ class SaveAfterEvaluation(TrainerCallback):
             control.should_save, self._waits = True, False
 
 
+class EndOfPass(TrainerCallback):
+    """Evaluate and save by epoch where a pass over a stream ends.
+
+    To Trainer a stream is one pass; it says itself when a later one has begun.
+    """
+
+    due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have done what is due, unless the training ends, too."""
+        if self.due and state.global_step < state.max_steps:
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+
+
 class EarlyStoppingCallback(_EarlyStoppingCallback):
     """Stops after evaluations without gain; counts on where a run is resumed.
 

@@ -183,13 +183,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ``weight`` has shape (classes, hidden), ``wanted`` (n,).
         """
         inputs, matrix = rows.detach().to(dtype), weight.detach().to(dtype)
+        added = None if bias is None else bias.detach().to(dtype)
         wide = _widest(rows.device)
         total = rows.new_zeros((), dtype=wide)
         of_rows = torch.empty_like(inputs)
         of_weight = None
         of_bias = None if bias is None else torch.zeros_like(bias)
         for part in _parts(inputs, len(weight)):
-            logits = _linear(inputs[part], matrix, bias).float()
+            logits = nn.functional.linear(inputs[part], matrix, added).float()
             torch.log_softmax(logits, -1, out=logits)
             chosen = wanted[part, None]
             total -= logits.gather(1, chosen).sum(dtype=wide)
@@ -226,10 +227,3 @@ def _parts(rows: torch.Tensor, classes: int) -> Iterator[slice]:
     size = max(LOGITS // classes, 1)
     for start in range(0, max(len(rows), 1), size):
         yield slice(start, start + size)
-
-
-def _linear(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    bias = None if bias is None else bias.detach().to(rows.dtype)
-    return nn.functional.linear(rows, weight, bias)

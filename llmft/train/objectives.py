@@ -178,7 +178,7 @@ class Classification:
 
         Their label is the same.
         """
-        if "row" in data.column_names:
+        if "row" in data.column_names and predictions is not None:
             rows = np.asarray(data["row"][:])
             starts = np.flatnonzero(np.diff(rows, prepend=-1))
             sizes = np.diff(starts, append=len(rows))[:, None]

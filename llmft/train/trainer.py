@@ -19,6 +19,7 @@ from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import NonFiniteError
 from llmft.train import resume
+from llmft.train.callbacks import EndOfPass
 from llmft.train.objectives import Objective
 
 
@@ -50,10 +51,11 @@ class LlmftTrainer(Trainer):
         kwargs.setdefault("preprocess_logits_for_metrics", _logits_alone)
         if isinstance(stream := kwargs.get("train_dataset"), Stream):
             kwargs["train_dataset"] = Passes(stream)
+        self.end_of_pass = EndOfPass()
+        given = [*(callbacks or []), self.end_of_pass]
         self.objective: Objective = objective
-        super().__init__(callbacks=callbacks, **kwargs)
+        super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
-        given = callbacks or []
         theirs = {*map(type, given), PrinterCallback}
         # In a notebook it is another one.
         theirs.add(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
@@ -90,6 +92,8 @@ class LlmftTrainer(Trainer):
         Trainer takes a number of -100 for no label, and knows no weights.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        begins = [b.pop("begins_epoch") for b in batches if "begins_epoch" in b]
+        self.end_of_pass.due = any(bool(found.any()) for found in begins)
         counts = [self.objective.label_count(b) for b in batches if "labels" in b]
         return batches, torch.stack(counts).sum().to(device) if counts else None
 
@@ -164,10 +168,10 @@ class LlmftTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the norm, for the log; it is known just before the optimizer steps.
+        """Return the norm, known just before the optimizer steps, if it is a number.
 
-        The callbacks of that moment do not see it, and would have to read all gradients
-        once more.
+        Callbacks of that moment do not see it. They would read all gradients once more
+        (22 M weights on 2 cores: 2.3 ms), and know of clipped ones only.
         """
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.accelerator.scaler is None:  # that of fp16 skips such a step itself

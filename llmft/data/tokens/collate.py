@@ -43,7 +43,8 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     stands before it belongs to another one.
 
     Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)),
-    ``position_ids`` of several documents and, only with padding, ``attention_mask``.
+    ``position_ids`` of several documents and, only with padding, ``attention_mask``;
+    of a stream also ``begins_epoch`` (bool, shape (batch,)).
     """
 
     mask_seed: int = 42
@@ -88,6 +89,9 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
         if (lengths < longest).any():
             mask = torch.arange(longest) < lengths[:, None]
             batch["attention_mask"] = mask.long()
+        if "begins_epoch" in examples[0]:
+            found = [example["begins_epoch"] for example in examples]
+            batch["begins_epoch"] = torch.tensor(found)
         return batch
 
     def _example(

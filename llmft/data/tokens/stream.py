@@ -146,18 +146,21 @@ class Passes(IterableDataset):
     Trainer does not know how long a pass is and takes all steps for one: a resume goes
     on behind so many batches of the data, and state.epoch says how much is done. With
     passes of its own it would begin the first one again. Blocks have the pass they are
-    from as ``epoch``, which their masks depend on; a batch may be of two.
+    from as ``epoch``, which their masks depend on, and the first one of a later pass
+    has ``begins_epoch``; a batch may be of two.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield blocks: those of ``Stream``, and ``epoch``."""
+        """Yield blocks: those of ``Stream``, and what the class says."""
         for epoch in count():
             self.stream.set_epoch(epoch)
+            begins = epoch > 0
             for block in self.stream:
-                yield {**block, "epoch": epoch}
+                yield {**block, "epoch": epoch, "begins_epoch": begins}
+                begins = False
 
 
 def held_out(rows: Rows, count: int) -> Source:

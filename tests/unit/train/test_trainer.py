@@ -35,6 +35,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
 from llmft.metrics import classes
 from llmft.metrics.tokens import token_metrics
+from llmft.train import checkpoint
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
@@ -449,7 +450,7 @@ def test_a_notebook_shows_one_bar(wordpiece, tmp_path, monkeypatch, quiet):
     trainer = classifier(wordpiece, args, callbacks=ours)
     found = trainer.callback_handler.callbacks
     assert found[0].__class__ is DefaultFlowCallback
-    assert found[1:] == ours
+    assert found[1:] == [*ours, trainer.end_of_pass]
     assert sum(isinstance(c, ProgressCallback) for c in found) == (not quiet)
 
 
@@ -551,6 +552,7 @@ def streamed(wordpiece, folder, **changes):
         args=args,
         data_collator=collate,
         train_dataset=Stream(rows, data, wordpiece, 1, 0),
+        eval_dataset=blocks(wordpiece, 3),
         processing_class=wordpiece,
         callbacks=for_run(run, args),
     )
@@ -582,6 +584,19 @@ def test_a_resume_in_a_later_pass_over_a_stream_is_exact(wordpiece, tmp_path):
     assert_same_weights(weights(resumed), weights(whole), rtol=0, atol=0)
     assert losses(resumed) == losses(whole)
     assert [e["epoch"] for e in resumed.state.log_history if "loss" in e][-1] == 1
+
+
+def test_the_end_of_a_pass_is_one_of_an_epoch(wordpiece, tmp_path):
+    """A pass is two and a half steps; the last one ends with the training."""
+    by_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 7}
+    trainer, _ = streamed(wordpiece, tmp_path, **by_epoch)
+    evaluated = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert evaluated == [3, 6, 7]
+    saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+    assert [folder.name for folder in saved] == [f"checkpoint-{n}" for n in evaluated]
+    again = {**by_epoch, "resume_from_checkpoint": str(saved[0])}
+    resumed, _ = streamed(wordpiece, tmp_path, **again)
+    assert_same_weights(weights(resumed), weights(trainer), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
