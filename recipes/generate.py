@@ -112,7 +112,7 @@ def fine_tune(args: Arguments, located: Located, choices: list[Choice]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=tokens.token_metrics("token_accuracy"),
+            compute_metrics=tokens.TokenPrediction("token_accuracy"),
             task="causal-lm",
         )
         run.attach(trainer)

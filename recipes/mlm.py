@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=fixed.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=tokens.token_metrics("masked_accuracy"),
+            compute_metrics=tokens.TokenPrediction("masked_accuracy"),
             task="masked-lm",
         )
         run.attach(trainer)

@@ -58,7 +58,7 @@ def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
         train_dataset=blocks(wordpiece),
         eval_dataset=fix_masks(blocks(wordpiece, 11, seed=50), collator),
         processing_class=wordpiece,
-        compute_metrics=tokens.token_metrics("masked_accuracy"),
+        compute_metrics=tokens.TokenPrediction("masked_accuracy"),
         **options,
     )
 
@@ -83,7 +83,7 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
         ),
         eval_dataset=data,
         processing_class=tokenizer,
-        compute_metrics=tokens.token_metrics("token_accuracy"),
+        compute_metrics=tokens.TokenPrediction("token_accuracy"),
         **options,
     )
 
@@ -115,7 +115,7 @@ def classifier(wordpiece, args, **options):
         train_dataset=data,
         eval_dataset=data,
         processing_class=wordpiece,
-        compute_metrics=classes.classification_metrics,
+        compute_metrics=classes.Classification(),
         **options,
     )
 
