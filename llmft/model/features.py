@@ -27,9 +27,11 @@ class CachedBackbone(nn.Module):
         pooler: the encoder's own, or None.
     """
 
+    states: torch.Tensor
+
     def __init__(self, states: torch.Tensor, pooler: nn.Module | None) -> None:
         super().__init__()
-        self.states = states  # no buffer: not to be saved
+        self.register_buffer("states", states, persistent=False)  # not to be saved
         self.pooler = pooler
 
     def forward(self, input_ids: torch.Tensor, **unused: Any) -> Any:
@@ -91,8 +93,12 @@ def _texts(data: Dataset) -> list[Text]:
     return list(zip(*columns, strict=True))
 
 
-def _example(text: Text) -> dict[str, list[int]]:
-    return {name: list(ids) for name, ids in zip(_INPUTS, text, strict=False)}
+def _batch(model: Any, texts: list[Text], collate: Callable) -> dict[str, Any]:
+    examples = [
+        {name: list(ids) for name, ids in zip(_INPUTS, text, strict=False)}
+        for text in texts
+    ]
+    return {name: x.to(model.device) for name, x in collate(examples).items()}
 
 
 def _replace(model: Any, states: torch.Tensor) -> None:
@@ -107,7 +113,7 @@ def restore_backbone(model: Any) -> None:
     """Put the encoder back where ``freeze_backbone`` replaced it; else do nothing."""
     backbone = vars(model).pop("llmft_backbone", None)
     if backbone is not None:
-        setattr(model, model.base_model_prefix, backbone)
+        setattr(model, model.base_model_prefix, backbone.to(model.device))
 
 
 def _place_that_the_head_reads(
@@ -117,12 +123,12 @@ def _place_that_the_head_reads(
     probes = [texts[i] for i in range(0, len(texts), -(-len(texts) // _PROBES))]
     training = model.training
     model.eval()
-    batch = collate([_example(text) for text in probes])
+    batch = _batch(model, probes, collate)
     with torch.no_grad():
         wanted = model(**batch).logits
         for place in ("first", "last"):
             _replace(model, _encode(model, probes, collate, place, quiet=True))
-            rows = torch.arange(len(probes))[:, None]
+            rows = torch.arange(len(probes), device=model.device)[:, None]
             try:
                 given = model(
                     input_ids=rows, attention_mask=torch.ones_like(rows)
@@ -154,11 +160,11 @@ def _encode(
     while start < len(order):
         size = max(1, _BATCH_TOKENS // len(texts[order[start]][0]))
         chosen = order[start : start + size]
-        batch = collate([_example(texts[i]) for i in chosen])
+        batch = _batch(model, [texts[i] for i in chosen], collate)
         output = model.base_model(**batch)
         last = batch["attention_mask"].sum(1) - 1
         at = torch.zeros_like(last) if place == "first" else last
-        kept = output[0][torch.arange(len(chosen)), at]
+        kept = output[0][torch.arange(len(chosen), device=at.device), at]
         for k, i in enumerate(chosen):
             states[i] = kept[k]
         start += size
