@@ -20,7 +20,7 @@ from llmft.config.parse import Arguments, parse
 from llmft.config.rules import ACTIONS
 from llmft.console import say
 from llmft.data.tokens.collate import LanguageModelingCollator
-from llmft.metrics.tokens import token_metrics
+from llmft.metrics.tokens import TokenPrediction
 from llmft.model.adapters import add_lora, merged
 from llmft.model.identity import identity
 from llmft.model.load import load_model
@@ -106,7 +106,7 @@ def fine_tune(args: Arguments) -> None:
             train_dataset=examples.get("train"),
             eval_dataset=examples.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=token_metrics("token_accuracy"),
+            compute_metrics=TokenPrediction("token_accuracy"),
             callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
         )
         before: list[list[str]] = []

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import parse
 from llmft.data.tokens.collate import LanguageModelingCollator
-from llmft.metrics.tokens import token_metrics
+from llmft.metrics.tokens import TokenPrediction
 from llmft.model.identity import identity
 from llmft.model.load import load_model, require_mask_token
 from llmft.model.new_weights import start_as_identity, start_from_frequencies
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=token_metrics("masked_accuracy"),
+            compute_metrics=TokenPrediction("masked_accuracy"),
             callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
         )
         cloze: list[tuple[str, str]] = []

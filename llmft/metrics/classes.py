@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
-from transformers import EvalPrediction
 
 from llmft.metrics.errors import F64S, Measure, Metric, members, with_errors
 
@@ -19,13 +18,6 @@ METRICS = {
     "matthews_correlation": True,
     "log_loss": False,
 }
-
-
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """``compute_metrics`` of a classifier; see ``Classification``."""
-    return Classification().compute(
-        predictions=prediction.predictions, references=prediction.label_ids
-    )
 
 
 class Classification(Metric):

@@ -14,6 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 from scipy.sparse import csr_array
+from transformers import EvalPrediction
 
 from llmft.sources import catalog
 
@@ -28,7 +29,10 @@ _CHUNK = 10**6  # numbers of a chunk of draws
 
 
 class Metric(evaluate.Metric):
-    """An ``evaluate.Metric`` of the given ``columns``; its values are in memory."""
+    """An ``evaluate.Metric`` that is ``compute_metrics`` of Trainer, as it is.
+
+    A subclass gives its ``columns`` and ``_compute``.
+    """
 
     columns: ClassVar[dict[str, Any]]
 
@@ -36,6 +40,12 @@ class Metric(evaluate.Metric):
         # evaluate makes the folder, though nothing is kept there.
         folder = str(catalog.cache_home() / "metrics")
         super().__init__(keep_in_memory=True, cache_dir=folder)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the metrics of the predictions and labels that Trainer gathered."""
+        return self.compute(
+            predictions=prediction.predictions, references=prediction.label_ids
+        )
 
     def _info(self) -> evaluate.MetricInfo:
         columns = datasets.Features(self.columns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import EvalPrediction
 
 from llmft.metrics.errors import F64S, Metric, with_errors
 
@@ -17,17 +16,6 @@ METRICS = {
     "subset_accuracy": True,
     "log_loss": False,
 }
-
-
-def multi_label_metrics(
-    prediction: EvalPrediction, threshold: float = 0.5
-) -> dict[str, float]:
-    """``compute_metrics`` of a classifier of several labels; see ``MultiLabel``."""
-    return MultiLabel().compute(
-        predictions=prediction.predictions,
-        references=prediction.label_ids,
-        threshold=threshold,
-    )
 
 
 def probabilities(logits: Any) -> np.ndarray:
@@ -48,12 +36,14 @@ class MultiLabel(Metric):
 
     columns: ClassVar = {"predictions": F64S, "references": F64S}
 
-    def _compute(
-        self, predictions: Any, references: Any, threshold: float
-    ) -> dict[str, float]:
+    def __init__(self, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         logits = np.asarray(predictions, np.float64)
         labels = np.asarray(references, np.float64)
-        guesses = (probabilities(logits) >= threshold).astype(np.float64)
+        guesses = (probabilities(logits) >= self.threshold).astype(np.float64)
         # log(1 + exp(z)) - y z, without overflow
         nll = (np.logaddexp(0, logits) - labels * logits).mean(1)
         same = (guesses == labels).all(1).astype(np.float64)

@@ -6,9 +6,8 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import EvalPrediction
 
-from llmft.metrics.errors import F64, Measure, Metric, members, with_errors
+from llmft.metrics.errors import F64, F64S, Measure, Metric, members, with_errors
 
 # Whether greater is better.
 METRICS = {
@@ -22,14 +21,6 @@ METRICS = {
 _NO_SPREAD = 1e-12  # of numbers whose variance is 1: what rounding leaves of equal ones
 
 
-def regression_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """``compute_metrics`` of a regression; see ``Regression``."""
-    return Regression().compute(
-        predictions=np.asarray(prediction.predictions)[:, 0],
-        references=prediction.label_ids,
-    )
-
-
 class Regression(Metric):
     """Mean squared and absolute error, R2, and the correlations of two rows of numbers.
 
@@ -37,10 +28,11 @@ class Regression(Metric):
     predictions are.
     """
 
-    columns: ClassVar = {"predictions": F64, "references": F64}
+    columns: ClassVar = {"predictions": F64S, "references": F64}
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        guesses, labels = (np.asarray(x, np.float64) for x in (predictions, references))
+        guesses = np.asarray(predictions, np.float64)[:, 0]  # of shape (n, 1)
+        labels = np.asarray(references, np.float64)
         found = with_errors(_measure(guesses, labels), len(labels))
         if math.isnan(found["mse"]):
             return found

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import EvalPrediction
 
 from llmft.errors import DataError
 from llmft.metrics.errors import F64S, Metric
@@ -15,20 +13,6 @@ from llmft.metrics.errors import F64S, Metric
 # What is measured on an evaluation set, and whether greater is better.
 MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}
 CAUSAL_LM = {"loss": False, "perplexity": False, "token_accuracy": True}
-
-
-def token_metrics(accuracy_name: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return ``compute_metrics`` of a language model; see ``TokenPrediction``.
-
-    ``loss`` in it replaces the mean of batch means that Trainer would report.
-    """
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return TokenPrediction().compute(
-            predictions=prediction.predictions, accuracy_name=accuracy_name
-        )
-
-    return compute
 
 
 class TokenPrediction(Metric):
@@ -39,11 +23,16 @@ class TokenPrediction(Metric):
     the total loss over all tokens, never a mean of batch means. The standard errors
     are those of a ratio estimator with the example as the unit, since tokens of a
     text are not independent (Cochran, Sampling Techniques, 1977, section 6.4).
+    ``loss`` replaces the mean of batch means that Trainer would report.
     """
 
     columns: ClassVar = {"predictions": F64S}
 
-    def _compute(self, predictions: Any, accuracy_name: str) -> dict[str, float]:
+    def __init__(self, accuracy_name: str) -> None:
+        super().__init__()
+        self.accuracy_name = accuracy_name
+
+    def _compute(self, predictions: Any) -> dict[str, float]:
         nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
         total = tokens.sum()
         if not total:
@@ -58,8 +47,8 @@ class TokenPrediction(Metric):
             "loss_stderr": loss_error,
             "perplexity": perplexity,
             "perplexity_stderr": perplexity * loss_error,  # delta method
-            accuracy_name: accuracy,
-            f"{accuracy_name}_stderr": accuracy_error,
+            self.accuracy_name: accuracy,
+            f"{self.accuracy_name}_stderr": accuracy_error,
             "n": int(total),
         }
 

@@ -55,23 +55,20 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
 
 def _require_layers(model: Any, wanted: list[str]) -> None:
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    layers = {
-        name: module
+    layers = {  # and whether each is an embedding
+        name: id(module) in embeddings
         for name, module in model.named_modules()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2
     }
+    usable = {n.split(".")[-1] for n, embeds in layers.items() if not embeds}
     for name in wanted:
-        found = [m for n, m in layers.items() if n == name or n.endswith(f".{name}")]
+        found = [e for n, e in layers.items() if n == name or n.endswith(f".{name}")]
         if not found:
-            usable = {n.split(".")[-1] for n, m in layers.items()}
-            usable -= {
-                n.split(".")[-1] for n, m in layers.items() if id(m) in embeddings
-            }
             raise ConfigError(
                 f"lora_target_modules: no layer is called {name}; there are"
                 f" {', '.join(sorted(usable))}; leave it out for all of them"
             )
-        if any(id(m) in embeddings for m in found):
+        if any(found):
             raise ConfigError(
                 f"lora_target_modules: {name} is an embedding, which may be tied to"
                 " the other one and could not be merged; leave it out"

@@ -93,12 +93,12 @@ def _texts(data: Dataset) -> list[Text]:
     return list(zip(*columns, strict=True))
 
 
-def _example(text: Text) -> dict[str, list[int]]:
-    return {name: list(ids) for name, ids in zip(_INPUTS, text, strict=False)}
-
-
-def _to(device: torch.device, batch: Any) -> dict[str, torch.Tensor]:
-    return {name: x.to(device) for name, x in batch.items()}
+def _batch(model: Any, texts: list[Text], collate: Callable) -> dict[str, Any]:
+    examples = [
+        {name: list(ids) for name, ids in zip(_INPUTS, text, strict=False)}
+        for text in texts
+    ]
+    return {name: x.to(model.device) for name, x in collate(examples).items()}
 
 
 def _replace(model: Any, states: torch.Tensor) -> None:
@@ -113,7 +113,7 @@ def restore_backbone(model: Any) -> None:
     """Put the encoder back where ``freeze_backbone`` replaced it; else do nothing."""
     backbone = vars(model).pop("llmft_backbone", None)
     if backbone is not None:
-        setattr(model, model.base_model_prefix, backbone)
+        setattr(model, model.base_model_prefix, backbone.to(model.device))
 
 
 def _place_that_the_head_reads(
@@ -123,7 +123,7 @@ def _place_that_the_head_reads(
     probes = [texts[i] for i in range(0, len(texts), -(-len(texts) // _PROBES))]
     training = model.training
     model.eval()
-    batch = _to(model.device, collate([_example(text) for text in probes]))
+    batch = _batch(model, probes, collate)
     with torch.no_grad():
         wanted = model(**batch).logits
         for place in ("first", "last"):
@@ -160,11 +160,11 @@ def _encode(
     while start < len(order):
         size = max(1, _BATCH_TOKENS // len(texts[order[start]][0]))
         chosen = order[start : start + size]
-        batch = _to(model.device, collate([_example(texts[i]) for i in chosen]))
+        batch = _batch(model, [texts[i] for i in chosen], collate)
         output = model.base_model(**batch)
         last = batch["attention_mask"].sum(1) - 1
         at = torch.zeros_like(last) if place == "first" else last
-        kept = output[0][torch.arange(len(chosen), device=model.device), at]
+        kept = output[0][torch.arange(len(chosen), device=at.device), at]
         for k, i in enumerate(chosen):
             states[i] = kept[k]
         start += size

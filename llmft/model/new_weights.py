@@ -37,24 +37,21 @@ def new_weights(
     Raises:
         ConfigError: the body is not as in the file. A pooler may be missing.
     """
-    shapes = {name: (there, here) for name, there, here in loaded["mismatched_keys"]}
+    shapes = {name: there for name, there, _ in loaded["mismatched_keys"]}
     new = []
     for name, weight in model.state_dict().items():
-        body = in_body(model, name)
+        body, missing = in_body(model, name), name in loaded["missing_keys"]
         if name in shapes and (body or not other_head):
-            there, here = (_size(shape) for shape in shapes[name])
-            found = f"{name} is {there} in the weights and {here} by config.json"
-        elif name in loaded["missing_keys"] and body and "pooler" not in name:
-            here = _size(weight.shape)
-            found = f"{name} is not in the weights and {here} by config.json"
-        elif name in shapes or name in loaded["missing_keys"]:
-            new.append(name)
-            continue
+            there = f"{_size(shapes[name])} in the weights"
+        elif missing and body and "pooler" not in name:
+            there = "not in the weights"
         else:
+            new += [name] if missing or name in shapes else []
             continue
         raise ConfigError(
-            f"config.json does not fit the weights: {found}; expected the config.json"
-            " that they were saved with; copy the folder again",
+            f"config.json does not fit the weights: {name} is {there} and"
+            f" {_size(weight.shape)} by config.json; expected the config.json that"
+            " they were saved with; copy the folder again",
             path=place,
         )
     return new

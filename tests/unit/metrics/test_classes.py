@@ -8,11 +8,11 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_errors import RESAMPLED
 
-from llmft.metrics.classes import classification_metrics, log_softmax, per_class
+from llmft.metrics.classes import Classification, log_softmax, per_class
 
 
 def class_values(logits, labels):
-    return classification_metrics(EvalPrediction(np.asarray(logits), np.array(labels)))
+    return Classification()(EvalPrediction(np.asarray(logits), np.array(labels)))
 
 
 def scored(classes, n, absent=None):

@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_errors import RESAMPLED
 
-from llmft.metrics.multilabel import METRICS, multi_label_metrics, probabilities
+from llmft.metrics.multilabel import METRICS, MultiLabel, probabilities
 
 
 def scored(n=400, classes=5, absent=None, seed=0):
@@ -22,7 +22,7 @@ def scored(n=400, classes=5, absent=None, seed=0):
 
 
 def values(logits, labels, threshold=0.5):
-    return multi_label_metrics(EvalPrediction(logits, labels), threshold)
+    return MultiLabel(threshold)(EvalPrediction(logits, labels))
 
 
 def independent(logits, labels, threshold=0.5):

@@ -7,11 +7,11 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_errors import RESAMPLED
 
-from llmft.metrics.regression import METRICS, regression_metrics
+from llmft.metrics.regression import METRICS, Regression
 
 
 def values(guesses, labels):
-    return regression_metrics(EvalPrediction(np.asarray(guesses)[:, None], labels))
+    return Regression()(EvalPrediction(np.asarray(guesses)[:, None], labels))
 
 
 def numbers(ties, n=400):

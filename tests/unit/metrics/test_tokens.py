@@ -8,12 +8,12 @@ from transformers import EvalPrediction
 from unit.metrics.test_errors import RESAMPLED
 
 from llmft.errors import DataError
-from llmft.metrics.tokens import token_metrics
+from llmft.metrics.tokens import TokenPrediction
 
 
 def token_values(rows):
     prediction = EvalPrediction(predictions=np.asarray(rows, float), label_ids=None)
-    return token_metrics("masked_accuracy")(prediction)
+    return TokenPrediction("masked_accuracy")(prediction)
 
 
 @pytest.fixture(scope="module")

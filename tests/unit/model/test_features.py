@@ -120,3 +120,14 @@ def test_pairs_of_the_same_ids_differ_by_their_token_types(wordpiece):
     cached = features.freeze_backbone(model, {"train": data}, collate)["train"]
     assert cached.column_names == ["row", "labels", "input_ids"]
     torch.testing.assert_close(logits(model, collate, cached), wanted)
+
+
+def test_features_and_encoder_follow_the_model_to_another_device(wordpiece):
+    """Trainer moves the model after the features were made."""
+    model, collate = classifier("bert", wordpiece), ClassificationCollator(wordpiece)
+    features.freeze_backbone(model, {"train": texts(wordpiece)}, collate)
+    model.to("meta")
+    rows = torch.zeros((2, 1), dtype=torch.long, device="meta")
+    assert model(input_ids=rows).logits.device.type == "meta"
+    features.restore_backbone(model)
+    assert {p.device.type for p in model.parameters()} == {"meta"}

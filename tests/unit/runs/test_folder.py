@@ -260,7 +260,7 @@ def classification(folder, wordpiece):
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,
-            compute_metrics=classes.classification_metrics,
+            compute_metrics=classes.Classification(),
             callbacks=run.callbacks,
         )
         trainer.train()

@@ -34,7 +34,7 @@ from llmft.data.tokens.collate import (
 from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
 from llmft.metrics import classes
-from llmft.metrics.tokens import token_metrics
+from llmft.metrics.tokens import TokenPrediction
 from llmft.train import checkpoint
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
@@ -73,7 +73,7 @@ def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
         train_dataset=blocks(wordpiece),
         eval_dataset=fix_masks(blocks(wordpiece, 11, seed=50), collator),
         processing_class=wordpiece,
-        compute_metrics=token_metrics("masked_accuracy"),
+        compute_metrics=TokenPrediction("masked_accuracy"),
         **options,
     )
 
@@ -102,7 +102,7 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
         ),
         eval_dataset=data,
         processing_class=tokenizer,
-        compute_metrics=token_metrics("token_accuracy"),
+        compute_metrics=TokenPrediction("token_accuracy"),
         **options,
     )
 
@@ -134,7 +134,7 @@ def classifier(wordpiece, args, **options):
         train_dataset=data,
         eval_dataset=data,
         processing_class=wordpiece,
-        compute_metrics=classes.classification_metrics,
+        compute_metrics=classes.Classification(),
         **options,
     )
 
