@@ -170,6 +170,14 @@ def read_jsonl(path: Path) -> list[Any]:
     return [strict_json(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def values(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the metrics of a part without the split that they were measured on."""
+    return {
+        name: {key: x for key, x in entry.items() if key != "split"}
+        for name, entry in metrics.items()
+    }
+
+
 def losses(run_folder: Path, name: str = "loss") -> list[float]:
     """Return the values of ``name`` in metrics.jsonl, in order."""
     events = read_jsonl(run_folder / "metrics.jsonl")

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,8 +72,12 @@ def test_a_signal_in_training(
     assert b"Traceback" not in stderr
     last, hint = stdout.decode().splitlines()[-2:]
     assert last == "run        run (interrupted)"
-    assert hint.startswith(f"go on      python {process.RECIPES / 'classify.py'} --num")
-    assert shlex.split(hint)[-2] == "--resume_from_checkpoint"
+    words = shlex.split(hint)
+    python = Path(shutil.which(words[2]) or cwd / words[2])
+    assert words[:2] == ["go", "on"]
+    assert os.path.abspath(python) == sys.executable
+    assert words[3:5] == [str(process.RECIPES / "classify.py"), "--num_threads"]
+    assert words[-2] == "--resume_from_checkpoint"
     assert resume.fault(cwd / shlex.split(hint)[-1]) is None
     record = process.read_json(run / "run.json")
     assert record["status"] == "interrupted"

@@ -199,9 +199,13 @@ def test_prediction_with_a_trained_model(
     found = process.read_json(run / "metrics.json")
     assert set(found) == {"test", "run"}
     trained = process.read_json(runs["accumulated"] / "metrics.json")
-    assert found["test"] == trained["eval"]
-    predictions = (run / "predictions.jsonl").read_text()
-    assert predictions == (runs["accumulated"] / "predictions.jsonl").read_text()
+    assert process.values(found["test"]) == process.values(trained["eval"])
+    now, before = (
+        process.read_jsonl(folder / "predictions.jsonl")
+        for folder in (run, runs["accumulated"])
+    )
+    assert now == [row | {"split": "test"} for row in before]
+    assert {row["split"] for row in before} == {"validation"}
 
 
 def test_help(tmp_path: Path) -> None:
