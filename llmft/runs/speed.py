@@ -31,9 +31,7 @@ class StepClock(TrainerCallback, ExportableState):
         counted = {"seconds": self.seconds, "first_step": self.first_step}
         return {"args": {}, "attributes": counted}
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Go on from the checkpoint that was resumed."""
         saved = state.stateful_callbacks.get(type(self).__name__, {})
         kept = saved.get("attributes") or {}
@@ -42,13 +40,13 @@ class StepClock(TrainerCallback, ExportableState):
         self.first_step = resumed.get("first_step", state.global_step)
         self._since = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Add the time since the step before, or since what stood between."""
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
 
-    def _pass_over(self, *args: Any, **kwargs: Any) -> None:
+    def _pass_over(self, *args: Any, **kw: Any) -> None:
         self._since = time.perf_counter()
 
     on_evaluate = on_save = on_epoch_begin = _pass_over

@@ -27,9 +27,7 @@ class Progress(ProgressCallback):
     training_bar: Any
     prediction_bar: Any
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Open the bar."""
         self.training_bar = _bar(state.max_steps, "training", "step")
         self._started, self._first_step = time.perf_counter(), state.global_step
@@ -37,22 +35,17 @@ class Progress(ProgressCallback):
         self.current_step = state.global_step
         self._shown: dict[str, str] = {}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Advance the bar and its samples/s."""
         steps = state.global_step - self._first_step
         examples = steps * args.train_batch_size * args.gradient_accumulation_steps
         seconds = time.perf_counter() - self._started
         self._shown["samples/s"] = f"{examples / seconds:.1f}"
         self.training_bar.set_postfix(self._shown, refresh=False)
-        super().on_step_end(args, state, control, **kwargs)
+        super().on_step_end(args, state, control, **kw)
 
     def on_prediction_step(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        eval_dataloader: Any = None,
-        **kw: Any,
+        self, *args: Any, eval_dataloader: Any = None, **kw: Any
     ) -> None:
         """Advance the bar of an evaluation."""
         if self.prediction_bar is None:
@@ -61,7 +54,7 @@ class Progress(ProgressCallback):
         self.prediction_bar.update(1)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
     ) -> None:
         """Show the loss in the bar, and each evaluation on a line of its own."""
         if self.training_bar is None or not logs:
@@ -115,7 +108,7 @@ class MetricsLog(TrainerCallback):
         self.path, self.leg = path, leg
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
     ) -> None:
         """Write one line; values that are not finite become null."""
         event = {
@@ -137,16 +130,9 @@ def finite(value: Any) -> Any:
 class MaskEpoch(TrainerCallback):
     """Tell the collator the epoch, on which its masks depend."""
 
-    def on_epoch_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        train_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Set the epoch, counted from 0."""
-        collator = train_dataloader.collate_fn
+        collator = kw["train_dataloader"].collate_fn
         if hasattr(collator, "set_epoch"):
             collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
@@ -154,7 +140,7 @@ class MaskEpoch(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """End training after Ctrl-C or SIGTERM also where their exception got lost."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Raise it again."""
         if stopped := stopped_by():
             raise stopped
@@ -170,9 +156,7 @@ class Checkpoints(TrainerCallback):
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Find the best one of a resumed run again; its folder may have moved."""
         if not state.best_global_step or state.best_model_checkpoint:
             return
@@ -185,11 +169,11 @@ class Checkpoints(TrainerCallback):
                 " unless a better one follows"
             )
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Publish it."""
         checkpoint.publish(args, state, self.root)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Name the best checkpoint, which Trainer has loaded by now."""
         if args.early_stopping_patience and state.global_step < state.max_steps:
             name = args.metric_for_best_model.removeprefix("eval_")
@@ -224,13 +208,13 @@ class SaveAfterEvaluation(TrainerCallback):
 
     _waits = False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Put off what is due in the last step of an epoch."""
         whole = abs(state.epoch - round(state.epoch)) < 1e-6
         if control.should_save and args.eval_strategy == "epoch" and whole:
             control.should_save, self._waits = False, True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Have it saved; Trainer evaluates first."""
         if self._waits:
             control.should_save, self._waits = True, False
@@ -244,7 +228,7 @@ class EndOfPass(TrainerCallback):
 
     due = False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Have done what is due, unless the training ends, too."""
         if self.due and state.global_step < state.max_steps:
             control.should_evaluate |= args.eval_strategy == "epoch"
@@ -272,23 +256,21 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
         """Return the one that ``TrainingArguments`` of llmft ask for."""
         return cls(args.early_stopping_patience, args.early_stopping_threshold)
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Take the count over. Trainer could restore it, with the older patience."""
         # The checkpoint may be of a run without early stopping.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if self.early_stopping_patience is not None:
-            super().on_train_begin(args, state, control, **kwargs)
+            super().on_train_begin(args, state, control, **kw)
             counted = resume.evaluations_without_gain(state)
             self.early_stopping_patience_counter = counted
 
     def on_evaluate(  # type: ignore[override]
-        self, args: Any, state: Any, control: Any, **kwargs: Any
+        self, args: Any, state: Any, control: Any, **kw: Any
     ) -> None:
         """Count, and stop where it is time."""
         if self.early_stopping_patience is not None:
-            super().on_evaluate(args, state, control, **kwargs)
+            super().on_evaluate(args, state, control, **kw)
 
 
 def for_run(folder: Path, args: Any, leg: int = 1) -> list[TrainerCallback]:
