@@ -53,11 +53,7 @@ def _print(text: str, end: str) -> None:
         print(text, end=end, flush=True)
     except UnicodeEncodeError:  # a terminal that is not UTF-8, as under LANG=C
         encoding = sys.stdout.encoding or "ascii"
-        print(
-            text.encode(encoding, "backslashreplace").decode(encoding),
-            end=end,
-            flush=True,
-        )
+        _print(text.encode(encoding, "backslashreplace").decode(encoding), end)
 
 
 def _silence(stream: Any) -> None:

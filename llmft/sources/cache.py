@@ -23,11 +23,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of the cache.
-
-    Attributes:
-        entries: what it holds, by path. size: bytes of all its files.
-    """
+    """A folder of the cache: the paths in it, and the bytes of all its files."""
 
     name: str
     entries: list[Path]
@@ -56,12 +52,10 @@ def clear(names: Sequence[str]) -> list[Part]:
     """
     for name in names:
         if name not in PARTS:
-            known = ", ".join(PARTS)
-            near = nearest(name, PARTS)
-            raise ConfigError(f"the cache has no {name!r}; it has {known}{near}")
+            said = f"{', '.join(PARTS)}{nearest(name, PARTS)}"
+            raise ConfigError(f"the cache has no {name!r}; it has {said}")
     held = [part for part in parts() if part.name in names]
     for part in held:
-        folder = catalog.cache_home() / part.name
-        if folder.is_dir():
+        if (folder := catalog.cache_home() / part.name).is_dir():
             shutil.rmtree(folder)
     return held

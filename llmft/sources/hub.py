@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
@@ -79,13 +79,10 @@ def reachable() -> bool:
 
     False at once when ``HF_HUB_OFFLINE`` is set.
     """
-    wait = patience()
-
-    def ask() -> bool:
-        get_session().head(constants.ENDPOINT, timeout=wait, follow_redirects=False)
-        return True
-
-    return not constants.is_offline_mode() and _within(wait, ask) is True
+    options: Any = {"timeout": patience(), "follow_redirects": False}
+    return not constants.is_offline_mode() and None is not _within(
+        patience(), lambda: get_session().head(constants.ENDPOINT, **options)
+    )
 
 
 def locate_model(
@@ -93,11 +90,8 @@ def locate_model(
 ) -> Located:
     """Find the model ``name``: a folder, a hub id, or its copy in the hub cache.
 
-    Args:
-        name: a local folder or a hub id.
-        revision: branch, tag or commit on the hub.
-        alternative: what works without a hub, to be said if this fails.
-        weights: whether a model is wanted; without them it is its tokenizer.
+    ``alternative``, what works without a hub, is said if this fails. Without
+    ``weights``, it is a tokenizer that is wanted.
 
     Raises:
         ConfigError: a folder without a model, a revision of a folder, a malformed
@@ -134,16 +128,9 @@ def locate_model(
 
 def _is_folder(name: str) -> bool:
     """Return whether a name stands for a folder, be it there or not."""
-    if "://" in name:
-        return False
-    return (
-        os.path.exists(name)
-        or os.path.isabs(name)
-        or name.startswith((".", "~"))
-        or name.endswith("/")
-        or "\\" in name
-        or name.count("/") > 1
-    )
+    written_as_path = re.search(r"^[.~]|/$|\\|/.*/", name, re.DOTALL)
+    is_path = written_as_path or os.path.exists(name) or os.path.isabs(name)
+    return "://" not in name and bool(is_path)
 
 
 def _local(name: str, option: str, revision: str | None) -> Located:
@@ -307,15 +294,9 @@ def snapshots(wanted: Wanted) -> list[tuple[Path, str]]:
     )
     ref = repo / "refs" / (wanted.revision or "main")
     commit = ref.read_text().strip() if ref.is_file() else wanted.revision
-    found = sorted(
-        repo.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    found.sort(key=lambda path: path.name != commit)  # stable: the newest of the rest
-    return [
-        (path, path.name)
-        for path in found
-        if path.name == commit or wanted.revision is None
-    ]
+    found = [(path, path.name) for path in repo.glob("snapshots/*")]
+    found.sort(key=lambda copy: (copy[1] != commit, -copy[0].stat().st_mtime))
+    return [copy for copy in found if copy[1] == commit or wanted.revision is None]
 
 
 def _has_weights(folder: Path) -> bool:

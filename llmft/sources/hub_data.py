@@ -44,10 +44,9 @@ def load_dataset_dict(
     A one-word name (wikitext) is resolved to the id on the hub, and said. Without
     network the data come from the cache of datasets, or from the hub cache.
 
-    Args:
-        alternative: what to advise where there is no hub.
-        streaming: the splits fetch their rows while they are iterated, but what is in
-            a cache is prepared and read there.
+    With ``streaming`` the splits fetch their rows while they are iterated, but what is
+    in a cache is prepared and read there. ``alternative`` is advised where there is no
+    hub.
 
     Returns:
         the splits, and the configuration with the commit.
