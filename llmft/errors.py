@@ -34,6 +34,11 @@ def shorten(value: object) -> str:
     return escape(repr(value), 80)
 
 
+def brief(error: BaseException, limit: int | None = 200) -> str:
+    """Return what an error says on one line, its kind where it says nothing."""
+    return escape(" ".join(str(error).split()) or type(error).__name__, limit)
+
+
 def listed(
     names: Iterable[object], limit: int = 20, show: Callable[[Any], str] = shorten
 ) -> str:

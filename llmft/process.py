@@ -184,9 +184,7 @@ def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | No
         reason, hint = str(error.strerror), _NETWORK
     elif number is not None:
         reason, name = os.strerror(number), errno.errorcode.get(number)
-        hint = next(
-            (hint for names, hint in _HINTS.items() if name in names.split()), ""
-        )
+        hint = next((_HINTS[names] for names in _HINTS if name in names.split()), "")
     elif "PytorchStreamWriter failed" in said or "unexpected pos" in said:  # torch.save
         reason, hint = "writing failed, as without space on the device", _SPACE
     else:

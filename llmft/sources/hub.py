@@ -23,7 +23,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
-from llmft.errors import ConfigError, EnvironmentFault, escape, nearest
+from llmft.errors import ConfigError, EnvironmentFault, brief, nearest
 
 T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -306,8 +306,3 @@ def _has_weights(folder: Path) -> bool:
         shards += json.loads(index.read_text("utf-8")).get("weight_map", {}).values()
     there = {path.name for path in folder.iterdir() if path.suffix in _WEIGHTS}
     return bool(there) and there.issuperset(shards)
-
-
-def brief(error: BaseException) -> str:
-    """Return what an error says on one line, its kind where it says nothing."""
-    return escape(" ".join(str(error).split()) or type(error).__name__, 200)

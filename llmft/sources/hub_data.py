@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from huggingface_hub import DatasetCard, HfApi
 
 from llmft import console
-from llmft.errors import ConfigError, DataError, listed, nearest, shorten
+from llmft.errors import ConfigError, DataError, brief, listed, nearest, shorten
 from llmft.sources.hub import (
     MISSES,
     Miss,
     Wanted,
     answered,
-    brief,
     cached_id,
     check_id,
     nowhere,
