@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -77,21 +77,18 @@ class _LenientError:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            return self._give_up(error, len(text))
+        self._lenient(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
+        self._lenient(self._stream.flush)
 
-    def _give_up(self, error: OSError, written: int = 0) -> int:
-        _silence(self._stream)
-        logger.warning("standard error cannot be written: %s", error.strerror)
-        return written
+    def _lenient(self, call: Callable[..., Any], *given: str) -> None:
+        try:
+            call(*given)
+        except OSError as error:
+            _silence(self._stream)
+            logger.warning("standard error cannot be written: %s", error.strerror)
 
 
 @contextmanager

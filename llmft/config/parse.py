@@ -49,19 +49,13 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Arguments:
-    """What ``parse`` returns.
-
-    Attributes:
-        model, data, training: the recipe's dataclasses.
-        origins: where each value came from, of those that are no defaults.
-        command: the command line that was parsed, without the program's name.
-    """
+    """What ``parse`` returns: the recipe's dataclasses, and where they come from."""
 
     model: Any
     data: Any
     training: TrainingArguments
-    origins: dict[str, str]
-    command: list[str] = dataclasses.field(default_factory=list)
+    origins: dict[str, str]  # of each value that is no default
+    command: list[str] = dataclasses.field(default_factory=list)  # without the program
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Every argument with its value and origin, ready for JSON."""

@@ -55,12 +55,9 @@ def freeze_backbone(
 
     Args:
         features: ``input_ids``, ``token_type_ids`` of pairs, and what else an example
-            has, by split.
+            has, by split. Returned are such data whose ``input_ids`` are row numbers,
+            until ``restore_backbone`` puts the encoder back.
         collate: makes a batch of examples with ``input_ids``.
-
-    Returns:
-        the data sets to train and evaluate on, whose ``input_ids`` are row numbers.
-        ``restore_backbone`` puts the encoder back.
     """
     for name, weight in model.base_model.named_parameters():
         weight.requires_grad_(name.startswith("pooler."))

@@ -33,23 +33,14 @@ MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model is, in the terms of ``from_pretrained``.
+    """Where a model is, in the terms of ``from_pretrained``."""
 
-    Attributes:
-        path_or_id: the folder or hub id to load from.
-        revision: to pass on with a hub id; None with a folder.
-        local_files_only: True where nothing must be asked of the hub.
-        note: something that the user should know, or "".
-        name: what to call it: the hub id also where the copy in the cache is used.
-        commit: the commit on the hub; "" for a folder that is not from there.
-    """
-
-    path_or_id: str
-    revision: str | None = None
-    local_files_only: bool = False
-    note: str = ""
-    name: str = ""
-    commit: str = ""
+    path_or_id: str  # the folder or hub id to load from
+    revision: str | None = None  # to pass on with a hub id; None with a folder
+    local_files_only: bool = False  # True where nothing must be asked of the hub
+    note: str = ""  # something that the user should know
+    name: str = ""  # the hub id also where the copy in the cache is used
+    commit: str = ""  # on the hub; "" for a folder that is not from there
 
 
 class Miss(NamedTuple):
