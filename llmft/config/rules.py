@@ -201,10 +201,8 @@ def require_data(v: dict[str, Any]) -> list[str]:
 
 def _refused(v: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that llmft does not take."""
-    optim, schedule = (
-        str(getattr(value, "value", value))
-        for value in (v["optim"], v["lr_scheduler_type"])
-    )
+    names = ("optim", "lr_scheduler_type")
+    optim, schedule = (str(getattr(v[n], "value", v[n])) for n in names)
     faults = {
         f"{name} {a.facts['refused']}": v[name] != a.default
         for name, a in fields_of(TrainingArguments).items()
