@@ -24,15 +24,13 @@ MAY_DIFFER = "may differ"
 def about(range: str | None = None, **facts: Any) -> dict[str, Any]:
     """Return what is known of an argument beside its type and its help.
 
-    Args:
-        range: the interval that its numbers must lie in, such as ``(0, 1]``.
-        facts: ``check``: a function of a text that raises ValueError, saying what was
-            expected. ``path``: it names files, and need not be UTF-8. ``source``: the
-            part of the data source that it describes: hub, files, rows, or how they
-            are split; the command line replaces all of a source. ``resume``:
-            ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the trained model
-            takes it over. ``most_used``: ``--help`` shows it first. ``refused``: why
-            llmft does not take another value than the default.
+    ``range``: the interval that its numbers must lie in, such as ``(0, 1]``. ``check``:
+    a function of a text that raises ValueError, saying what was expected. ``path``: it
+    names files, and need not be UTF-8. ``source``: the part of the data source that it
+    describes: hub, files, rows, or how they are split; the command line replaces all of
+    a source. ``resume``: ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the
+    trained model takes it over. ``most_used``: ``--help`` shows it first. ``refused``:
+    why llmft does not take another value than the default.
     """
     return {"range": range, **facts}
 

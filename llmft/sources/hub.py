@@ -130,8 +130,7 @@ def _local(name: str, option: str, revision: str | None) -> Located:
     if option == "tokenizer_name":
         files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():
-        there = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = nearest(path.name, there)
+        near = nearest(path.name, (beside.name for beside in path.parent.glob("*")))
         found = f"there is no such folder{near}; check the path"
     elif any((path / file).is_file() for file in files):
         if not revision:
@@ -205,9 +204,8 @@ def answered(error: Exception, wanted: Wanted) -> Miss:
             wanted.alternative,
         ) from error
     if isinstance(error, hf.GatedRepoError):
-        return Miss(
-            "it is gated on the hub", f"accept its licence at {page} and set HF_TOKEN"
-        )
+        remedy = f"accept its licence at {page} and set HF_TOKEN"
+        return Miss("it is gated on the hub", remedy)
     if isinstance(error, hf.RepositoryNotFoundError):
         hints = ("check the spelling", "set HF_TOKEN if it is private")
         raise EnvironmentFault(
