@@ -35,8 +35,7 @@ def parts() -> list[Part]:
     found = []
     for name in PARTS:
         folder = catalog.cache_home() / name
-        inside = folder.iterdir() if folder.is_dir() else ()
-        entries = sorted(p for p in inside if not p.name.startswith("."))
+        entries = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
         sizes = [p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()]
         found.append(Part(name, entries, sum(sizes)))
     return found

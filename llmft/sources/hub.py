@@ -71,9 +71,11 @@ def reachable() -> bool:
     False at once when ``HF_HUB_OFFLINE`` is set.
     """
     options: Any = {"timeout": patience(), "follow_redirects": False}
-    return not constants.is_offline_mode() and None is not _within(
-        patience(), lambda: get_session().head(constants.ENDPOINT, **options)
-    )
+
+    def ask() -> Any:
+        return get_session().head(constants.ENDPOINT, **options)
+
+    return not constants.is_offline_mode() and _within(patience(), ask) is not None
 
 
 def locate_model(
