@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -53,11 +53,7 @@ def _print(text: str, end: str) -> None:
         print(text, end=end, flush=True)
     except UnicodeEncodeError:  # a terminal that is not UTF-8, as under LANG=C
         encoding = sys.stdout.encoding or "ascii"
-        print(
-            text.encode(encoding, "backslashreplace").decode(encoding),
-            end=end,
-            flush=True,
-        )
+        _print(text.encode(encoding, "backslashreplace").decode(encoding), end)
 
 
 def _silence(stream: Any) -> None:
@@ -81,21 +77,18 @@ class _LenientError:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            return self._give_up(error, len(text))
+        self._lenient(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
+        self._lenient(self._stream.flush)
 
-    def _give_up(self, error: OSError, written: int = 0) -> int:
-        _silence(self._stream)
-        logger.warning("standard error cannot be written: %s", error.strerror)
-        return written
+    def _lenient(self, call: Callable[..., Any], *given: str) -> None:
+        try:
+            call(*given)
+        except OSError as error:
+            _silence(self._stream)
+            logger.warning("standard error cannot be written: %s", error.strerror)
 
 
 @contextmanager
@@ -175,11 +168,9 @@ def log_to_file(path: Path) -> Iterator[None]:
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
-    levels = {}
-    for name in LIBRARIES:
-        library = logging.getLogger(name)
-        levels[name] = library.level
-        library.setLevel(logging.DEBUG if name == "llmft" else logging.INFO)
+    levels = {library: library.level for library in map(logging.getLogger, LIBRARIES)}
+    for library in levels:
+        library.setLevel(logging.DEBUG if library is logger else logging.INFO)
         library.addHandler(handler)
     try:
         yield
@@ -187,8 +178,7 @@ def log_to_file(path: Path) -> Iterator[None]:
         logger.error("the run ended here", exc_info=True)
         raise
     finally:
-        for name, level in levels.items():
-            library = logging.getLogger(name)
+        for library, level in levels.items():
             library.removeHandler(handler)
             library.setLevel(level)
         handler.close()

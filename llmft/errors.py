@@ -34,6 +34,11 @@ def shorten(value: object) -> str:
     return escape(repr(value), 80)
 
 
+def brief(error: BaseException, limit: int | None = 200) -> str:
+    """Return what an error says on one line, its kind where it says nothing."""
+    return escape(" ".join(str(error).split()) or type(error).__name__, limit)
+
+
 def listed(
     names: Iterable[object], limit: int = 20, show: Callable[[Any], str] = shorten
 ) -> str:
@@ -53,16 +58,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 class LlmftError(Exception):
     """A fault that the user can mend; printed as one line, without a traceback.
 
-    Args:
-        found: what was found.
-        expected: what was expected instead.
-        hint: what to do about it.
-        path: the file or folder that the fault is in.
-        line: the line of ``path``, counted from 1; of a list, the item, from 0.
-        column: the character of the line, counted from 1.
+    ``line`` of ``path`` counts from 1; of a list, it is the item, from 0. ``column``,
+    the character of the line, counts from 1. ``hint`` is what to do.
     """
 
-    kind = "Error"
     exit_code = 1
 
     def __init__(
@@ -79,6 +78,11 @@ class LlmftError(Exception):
         self.path, self.line, self.column = path, line, column
         super().__init__(str(self))
 
+    @property
+    def kind(self) -> str:
+        """What its line begins with."""
+        return type(self).__name__
+
     def __str__(self) -> str:
         place = (self.path, self.line, self.column if self.line else None)
         where = ":".join(str(part) for part in place if part is not None)
@@ -91,7 +95,7 @@ class LlmftError(Exception):
 class ConfigError(LlmftError):
     """Arguments that are unknown, mistyped, out of range or do not fit together."""
 
-    kind, exit_code = "ConfigError", 2
+    exit_code = 2
 
     def __init__(self, *problems: str, path: str | Path | None = None) -> None:
         self.problems = problems
@@ -102,7 +106,7 @@ class ConfigError(LlmftError):
 class DataError(LlmftError):
     """Data that cannot be read, or that does not hold what the task needs."""
 
-    kind, exit_code = "DataError", 3
+    exit_code = 3
 
 
 class EncodingError(DataError):
@@ -111,59 +115,48 @@ class EncodingError(DataError):
     ``guess`` is the encoding that the file looks like.
     """
 
-    kind = "EncodingError"
     guess: str | None = None
 
 
 class DataFormatError(DataError):
     """A file that is damaged, or not what its ending says."""
 
-    kind = "DataFormatError"
-
 
 class SchemaError(DataError):
     """Columns that are missing or hold values of another type."""
-
-    kind = "SchemaError"
 
 
 class LabelError(DataError):
     """Labels that are missing, unknown, or look like one another."""
 
-    kind = "LabelError"
-
 
 class LengthError(DataError):
     """A text that is longer than the run allows."""
-
-    kind = "LengthError"
 
 
 class LeakageError(DataError):
     """Rows of the evaluation data that are in the training data, too."""
 
-    kind = "LeakageError"
-
 
 class CheckpointError(LlmftError):
     """A checkpoint that is missing, incomplete or does not belong to the run."""
 
-    kind, exit_code = "CheckpointError", 4
+    exit_code = 4
 
 
 class EnvironmentFault(LlmftError):
     """Trouble around the run: output folder, disk, memory, network, cache, lock."""
 
-    kind, exit_code = "EnvironmentFault", 5
+    exit_code = 5
 
 
 class NonFiniteError(LlmftError):
     """A loss or gradient that is NaN or infinite."""
 
-    kind, exit_code = "NonFiniteError", 6
+    exit_code = 6
 
 
 class UnsafeArtifactError(LlmftError):
     """A model or archive that would have to run foreign code, or fails its hash."""
 
-    kind, exit_code = "UnsafeArtifactError", 7
+    exit_code = 7

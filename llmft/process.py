@@ -24,20 +24,15 @@ from llmft.errors import EnvironmentFault, LlmftError, escape
 INTERRUPTED, TERMINATED = 130, 143
 _NO_MEMORY = "DefaultCPUAllocator|out of memory"  # of CPU and GPU
 _SPACE, _NETWORK = "free some space", "check network and proxy"
-_HINTS = (
-    ((errno.ENOSPC, errno.EDQUOT), _SPACE),
-    ((errno.EACCES, errno.EPERM), "check the permissions"),
-    ((errno.EROFS,), "choose a folder that can be written"),
-    (
-        (errno.EMFILE, errno.ENFILE),
-        "raise the limit of open files (`ulimit -n`), or lower dataloader_num_workers",
-    ),
-    ((errno.ENOENT, errno.ENOTDIR, errno.EISDIR), "check the path"),
-    (
-        (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
-        _NETWORK,
-    ),
-)
+_HINTS = {  # by the names of errno
+    "ENOSPC EDQUOT": _SPACE,
+    "EACCES EPERM": "check the permissions",
+    "EROFS": "choose a folder that can be written",
+    "EMFILE ENFILE": "raise the limit of open files (`ulimit -n`), or lower"
+    " dataloader_num_workers",
+    "ENOENT ENOTDIR EISDIR": "check the path",
+    "ECONNREFUSED ETIMEDOUT ENETUNREACH EHOSTUNREACH": _NETWORK,
+}
 
 
 class Terminated(BaseException):
@@ -146,12 +141,10 @@ def _quiet_end() -> Iterator[None]:
 
 def _say_why(error: BaseException, debug: bool) -> int:
     """Report what ended a command; return the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        print("llmft: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    if isinstance(error, Terminated):
-        print("llmft: terminated", file=sys.stderr)
-        return TERMINATED
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        by_user = isinstance(error, KeyboardInterrupt)
+        print(f"llmft: {'interrupted' if by_user else 'terminated'}", file=sys.stderr)
+        return INTERRUPTED if by_user else TERMINATED
     fault = as_fault(error)
     logger.error("%s\n%s", error, traceback.format_exc())
     if debug:
@@ -165,9 +158,7 @@ def _say_why(error: BaseException, debug: bool) -> int:
     return fault.exit_code
 
 
-def as_fault(
-    error: BaseException, place: str | Path | None = None
-) -> LlmftError | None:
+def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | None:
     """Return ``error`` as an ``LlmftError`` if it is one or clearly stands for one.
 
     ``place`` is what to name where writing failed and the error names no file.
@@ -192,8 +183,8 @@ def as_fault(
     if isinstance(error, socket.gaierror):
         reason, hint = str(error.strerror), _NETWORK
     elif number is not None:
-        reason = os.strerror(number)
-        hint = next((hint for codes, hint in _HINTS if number in codes), "")
+        reason, name = os.strerror(number), errno.errorcode.get(number)
+        hint = next((_HINTS[names] for names in _HINTS if name in names.split()), "")
     elif "PytorchStreamWriter failed" in said or "unexpected pos" in said:  # torch.save
         reason, hint = "writing failed, as without space on the device", _SPACE
     else:

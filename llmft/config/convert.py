@@ -1,8 +1,4 @@
-"""From a flag's text, or a value out of JSON, to the type that a field asks for.
-
-Alike for both, since argparse (and HfArgumentParser on top of it) stops at the first
-problem: each value is converted by itself, and says what was expected.
-"""
+"""From a flag's text, or a value out of JSON, to the type that a field asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -21,19 +16,11 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
 
-@dataclass(frozen=True)
-class Text:
-    """A value as it stood on the command line, not yet converted."""
-
-    words: tuple[str, ...]
-
-    @classmethod
-    def of(cls, given: str | list[str]) -> Text:
-        """Return the words of one flag."""
-        return cls((given,) if isinstance(given, str) else tuple(given))
+class Text(list[str]):
+    """The words of a flag as they stood on the command line, not yet converted."""
 
     def __str__(self) -> str:
-        return " ".join(self.words)
+        return " ".join(self)
 
 
 def convert(raw: Any, hint: Any, facts: Mapping[str, Any]) -> Any:
@@ -139,11 +126,11 @@ def items_of(kinds: list[Any]) -> list[Any]:
 
 def _from_text(raw: Text, kinds: list[Any]) -> Any:
     text, items = str(raw), items_of(kinds)
-    if raw.words == ("",) and str in kinds:
+    if raw == [""] and str in kinds:
         return ""
     is_none = types.NoneType in kinds and text.lower() in ("none", "null")
     if items and not (is_none and str not in kinds):  # report_to is one of its names
-        return [_from_text(Text((word,)), items) for word in raw.words]
+        return [_from_text(Text([word]), items) for word in raw]
     if is_none:
         return None
     if text in kinds:

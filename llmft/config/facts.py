@@ -24,15 +24,13 @@ MAY_DIFFER = "may differ"
 def about(range: str | None = None, **facts: Any) -> dict[str, Any]:
     """Return what is known of an argument beside its type and its help.
 
-    Args:
-        range: the interval that its numbers must lie in, such as ``(0, 1]``.
-        facts: ``check``: a function of a text that raises ValueError, saying what was
-            expected. ``path``: it names files, and need not be UTF-8. ``source``: the
-            part of the data source that it describes: hub, files, rows, or how they
-            are split; the command line replaces all of a source. ``resume``:
-            ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the trained model
-            takes it over. ``most_used``: ``--help`` shows it first. ``refused``: why
-            llmft does not take another value than the default.
+    ``range``: the interval that its numbers must lie in, such as ``(0, 1]``. ``check``:
+    a function of a text that raises ValueError, saying what was expected. ``path``: it
+    names files, and need not be UTF-8. ``source``: the part of the data source that it
+    describes: hub, files, rows, or how they are split; the command line replaces all of
+    a source. ``resume``: ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the
+    trained model takes it over. ``most_used``: ``--help`` shows it first. ``refused``:
+    why llmft does not take another value than the default.
     """
     return {"range": range, **facts}
 
@@ -73,28 +71,26 @@ _REFUSED = {
     ),
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
-# Facts about the fields that are not below: transformers takes learning_rate=-1 and
-# nan, and any text as a log level.
-_OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "do_train": about(most_used=True),
-    "do_eval": about(most_used=True),
-    "do_predict": about(most_used=True),
-    "per_device_train_batch_size": about("[1, inf)", most_used=True, resume=MUST_AGREE),
+# Facts about the fields that are not in fields.py: transformers takes learning_rate=-1
+# and nan, and any text as a log level.
+_BY_NAMES: dict[str, dict[str, Any]] = {
+    "do_train do_eval do_predict max_steps debug": about(most_used=True),
+    "greater_is_better": about(most_used=True),
+    "per_device_train_batch_size gradient_accumulation_steps": about(
+        "[1, inf)", most_used=True, resume=MUST_AGREE
+    ),
     "per_device_eval_batch_size": about("[1, inf)", most_used=True),
-    "gradient_accumulation_steps": about("[1, inf)", most_used=True, resume=MUST_AGREE),
     "num_train_epochs": about("(0, inf)", most_used=True),
-    "max_steps": about(most_used=True),
     "learning_rate": about("(0, 100]", most_used=True, resume=MUST_AGREE),
     "lr_scheduler_type": about(most_used=True, resume=MAY_DIFFER),
-    "lr_scheduler_kwargs": about(resume=MAY_DIFFER),
-    "optim": about(resume=MUST_AGREE),
-    "optim_args": about(resume=MUST_AGREE),
-    "adam_beta1": about("[0, 1)", resume=MUST_AGREE),
-    "adam_beta2": about("[0, 1)", resume=MUST_AGREE),
+    "lr_scheduler_kwargs ignore_data_skip": about(resume=MAY_DIFFER),
+    # Other kernels add up in another order.
+    "full_determinism torch_compile": about(resume=MAY_DIFFER),
+    "optim optim_args": about(resume=MUST_AGREE),
+    "adam_beta1 adam_beta2": about("[0, 1)", resume=MUST_AGREE),
     "adam_epsilon": about("(0, 1]", resume=MUST_AGREE),
     "max_grad_norm": about("[0, inf)", most_used=True, resume=MAY_DIFFER),
     "label_smoothing_factor": about("[0, 1)", most_used=True, resume=MAY_DIFFER),
-    "neftune_noise_alpha": about("[0, inf)", resume=MAY_DIFFER),
     "seed": about("[0, 4294967296)", most_used=True, resume=MUST_AGREE),
     "data_seed": about("[0, 4294967296)", resume=MUST_AGREE),
     "train_sampling_strategy": about(
@@ -102,27 +98,20 @@ _OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
         resume=MUST_AGREE,
         check=one_of("random", "sequential", "group_by_length", "batch_rebalance"),
     ),
-    "ignore_data_skip": about(resume=MAY_DIFFER),
     # As eval_strategy and save_strategy, in fields.py.
-    "eval_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
-    "eval_delay": about("[0, inf)", resume=MAY_DIFFER),
-    "save_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
+    "eval_steps save_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
+    "neftune_noise_alpha eval_delay": about("[0, inf)", resume=MAY_DIFFER),
     # The checkpoint holds its best value so far.
     "metric_for_best_model": about(most_used=True, resume=MUST_AGREE),
-    "greater_is_better": about(most_used=True),
-    # Other kernels add up in another order.
-    "full_determinism": about(resume=MAY_DIFFER),
-    "torch_compile": about(resume=MAY_DIFFER),
-    "eval_accumulation_steps": about("[1, inf)"),
+    "eval_accumulation_steps dataloader_prefetch_factor torch_empty_cache_steps": (
+        about("[1, inf)")
+    ),
     "dataloader_num_workers": about("[0, 1024]", most_used=True),
-    "dataloader_prefetch_factor": about("[1, inf)"),
-    "torch_empty_cache_steps": about("[1, inf)"),
     "include_num_input_tokens_seen": about(check=one_of("all", "non_padding", "no")),
-    "log_level": about(check=one_of(*_LOG_LEVELS)),
-    "log_level_replica": about(check=one_of(*_LOG_LEVELS)),
-    "debug": about(most_used=True),
-    **{n: about(refused=why) for s, why in _REFUSED.items() for n in s.split()},
+    "log_level log_level_replica": about(check=one_of(*_LOG_LEVELS)),
+    **{names: about(refused=why) for names, why in _REFUSED.items()},
 }
+_OF_TRANSFORMERS = {n: facts for s, facts in _BY_NAMES.items() for n in s.split()}
 
 
 @dataclass(frozen=True)

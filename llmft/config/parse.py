@@ -49,19 +49,13 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Arguments:
-    """What ``parse`` returns.
-
-    Attributes:
-        model, data, training: the recipe's dataclasses.
-        origins: where each value came from, of those that are no defaults.
-        command: the command line that was parsed, without the program's name.
-    """
+    """What ``parse`` returns: the recipe's dataclasses, and where they come from."""
 
     model: Any
     data: Any
     training: TrainingArguments
-    origins: dict[str, str]
-    command: list[str] = dataclasses.field(default_factory=list)
+    origins: dict[str, str]  # of each value that is no default
+    command: list[str] = dataclasses.field(default_factory=list)  # without the program
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Every argument with its value and origin, ready for JSON."""
@@ -91,11 +85,8 @@ def parse(
     """Read and check the arguments of a recipe.
 
     Args:
-        argv: the command line without the program's name.
-        model_class, data_class: the recipe's own dataclasses.
         training: ``TrainingArguments``, or a ``partial`` of it whose keywords are the
             recipe's own defaults.
-        description: the first line of ``--help``.
         metrics: what the task measures, each with whether greater is better.
         default_file: the JSON file that holds without ``--args``.
         check: a recipe's own check of the values; returns problems.
@@ -227,7 +218,8 @@ def read_command_line(
             problems.append(f"unexpected {word!r}: every argument has a --name")
     given = vars(namespace)
     path = given.pop("args", None)
-    return path, {name: Text.of(value) for name, value in given.items()}, problems
+    words = {n: Text([v] if isinstance(v, str) else v) for n, v in given.items()}
+    return path, words, problems
 
 
 def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None:
@@ -238,21 +230,18 @@ def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None
     shown = default.value if isinstance(default, enum.Enum) else default
     said = " ".join(f"{said} (default: {shown})".split())
     said = said.replace("%%", "%").replace("%", "%%")
-    hidden = argparse.SUPPRESS
-    said = hidden if argument.facts.get("refused") else said
-    options: dict[str, Any] = {"metavar": "VALUE", "help": said}
-    if name == "debug":  # bare --debug shows tracebacks and sets no DebugOption
-        options |= {"nargs": "?", "const": ""}
-    elif is_bool:
-        options |= {"nargs": "?", "const": "true"}
-        options |= {"metavar": "BOOL"} if str not in kinds else {}
+    said = argparse.SUPPRESS if argument.facts.get("refused") else said
+    shown = "BOOL" if is_bool and str not in kinds else "VALUE"
+    options: dict[str, Any] = {"metavar": shown, "help": said}
+    if is_bool or name == "debug":  # bare --debug shows tracebacks, no DebugOption
+        options |= {"nargs": "?", "const": "true" if is_bool else ""}
     elif items_of(kinds):  # --prompt A --prompt B are two
         adds_up = name != "report_to"
         options |= {"nargs": "+", "action": "extend" if adds_up else "store"}
     section.add_argument(f"--{name}", **options)
     if is_bool and default is True:
         off: dict[str, Any] = {"action": "store_const", "const": "false", "dest": name}
-        section.add_argument(f"--no_{name}", help=hidden, **off)
+        section.add_argument(f"--no_{name}", help=argparse.SUPPRESS, **off)
 
 
 def read_json(path: Path, names: Collection[str]) -> tuple[dict[str, Any], list[str]]:
@@ -271,18 +260,22 @@ def read_json(path: Path, names: Collection[str]) -> tuple[dict[str, Any], list[
     try:
         values = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=unique)
     except OSError as error:
-        raise ConfigError(f"cannot read it: {error.strerror}", path=path) from None
+        said = f"cannot read it: {error.strerror}"
     except UnicodeDecodeError:
-        raise ConfigError("not UTF-8; save it as UTF-8", path=path) from None
+        said = "not UTF-8; save it as UTF-8"
     except json.JSONDecodeError as error:
         said = f"not JSON: line {error.lineno} column {error.colno}: {error.msg}"
-        raise ConfigError(said, path=path) from None
     except RecursionError:
-        raise ConfigError("nested too deeply", path=path) from None
+        said = "nested too deeply"
     except ValueError as error:  # a number of more than 4,300 digits
-        raise ConfigError(f"not JSON: {error}", path=path) from None
-    if not isinstance(values, dict):
-        raise ConfigError("not a JSON object of argument names and values", path=path)
-    unknown = [name for name in values if name not in names]
-    problems = [f"{path}: unknown key {n!r}{nearest(n, names)}" for n in unknown]
-    return {n: v for n, v in values.items() if n in names}, problems
+        said = f"not JSON: {error}"
+    else:
+        if isinstance(values, dict):
+            unknown = [
+                f"{path}: unknown key {name!r}{nearest(name, names)}"
+                for name in values
+                if name not in names
+            ]
+            return {n: v for n, v in values.items() if n in names}, unknown
+        said = "not a JSON object of argument names and values"
+    raise ConfigError(said, path=path)

@@ -14,7 +14,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import DataArguments, TrainingArguments
-from llmft.errors import nearest
+from llmft.errors import brief, nearest
 from llmft.sources import catalog
 
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
@@ -33,8 +33,7 @@ def follow(
     follows: dict[str, tuple[Any, str]] = {}
     given = origins.keys()
     if not values["do_train"]:
-        for name, off in (("eval_strategy", "no"), ("save_strategy", "no")):
-            follows[name] = (off, "do_train is off")
+        follows["eval_strategy"] = follows["save_strategy"] = ("no", "do_train is off")
         follows["load_best_model_at_end"] = (False, "do_train is off")
     elif "do_eval" in given and not values["do_eval"]:
         follows["eval_strategy"] = ("no", "do_eval is off")
@@ -46,8 +45,8 @@ def follow(
         elif f"{part}_steps" in given and name not in follows:
             strategies[part] = follows[name] = ("steps", f"{part}_steps")
     evaluates = values["eval_strategy"]
-    if "eval_strategy" in follows and "eval_strategy" not in given:
-        evaluates = follows["eval_strategy"][0]
+    if "eval_strategy" not in given:
+        evaluates = follows.get("eval_strategy", (evaluates,))[0]
     if values["do_train"] and evaluates == "no":
         follows["load_best_model_at_end"] = (False, "no evaluation in training")
         follows["early_stopping_patience"] = (None, "no evaluation in training")
@@ -173,12 +172,11 @@ def _evaluation(v: dict[str, Any], given: Collection[str]) -> list[str]:
 
 def require_something_to_do(v: dict[str, Any]) -> list[str]:
     """Return a problem unless the values ask for training, evaluation or a test."""
-    if any(v[name] for name in ACTIONS):
-        return []
-    return [
+    said = (
         "nothing to do: give --do_train, --do_eval or --do_predict; in a JSON file,"
         ' add "do_train": true'
-    ]
+    )
+    return [] if any(v[name] for name in ACTIONS) else [said]
 
 
 def require_data(v: dict[str, Any]) -> list[str]:
@@ -203,10 +201,8 @@ def require_data(v: dict[str, Any]) -> list[str]:
 
 def _refused(v: Mapping[str, Any]) -> list[str]:
     """Return a problem for each value that llmft does not take."""
-    optim, schedule = (
-        str(getattr(value, "value", value))
-        for value in (v["optim"], v["lr_scheduler_type"])
-    )
+    names = ("optim", "lr_scheduler_type")
+    optim, schedule = (str(getattr(v[n], "value", v[n])) for n in names)
     faults = {
         f"{name} {a.facts['refused']}": v[name] != a.default
         for name, a in fields_of(TrainingArguments).items()
@@ -241,7 +237,7 @@ def build(
     try:
         args = training(**values)
     except Exception as error:  # transformers, accelerate and torch have their own
-        return None, [_as_line(error)]
+        return None, [brief(error, None)]
     checkpointing: Any = args.activation_checkpointing_kwargs or {}
     trials: dict[str, Callable[[], Any]] = {
         "optim, lr_scheduler_type or their arguments": lambda: _optimizer(args),
@@ -262,23 +258,14 @@ def build(
         trials["torch_compile_backend or _mode"] = lambda: torch.compile(
             torch.neg, backend=chosen[0], mode=chosen[1]
         )
-    problems = []
-    if args.n_gpu > 1:
-        problems.append(
-            f"use_cpu false finds {args.n_gpu} GPUs, and llmft trains on one; set"
-            " CUDA_VISIBLE_DEVICES=0"
-        )
+    said = f"use_cpu false finds {args.n_gpu} GPUs, and llmft trains on one; set"
+    problems = [f"{said} CUDA_VISIBLE_DEVICES=0"] if args.n_gpu > 1 else []
     for names, trial in trials.items():
         try:
             trial()
         except Exception as error:
-            problems.append(f"{names}: {_as_line(error)}")
+            problems.append(f"{names}: {brief(error, None)}")
     return args, problems
-
-
-def _as_line(error: Exception) -> str:
-    """Return what a library said, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _optimizer(args: TrainingArguments) -> None:

@@ -9,20 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """What one task is, so that no module below ``tasks/`` spells its name.
+    """What one task is, so that no module below ``tasks/`` spells its name."""
 
-    Attributes:
-        name: masked-lm, classification or causal-lm.
-        recipe: the recipe's file without its ending, such as mlm.
-        auto_class: of transformers, such as ``AutoModelForMaskedLM``.
-        pipeline_tag: as the hub has it, such as fill-mask.
-        embedded_model: the ``pypi:`` name that needs no hub.
-        metrics: what it measures, each with whether greater is better.
-    """
-
-    name: str
-    recipe: str
-    auto_class: Any
-    pipeline_tag: str
-    embedded_model: str
-    metrics: Mapping[str, bool]
+    name: str  # masked-lm, classification or causal-lm
+    recipe: str  # the recipe's file without its ending, such as mlm
+    auto_class: Any  # of transformers, such as AutoModelForMaskedLM
+    pipeline_tag: str  # as the hub has it, such as fill-mask
+    embedded_model: str  # the pypi: name that needs no hub
+    metrics: Mapping[str, bool]  # what it measures, and whether greater is better

@@ -23,36 +23,22 @@ _LAUNCHER_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine as this process sees it.
+    """The machine as this process sees it."""
 
-    Attributes:
-        cpu: the processor's name. architecture: as ``platform.machine()`` has it.
-        cores: that this process may use: affinity, and the cgroup's quota rounded up.
-        physical_cores: among those; two threads of one core share its multipliers.
-        logical_cores: of the whole machine.
-        quota: CPUs that the cgroup grants; None where unlimited.
-        memory_bytes: that this process may use; total_bytes: of the machine.
-        available_bytes: free now. swap_bytes: of the machine's memory, swapped out.
-        features: those of the CPU that matter here, in torch's names.
-        emulated: whether another processor plays this one.
-        variables: settings of threads in the environment, as OMP_NUM_THREADS=1.
-        load: cores that other programs keep busy just now.
-    """
-
-    cpu: str
-    architecture: str
-    cores: int
-    physical_cores: int
-    logical_cores: int
-    quota: float | None
-    memory_bytes: int
-    total_bytes: int
-    available_bytes: int
-    swap_bytes: int
-    features: tuple[str, ...]
-    emulated: bool
-    variables: dict[str, str]
-    load: float
+    cpu: str  # the processor's name
+    architecture: str  # as platform.machine() has it
+    cores: int  # that this process may use: affinity, and the cgroup's quota rounded up
+    physical_cores: int  # among those; two threads of one core share its multipliers
+    logical_cores: int  # of the whole machine
+    quota: float | None  # CPUs that the cgroup grants; None where unlimited
+    memory_bytes: int  # that this process may use
+    total_bytes: int  # of the machine
+    available_bytes: int  # free now
+    swap_bytes: int  # of the machine's memory, swapped out
+    features: tuple[str, ...]  # those of the CPU that matter here, in torch's names
+    emulated: bool  # whether another processor plays this one
+    variables: dict[str, str]  # settings of threads, as OMP_NUM_THREADS=1
+    load: float  # cores that other programs keep busy just now
 
     @property
     def busy(self) -> bool:
@@ -154,50 +140,43 @@ def _emulated(name: str) -> bool:
 
 def warnings(machine: Machine) -> list[str]:
     """Return what holds this machine back, each with what to do about it."""
-    m, said = machine, []
-    if m.emulated:
-        said.append(
-            f"Python is built for {m.architecture}, which this processor only emulates:"
-            " install a Python for the processor itself, several times faster"
-        )
-    if m.architecture in ("x86_64", "AMD64") and "avx2" not in m.features:
-        said.append("no AVX2: expect a tenth of the speed of a current processor")
+    m, quota = machine, machine.quota or math.inf
+    why = "the cgroup's quota" if quota < m.logical_cores else ""
     # Every Xeon with fp16 arithmetic has AMX; a virtual machine or kernel may hide it.
-    if {"avx512_fp16", "amx_bf16"} & set(m.features) == {"avx512_fp16"}:
-        if "Intel" in m.cpu:
-            said.append(
-                "this processor has AMX, which the virtual machine or the kernel hides:"
-                " with it, bf16 would be several times as fast as fp32"
-            )
-    if m.cores < m.logical_cores:
-        why = "the cgroup's quota" if m.quota and m.quota < m.logical_cores else ""
-        said.append(
-            f"{m.cores} of {m.logical_cores} cores may be used"
-            f" ({why or 'the affinity of the process'}): raise it where you can"
+    hides_amx = {"avx512_fp16", "amx_bf16"} & set(m.features) == {"avx512_fp16"}
+    found = {
+        f"Python is built for {m.architecture}, which this processor only emulates:"
+        " install a Python for the processor itself, several times faster": m.emulated,
+        "no AVX2: expect a tenth of the speed of a current processor": (
+            m.architecture in ("x86_64", "AMD64") and "avx2" not in m.features
+        ),
+        "this processor has AMX, which the virtual machine or the kernel hides: with"
+        " it, bf16 would be several times as fast as fp32": (
+            hides_amx and "Intel" in m.cpu
+        ),
+        f"{m.cores} of {m.logical_cores} cores may be used"
+        f" ({why or 'the affinity of the process'}): raise it where you can": (
+            m.cores < m.logical_cores
+        ),
+        f"the cgroup grants {quota:g} of a core: it stalls in between": quota < 1,
+    }
+    found |= {
+        f"{name}=1 is set, by a launcher perhaps, and not heeded: llmft uses"
+        f" {m.physical_cores} threads; --num_threads changes that": (
+            value == "1" and m.cores > 1
         )
-    if m.quota and m.quota < 1:
-        said.append(f"the cgroup grants {m.quota:g} of a core: it stalls in between")
-    for name, value in m.variables.items():
-        if value == "1" and m.cores > 1:
-            said.append(
-                f"{name}=1 is set, by a launcher perhaps, and not heeded: llmft uses"
-                f" {m.physical_cores} threads; --num_threads changes that"
-            )
-    if m.memory_bytes < m.total_bytes:
-        said.append(
-            f"{gib(m.memory_bytes)} of {gib(m.total_bytes)} memory may be used (cgroup)"
-        )
-    if m.swap_bytes > 2**28:
-        said.append(
-            f"{gib(m.swap_bytes)} are swapped out: training that swaps takes for ever;"
-            " close programs or lower the batch size"
-        )
-    if m.busy:
-        said.append(
-            f"other programs keep {m.load:.1f} of {m.logical_cores} cores busy: threads"
-            " wait for each other, and a measurement now says little; close them"
-        )
-    return said
+        for name, value in m.variables.items()
+    }
+    found |= {
+        f"{gib(m.memory_bytes)} of {gib(m.total_bytes)} memory may be used (cgroup)": (
+            m.memory_bytes < m.total_bytes
+        ),
+        f"{gib(m.swap_bytes)} are swapped out: training that swaps takes for ever;"
+        " close programs or lower the batch size": m.swap_bytes > 2**28,
+        f"other programs keep {m.load:.1f} of {m.logical_cores} cores busy: threads"
+        " wait for each other, and a measurement now says little; close them": m.busy,
+    }
+    return [said for said, is_so in found.items() if is_so]
 
 
 def gib(count: float) -> str:

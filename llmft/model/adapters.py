@@ -45,11 +45,9 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
     if Path(model.name_or_path).is_dir():  # found from every folder
         absolute = str(Path(model.name_or_path).absolute())
         wrapped.peft_config["default"].base_model_name_or_path = absolute
-    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    say(
-        f"           LoRA of rank {args.lora_r}: {trained:,} of {total:,} weights train"
-    )
+    trained, total = wrapped.get_nb_trainable_parameters()
+    shown = f"LoRA of rank {args.lora_r}: {trained:,} of {total:,} weights train"
+    say(f"           {shown}")
     return wrapped
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from llmft.console import say
+from llmft.model.probes import evaluating
 
 _BATCH_TOKENS = 4096
 _PROBES = 4
@@ -22,9 +23,8 @@ Text = tuple[tuple[int, ...], ...]  # its values in the order of _INPUTS
 class CachedBackbone(nn.Module):
     """Stands in for an encoder: ``input_ids`` of shape (batch, 1) are row numbers.
 
-    Args:
-        states: shape (rows, hidden), what the head reads of each text.
-        pooler: the encoder's own, or None.
+    ``states`` of shape (rows, hidden) are what the head reads of each text, through the
+    encoder's own ``pooler`` if it has one.
     """
 
     states: torch.Tensor
@@ -55,12 +55,9 @@ def freeze_backbone(
 
     Args:
         features: ``input_ids``, ``token_type_ids`` of pairs, and what else an example
-            has, by split.
+            has, by split. Returned are such data whose ``input_ids`` are row numbers,
+            until ``restore_backbone`` puts the encoder back.
         collate: makes a batch of examples with ``input_ids``.
-
-    Returns:
-        the data sets to train and evaluate on, whose ``input_ids`` are row numbers.
-        ``restore_backbone`` puts the encoder back.
     """
     for name, weight in model.base_model.named_parameters():
         weight.requires_grad_(name.startswith("pooler."))
@@ -120,37 +117,28 @@ def _place_that_the_head_reads(
     model: Any, texts: list[Text], collate: Callable
 ) -> str | None:
     """Return ``first`` or ``last`` if the logits follow from that state alone."""
-    probes = [texts[i] for i in range(0, len(texts), -(-len(texts) // _PROBES))]
-    training = model.training
-    model.eval()
+    probes = texts[:: -(-len(texts) // _PROBES)]
     batch = _batch(model, probes, collate)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         wanted = model(**batch).logits
         for place in ("first", "last"):
             _replace(model, _encode(model, probes, collate, place, quiet=True))
             rows = torch.arange(len(probes), device=model.device)[:, None]
+            mask = torch.ones_like(rows)
             try:
-                given = model(
-                    input_ids=rows, attention_mask=torch.ones_like(rows)
-                ).logits
+                given = model(input_ids=rows, attention_mask=mask).logits
             except (ValueError, TypeError, RuntimeError, AttributeError):
                 continue  # a head that looks at the ids themselves (BART)
             finally:
                 restore_backbone(model)
             if torch.allclose(given, wanted, atol=1e-4, rtol=1e-3):
-                model.train(training)
                 return place
-    model.train(training)
     return None
 
 
 @torch.no_grad()
 def _encode(
-    model: Any,
-    texts: list[Text],
-    collate: Callable,
-    place: str,
-    quiet: bool = False,
+    model: Any, texts: list[Text], collate: Callable, place: str, quiet: bool = False
 ) -> torch.Tensor:
     """Return the state at ``place`` of each text, shape (texts, hidden)."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))

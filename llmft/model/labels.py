@@ -58,9 +58,8 @@ def set_names(
 ) -> tuple[str, str]:
     """Give ``config`` the class names and the problem type of a run, if it has any.
 
-    Returns:
-        why a classifier in the file cannot be taken over, or ""; and else, what the
-        ids of one without names now mean, or "".
+    Returns why a classifier in the file cannot be taken over, or ""; and else, what the
+    ids of one without names now mean, or "".
     """
     if not names:
         return "", ""
@@ -92,12 +91,7 @@ def label_names(
     """Return the classes: of the training labels, else those the model was made for.
 
     A model that knows the same names keeps its own order, so that its head fits; one
-    for the same regression the name of its output.
-
-    Args:
-        train: the training data, if there are any.
-        allow: that of the data arguments.
-        kind: the problem type.
+    for the same regression (of the problem type ``kind``) the name of its output.
 
     Raises:
         ConfigError: neither training labels nor a trained classifier.
@@ -107,13 +101,11 @@ def label_names(
     if train is not None:
         labels = LabelNames.of(train.dataset["label"][:], allow, kind, train.name)
     config = from_pretrained(AutoConfig, located)
-    own = own_names(config)
+    own, why = own_names(config), no_classifier(config, kind)
     if labels is not None:
-        same = set(own) == set(labels.names)
-        if kind == REGRESSION:
-            same = not no_classifier(config, REGRESSION)
+        same = not why if kind == REGRESSION else set(own) == set(labels.names)
         return replace(labels, names=own) if same else labels
-    if why := no_classifier(config, kind):
+    if why:
         raise untrained(why, located.name)
     return LabelNames(own, kind)
 

@@ -36,9 +36,8 @@ def locate(
 ) -> Located:
     """Find the model of a run: a folder, a hub id, or an asset, which is fetched.
 
-    Args:
-        embedded_model: what to advise where there is no hub.
-        adapters: whether a folder with a LoRA adapter may be given.
+    ``embedded_model`` is advised where there is no hub; a folder with a LoRA adapter is
+    found with ``adapters`` only.
 
     Raises:
         ConfigError: no such folder, or a revision of what has none.
@@ -100,10 +99,8 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
     packed = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32
     )
-    config = packed.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    vars(packed.config).pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(packed.config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict())
     model.tie_weights()
     with publish_folder(target) as staging:
@@ -193,8 +190,6 @@ def load_model(
     """Load the model with the head of its Auto class, and check the tokenizer with it.
 
     Args:
-        auto_class: such as ``AutoModelForMaskedLM``.
-        max_seq_length: tokens that an example may have.
         label_names: the classes by id, for classification. problem_type: its kind.
         will_train: whether a head that is new will be trained before it is used.
         start_new: is given the model and the names of its new weights, such as
@@ -263,5 +258,5 @@ def set_dropout(config: Any, dropout: float | None) -> None:
         return
     for name, value in config.to_dict().items():
         is_rate = "dropout" in name or name.endswith("pdrop")
-        if is_rate and isinstance(value, float | int) and not isinstance(value, bool):
+        if is_rate and type(value) in (float, int):
             setattr(config, name, dropout)

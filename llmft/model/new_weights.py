@@ -37,23 +37,19 @@ def new_weights(
     Raises:
         ConfigError: the body is not as in the file. A pooler may be missing.
     """
-    shapes = {name: there for name, there, _ in loaded["mismatched_keys"]}
-    new = []
-    for name, weight in model.state_dict().items():
-        body, missing = in_body(model, name), name in loaded["missing_keys"]
-        if name in shapes and (body or not other_head):
-            there = f"{_size(shapes[name])} in the weights"
-        elif missing and body and "pooler" not in name:
-            there = "not in the weights"
-        else:
-            new += [name] if missing or name in shapes else []
-            continue
-        raise ConfigError(
-            f"config.json does not fit the weights: {name} is {there} and"
-            f" {_size(weight.shape)} by config.json; expected the config.json that"
-            " they were saved with; copy the folder again",
-            path=place,
-        )
+    there = dict.fromkeys(loaded["missing_keys"], "not")
+    there |= {n: _size(shape) for n, shape, _ in loaded["mismatched_keys"]}
+    weights = model.state_dict()
+    new = [name for name in weights if name in there]
+    for name in new:
+        body, missing = in_body(model, name), there[name] == "not"
+        if (body and "pooler" not in name) if missing else (body or not other_head):
+            raise ConfigError(
+                f"config.json does not fit the weights: {name} is {there[name]} in the"
+                f" weights and {_size(weights[name].shape)} by config.json; expected"
+                " the config.json that they were saved with; copy the folder again",
+                path=place,
+            )
     return new
 
 
@@ -61,9 +57,7 @@ def renew_classifier(model: PreTrainedModel, new: Collection[str]) -> list[str]:
     """Make the layer that gives the classes new, as far as it is not in ``new``.
 
     Its weights are normal, its bias is zero: as transformers itself starts most.
-
-    Returns:
-        the names of the weights that this made new.
+    Returned are the names of the weights that this made new.
     """
     classes = model.config.num_labels
     spread = getattr(model.config, "initializer_range", 0.02)
@@ -89,9 +83,8 @@ def say_loaded(
         say(f"           new weights, to be trained: {modules(new)}")
     if note:
         say(f"           {note}")
-    left = [n for n in unused if in_body(model, n) and "pooler" not in n]
-    others = set(unused) - set(left)
-    if others:
+    left = {n for n in unused if in_body(model, n) and "pooler" not in n}
+    if others := set(unused) - left:
         say(f"           weights of the file not used here: {modules(others)}")
     if left:
         warn(f"config.json leaves out weights of the model's body: {modules(left)}")
@@ -120,12 +113,9 @@ def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
     perplexity 130 on validation; 177 with the frequencies alone; two epochs of a
     random head 124.
     """
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    for name in new:
-        weight = weights.get(name)
-        if weight is None or in_body(model, name):
-            continue
-        if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        is_square = weight.ndim == 2 and weight.shape[0] == weight.shape[1]
+        if is_square and name in new and not in_body(model, name):
             torch.nn.init.eye_(weight)
 
 
@@ -147,9 +137,8 @@ def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
     outputs = [
         module
         for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear
-        and module.out_features == 1
-        and not in_body(model, name)
+        if type(module) is torch.nn.Linear and not in_body(model, name)
+        if module.out_features == 1
     ]
     if model.config.problem_type != REGRESSION or not outputs:
         return

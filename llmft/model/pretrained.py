@@ -29,9 +29,6 @@ _TELLING = (ValueError, StrictDataclassError)  # errors whose text needs no name
 def from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
     """Return ``loader.from_pretrained`` of what was located, and run no foreign code.
 
-    Args:
-        loader: an Auto class of transformers.
-
     Raises:
         ConfigError: transformers cannot make anything of the files.
         EnvironmentFault: files are missing or damaged.
@@ -112,13 +109,11 @@ def no_safetensors(located: Located) -> LlmftError:
 
 def _is_pickle(located: Located) -> bool:
     """Return whether a model without safetensors has PyTorch's older format."""
-    if Path(located.path_or_id).is_dir():
-        return any(Path(located.path_or_id).glob("pytorch_model*.bin"))
-    revision = located.commit or located.revision
+    place, revision = located.path_or_id, located.commit or located.revision
+    if Path(place).is_dir():
+        return any(Path(place).glob("pytorch_model*.bin"))
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
     try:
-        return any(
-            file_exists(located.path_or_id, name, revision=revision)
-            for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
-        )
+        return any(file_exists(place, name, revision=revision) for name in names)
     except hub.MISSES:
         return False

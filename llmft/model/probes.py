@@ -174,7 +174,6 @@ def last_meeting(
 
     Args:
         model: a ``*ForMaskedLM``, or a ``*ForSequenceClassification``.
-        inputs: a batch, with or without labels.
         narrow: what drops them: makes, of the module and the labels of the trial, a
             context as those of ``train.narrow``.
         every: in the trial each position that is a multiple of it is needed; None:
@@ -213,11 +212,8 @@ def plain_head(model: Any, inputs: dict[str, Any]) -> nn.Linear | None:
     """Return the output layer of a language model whose logits are just what it gives.
 
     None where the model also scales or caps its logits (Gemma 2, Cohere, Granite), adds
-    a bias of its own (ESM), or has no such layer. This is tried with large hidden
-    states, since a cap shows at large logits only.
-
-    Args:
-        inputs: a batch, of which two rows are tried.
+    a bias of its own (ESM), or has no such layer. This is tried with two rows of the
+    batch and large hidden states, since a cap shows at large logits only.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:

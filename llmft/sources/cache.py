@@ -23,11 +23,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of the cache.
-
-    Attributes:
-        entries: what it holds, by path. size: bytes of all its files.
-    """
+    """A folder of the cache: the paths in it, and the bytes of all its files."""
 
     name: str
     entries: list[Path]
@@ -39,8 +35,7 @@ def parts() -> list[Part]:
     found = []
     for name in PARTS:
         folder = catalog.cache_home() / name
-        inside = folder.iterdir() if folder.is_dir() else ()
-        entries = sorted(p for p in inside if not p.name.startswith("."))
+        entries = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
         sizes = [p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()]
         found.append(Part(name, entries, sum(sizes)))
     return found
@@ -56,12 +51,10 @@ def clear(names: Sequence[str]) -> list[Part]:
     """
     for name in names:
         if name not in PARTS:
-            known = ", ".join(PARTS)
-            near = nearest(name, PARTS)
-            raise ConfigError(f"the cache has no {name!r}; it has {known}{near}")
+            said = f"{', '.join(PARTS)}{nearest(name, PARTS)}"
+            raise ConfigError(f"the cache has no {name!r}; it has {said}")
     held = [part for part in parts() if part.name in names]
     for part in held:
-        folder = catalog.cache_home() / part.name
-        if folder.is_dir():
+        if (folder := catalog.cache_home() / part.name).is_dir():
             shutil.rmtree(folder)
     return held

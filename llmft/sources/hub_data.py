@@ -10,26 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from huggingface_hub import DatasetCard, HfApi
 
 from llmft import console
-from llmft.errors import ConfigError, DataError, listed, nearest, shorten
-from llmft.sources.hub import (
-    MISSES,
-    Miss,
-    Wanted,
-    answered,
-    brief,
-    cached_id,
-    check_id,
-    nowhere,
-    patience,
-    reachable,
-    snapshots,
-    unreachable,
-)
+from llmft.errors import ConfigError, DataError, brief, listed, nearest, shorten
+from llmft.sources import hub
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
 
     Loaded: TypeAlias = tuple[DatasetDict | IterableDatasetDict, str]
+
+_UNREADABLE = (ValueError, FileNotFoundError, EOFError, RuntimeError, StopIteration)
 
 
 def load_dataset_dict(
@@ -44,10 +33,9 @@ def load_dataset_dict(
     A one-word name (wikitext) is resolved to the id on the hub, and said. Without
     network the data come from the cache of datasets, or from the hub cache.
 
-    Args:
-        alternative: what to advise where there is no hub.
-        streaming: the splits fetch their rows while they are iterated, but what is in
-            a cache is prepared and read there.
+    With ``streaming`` the splits fetch their rows while they are iterated, but what is
+    in a cache is prepared and read there. ``alternative`` is advised where there is no
+    hub.
 
     Returns:
         the splits, and the configuration with the commit.
@@ -58,18 +46,18 @@ def load_dataset_dict(
         DataError: a data set that has no files that datasets can read.
         EnvironmentFault: neither on the hub nor completely in a cache.
     """
-    check_id(name, "dataset_name")
+    hub.check_id(name, "dataset_name")
     import datasets
 
-    wanted = Wanted("dataset", name, revision or None, alternative)
-    miss = unreachable(offline=datasets.config.HF_HUB_OFFLINE)
+    wanted = hub.Wanted("dataset", name, revision or None, alternative)
+    miss = hub.unreachable(offline=datasets.config.HF_HUB_OFFLINE)
     if miss is None:
         try:
-            info = HfApi().dataset_info(name, revision=revision, timeout=patience())
+            info = HfApi().dataset_info(name, revision=revision, timeout=hub.patience())
             if info.gated:  # anybody may read the info of such a data set, not its data
                 HfApi().auth_check(info.id, repo_type="dataset")
-        except (*MISSES, ValueError) as error:  # ValueError: what came is not JSON
-            miss = answered(error, wanted)
+        except (*hub.MISSES, ValueError) as error:  # ValueError: what came is not JSON
+            miss = hub.answered(error, wanted)
     if miss is not None:
         return _cached_dataset(wanted, config_name, miss)
     if info.id != name:
@@ -80,11 +68,11 @@ def load_dataset_dict(
         source = f"hf://datasets/{info.id}"
         found, config = _load(source, config_name, streaming, revision=info.sha)
         return found, f"{config} {info.sha}"
-    except (*MISSES, DataError) as error:
-        if isinstance(error, DataError) and reachable():
+    except (*hub.MISSES, DataError) as error:
+        if isinstance(error, DataError) and hub.reachable():
             raise
-        miss = Miss(f"the hub failed ({brief(error)})", "try again")
-        raise nowhere(wanted, miss) from error
+        miss = hub.Miss(f"the hub failed ({brief(error)})", "try again")
+        raise hub.nowhere(wanted, miss) from error
 
 
 def _load(
@@ -109,16 +97,9 @@ def _load(
             return builder.as_streaming_dataset(), builder.config.name
         builder.download_and_prepare()
         return builder.as_dataset(), builder.config.name
-    except MISSES:
+    except hub.MISSES:
         raise
-    except (
-        ValueError,
-        FileNotFoundError,
-        EOFError,
-        RuntimeError,
-        StopIteration,
-        datasets.exceptions.DatasetsError,
-    ) as error:
+    except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, ValueError):
             with suppress(ValueError):  # it was not about the configuration
                 names = datasets.get_dataset_config_names(source, **options)
@@ -126,10 +107,9 @@ def _load(
         if isinstance(error.__cause__, OSError) and error.__cause__.errno:
             raise error.__cause__ from error  # a full disk, say
         cause = error.__cause__ if "error occurred while gen" in str(error) else None
+        said = f"cannot be loaded as a data set: {brief(cause or error)}"
         raise DataError(
-            "it has no rows"
-            if isinstance(error, StopIteration)
-            else f"cannot be loaded as a data set: {brief(cause or error)}",
+            "it has no rows" if isinstance(error, StopIteration) else said,
             "expected data files that datasets can read, and no loading script",
             path=shown,
         ) from error
@@ -153,11 +133,13 @@ def _as_text(builder: Any, shown: str) -> dict[str, Any]:
     return {"features": kinds, "keep_default_na": False}
 
 
-def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Loaded:
+def _cached_dataset(
+    wanted: hub.Wanted, config_name: str | None, miss: hub.Miss
+) -> Loaded:
     """Load from what datasets prepared before, else from the hub cache."""
     from datasets.packaged_modules.cache.cache import Cache
 
-    repo_id = cached_id(wanted)
+    repo_id = hub.cached_id(wanted)
     said = f"{miss.reason}: using the cached copy of dataset {repo_id}"
     prepared = ""
     if wanted.revision is None:
@@ -174,12 +156,12 @@ def _cached_dataset(wanted: Wanted, config_name: str | None, miss: Miss) -> Load
         else:
             console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
             return cached.as_dataset(), f"{cached.config.name} {cached.hash}"
-    for folder, commit in snapshots(wanted):
+    for folder, commit in hub.snapshots(wanted):
         with suppress(DataError):  # files that were never fetched
             found, config = _load_snapshot(folder, repo_id, config_name)
             console.say(f"{said} ({commit[:7]})")
             return found, f"{config} {commit}"
-    raise nowhere(wanted, miss, prepared)
+    raise hub.nowhere(wanted, miss, prepared)
 
 
 def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> Loaded:

