@@ -11,9 +11,8 @@ from typing import Any
 from llmft.config.fields import DataArguments
 from llmft.data.read.labels import REGRESSION, LabelRule, class_name
 from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
-from llmft.data.read.text import Row, text_fault
+from llmft.data.read.text import Row, require_clean
 from llmft.errors import (
-    DataError,
     DataFormatError,
     LabelError,
     SchemaError,
@@ -25,7 +24,6 @@ from llmft.errors import (
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 _COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
-Place = dict[str, Any]  # path and line of an error
 
 
 @dataclass(frozen=True)
@@ -165,39 +163,40 @@ def pick(
 
 
 def value_of(
-    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: Place
-) -> str | DataError:
-    """Return the text to keep of a row's ``column``, or what is wrong with it."""
+    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: str
+) -> str:
+    """Return the text to keep of a row's ``column``; ``place`` is its path:line.
+
+    Raises:
+        DataError: what is wrong with it; without its place.
+    """
     name = _shown(column)
     if column not in row:
         near = nearest(column, row).strip(", ")
-        said = f"no {name} in this row"
-        return SchemaError(said, f"it has {listed(row)}", near, **place)
+        raise SchemaError(f"no {name} in this row", f"it has {listed(row)}", near)
     value = row[column]
-    if isinstance(value, str) and (fault := text_fault(value, name, place)):
-        return fault
+    if isinstance(value, str):
+        require_clean(value, name)
     if key == "label":
         for part in value if isinstance(value, list) else ():
-            label = f"a label of {name}"
-            if isinstance(part, str) and (fault := text_fault(part, label, place)):
-                return fault
-        spelled = rule.spell(value, f"{place['path']}:{place['line']}")
+            if isinstance(part, str):
+                require_clean(part, f"a label of {name}")
+        spelled = rule.spell(value, place)
         if spelled is not None:
             return spelled
         hint = "give the row a label, or take it out"
         if rule.problem_type == REGRESSION and _COMMA.fullmatch(str(value)):
             hint = "write decimals with a point"
-        said = f"{name} is {shorten(value)}"
-        return LabelError(said, rule.expected, hint, **place)
+        raise LabelError(f"{name} is {shorten(value)}", rule.expected, hint)
     if key == "group":
-        said = f"{name} is {shorten(value)}"
-        return class_name(value) or SchemaError(said, "expected a group", **place)
+        if group := class_name(value):
+            return group
+        raise SchemaError(f"{name} is {shorten(value)}", "expected a group")
     if not isinstance(value, str):
         said = f"{name} is {shorten(value)} ({type(value).__name__})"
-        return SchemaError(said, "expected text in every row", **place)
+        raise SchemaError(said, "expected text in every row")
     if columns.needs_text and not value.strip():
-        said = f"{name} is empty"
-        return DataFormatError(said, "expected a text to classify", **place)
+        raise DataFormatError(f"{name} is empty", "expected a text to classify")
     return value
 
 

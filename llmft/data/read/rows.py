@@ -5,8 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +14,11 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetsError
 
-from llmft.console import warn
-from llmft.data.read.check import Check, Checked
+from llmft.data.read.check import Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
 from llmft.data.read.tables import class_names
-from llmft.data.read.text import Line, unreadable
+from llmft.data.read.text import unreadable
 from llmft.errors import ConfigError, DataError, EnvironmentFault, nearest
 from llmft.files import file_sha256
 from llmft.sources import catalog
@@ -32,78 +30,6 @@ _STRINGS = ("string", "large_string")  # what datasets calls columns of text
 _FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
 T = TypeVar("T")
-Lines = Iterator[tuple[int, Line]]  # each with the place of its file
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows from wherever they come, the same ones from the start at each reading.
-
-    Attributes:
-        name: what to call them in messages. files: the paths, by their place.
-        columns: which to read.
-        identity: for JSON; it is another where the rows may be.
-        lines: gives the rows. The ``Check`` that will look at them can be told before
-            which columns there are, and says which to read.
-        max_bad_rows, counted: as of ``Check``.
-        size: bytes of the files, 0 where not known.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    columns: Columns
-    identity: Sequence[Any]
-    lines: Callable[[Check], Lines]
-    max_bad_rows: int = 0
-    counted: int | None = 10**6
-    size: int = 0
-
-    def __str__(self) -> str:
-        size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
-        return f"{size}{self.name}"
-
-    def described(self) -> list[Any]:
-        """Return all that decides what comes out of reading, for JSON."""
-        return [self.identity, asdict(self.columns), self.max_bad_rows]
-
-    def check(self) -> Check:
-        """Return what looks at the rows of one reading."""
-        most, counted = self.max_bad_rows, self.counted
-        return Check(self.name, self.files, self.columns, most, counted)
-
-    def __iter__(self) -> Iterator[Checked]:
-        return self.read(self.check())
-
-    def read(self, check: Check) -> Iterator[Checked]:
-        """Yield the good rows of plain text: the place of the file, line and values.
-
-        Raises:
-            DataError: where a bad row is reached, or a file that changed.
-            ConfigError: they are no plain text.
-            EnvironmentFault: the hub fails.
-        """
-        with _told(self.name, check):
-            check.plain = True
-            yield from check.rows(self.lines(check))
-
-    def column_notes(self) -> list[str]:
-        """Return what the user has to know of the columns; reads the first row."""
-        check = self.check()
-        next(self.read(check), None)
-        return check.column_notes()
-
-
-@contextmanager
-def _told(name: str, check: Check) -> Iterator[None]:
-    """Warn of what was left out, also where a pass ends before the last row."""
-    try:
-        yield
-    except GeneratorExit:
-        if check.bad:
-            warn(f"{name}: {'; '.join(check.left_out())}, as far as it was read")
-        raise
-    if told := [*check.encodings, *check.left_out()]:
-        warn(f"{name}: {'; '.join(told)}")
 
 
 def file_rows(
@@ -165,15 +91,17 @@ def _file_lines(
         try:
             found, note = rows_of(file, reading, sample_by, check.choose)
             if note:
-                note = note if len(files) < 2 else f"{check.files[i]} {note}"
+                note = note if len(files) < 2 else f"{check.source.files[i]} {note}"
                 check.encodings.append(note)
             for line, row in found:
                 if isinstance(row, DataError):
-                    row.path = check.files[i]  # standard input, not the copy of it
+                    row.path = check.source.files[
+                        i
+                    ]  # standard input, not the copy of it
                 yield i, (line, row)
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
-            error.path = check.files[i]
+            error.path = check.source.files[i]
             raise
 
 
@@ -222,7 +150,7 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
         data = data.select_columns(check.choose([*features], strings))
     number = 0
-    for batch in _hub_batches(data, check.name):
+    for batch in _hub_batches(data, check.source.name):
         names = [n for n in check.to_read() or batch if n in batch]
         columns = [class_names(features.get(n), batch[n]) for n in names]
         for cells in zip(*columns, strict=True):

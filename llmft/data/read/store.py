@@ -22,11 +22,11 @@ from datasets import Dataset
 
 from llmft import __version__
 from llmft.console import say, warn
-from llmft.data.read.check import in_parts
+from llmft.data.read.check import Check, Rows, in_parts
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, named_files
 from llmft.data.read.messages import TEXT
-from llmft.data.read.rows import Rows, file_rows
+from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
 from llmft.files import checksum, publish_folder, write_json
 from llmft.sources import catalog
@@ -122,12 +122,12 @@ def stored(rows: Rows) -> Source:
     Raises:
         DataError: a row is bad, or there is none.
     """
-    check = rows.check()
+    check = Check(rows)
 
     def write(staging: Path) -> dict[str, Any]:
         with ExitStack() as stack:
             writer = None
-            for batch in check.batches(rows.lines(check)):
+            for batch in check.batches():
                 if writer is None:
                     path = str(staging / "data.arrow")
                     writer = stack.enter_context(pa.ipc.new_stream(path, batch.schema))
@@ -150,14 +150,9 @@ def stored(rows: Rows) -> Source:
 
 def in_memory(rows: Rows, most: int | None = None) -> Source:
     """Return the first ``most`` rows, of plain text; they are kept nowhere."""
-    check = rows.check()
-    found = [*islice(rows.read(check), most)]
-    data: dict[str, list[Any]]
-    data = {key: [values[key] for _, _, values in found] for key in check.wanted}
-    data["file"] = [file for file, _, _ in found]
-    data["line"] = [line for _, line, _ in found]
-    kind = check.problem_type
-    return Source(Dataset.from_dict(data), rows.name, [], rows.files, kind)
+    check = Check(rows)
+    data = Dataset.from_list([*islice(rows.read(check), most)])
+    return Source(data, rows.name, [], rows.files, check.problem_type)
 
 
 def cached(

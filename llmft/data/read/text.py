@@ -58,20 +58,14 @@ Choose = Callable[[list[str], list[str]], list[str]]
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def text_fault(text: str, name: str, place: dict[str, Any]) -> DataFormatError | None:
-    """Return what keeps a text from being used: NUL, or half of a character.
-
-    Args:
-        name: what it is, for the message. place: path and line.
-    """
+def require_clean(text: str, name: str) -> None:
+    """Raise DataFormatError, without a place, for NUL or half of a character."""
     if _LONE_SURROGATE.search(text):  # from JSON escapes
         said = f"{name} holds half of a character (a lone surrogate)"
-        return DataFormatError(said, "expected text that UTF-8 can write", **place)
+        raise DataFormatError(said, "expected text that UTF-8 can write")
     if "\0" in text:
-        at = text.index("\0") + 1
-        said = f"{name} holds a NUL byte, as character {at:,}"
-        return DataFormatError(said, "expected text", "take it out", **place)
-    return None
+        said = f"{name} holds a NUL byte, as character {text.index(chr(0)) + 1:,}"
+        raise DataFormatError(said, "expected text", "take it out")
 
 
 def plain_suffix(path: Path) -> str:
