@@ -125,7 +125,9 @@ class Check:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
-        for part in in_parts(self.rows(), _length, _BATCH, _CHARACTERS):
+        for part in in_parts(
+            self.rows(), lambda row: len(row["text"]), _BATCH, _CHARACTERS
+        ):
             types = dict.fromkeys(self.wanted, pa.large_string())
             types |= {"file": pa.int32(), "line": pa.int64()}
             yield pa.RecordBatch.from_pylist(part, pa.schema(types))
@@ -174,10 +176,7 @@ class Check:
         return []
 
     def choose(self, names: list[str], strings: list[str]) -> list[str]:
-        """Choose the columns of data whose names are known; return which to read.
-
-        Args:
-            names, strings: all columns, and those that hold text.
+        """Choose the columns of data out of all, and of those that hold text.
 
         Raises:
             SchemaError: as ``columns.choose``; or another file has other columns.
@@ -194,13 +193,10 @@ class Check:
             chosen = choose(names, strings, self.columns, self.source.name)
             self.format, self.wanted = chosen
             if self.plain and self.format != TEXT:
-                said = f"the data are {self.format}: leave --streaming out"
-                said = f"streaming reads plain text, and {said}"
-                raise ConfigError(said, path=self.source.name)
-        return self.to_read()
-
-    def to_read(self) -> list[str]:
-        """Return the names of the wanted columns, none before they are chosen."""
+                said = f"streaming reads plain text, and the data are {self.format}"
+                raise ConfigError(
+                    f"{said}: leave --streaming out", path=self.source.name
+                )
         return [*dict.fromkeys(self.wanted.values())]
 
     def _choose_by(self, rows: Sequence[Row]) -> None:
@@ -226,7 +222,8 @@ class Check:
                 return self._kept(file, line, row)
             error = row
         except DataError as fault:
-            error, fault.path, fault.line = fault, self.source.files[file], line
+            error, fault.line = fault, line
+        error.path = self.source.files[file]  # standard input, not the copy of it
         self.bad += 1
         if self.bad <= _SHOWN:
             self._first_bad.append(error)
@@ -266,7 +263,6 @@ class Check:
         error, count = self._first_bad[0], self.bad
         if self.source.counted is None:
             return error
-        others = ""
         if count > 1:
             lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
             more = ", ..." if count > _SHOWN else ""
@@ -283,10 +279,8 @@ class Check:
         if error := self._refusal():
             raise error
         if not self._good:
-            left = f"0 rows left after {self.bad:,} bad ones" if self.bad else ""
-            raise DataError(
-                left or "0 rows", "expected at least one", path=self.source.name
-            )
+            said = f"0 rows left after {self.bad:,} bad ones" if self.bad else "0 rows"
+            raise DataError(said, "expected at least one", path=self.source.name)
         if "label" not in self.wanted:
             return
         count, first = self._unlabelled
@@ -307,7 +301,7 @@ class Check:
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know of the columns, after the first row."""
-        wanted, notes = dict(self.wanted), []
+        wanted, notes = self.wanted, []
         if self.format != TEXT:
             notes += [f"format = {self.format}", *self._conversations.notes()]
         named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
@@ -318,8 +312,7 @@ class Check:
         if unused:
             notes.append(f"columns not used: {listed(unused)}")
         if self._rule.undelimited:
-            said = f"no label holds the delimiter {self._rule.delimiter!r}"
-            notes.append(said)
+            notes.append(f"no label holds the delimiter {self._rule.delimiter!r}")
         label, given = wanted.get("label"), self.columns.label
         if label is not None and self.problem_type is None:
             notes.append(f"{label!r} is empty in all rows")
@@ -329,19 +322,13 @@ class Check:
 
     def left_out(self) -> list[str]:
         """Return how many lines and rows were not used, and odd line ends."""
-        notes = []
-        if self._empty:
-            notes.append(f"{self._empty:,} empty lines passed over")
-        if self._returns:
-            notes.append(f"{self._returns:,} texts hold lone carriage returns")
-        if self.bad:
-            first = [f"{e.path}:{e.line}" for e in self._first_bad[:3]]
-            notes.append(f"{self.bad:,} bad rows left out ({', '.join(first)})")
-        return notes
-
-
-def _length(row: Checked) -> int:
-    return len(row["text"])
+        first = ", ".join(f"{e.path}:{e.line}" for e in self._first_bad[:3])
+        counts = {
+            "empty lines passed over": self._empty,
+            "texts hold lone carriage returns": self._returns,
+            f"bad rows left out ({first})": self.bad,
+        }
+        return [f"{count:,} {what}" for what, count in counts.items() if count]
 
 
 def in_parts(

@@ -10,10 +10,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
@@ -24,6 +24,7 @@ from llmft.data.read.text import (
     Choose,
     Line,
     choose_encoding,
+    of_file,
     plain_suffix,
     require_text,
     txt_rows,
@@ -95,15 +96,13 @@ def named_files(
         if reading.file_format is None:
             said = "standard input, or a pipe, does not say its format"
             raise DataFormatError(said, hint="name it with --file_format", path=name)
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if name == STDIN and sys.stdin is None:
+            raise DataError("standard input is closed", path=name)
+        with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, f"stdin.{reading.file_format}")
-            if name == STDIN and sys.stdin is None:
-                raise DataError("standard input is closed", path=name)
-            pipe: IO[bytes] = sys.stdin.buffer
-            if name != STDIN:
-                pipe = stack.enter_context(open(path, "rb"))
+            given = nullcontext(sys.stdin.buffer) if name == STDIN else path.open("rb")
             try:
-                with open(copy, "wb") as stream:
+                with given as pipe, open(copy, "wb") as stream:
                     shutil.copyfileobj(pipe, stream)
             except OSError as error:
                 raise placed(error, copy) from None
@@ -120,9 +119,8 @@ def named_files(
             raise _none(path)
         once = {os.path.realpath(p): p for p in reversed(found)}
         files, notes = sorted(once.values()), [f"{len(once):,} files"]
-        if len(files) < len(found):
-            said = f"{len(found) - len(files):,} other names of them passed over"
-            notes.append(said)
+        if others := len(found) - len(files):
+            notes.append(f"{others:,} other names of them passed over")
         yield files, notes, "line"
 
 
@@ -130,9 +128,8 @@ def _none(path: Path) -> DataError:
     is_pattern = glob.has_magic(str(path))
     near = nearest(path.name, [p.name for p in path.parent.glob("*")])
     said = "no file matches" if is_pattern else "no such file"
-    if path.is_absolute():
-        return DataError(said, hint=near.strip(", "), path=path)
-    return DataError(f"{said}, from {Path.cwd()}", hint=near.strip(", "), path=path)
+    said += "" if path.is_absolute() else f", from {Path.cwd()}"
+    return DataError(said, hint=near.strip(", "), path=path)
 
 
 def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
@@ -213,11 +210,8 @@ def rows_of(
             "name it with --file_format",
             path=path,
         )
-    try:
-        if not path.stat().st_size:
-            raise DataFormatError("0 bytes", "expected at least one row", path=path)
-    except OSError as error:
-        raise unreadable(error, path) from error
+    if not of_file(path, Path.stat).st_size:
+        raise DataFormatError("0 bytes", "expected at least one row", path=path)
     if file_format in ("parquet", "arrow"):
         return table_rows(path, file_format, choose), ""
     if file_format in ("csv", "tsv"):

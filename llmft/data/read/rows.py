@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import bz2
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
@@ -17,8 +17,8 @@ from datasets.exceptions import DatasetsError
 from llmft.data.read.check import Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
-from llmft.data.read.tables import class_names
-from llmft.data.read.text import unreadable
+from llmft.data.read.tables import numbered
+from llmft.data.read.text import of_file
 from llmft.errors import ConfigError, DataError, EnvironmentFault, nearest
 from llmft.files import file_sha256
 from llmft.sources import catalog
@@ -29,8 +29,6 @@ _STRINGS = ("string", "large_string")  # what datasets calls columns of text
 # What datasets raises on the way, of files that are not what it takes them for.
 _FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
-T = TypeVar("T")
-
 
 def file_rows(
     name: str,
@@ -39,16 +37,14 @@ def file_rows(
     found: tuple[Sequence[Path], str],
     hashed: bool = True,
 ) -> Rows:
-    """Return the rows of files.
+    """Return the rows of ``found``: the files, and what a row of a txt is by default.
 
-    Args:
-        found: the files of the name, and what a row of a txt is by default.
-        hashed: they are known by their bytes, else by size and time of change.
+    Where ``hashed`` they are known by their bytes, else by size and time of change.
     """
     files, unit = found
     shown = [name] if is_pipe(name) else [*map(str, files)]
     versions = [_version(file) for file in files]
-    known = [_of_file(file, file_sha256) for file in files] if hashed else versions
+    known = [of_file(file, file_sha256) for file in files] if hashed else versions
     return Rows(
         name,
         tuple(shown),
@@ -80,11 +76,7 @@ def _file_lines(
     sample_by: str,
     check: Check,
 ) -> Lines:
-    """Yield the rows of files; see ``Rows``.
-
-    Raises:
-        DataError: a file cannot be read, or changed; or it has other columns.
-    """
+    """Yield the rows of files. Raises DataError, also where one has changed."""
     for file, version in zip(files, versions, strict=True):
         _require_unchanged(file, version, "since the run began")
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
@@ -93,29 +85,17 @@ def _file_lines(
             if note:
                 note = note if len(files) < 2 else f"{check.source.files[i]} {note}"
                 check.encodings.append(note)
-            for line, row in found:
-                if isinstance(row, DataError):
-                    row.path = check.source.files[
-                        i
-                    ]  # standard input, not the copy of it
-                yield i, (line, row)
+            for line in found:
+                yield i, line
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
             error.path = check.source.files[i]
             raise
 
 
-def _of_file(path: Path, read: Callable[[Path], T]) -> T:
-    """Return what is read of a file. Raises DataError where the system refuses it."""
-    try:
-        return read(path)
-    except OSError as error:
-        raise unreadable(error, path) from error
-
-
 def _version(path: Path) -> tuple[int, int]:
     """Return size and time of change of a file. Raises DataError."""
-    stat = _of_file(path, Path.stat)
+    stat = of_file(path, Path.stat)
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -134,9 +114,6 @@ def hub_rows(
     """Return the rows of a split of a hub data set, counted from 1.
 
     Of those that are fetched on the way, rows after a bad one are not counted.
-
-    Args:
-        data: the split. version: of the data set.
     """
     lines = partial(_hub_lines, data)
     counted = 0 if isinstance(data, IterableDataset) else 10**6
@@ -149,13 +126,12 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
         data = data.select_columns(check.choose([*features], strings))
-    number = 0
-    for batch in _hub_batches(data, check.source.name):
-        names = [n for n in check.to_read() or batch if n in batch]
-        columns = [class_names(features.get(n), batch[n]) for n in names]
-        for cells in zip(*columns, strict=True):
-            number += 1
-            yield 0, (number, dict(zip(names, cells, strict=True)))
+    batches = (
+        {n: batch[n] for n in check.wanted.values() or batch if n in batch}
+        for batch in _hub_batches(data, check.source.name)
+    )
+    for row in numbered(batches, features):
+        yield 0, row
 
 
 def _hub_batches(
@@ -195,21 +171,18 @@ def asset_rows(name: str, config: str | None) -> Rows:
         said = f"dataset_config_name of {name} is {config}, expected one of "
         raise ConfigError(said + ", ".join(configs) + nearest(config, configs))
     file = asset.members[0].name
-    return Rows(
-        f"{name} ({config})",
-        (file,),
-        Columns("text", "category", True, "movie_name"),
-        [name, asset.archive_sha256, config],
-        partial(_asset_lines, catalog.fetch(name) / file, configs[config]),
-    )
+    path, kinds = catalog.fetch(name) / file, configs[config]
 
+    def lines(check: Check) -> Lines:
+        with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            for row in reader:
+                if row["category"] in kinds:
+                    yield 0, (reader.line_num, row)
 
-def _asset_lines(path: Path, kinds: Sequence[str], check: Check) -> Lines:
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        for row in reader:
-            if row["category"] in kinds:
-                yield 0, (reader.line_num, row)
+    columns = Columns("text", "category", True, "movie_name")
+    identity = [name, asset.archive_sha256, config]
+    return Rows(f"{name} ({config})", (file,), columns, identity, lines)
 
 
 def memory_rows(values: Mapping[str, Sequence[Any]], columns: Columns) -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,12 +56,20 @@ def _numbered(
     _require_names(path, schema.names)
     features = _features(path, schema)
     wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+    cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
+    yield from numbered(cells, features)
+
+
+def numbered(
+    batches: Iterable[dict[str, list[Any]]], features: Mapping[str, Any]
+) -> Iterator[Numbered]:
+    """Yield rows, counted from 1, of columns whose ``features`` datasets may know."""
     number = 0
-    for batch in batches(wanted):
-        columns = [class_names(features.get(n), _cells(batch[n])) for n in wanted]
+    for batch in batches:
+        columns = [_class_names(features.get(n), cells) for n, cells in batch.items()]
         for cells in zip(*columns, strict=True):
             number += 1
-            yield number, dict(zip(wanted, cells, strict=True))
+            yield number, dict(zip(batch, cells, strict=True))
 
 
 def _opened(
@@ -130,7 +138,7 @@ def _cell(value: pyarrow.Scalar) -> Any:
         return Unreadable(str(error))
 
 
-def class_names(feature: Any, cells: list[Any]) -> list[Any]:
+def _class_names(feature: Any, cells: list[Any]) -> list[Any]:
     """Return cells with the names of classes, where a feature of datasets has them.
 
     -1, which stands for no label in data sets of the hub, becomes None.

@@ -12,7 +12,7 @@ import lzma
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import chardet
 import pyarrow
@@ -55,6 +55,7 @@ Row = dict[str, Any]
 Line = tuple[int, Row | DataError | None]
 # Is given all names of columns and those of text; returns the names to read.
 Choose = Callable[[list[str], list[str]], list[str]]
+T = TypeVar("T")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -80,23 +81,20 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path, self._total = path, 0
         self._codec = _CODECS.get(path.suffix.lower())
-        try:
-            self._packed = path.stat().st_size
-            self._file: Any = self._open()
-        except OSError as error:
-            raise unreadable(error, path) from error
+        self._packed = of_file(path, Path.stat).st_size
+        self._file = of_file(path, self._open)
 
-    def _open(self) -> Any:
+    def _open(self, path: Path) -> Any:
         if self._codec is None:
-            return open(self._path, "rb")
+            return open(path, "rb")
         if self._codec != "xz":
             # Not by its name, which may be no UTF-8.
-            return pyarrow.input_stream(self._path.open("rb"), compression=self._codec)
-        with open(self._path, "rb") as stream:  # lzma passes over what follows the end
+            return pyarrow.input_stream(path.open("rb"), compression=self._codec)
+        with open(path, "rb") as stream:  # lzma passes over what follows the end
             stream.seek(max(0, self._packed - 4096))
             if not stream.read().rstrip(b"\0").endswith(b"YZ"):
                 self._refuse("cut off, or followed by something else")
-        return lzma.open(self._path, "rb")
+        return lzma.open(path, "rb")
 
     def _refuse(self, what: str) -> None:
         raise DataFormatError(
@@ -352,6 +350,14 @@ def _line_in(path: Path, encoding: str, number: int) -> str:
             at = next((k for k, c in enumerate(line) if ord(c) > 127), 0)
             return line[max(0, at - 25) : at + 30].strip()
     return ""
+
+
+def of_file(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what is read of a file. Raises DataFormatError; see ``unreadable``."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def unreadable(error: OSError, path: Path) -> DataFormatError:
