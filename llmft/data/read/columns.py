@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -53,12 +53,8 @@ class Columns:
     @classmethod
     def of(cls, args: DataArguments, **more: Any) -> Columns:
         """Return what the arguments name, of any task, and ``more`` of the others."""
-        given = vars(args)
-        fields = ("text", "label", "text_pair", "messages", "prompt", "completion")
-        named: dict[str, Any]
-        named = {field: given.get(f"{field}_column_name") for field in fields}
-        for name in ("problem_type", "label_delimiter"):
-            named[name] = given.get(name)
+        given = {n.removesuffix("_column_name"): v for n, v in vars(args).items()}
+        named = {f.name: given[f.name] for f in fields(cls) if f.name in given}
         return cls(**named, group=args.split_group_column, **more)
 
 
@@ -75,13 +71,10 @@ def choose(
     Raises:
         SchemaError: a column is not there, or which one is meant would be a guess.
     """
-    chosen: dict[str, str | None]
-    found, named = _format_of(names, strings, columns)
+    found, chosen = _format_of(names, strings, columns)
     if found == TEXT:
         text, label = pick(names, strings, columns, source)
         chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
-    else:
-        chosen = {**named}
     chosen["group"] = columns.group
     wanted = {key: column for key, column in chosen.items() if column is not None}
     for key, column in wanted.items():
@@ -100,11 +93,10 @@ def choose(
 
 def _format_of(
     names: Collection[str], strings: Collection[str], columns: Columns
-) -> tuple[str, dict[str, str]]:
-    """Return the format of data, and its columns by what they are for.
+) -> tuple[str, dict[str, str | None]]:
+    """Return the format of data and its columns, none of them where it is plain text.
 
-    Args:
-        names, strings: as for ``choose``. A column of text called messages holds none.
+    A column of text called messages holds none.
     """
     if not columns.chat or columns.text:
         return TEXT, {}

@@ -97,10 +97,12 @@ def _is_table(value: Row) -> bool:
 def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]:
     """Yield the items of a JSON list that begins at ``at``, the ``whole`` of a text."""
     line, seen, number = 1, 0, 0
-    at = _after_space(text, at + 1)
     try:
-        while text[at : at + 1] != "]" or number == 0:
-            if number == 0 and text[at : at + 1] == "]":
+        while True:
+            at = _after_space(text, at + 1)  # the bracket, or a comma
+            if text[at : at + 1] == "]":
+                if number:
+                    raise json.JSONDecodeError("an item after the comma", text, at)
                 break
             line, seen = line + text.count("\n", seen, at), at
             value, at = _DECODER.raw_decode(text, at)
@@ -109,11 +111,9 @@ def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]
             is_row = isinstance(value, dict)
             yield line, value if is_row else DataFormatError(none, path=path, line=line)
             at = _after_space(text, at)
-            if text[at : at + 1] == ",":
-                at = _after_space(text, at + 1)
-                if text[at : at + 1] == "]":
-                    raise json.JSONDecodeError("an item after the comma", text, at)
-            elif text[at : at + 1] != "]":
+            if text[at : at + 1] == "]":
+                break
+            if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
         if whole and (at := _after_space(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Extra data", text, at)

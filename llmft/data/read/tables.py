@@ -53,7 +53,11 @@ def _numbered(
     path: Path, stream: IO[bytes], file_format: str, choose: Choose
 ) -> Iterator[Numbered]:
     schema, batches = _opened(stream, file_format)
-    _require_names(path, schema.names)
+    if not schema.names:
+        raise DataFormatError("a table without columns", "expected text", path=path)
+    if len(set(schema.names)) < len(schema.names):
+        said = f"a column name occurs twice: {escape(schema.names, 200)}"
+        raise DataFormatError(said, path=path)
     features = _features(path, schema)
     wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
     cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
@@ -103,14 +107,6 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
     return str(kind) in ("string", "large_string", "string_view")
-
-
-def _require_names(path: Path, names: list[str]) -> None:
-    if not names:
-        raise DataFormatError("a table without columns", "expected text", path=path)
-    if len(set(names)) < len(names):
-        said = f"a column name occurs twice: {escape(names, 200)}"
-        raise DataFormatError(said, path=path)
 
 
 def _features(path: Path, schema: pyarrow.Schema) -> Mapping[str, Any]:

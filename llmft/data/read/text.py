@@ -11,6 +11,7 @@ import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ _KINDS = {
     b"\xff\xd8\xff": ("a JPEG image", "name a file of text"),
     b"\x7fELF": ("a program", "name a file of text"),
 }
+_NAME_IT = "name it with --encoding, or save the file as UTF-8"
 _SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -117,11 +119,9 @@ class _Unpacked(io.RawIOBase):
         self._total += len(block)
         limit = max(_RATIO_FROM, _MAX_RATIO * self._packed)
         if self._codec and self._total > limit:
-            raise DataFormatError(
-                f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes",
-                hint="unpack it yourself if you trust it",
-                path=self._path,
-            )
+            said = f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes"
+            hint = "unpack it yourself if you trust it"
+            raise DataFormatError(said, hint=hint, path=self._path)
         return len(block)
 
     def close(self) -> None:
@@ -150,34 +150,23 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
     """
     number = 0
     with _text(path, encoding, newline) as text:
-        try:
-            while line := text.readline(MAX_LINE + 1):
-                number += 1
-                if number == 1:
-                    line = _without_mark(line, encoding)
-                if len(line) > MAX_LINE:
-                    raise DataFormatError(
-                        f"a line of more than {MAX_LINE:,} characters",
-                        hint="break it into lines; is this a text file?",
-                        path=path,
-                        line=number,
-                    )
-                yield line
-        except UnicodeError:  # also that of UTF-16 without its mark
-            raise _not_decoded(path, encoding) from None
+        while line := text.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                said = f"a line of more than {MAX_LINE:,} characters"
+                hint = "break it into lines; is this a text file?"
+                raise DataFormatError(said, hint=hint, path=path, line=number)
+            yield line
 
 
 def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
     """Return all of a text file, at most ``limit`` characters; raises as above."""
     with _text(path, encoding, "") as text:
-        try:
-            found = text.read(limit + 1)
-        except UnicodeError:  # also that of UTF-16 without its mark
-            raise _not_decoded(path, encoding) from None
+        found = text.read(limit + 1)
     if len(found) > limit:
         said = f"more than {limit:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
-    return _without_mark(found, encoding)
+    return found
 
 
 def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
@@ -191,16 +180,17 @@ def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
         yield number, {"text": text} if text.strip() else None
 
 
-def _without_mark(text: str, encoding: str) -> str:
-    """Return the start of a file without the byte-order mark that is left in it."""
-    if encoding.startswith(("utf-16-", "utf-32-")):  # these take it for text
-        return text.removeprefix("\ufeff")
-    return text
-
-
-def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
-    codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(open_bytes(path), encoding=codec, newline=newline)
+@contextmanager
+def _text(path: Path, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
+    """Open a text file after its byte-order mark, which these codecs take for text."""
+    with open_bytes(path) as stream:
+        if encoding.startswith(("utf-8", "utf-16-", "utf-32-")):
+            mark = "\ufeff".encode(encoding)
+            stream.read(len(mark) * stream.peek(len(mark)).startswith(mark))
+        try:
+            yield io.TextIOWrapper(stream, encoding=encoding, newline=newline)
+        except UnicodeError:  # also that of UTF-16 without its mark
+            raise _not_decoded(path, encoding) from None
 
 
 def require_text(path: Path) -> bytes:
@@ -237,7 +227,8 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
-        if _is_utf8(path):
+        # Valid UTF-8 with more than ASCII is never so by chance.
+        if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
         return name, note
@@ -246,14 +237,6 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
     return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether a file is valid UTF-8 with more than ASCII, which is never by chance."""
-    return bool(_first_fault(path, "ascii")) and not _first_fault(path, "utf-8")
-
-
-_NAME_IT = "name it with --encoding, or save the file as UTF-8"
 
 
 def _looks_like_utf16(start: bytes) -> str | None:
@@ -362,7 +345,5 @@ def of_file(path: Path, read: Callable[[Path], T]) -> T:
 
 def unreadable(error: OSError, path: Path) -> DataFormatError:
     """Return the fault of a file or folder that the system does not let us read."""
-    said = f"cannot be read: {error.strerror}"
-    return DataFormatError(
-        said, hint="check its permissions, or take it out", path=path
-    )
+    hint = "check its permissions, or take it out"
+    return DataFormatError(f"cannot be read: {error.strerror}", hint=hint, path=path)

