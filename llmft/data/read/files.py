@@ -67,10 +67,8 @@ class Reading:
 
 def is_pipe(name: str) -> bool:
     """Return whether a name is ``-``, standard input, or a pipe as of ``<(zcat a)``."""
-    if name == STDIN:
-        return True
     try:
-        return _expanded(name).is_fifo()
+        return name == STDIN or _expanded(name).is_fifo()
     except OSError:  # a name that is too long
         return False
 
@@ -116,20 +114,15 @@ def named_files(
         matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         found = [p for p in matches if p.is_file()]
         if not found:
-            raise _none(path)
+            near = nearest(path.name, [p.name for p in path.parent.glob("*")])
+            said = "no file matches" if glob.has_magic(str(path)) else "no such file"
+            said += "" if path.is_absolute() else f", from {Path.cwd()}"
+            raise DataError(said, hint=near.strip(", "), path=path)
         once = {os.path.realpath(p): p for p in reversed(found)}
         files, notes = sorted(once.values()), [f"{len(once):,} files"]
         if others := len(found) - len(files):
             notes.append(f"{others:,} other names of them passed over")
         yield files, notes, "line"
-
-
-def _none(path: Path) -> DataError:
-    is_pattern = glob.has_magic(str(path))
-    near = nearest(path.name, [p.name for p in path.parent.glob("*")])
-    said = "no file matches" if is_pattern else "no such file"
-    said += "" if path.is_absolute() else f", from {Path.cwd()}"
-    return DataError(said, hint=near.strip(", "), path=path)
 
 
 def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
@@ -141,6 +134,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         splits = listed(sorted(p.name for p in path.iterdir() if p.is_dir()))
         said = f"a folder of several splits: {splits}"
         raise DataError(said, hint=f"name the folder of one: {path}/SPLIT", path=path)
+    formats = (reading.file_format,) if reading.file_format else FORMATS
     files: list[Path] = []
     others = links = 0
     try:
@@ -150,7 +144,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
             others += len(hidden)  # notebooks keep old copies in such folders
             folders[:] = [name for name in folders if name not in hidden]
             shown = [n for n in names if not n.startswith(".")]
-            known = [Path(folder, n) for n in shown if _known(Path(n), reading)]
+            known = [Path(folder, n) for n in shown if _ending(Path(n)) in formats]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
             others += len(names) - len(known)
@@ -163,8 +157,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         if count
     ]
     if not files:
-        wanted = reading.file_format or ", ".join(FORMATS)
-        said = f"a folder without files that end in {wanted}"
+        said = f"a folder without files that end in {', '.join(formats)}"
         raise DataError(said, "; ".join(notes), path=path)
     found = Counter(plain_suffix(file).removeprefix(".") for file in files)
     if len(found) > 1 and reading.file_format is None:
@@ -183,10 +176,6 @@ def _ending(name: Path) -> str:
     """Return the format that the ending of a name says."""
     suffix = plain_suffix(name).removeprefix(".")
     return "tsv" if suffix == "tab" else suffix
-
-
-def _known(name: Path, reading: Reading) -> bool:
-    return _ending(name) in FORMATS and reading.file_format in (None, _ending(name))
 
 
 def rows_of(

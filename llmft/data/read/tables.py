@@ -40,28 +40,24 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
     """
     try:
         with open(path, "rb") as stream:
-            yield from _numbered(path, stream, file_format, choose)
+            schema, batches = _opened(stream, file_format)
+            if not schema.names:
+                raise DataFormatError(
+                    "a table without columns", "expected text", path=path
+                )
+            if len(set(schema.names)) < len(schema.names):
+                said = f"a column name occurs twice: {escape(schema.names, 200)}"
+                raise DataFormatError(said, path=path)
+            features = _features(path, schema)
+            wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+            cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
+            yield from numbered(cells, features)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unreadable(error, path) from error
         size = f"{path.stat().st_size:,} bytes"
         said = f"damaged, or not a {file_format} file: {error} ({size})"
         raise DataFormatError(said, path=path) from None
-
-
-def _numbered(
-    path: Path, stream: IO[bytes], file_format: str, choose: Choose
-) -> Iterator[Numbered]:
-    schema, batches = _opened(stream, file_format)
-    if not schema.names:
-        raise DataFormatError("a table without columns", "expected text", path=path)
-    if len(set(schema.names)) < len(schema.names):
-        said = f"a column name occurs twice: {escape(schema.names, 200)}"
-        raise DataFormatError(said, path=path)
-    features = _features(path, schema)
-    wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
-    cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
-    yield from numbered(cells, features)
 
 
 def numbered(

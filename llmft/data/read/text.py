@@ -252,11 +252,9 @@ def _looks_like_utf16(start: bytes) -> str | None:
 def _guess(path: Path) -> str | None:
     """Return the likeliest encoding that all of a file can be read in."""
     with open_bytes(path) as stream:
-        start = stream.read(4096)
-    if utf16 := _looks_like_utf16(start):
-        return utf16
-    if _first_fault(path, "utf-8") is None:
-        return "utf-8"
+        utf16 = _looks_like_utf16(stream.read(4096))
+    if utf16 or _first_fault(path, "utf-8") is None:
+        return utf16 or "utf-8"
     sample, size = [], 0
     with open_bytes(path) as stream:
         while size < _SAMPLE and (line := stream.readline(_BLOCK)):
@@ -265,13 +263,12 @@ def _guess(path: Path) -> str | None:
                 size += len(line)
     raw, eras = b"".join(sample), chardet.EncodingEra
     # What is still in use comes first: a short German text fits MacTurkish as well.
-    found = [
-        str(guess["encoding"])
-        for era in (eras.MODERN_WEB, eras.ALL)
-        for guess in chardet.detect_all(raw, encoding_era=era)
-    ]
-    names = [text_encoding(name) for name in found if name != "None"]
-    return next((name for name in names if _first_fault(path, name) is None), None)
+    for era in (eras.MODERN_WEB, eras.ALL):
+        for guess in chardet.detect_all(raw, encoding_era=era):
+            name = guess["encoding"] and text_encoding(guess["encoding"])
+            if name and _first_fault(path, name) is None:
+                return name
+    return None
 
 
 def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:

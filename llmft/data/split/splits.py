@@ -153,7 +153,11 @@ def _beside_stream(
 ) -> Splits:
     """Return the rows that a run streams, and read what it needs beside them."""
     say("data")
-    streams = _streams(args, columns)
+    streams: dict[str, Rows] = {}
+    if args.dataset_name is not None:
+        streams = _of_hub(args, columns, {"train"}, streaming=True)
+    elif args.train_file is not None:
+        streams = {"train": streamed_files(args.train_file, columns, Reading.of(args))}
     rows, skip = streams.pop("train", None), 0
     sources: dict[str, Source] = {}
     provenance: dict[str, dict[str, Any]] = {}
@@ -199,15 +203,6 @@ def _require_apart(
             hint="give another, or add --allow leakage",
             path=part.name,
         )
-
-
-def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
-    """Return what is read on the way, by split."""
-    if args.dataset_name is not None:
-        return _of_hub(args, columns, {"train"}, streaming=True)
-    if args.train_file is None:
-        return {}
-    return {"train": streamed_files(args.train_file, columns, Reading.of(args))}
 
 
 def _files(args: DataArguments) -> dict[str, str]:
