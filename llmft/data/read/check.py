@@ -155,6 +155,7 @@ class Check:
                     self._good += 1
                     yield values
         except DataError as error:
+            error.path = error.path or self.source.name
             raise self._refusal() or error from None
         self._finish()
 
@@ -190,7 +191,7 @@ class Check:
             )
         if not self.wanted:
             self._names = [*names]
-            chosen = choose(names, strings, self.columns, self.source.name)
+            chosen = choose(names, strings, self.columns)
             self.format, self.wanted = chosen
             if self.plain and self.format != TEXT:
                 said = f"streaming reads plain text, and the data are {self.format}"
@@ -222,8 +223,8 @@ class Check:
                 return self._kept(file, line, row)
             error = row
         except DataError as fault:
-            error, fault.line = fault, line
-        error.path = self.source.files[file]  # standard input, not the copy of it
+            error = fault
+        error.path, error.line = self.source.files[file], line
         self.bad += 1
         if self.bad <= _SHOWN:
             self._first_bad.append(error)

@@ -59,7 +59,7 @@ class Columns:
 
 
 def choose(
-    names: list[str], strings: list[str], columns: Columns, source: str
+    names: list[str], strings: list[str], columns: Columns
 ) -> tuple[str, dict[str, str]]:
     """Return the format of data, and the columns to read by what they are for.
 
@@ -73,7 +73,7 @@ def choose(
     """
     found, chosen = _format_of(names, strings, columns)
     if found == TEXT:
-        text, label = pick(names, strings, columns, source)
+        text, label = pick(names, strings, columns)
         chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
     chosen["group"] = columns.group
     wanted = {key: column for key, column in chosen.items() if column is not None}
@@ -86,7 +86,6 @@ def choose(
                 f"no column {shorten(column)}",
                 f"it has {listed(names)}",
                 f"{near + ' ' if near else ''}name it with --{flag}",
-                path=source,
             )
     return found, wanted
 
@@ -113,7 +112,7 @@ def _format_of(
 
 
 def pick(
-    names: list[str], strings: list[str], columns: Columns, source: str
+    names: list[str], strings: list[str], columns: Columns
 ) -> tuple[str, str | None]:
     """Choose the text and label columns; raise SchemaError where that is a guess."""
     text, label = columns.text, columns.label
@@ -121,7 +120,7 @@ def pick(
     if optional and label not in names:
         label = None
     if not names:
-        raise SchemaError("rows without columns", "expected text", path=source)
+        raise SchemaError("rows without columns", "expected text")
     if columns.needs_label and label is None:
         others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
         known = [n for n in _LABEL_NAMES if n in others]
@@ -134,7 +133,6 @@ def pick(
                 "no label column found",
                 f"columns are {listed(names)}",
                 f"name it with --label_column_name{also}",
-                path=source,
             )
         label = known[0] if known and not (optional and columns.label) else None
     if text is None:
@@ -143,13 +141,11 @@ def pick(
         known = [n for n in _TEXT_NAMES if n in names and n not in taken]
         known = known or candidates
         if len(known) != 1 and "text" not in known:
-            raise SchemaError(
-                f"cannot tell the text column among {listed(names)}",
-                hint="name it with --text_column_name"
-                + columns.chat
-                * ", or --prompt_column_name and --completion_column_name",
-                path=source,
-            )
+            hint = "name it with --text_column_name"
+            if columns.chat:
+                hint += ", or --prompt_column_name and --completion_column_name"
+            said = f"cannot tell the text column among {listed(names)}"
+            raise SchemaError(said, hint=hint)
         text = known[0]
     return text, label if columns.needs_label else None
 

@@ -197,10 +197,9 @@ def rows_of(
             f"cannot tell the format from the ending {path.suffix or '(none)'}",
             f"expected one of {', '.join(FORMATS)}, or a folder of them",
             "name it with --file_format",
-            path=path,
         )
     if not of_file(path, Path.stat).st_size:
-        raise DataFormatError("0 bytes", "expected at least one row", path=path)
+        raise DataFormatError("0 bytes", "expected at least one row")
     if file_format in ("parquet", "arrow"):
         return table_rows(path, file_format, choose), ""
     if file_format in ("csv", "tsv"):

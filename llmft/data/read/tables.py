@@ -42,12 +42,10 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
         with open(path, "rb") as stream:
             schema, batches = _opened(stream, file_format)
             if not schema.names:
-                raise DataFormatError(
-                    "a table without columns", "expected text", path=path
-                )
+                raise DataFormatError("a table without columns", "expected text")
             if len(set(schema.names)) < len(schema.names):
                 said = f"a column name occurs twice: {escape(schema.names, 200)}"
-                raise DataFormatError(said, path=path)
+                raise DataFormatError(said)
             features = _features(path, schema)
             wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
             cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
@@ -57,7 +55,7 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
             raise unreadable(error, path) from error
         size = f"{path.stat().st_size:,} bytes"
         said = f"damaged, or not a {file_format} file: {error} ({size})"
-        raise DataFormatError(said, path=path) from None
+        raise DataFormatError(said) from None
 
 
 def numbered(

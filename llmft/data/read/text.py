@@ -99,11 +99,9 @@ class _Unpacked(io.RawIOBase):
         return lzma.open(path, "rb")
 
     def _refuse(self, what: str) -> None:
-        raise DataFormatError(
-            f"damaged {self._codec} file: {what}, after {self._total:,} unpacked bytes",
-            hint="copy or pack it again",
-            path=self._path,
-        )
+        said = f"damaged {self._codec} file: {what}"
+        said += f", after {self._total:,} unpacked bytes"
+        raise DataFormatError(said, hint="copy or pack it again")
 
     def readable(self) -> bool:
         return True
@@ -121,7 +119,7 @@ class _Unpacked(io.RawIOBase):
         if self._codec and self._total > limit:
             said = f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes"
             hint = "unpack it yourself if you trust it"
-            raise DataFormatError(said, hint=hint, path=self._path)
+            raise DataFormatError(said, hint=hint)
         return len(block)
 
     def close(self) -> None:
@@ -155,7 +153,7 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
             if len(line) > MAX_LINE:
                 said = f"a line of more than {MAX_LINE:,} characters"
                 hint = "break it into lines; is this a text file?"
-                raise DataFormatError(said, hint=hint, path=path, line=number)
+                raise DataFormatError(said, hint=hint, line=number)
             yield line
 
 
@@ -165,7 +163,7 @@ def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
         found = text.read(limit + 1)
     if len(found) > limit:
         said = f"more than {limit:,} characters in one piece"
-        raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
+        raise DataFormatError(said, hint="use jsonl, or --sample_by line")
     return found
 
 
@@ -199,7 +197,7 @@ def require_text(path: Path) -> bytes:
         start = stream.read(4096)
     for magic, (kind, hint) in _KINDS.items():
         if start.startswith(magic):
-            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
+            raise DataFormatError(f"{kind}, not text", hint=hint)
     return start
 
 
@@ -219,7 +217,7 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     if encoding == "auto":
         guess = marked or _guess(path)
         if guess is None:
-            raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
+            raise EncodingError("its encoding cannot be told", hint=_NAME_IT)
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
     name = text_encoding(encoding or "utf-8")
     if marked and encoding is not None and marked[:6] != name[:6]:
@@ -318,7 +316,7 @@ def _wrong(
             reads = _line_in(path, guess, line)
             hint += f", if this is right: {escape(reads, 60)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
-    error = EncodingError(said, expected, hint, path=path, line=line)
+    error = EncodingError(said, expected, hint, line=line)
     error.guess = guess
     return error
 
