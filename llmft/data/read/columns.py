@@ -63,10 +63,8 @@ def choose(
 ) -> tuple[str, dict[str, str]]:
     """Return the format of data, and the columns to read by what they are for.
 
-    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``.
-
-    Args:
-        names, strings: all columns of the data, and those that hold text.
+    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``. All
+    columns of the data are ``names``; ``strings`` are those that hold text.
 
     Raises:
         SchemaError: a column is not there, or which one is meant would be a guess.

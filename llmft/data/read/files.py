@@ -164,11 +164,9 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
         # What save_to_disk of datasets leaves is one arrow file among json ones.
         first = "arrow" if found["arrow"] else found.most_common(1)[0][0]
-        raise DataError(
-            f"a folder of several formats: {kinds}",
-            hint=f"read those of one, as by --file_format {first}",
-            path=path,
-        )
+        said = f"a folder of several formats: {kinds}"
+        hint = f"read those of one, as by --file_format {first}"
+        raise DataError(said, hint=hint, path=path)
     return sorted(files), [f"{len(files):,} files", *notes]
 
 
@@ -183,12 +181,11 @@ def rows_of(
 ) -> tuple[Iterator[Line], str]:
     """Return the rows of a file, and a note on its encoding.
 
-    Args:
-        sample_by: what a row of txt is, line or document.
-        choose: is told of csv and tables which columns there are.
+    ``choose`` is told of csv and tables which columns there are.
 
     Raises:
-        DataError: no such format, or an empty file; while reading, what is wrong.
+        DataError: no such format, or an empty file; while reading, what is wrong. The
+            path is left to the caller, who knows what the user named.
     """
     file_format = reading.file_format or _ending(path)
     if file_format not in FORMATS:

@@ -262,11 +262,10 @@ class LabelNames:
             with np.errstate(over="ignore"):
                 numbers = np.array(labels, np.float64).astype(np.float32)
             if len(bad := np.flatnonzero(~np.isfinite(numbers))):
-                raise LabelError(
-                    f"the label {labels[bad[0]]} is too large",
-                    "expected a number of less than 3.4e38",
-                    path=place(int(bad[0])) if place else None,
-                )
+                said = f"the label {labels[bad[0]]} is too large"
+                where = place(int(bad[0])) if place else None
+                expected = "expected a number of less than 3.4e38"
+                raise LabelError(said, expected, path=where)
             return numbers
         named = [names_in(label) for label in labels]
         rows = np.repeat(np.arange(len(named)), [len(names) for names in named])

@@ -144,11 +144,9 @@ def _hub_batches(
             yield batch
             read += len(next(iter(batch.values())))
     except MISSES as error:
-        raise EnvironmentFault(
-            f"the hub failed after {read:,} rows ({brief(error)})",
-            hint="try again, or --resume_from_checkpoint",
-            path=name,
-        ) from error
+        said = f"the hub failed after {read:,} rows ({brief(error)})"
+        hint = "try again, or --resume_from_checkpoint"
+        raise EnvironmentFault(said, hint=hint, path=name) from error
     except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a full disk, say

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,12 +124,10 @@ def stored(rows: Rows) -> Source:
     check = Check(rows)
 
     def write(staging: Path) -> dict[str, Any]:
-        with ExitStack() as stack:
-            writer = None
-            for batch in check.batches():
-                if writer is None:
-                    path = str(staging / "data.arrow")
-                    writer = stack.enter_context(pa.ipc.new_stream(path, batch.schema))
+        batches = check.batches()
+        first = next(batches)  # there is one, or an error
+        with pa.ipc.new_stream(str(staging / "data.arrow"), first.schema) as writer:
+            for batch in chain([first], batches):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
         return {"notes": check.notes(), "problem_type": kind, "format": found}
@@ -174,7 +171,6 @@ def cached(
         write: fills a folder with files; returns facts, for JSON.
         read: gets a folder and the facts; raises ValueError where it is damaged.
         again: what is done again, for the warning.
-        overwrite: write again, whatever is there.
     """
     key = hashlib.sha256(json.dumps([__version__, *how]).encode()).hexdigest()
     folder = catalog.cache_home() / part / key

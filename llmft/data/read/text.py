@@ -220,9 +220,9 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
             raise EncodingError("its encoding cannot be told", hint=_NAME_IT)
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
     name = text_encoding(encoding or "utf-8")
-    if marked and encoding is not None and marked[:6] != name[:6]:
-        said = f"{marked.upper()}, by its byte-order mark, not {name}"
-        raise _wrong(path, said, marked)
+    if marked and (encoding is None or marked[:6] != name[:6]):
+        other = "" if encoding is None else f", not {name}"
+        raise _wrong(path, f"{marked.upper()}, by its byte-order mark{other}", marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         # Valid UTF-8 with more than ASCII is never so by chance.
@@ -230,8 +230,6 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
         return name, note
-    if marked:
-        raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
     return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""

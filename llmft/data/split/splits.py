@@ -90,7 +90,6 @@ def load_splits(
     """Read the data of a run and split it.
 
     Args:
-        args: where the data is, and how to split it.
         seed: makes the split, where one has to be made.
         needed: which of train, validation, test the run uses; a missing one is an
             error, but validation is made out of train.
@@ -198,11 +197,9 @@ def _require_apart(
     of_rows = rows.files if rows else ()
     shared = {*map(os.path.realpath, part.files)} & {*map(os.path.realpath, of_rows)}
     if shared and "leakage" not in allow:
-        raise LeakageError(
-            f"{split} is read from what is trained on",
-            hint="give another, or add --allow leakage",
-            path=part.name,
-        )
+        said = f"{split} is read from what is trained on"
+        hint = "give another, or add --allow leakage"
+        raise LeakageError(said, hint=hint, path=part.name)
 
 
 def _files(args: DataArguments) -> dict[str, str]:
