@@ -113,8 +113,7 @@ def pick(
     names: list[str], strings: list[str], columns: Columns
 ) -> tuple[str, str | None]:
     """Choose the text and label columns; raise SchemaError where that is a guess."""
-    text, label = columns.text, columns.label
-    optional = columns.label_optional
+    text, label, optional = columns.text, columns.label, columns.label_optional
     if optional and label not in names:
         label = None
     if not names:
@@ -135,9 +134,9 @@ def pick(
         label = known[0] if known and not (optional and columns.label) else None
     if text is None:
         taken = (label, columns.group, columns.text_pair)
-        candidates = [n for n in strings if n not in taken]
-        known = [n for n in _TEXT_NAMES if n in names and n not in taken]
-        known = known or candidates
+        free = [n for n in names if n not in taken]
+        known = [n for n in _TEXT_NAMES if n in free]
+        known = known or [n for n in strings if n in free]
         if len(known) != 1 and "text" not in known:
             hint = "name it with --text_column_name"
             if columns.chat:

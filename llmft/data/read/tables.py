@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,9 +77,8 @@ def _opened(
     """Return the schema of a file, and what reads some of its columns in parts."""
     if file_format == "parquet":
         file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-        return file.schema_arrow, lambda wanted: file.iter_batches(
-            _BATCH, columns=wanted
-        )
+        read = partial(file.iter_batches, _BATCH, None)  # of all groups of rows
+        return file.schema_arrow, read
     is_file = stream.read(6) == b"ARROW1"
     start = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
     stream.seek(0)

@@ -12,6 +12,7 @@ import lzma
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -311,21 +312,15 @@ def _wrong(
     if guess is not None:
         hint = f"add --encoding {guess}"
         if line is not None:
-            reads = _line_in(path, guess, line)
-            hint += f", if this is right: {escape(reads, 60)!r}"
+            reads = next(islice(text_lines(path, guess), line - 1, None), "")
+            # What is around its first character that is not ASCII.
+            at = next((i for i, c in enumerate(reads) if ord(c) > 127), 0)
+            around = reads[max(0, at - 25) : at + 30].strip()
+            hint += f", if this is right: {escape(around, 60)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
     error = EncodingError(said, expected, hint, line=line)
     error.guess = guess
     return error
-
-
-def _line_in(path: Path, encoding: str, number: int) -> str:
-    """Return the part of a line around its first character that is not ASCII."""
-    for i, line in enumerate(text_lines(path, encoding), 1):
-        if i == number:
-            at = next((k for k, c in enumerate(line) if ord(c) > 127), 0)
-            return line[max(0, at - 25) : at + 30].strip()
-    return ""
 
 
 def of_file(path: Path, read: Callable[[Path], T]) -> T:

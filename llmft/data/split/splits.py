@@ -323,11 +323,8 @@ def _fill(
 ) -> dict[str, Source]:
     """Make test and validation out of train where none is given, and one is wanted."""
     sources = dict(sources)
-    percentages = {
-        "test": args.test_split_percentage,
-        "validation": args.validation_split_percentage,
-    }
-    for split, percentage in percentages.items():
+    for split in ("test", "validation"):
+        percentage = getattr(args, f"{split}_split_percentage")
         if split in given or "train" not in sources or percentage == 0:
             continue
         # A test part is set aside whenever it is asked for, so that a later
