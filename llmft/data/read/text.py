@@ -79,7 +79,7 @@ def plain_suffix(path: Path) -> str:
 
 
 class _Unpacked(io.RawIOBase):
-    """The unpacked bytes of a file; faults name the file and the place in it."""
+    """The unpacked bytes of a file; faults name the place in it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._total = path, 0

@@ -253,41 +253,31 @@ def _read(
 def _of_hub(
     args: DataArguments, columns: Columns, needed: set[str], streaming: bool
 ) -> dict[str, Rows]:
-    """Return the rows of the splits of a hub data set that is not empty."""
+    """Return the rows of train, validation and test of a hub data set."""
     name, config = str(args.dataset_name), args.dataset_config_name
     parts, version = hub_data.load_dataset_dict(
         name, config, args.dataset_revision, _NO_HUB, streaming
     )
     found = {n: part for n, part in parts.items() if streaming or len(part)}
-    rows = {}
-    for split, given in _split_names(args, found, needed).items():
-        part, shown = found[given], f"{name}[{given}]"
-        known = version if streaming else part._fingerprint
-        rows[split] = hub_rows(shown, columns, part, known, args.max_bad_rows)
-    return rows
-
-
-def _split_names(
-    args: DataArguments, found: Collection[str], needed: set[str]
-) -> dict[str, str]:
-    """Return which splits of a hub data set are train, validation and test."""
     candidates = {
         "train": (args.train_split_name,),
         "validation": (args.validation_split_name, "valid", "dev"),
         "test": (args.test_split_name,),
     }
-    names = {
-        split: next((n for n in names if n in found), None)
-        for split, names in candidates.items()
-    }
-    given = {split: name for split, name in names.items() if name is not None}
-    if "train" in needed and "train" not in given:
+    rows = {}
+    for split, names in candidates.items():
+        given = next((n for n in names if n in found), None)
+        if given is not None:
+            part, shown = found[given], f"{name}[{given}]"
+            known = version if streaming else part._fingerprint
+            rows[split] = hub_rows(shown, columns, part, known, args.max_bad_rows)
+    if "train" in needed and "train" not in rows:
         raise DataError(
-            f"no split {args.train_split_name!r} in {args.dataset_name}",
+            f"no split {args.train_split_name!r} in {name}",
             f"it has {', '.join(map(str, found))}",
             "name it with --train_split_name",
         )
-    return given
+    return rows
 
 
 def _to_read(needed: set[str], given: Collection[str]) -> list[str]:
