@@ -158,12 +158,12 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
             yield line
 
 
-def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
-    """Return all of a text file, at most ``limit`` characters; raises as above."""
+def whole_text(path: Path, encoding: str) -> str:
+    """Return all of a text file, at most 256 Mi characters; raises as above."""
     with _text(path, encoding, "") as text:
-        found = text.read(limit + 1)
-    if len(found) > limit:
-        said = f"more than {limit:,} characters in one piece"
+        found = text.read(MAX_DOCUMENT + 1)
+    if len(found) > MAX_DOCUMENT:
+        said = f"more than {MAX_DOCUMENT:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line")
     return found
 
