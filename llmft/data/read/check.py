@@ -1,15 +1,16 @@
-"""Every row of a data set is looked at once, before anything is made of it."""
+"""Rows of a data set: each is looked at once, before anything is made of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from llmft.console import warn
 from llmft.data.read.columns import Columns, choose, value_of
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
@@ -37,86 +38,128 @@ _CHARACTERS = 2**24  # of text handed on at a time
 _SHOWN = 4  # bad rows that a message names
 
 T = TypeVar("T")
-Checked = tuple[int, int, dict[str, str | None]]  # file, line, values
+Lines = Iterator[tuple[int, Line]]  # each with the place of its file
+Checked = dict[str, Any]  # what is wanted of a row as text, and its file and line
 
 
-@dataclass
-class Check:
-    """Checks the rows of a data set, and knows in the end what it saw.
+@dataclass(frozen=True)
+class Rows:
+    """Rows from wherever they come, the same ones from the start at each reading.
 
-    Args:
-        name: the data set, for messages. files: their names, by their place.
-        columns: which to read. max_bad_rows: how many may be left out.
+    Attributes:
+        name: what to call them in messages. files: the paths, by their place.
+        identity: for JSON; it is another where the rows may be.
+        lines: gives the rows. The ``Check`` that will look at them can be told before
+            which columns there are, and says which to read.
+        max_bad_rows: how many may be left out.
         counted: how many rows after a bad one are looked at, to count others; None
             tells of the first only.
+        size: bytes of the files, 0 where not known.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    columns: Columns
+    identity: Sequence[Any]
+    lines: Callable[[Check], Lines]
+    max_bad_rows: int = 0
+    counted: int | None = 10**6
+    size: int = 0
+
+    def __str__(self) -> str:
+        size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
+        return f"{size}{self.name}"
+
+    def described(self) -> list[Any]:
+        """Return all that decides what comes out of reading, for JSON."""
+        return [self.identity, asdict(self.columns), self.max_bad_rows]
+
+    def __iter__(self) -> Iterator[Checked]:
+        return self.read(Check(self))
+
+    def read(self, check: Check) -> Iterator[Checked]:
+        """Yield the good rows of plain text; warn of what was left out.
+
+        Raises:
+            DataError: where a bad row is reached, or a file that changed.
+            ConfigError: they are no plain text.
+            EnvironmentFault: the hub fails.
+        """
+        check.plain = True
+        try:
+            yield from check.rows()
+        except GeneratorExit:  # a pass that ends before the last row
+            if check.bad:
+                said = "; ".join(check.left_out())
+                warn(f"{self.name}: {said}, as far as it was read")
+            raise
+        if told := [*check.encodings, *check.left_out()]:
+            warn(f"{self.name}: {'; '.join(told)}")
+
+    def column_notes(self) -> list[str]:
+        """Return what the user has to know of the columns; reads the first row."""
+        check = Check(self)
+        next(self.read(check), None)
+        return check.column_notes()
+
+
+class Check:
+    """Checks the rows of one reading, and knows in the end what it saw.
 
     With ``plain``, as of a stream, nothing but plain text is read. ``encodings`` is
     told by the reader what is not UTF-8.
     """
 
-    name: str
-    files: Sequence[str]
-    columns: Columns
-    max_bad_rows: int = 0
-    counted: int | None = 10**6
-    plain: bool = False
-    encodings: list[str] = field(default_factory=list)
-    wanted: dict[str, str] = field(default_factory=dict)
-    problem_type: str | None = None
-    format: str = TEXT
-    _names: list[str] = field(default_factory=list)
-    bad: int = 0
-    _first_bad: list[DataError] = field(default_factory=list)
-    _empty: int = 0
-    _returns: int = 0
-    _unlabelled: tuple[int, str] = (0, "")
-    _blank: int = 0
-    _good: int = 0
-    _conversations: Conversations = field(default_factory=Conversations)
-
-    def __post_init__(self) -> None:
+    def __init__(self, source: Rows) -> None:
+        self.source, self.columns, self.plain = source, source.columns, False
+        self.encodings: list[str] = []
+        self.wanted: dict[str, str] = {}
+        self.problem_type: str | None = None
+        self.format = TEXT
+        self.bad = self._good = self._empty = self._blank = self._returns = 0
+        self._names: list[str] = []
+        self._first_bad: list[DataError] = []
+        self._unlabelled = (0, "")  # how many, and the place of the first
+        self._conversations = Conversations()
         self._rule = LabelRule(self.columns.problem_type, self.columns.label_delimiter)
 
-    def batches(self, rows: Iterable[tuple[int, Line]]) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
-        for part in in_parts(self.rows(rows), _length, _BATCH, _CHARACTERS):
-            schema = pa.schema([(key, pa.large_string()) for key in self.wanted])
-            schema = schema.append(pa.field("file", pa.int32()))
-            schema = schema.append(pa.field("line", pa.int64()))
-            columns: list[list[Any]]
-            columns = [[values[key] for _, _, values in part] for key in self.wanted]
-            columns += [[file for file, _, _ in part], [line for _, line, _ in part]]
-            yield pa.record_batch(
-                [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)],
-                schema,
-            )
+        for part in in_parts(
+            self.rows(), lambda row: len(row["text"]), _BATCH, _CHARACTERS
+        ):
+            types = dict.fromkeys(self.wanted, pa.large_string())
+            types |= {"file": pa.int32(), "line": pa.int64()}
+            yield pa.RecordBatch.from_pylist(part, pa.schema(types))
 
-    def rows(self, rows: Iterable[tuple[int, Line]]) -> Iterator[Checked]:
+    def rows(self) -> Iterator[Checked]:
         """Yield the good rows; ``wanted`` is known before the first of them.
 
         Raises:
             DataError: the first bad row, with how many others there are; or there is
                 no row left; or the labels do not go together.
         """
-        source, looked, keys = iter(rows), 0, None
+        source, looked, keys = self.source.lines(self), 0, None
+        most, counted = self.source.max_bad_rows, self.source.counted or 0
         try:
             for file, (line, row) in chain(self._first(source), source):
                 if isinstance(row, dict) and row.keys() != keys:
                     keys = row.keys()
                     self._names += [name for name in keys if name not in self._names]
                 values = self._values(file, line, row)
-                if self.bad > self.max_bad_rows:
+                if self.bad > most:
                     looked += 1
-                    if looked > (self.counted or 0):
+                    if looked > counted:
                         break
                 elif values is not None:
                     self._good += 1
-                    yield file, line, values
+                    yield values
         except DataError as error:
+            error.path = error.path or self.source.name
             raise self._refusal() or error from None
         self._finish()
 
-    def _first(self, source: Iterator[tuple[int, Line]]) -> list[tuple[int, Line]]:
+    def _first(self, source: Lines) -> list[tuple[int, Line]]:
         """Return the first rows from which the columns are chosen.
 
         What comes before them, lines that are empty and rows that are bad, is counted.
@@ -129,15 +172,12 @@ class Check:
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
-            if self.bad > self.max_bad_rows + (self.counted or 0):
+            if self.bad > self.source.max_bad_rows + (self.source.counted or 0):
                 break
         return []
 
     def choose(self, names: list[str], strings: list[str]) -> list[str]:
-        """Choose the columns of data whose names are known; return which to read.
-
-        Args:
-            names, strings: all columns, and those that hold text.
+        """Choose the columns of data out of all, and of those that hold text.
 
         Raises:
             SchemaError: as ``columns.choose``; or another file has other columns.
@@ -146,21 +186,18 @@ class Check:
         if self.wanted and {*names} != {*self._names}:
             raise SchemaError(
                 f"columns are {listed(names)}",
-                f"expected those of {self.files[0]}: {listed(self._names)}",
+                f"expected those of {self.source.files[0]}: {listed(self._names)}",
                 "read files with other columns by themselves",
             )
         if not self.wanted:
             self._names = [*names]
-            chosen = choose(names, strings, self.columns, self.name)
+            chosen = choose(names, strings, self.columns)
             self.format, self.wanted = chosen
             if self.plain and self.format != TEXT:
-                said = f"the data are {self.format}: leave --streaming out"
-                said = f"streaming reads plain text, and {said}"
-                raise ConfigError(said, path=self.name)
-        return self.to_read()
-
-    def to_read(self) -> list[str]:
-        """Return the names of the wanted columns, none before they are chosen."""
+                said = f"streaming reads plain text, and the data are {self.format}"
+                raise ConfigError(
+                    f"{said}: leave --streaming out", path=self.source.name
+                )
         return [*dict.fromkeys(self.wanted.values())]
 
     def _choose_by(self, rows: Sequence[Row]) -> None:
@@ -176,16 +213,26 @@ class Check:
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None
-    ) -> dict[str, str | None] | None:
+    ) -> Checked | None:
         """Return what to keep of a row, None where that is nothing; count why."""
         if row is None:
             self._empty += 1
             return None
-        if isinstance(row, DataError):
-            self._leave_out(row)
-            return None
-        values: dict[str, str | None] = {}
-        place = {"path": self.files[file], "line": line}
+        try:
+            if isinstance(row, dict):
+                return self._kept(file, line, row)
+            error = row
+        except DataError as fault:
+            error = fault
+        error.path, error.line = self.source.files[file], line
+        self.bad += 1
+        if self.bad <= _SHOWN:
+            self._first_bad.append(error)
+        return None
+
+    def _kept(self, file: int, line: int, row: Row) -> Checked:
+        values: Checked = {}
+        place = f"{self.source.files[file]}:{line}"
         for key, column in self.wanted.items():
             if key == "label" and self.columns.label_optional:
                 blank = row.get(column)
@@ -193,51 +240,37 @@ class Check:
                     self._blank += 1  # no label among several, unless all are so
                 elif blank in (None, ""):
                     count, first = self._unlabelled
-                    self._unlabelled = count + 1, first or f"{self.files[file]}:{line}"
+                    self._unlabelled = count + 1, first or place
                     values[key] = None
                     continue
-            value = self._value(key, column, row, place)
-            if isinstance(value, DataError):
-                self._leave_out(value)
-                return None
+            if key == "text" and self.format == MESSAGES and column in row:
+                values[key] = self._conversations.store(row[column], column)
+                continue
+            value = value_of(key, column, row, self.columns, self._rule, place)
+            learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
+            if learnt and not value.strip():
+                said = f"{shorten(column)} is empty"
+                raise DataFormatError(said, "expected a text to learn")
             values[key] = value
-        text = values["text"]
-        if text is not None and "\r" in text and _LONE_RETURN.search(text):
+        if "\r" in values["text"] and _LONE_RETURN.search(values["text"]):
             self._returns += 1
+        values["file"], values["line"] = file, line
         return values
-
-    def _leave_out(self, error: DataError) -> None:
-        self.bad += 1
-        if self.bad <= _SHOWN:
-            self._first_bad.append(error)
-
-    def _value(
-        self, key: str, column: str, row: Row, place: dict[str, Any]
-    ) -> str | DataError:
-        if key == "text" and self.format == MESSAGES and column in row:
-            return self._conversations.store(row[column], column, place)
-        value = value_of(key, column, row, self.columns, self._rule, place)
-        learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
-        if learnt and isinstance(value, str) and not value.strip():
-            said = f"{shorten(column)} is empty"
-            return DataFormatError(said, "expected a text to learn", **place)
-        return value
 
     def _refusal(self) -> DataError | None:
         """Return the first bad row as an error, where there are too many."""
-        if self.bad <= self.max_bad_rows:
+        if self.bad <= self.source.max_bad_rows:
             return None
         error, count = self._first_bad[0], self.bad
-        if self.counted is None:
+        if self.source.counted is None:
             return error
-        others = ""
         if count > 1:
             lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
             more = ", ..." if count > _SHOWN else ""
             others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
             error.expected = "; ".join(filter(None, [error.expected, others]))
         if error.line is not None:
-            most = count if self.counted else "N"
+            most = count if self.source.counted else "N"
             leave = f"--max_bad_rows {most} leaves bad rows out"
             error.hint = "; or ".join(filter(None, [error.hint, leave]))
         error.args = (str(error),)
@@ -247,8 +280,8 @@ class Check:
         if error := self._refusal():
             raise error
         if not self._good:
-            left = f"0 rows left after {self.bad:,} bad ones" if self.bad else ""
-            raise DataError(left or "0 rows", "expected at least one", path=self.name)
+            said = f"0 rows left after {self.bad:,} bad ones" if self.bad else "0 rows"
+            raise DataError(said, "expected at least one", path=self.source.name)
         if "label" not in self.wanted:
             return
         count, first = self._unlabelled
@@ -261,7 +294,7 @@ class Check:
                 "give them one, or take the column out",
             )
         else:
-            self.problem_type = self._rule.decide(self.name)
+            self.problem_type = self._rule.decide(self.source.name)
 
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
@@ -269,7 +302,7 @@ class Check:
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know of the columns, after the first row."""
-        wanted, notes = dict(self.wanted), []
+        wanted, notes = self.wanted, []
         if self.format != TEXT:
             notes += [f"format = {self.format}", *self._conversations.notes()]
         named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
@@ -280,8 +313,7 @@ class Check:
         if unused:
             notes.append(f"columns not used: {listed(unused)}")
         if self._rule.undelimited:
-            said = f"no label holds the delimiter {self._rule.delimiter!r}"
-            notes.append(said)
+            notes.append(f"no label holds the delimiter {self._rule.delimiter!r}")
         label, given = wanted.get("label"), self.columns.label
         if label is not None and self.problem_type is None:
             notes.append(f"{label!r} is empty in all rows")
@@ -291,19 +323,13 @@ class Check:
 
     def left_out(self) -> list[str]:
         """Return how many lines and rows were not used, and odd line ends."""
-        notes = []
-        if self._empty:
-            notes.append(f"{self._empty:,} empty lines passed over")
-        if self._returns:
-            notes.append(f"{self._returns:,} texts hold lone carriage returns")
-        if self.bad:
-            first = [f"{e.path}:{e.line}" for e in self._first_bad[:3]]
-            notes.append(f"{self.bad:,} bad rows left out ({', '.join(first)})")
-        return notes
-
-
-def _length(row: Checked) -> int:
-    return len(row[2]["text"] or "")
+        first = ", ".join(f"{e.path}:{e.line}" for e in self._first_bad[:3])
+        counts = {
+            "empty lines passed over": self._empty,
+            "texts hold lone carriage returns": self._returns,
+            f"bad rows left out ({first})": self.bad,
+        }
+        return [f"{count:,} {what}" for what, count in counts.items() if count]
 
 
 def in_parts(

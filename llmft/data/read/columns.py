@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
 from llmft.config.fields import DataArguments
 from llmft.data.read.labels import REGRESSION, LabelRule, class_name
 from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
-from llmft.data.read.text import Row, text_fault
+from llmft.data.read.text import Row, require_clean
 from llmft.errors import (
-    DataError,
     DataFormatError,
     LabelError,
     SchemaError,
@@ -25,7 +24,6 @@ from llmft.errors import (
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 _COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
-Place = dict[str, Any]  # path and line of an error
 
 
 @dataclass(frozen=True)
@@ -55,35 +53,26 @@ class Columns:
     @classmethod
     def of(cls, args: DataArguments, **more: Any) -> Columns:
         """Return what the arguments name, of any task, and ``more`` of the others."""
-        given = vars(args)
-        fields = ("text", "label", "text_pair", "messages", "prompt", "completion")
-        named: dict[str, Any]
-        named = {field: given.get(f"{field}_column_name") for field in fields}
-        for name in ("problem_type", "label_delimiter"):
-            named[name] = given.get(name)
+        given = {n.removesuffix("_column_name"): v for n, v in vars(args).items()}
+        named = {f.name: given[f.name] for f in fields(cls) if f.name in given}
         return cls(**named, group=args.split_group_column, **more)
 
 
 def choose(
-    names: list[str], strings: list[str], columns: Columns, source: str
+    names: list[str], strings: list[str], columns: Columns
 ) -> tuple[str, dict[str, str]]:
     """Return the format of data, and the columns to read by what they are for.
 
-    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``.
-
-    Args:
-        names, strings: all columns of the data, and those that hold text.
+    That is ``text`` and, where asked for, ``text_pair``, ``label`` and ``group``. All
+    columns of the data are ``names``; ``strings`` are those that hold text.
 
     Raises:
         SchemaError: a column is not there, or which one is meant would be a guess.
     """
-    chosen: dict[str, str | None]
-    found, named = _format_of(names, strings, columns)
+    found, chosen = _format_of(names, strings, columns)
     if found == TEXT:
-        text, label = pick(names, strings, columns, source)
+        text, label = pick(names, strings, columns)
         chosen = {"text": text, "text_pair": columns.text_pair, "label": label}
-    else:
-        chosen = {**named}
     chosen["group"] = columns.group
     wanted = {key: column for key, column in chosen.items() if column is not None}
     for key, column in wanted.items():
@@ -95,18 +84,16 @@ def choose(
                 f"no column {shorten(column)}",
                 f"it has {listed(names)}",
                 f"{near + ' ' if near else ''}name it with --{flag}",
-                path=source,
             )
     return found, wanted
 
 
 def _format_of(
     names: Collection[str], strings: Collection[str], columns: Columns
-) -> tuple[str, dict[str, str]]:
-    """Return the format of data, and its columns by what they are for.
+) -> tuple[str, dict[str, str | None]]:
+    """Return the format of data and its columns, none of them where it is plain text.
 
-    Args:
-        names, strings: as for ``choose``. A column of text called messages holds none.
+    A column of text called messages holds none.
     """
     if not columns.chat or columns.text:
         return TEXT, {}
@@ -123,15 +110,14 @@ def _format_of(
 
 
 def pick(
-    names: list[str], strings: list[str], columns: Columns, source: str
+    names: list[str], strings: list[str], columns: Columns
 ) -> tuple[str, str | None]:
     """Choose the text and label columns; raise SchemaError where that is a guess."""
-    text, label = columns.text, columns.label
-    optional = columns.label_optional
+    text, label, optional = columns.text, columns.label, columns.label_optional
     if optional and label not in names:
         label = None
     if not names:
-        raise SchemaError("rows without columns", "expected text", path=source)
+        raise SchemaError("rows without columns", "expected text")
     if columns.needs_label and label is None:
         others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
         known = [n for n in _LABEL_NAMES if n in others]
@@ -144,60 +130,58 @@ def pick(
                 "no label column found",
                 f"columns are {listed(names)}",
                 f"name it with --label_column_name{also}",
-                path=source,
             )
         label = known[0] if known and not (optional and columns.label) else None
     if text is None:
         taken = (label, columns.group, columns.text_pair)
-        candidates = [n for n in strings if n not in taken]
-        known = [n for n in _TEXT_NAMES if n in names and n not in taken]
-        known = known or candidates
+        free = [n for n in names if n not in taken]
+        known = [n for n in _TEXT_NAMES if n in free]
+        known = known or [n for n in strings if n in free]
         if len(known) != 1 and "text" not in known:
-            raise SchemaError(
-                f"cannot tell the text column among {listed(names)}",
-                hint="name it with --text_column_name"
-                + columns.chat
-                * ", or --prompt_column_name and --completion_column_name",
-                path=source,
-            )
+            hint = "name it with --text_column_name"
+            if columns.chat:
+                hint += ", or --prompt_column_name and --completion_column_name"
+            said = f"cannot tell the text column among {listed(names)}"
+            raise SchemaError(said, hint=hint)
         text = known[0]
     return text, label if columns.needs_label else None
 
 
 def value_of(
-    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: Place
-) -> str | DataError:
-    """Return the text to keep of a row's ``column``, or what is wrong with it."""
+    key: str, column: str, row: Row, columns: Columns, rule: LabelRule, place: str
+) -> str:
+    """Return the text to keep of a row's ``column``; ``place`` is its path:line.
+
+    Raises:
+        DataError: what is wrong with it; without its place.
+    """
     name = _shown(column)
     if column not in row:
         near = nearest(column, row).strip(", ")
-        said = f"no {name} in this row"
-        return SchemaError(said, f"it has {listed(row)}", near, **place)
+        raise SchemaError(f"no {name} in this row", f"it has {listed(row)}", near)
     value = row[column]
-    if isinstance(value, str) and (fault := text_fault(value, name, place)):
-        return fault
+    if isinstance(value, str):
+        require_clean(value, name)
     if key == "label":
         for part in value if isinstance(value, list) else ():
-            label = f"a label of {name}"
-            if isinstance(part, str) and (fault := text_fault(part, label, place)):
-                return fault
-        spelled = rule.spell(value, f"{place['path']}:{place['line']}")
+            if isinstance(part, str):
+                require_clean(part, f"a label of {name}")
+        spelled = rule.spell(value, place)
         if spelled is not None:
             return spelled
         hint = "give the row a label, or take it out"
         if rule.problem_type == REGRESSION and _COMMA.fullmatch(str(value)):
             hint = "write decimals with a point"
-        said = f"{name} is {shorten(value)}"
-        return LabelError(said, rule.expected, hint, **place)
+        raise LabelError(f"{name} is {shorten(value)}", rule.expected, hint)
     if key == "group":
-        said = f"{name} is {shorten(value)}"
-        return class_name(value) or SchemaError(said, "expected a group", **place)
+        if group := class_name(value):
+            return group
+        raise SchemaError(f"{name} is {shorten(value)}", "expected a group")
     if not isinstance(value, str):
         said = f"{name} is {shorten(value)} ({type(value).__name__})"
-        return SchemaError(said, "expected text in every row", **place)
+        raise SchemaError(said, "expected text in every row")
     if columns.needs_text and not value.strip():
-        said = f"{name} is empty"
-        return DataFormatError(said, "expected a text to classify", **place)
+        raise DataFormatError(f"{name} is empty", "expected a text to classify")
     return value
 
 

@@ -51,9 +51,10 @@ def csv_rows(
         # A lone \r ends a row here, as in files of old systems; in quotes it is text.
         lines = text_lines(path, encoding, newline="")
         reader = csv.reader(lines, strict=True, **dialect)
-        header = _header(reader, path)
+        header = _header(reader)
         choose(header, header)
         end_of_header = reader.line_num
+        expected = f"expected {len(header)} as in the header"
         hint = "quote texts that hold the separator or a line break"
         hint += "; a text a line is a .txt file" if len(header) < 2 else ""
         while True:
@@ -63,7 +64,7 @@ def csv_rows(
             except StopIteration:
                 break
             except csv.Error as error:
-                fault = _csv_fault(error, path, line)
+                fault = _csv_fault(error, line)
                 if reader.line_num > line:  # which rows it swallowed is not known
                     raise fault from None
                 yield line, fault
@@ -71,35 +72,31 @@ def csv_rows(
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
                 continue
-            wrong = fields and DataFormatError(
-                f"{len(fields)} fields",
-                f"expected {len(header)} as in the header",
-                hint,
-                path=path,
-                line=line,
-            )
+            said = f"{len(fields)} fields"
+            wrong = fields and DataFormatError(said, expected, hint, line=line)
             if wrong and reader.line_num > line:
                 raise wrong
             yield line, wrong or None
         if reader.line_num == end_of_header:
             said = "0 rows: a header line and nothing else"
-            raise DataFormatError(said, "expected at least one", path=path)
+            raise DataFormatError(said, "expected at least one")
     finally:
         csv.field_size_limit(previous_limit)
 
 
-def _header(reader: Any, path: Path) -> list[str]:
+def _header(reader: Any) -> list[str]:
     try:
         header = next(reader, None)
     except csv.Error as error:
-        raise _csv_fault(error, path, 1) from None
+        raise _csv_fault(error, 1) from None
     if not header:
-        said = "the first line is empty"
-        raise DataFormatError(said, "expected column names", path=path, line=1)
+        raise DataFormatError(
+            "the first line is empty", "expected column names", line=1
+        )
     twice = [name for i, name in enumerate(header) if name in header[:i]]
     if twice:
         said = f"the column name {escape(twice[0], 40)!r} occurs twice"
-        raise DataFormatError(said, "expected each once", path=path, line=1)
+        raise DataFormatError(said, "expected each once", line=1)
     return header
 
 
@@ -111,27 +108,25 @@ def _separator_fault(
     if re.fullmatch(r"sep=.\s*", header, re.IGNORECASE):
         said = f"Excel's {header.strip()!r}, not column names"
         hint = "take this line out, and give --delimiter"
-        return DataFormatError(said, hint=hint, path=path, line=1)
+        return DataFormatError(said, hint=hint, line=1)
     others = [c for c in ",;\t|" if c in header and c != delimiter]
     if delimiter in header or not others:
         return None
     other = max(others, key=header.count)
-    name = "tab" if other == "\t" else f"'{other}'"
-    return DataFormatError(
-        f"looks separated by {'tabs' if other == chr(9) else repr(other)}",
-        f"expected {delimiter!r} between the column names",
-        f"add --delimiter {name}"
-        + ("; or rename the column if it is one" if header.count(other) == 1 else ""),
-        path=path,
-        line=1,
-    )
+    name = "tab" if other == "\t" else repr(other)
+    hint = f"add --delimiter {name}"
+    if header.count(other) == 1:
+        hint += "; or rename the column if it is one"
+    said = f"looks separated by {'tabs' if name == 'tab' else name}"
+    expected = f"expected {delimiter!r} between the column names"
+    return DataFormatError(said, expected, hint, line=1)
 
 
-def _csv_fault(error: csv.Error, path: Path, line: int) -> DataFormatError:
+def _csv_fault(error: csv.Error, line: int) -> DataFormatError:
     said = str(error)
     if "field larger" in said:
         said = f"a field of more than {MAX_LINE:,} characters"
     elif "unexpected end" in said:
         said = "a quote that is never closed"
     hint = 'write a quote in quotes twice: ""; where quotes are text, --quoting none'
-    return DataFormatError(f"not csv: {said}", hint=hint, path=path, line=line)
+    return DataFormatError(f"not csv: {said}", hint=hint, line=line)

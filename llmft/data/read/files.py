@@ -10,10 +10,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
@@ -24,6 +24,7 @@ from llmft.data.read.text import (
     Choose,
     Line,
     choose_encoding,
+    of_file,
     plain_suffix,
     require_text,
     txt_rows,
@@ -66,10 +67,8 @@ class Reading:
 
 def is_pipe(name: str) -> bool:
     """Return whether a name is ``-``, standard input, or a pipe as of ``<(zcat a)``."""
-    if name == STDIN:
-        return True
     try:
-        return _expanded(name).is_fifo()
+        return name == STDIN or _expanded(name).is_fifo()
     except OSError:  # a name that is too long
         return False
 
@@ -95,15 +94,13 @@ def named_files(
         if reading.file_format is None:
             said = "standard input, or a pipe, does not say its format"
             raise DataFormatError(said, hint="name it with --file_format", path=name)
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if name == STDIN and sys.stdin is None:
+            raise DataError("standard input is closed", path=name)
+        with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, f"stdin.{reading.file_format}")
-            if name == STDIN and sys.stdin is None:
-                raise DataError("standard input is closed", path=name)
-            pipe: IO[bytes] = sys.stdin.buffer
-            if name != STDIN:
-                pipe = stack.enter_context(open(path, "rb"))
+            given = nullcontext(sys.stdin.buffer) if name == STDIN else path.open("rb")
             try:
-                with open(copy, "wb") as stream:
+                with given as pipe, open(copy, "wb") as stream:
                     shutil.copyfileobj(pipe, stream)
             except OSError as error:
                 raise placed(error, copy) from None
@@ -117,22 +114,15 @@ def named_files(
         matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         found = [p for p in matches if p.is_file()]
         if not found:
-            raise _none(path)
+            near = nearest(path.name, [p.name for p in path.parent.glob("*")])
+            said = "no file matches" if glob.has_magic(str(path)) else "no such file"
+            said += "" if path.is_absolute() else f", from {Path.cwd()}"
+            raise DataError(said, hint=near.strip(", "), path=path)
         once = {os.path.realpath(p): p for p in reversed(found)}
         files, notes = sorted(once.values()), [f"{len(once):,} files"]
-        if len(files) < len(found):
-            said = f"{len(found) - len(files):,} other names of them passed over"
-            notes.append(said)
+        if others := len(found) - len(files):
+            notes.append(f"{others:,} other names of them passed over")
         yield files, notes, "line"
-
-
-def _none(path: Path) -> DataError:
-    is_pattern = glob.has_magic(str(path))
-    near = nearest(path.name, [p.name for p in path.parent.glob("*")])
-    said = "no file matches" if is_pattern else "no such file"
-    if path.is_absolute():
-        return DataError(said, hint=near.strip(", "), path=path)
-    return DataError(f"{said}, from {Path.cwd()}", hint=near.strip(", "), path=path)
 
 
 def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
@@ -144,6 +134,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         splits = listed(sorted(p.name for p in path.iterdir() if p.is_dir()))
         said = f"a folder of several splits: {splits}"
         raise DataError(said, hint=f"name the folder of one: {path}/SPLIT", path=path)
+    formats = (reading.file_format,) if reading.file_format else FORMATS
     files: list[Path] = []
     others = links = 0
     try:
@@ -153,7 +144,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
             others += len(hidden)  # notebooks keep old copies in such folders
             folders[:] = [name for name in folders if name not in hidden]
             shown = [n for n in names if not n.startswith(".")]
-            known = [Path(folder, n) for n in shown if _known(Path(n), reading)]
+            known = [Path(folder, n) for n in shown if _ending(Path(n)) in formats]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
             others += len(names) - len(known)
@@ -166,19 +157,16 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         if count
     ]
     if not files:
-        wanted = reading.file_format or ", ".join(FORMATS)
-        said = f"a folder without files that end in {wanted}"
+        said = f"a folder without files that end in {', '.join(formats)}"
         raise DataError(said, "; ".join(notes), path=path)
     found = Counter(plain_suffix(file).removeprefix(".") for file in files)
     if len(found) > 1 and reading.file_format is None:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
         # What save_to_disk of datasets leaves is one arrow file among json ones.
         first = "arrow" if found["arrow"] else found.most_common(1)[0][0]
-        raise DataError(
-            f"a folder of several formats: {kinds}",
-            hint=f"read those of one, as by --file_format {first}",
-            path=path,
-        )
+        said = f"a folder of several formats: {kinds}"
+        hint = f"read those of one, as by --file_format {first}"
+        raise DataError(said, hint=hint, path=path)
     return sorted(files), [f"{len(files):,} files", *notes]
 
 
@@ -188,21 +176,16 @@ def _ending(name: Path) -> str:
     return "tsv" if suffix == "tab" else suffix
 
 
-def _known(name: Path, reading: Reading) -> bool:
-    return _ending(name) in FORMATS and reading.file_format in (None, _ending(name))
-
-
 def rows_of(
     path: Path, reading: Reading, sample_by: str, choose: Choose
 ) -> tuple[Iterator[Line], str]:
     """Return the rows of a file, and a note on its encoding.
 
-    Args:
-        sample_by: what a row of txt is, line or document.
-        choose: is told of csv and tables which columns there are.
+    ``choose`` is told of csv and tables which columns there are.
 
     Raises:
-        DataError: no such format, or an empty file; while reading, what is wrong.
+        DataError: no such format, or an empty file; while reading, what is wrong. The
+            path is left to the caller, who knows what the user named.
     """
     file_format = reading.file_format or _ending(path)
     if file_format not in FORMATS:
@@ -211,13 +194,9 @@ def rows_of(
             f"cannot tell the format from the ending {path.suffix or '(none)'}",
             f"expected one of {', '.join(FORMATS)}, or a folder of them",
             "name it with --file_format",
-            path=path,
         )
-    try:
-        if not path.stat().st_size:
-            raise DataFormatError("0 bytes", "expected at least one row", path=path)
-    except OSError as error:
-        raise unreadable(error, path) from error
+    if not of_file(path, Path.stat).st_size:
+        raise DataFormatError("0 bytes", "expected at least one row")
     if file_format in ("parquet", "arrow"):
         return table_rows(path, file_format, choose), ""
     if file_format in ("csv", "tsv"):

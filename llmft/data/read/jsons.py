@@ -16,31 +16,29 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Line]:
     """Yield the objects of a file with one a line; what is none comes as its error."""
     for number, line in enumerate(text_lines(path, encoding), 1):
         text = line.rstrip("\r\n")
-        yield number, _object(text, path, number) if text.strip() else None
+        yield number, _object(text) if text.strip() else None
 
 
-def _object(text: str, path: Path, line: int) -> Row | DataError:
+def _object(text: str) -> Row | DataError:
     """Return the object of a line, or what is wrong with it."""
     try:
         row = _parse_json(text)
     except ValueError as error:
-        return _json_fault(error, text, path, line)
+        return _json_fault(error, text)
     if isinstance(row, dict):
         return row
     said = f"not a JSON object: {escape(text.strip(), 60)}"
-    return DataFormatError(said, 'expected {"text": ...}', path=path, line=line)
+    return DataFormatError(said, 'expected {"text": ...}')
 
 
-def _json_fault(error: ValueError, text: str, path: Path, line: int) -> DataFormatError:
+def _json_fault(
+    error: ValueError, text: str, line: int | None = None
+) -> DataFormatError:
     if not isinstance(error, json.JSONDecodeError):
-        return DataFormatError(str(error), path=path, line=line)
+        return DataFormatError(str(error), line=line)
     around = text[max(0, error.pos - 30) : error.pos + 40].strip()
-    return DataFormatError(
-        f"not JSON: {error.msg} near {escape(around, 80)!r}",
-        path=path,
-        line=line + error.lineno - 1,
-        column=error.colno,
-    )
+    said = f"not JSON: {error.msg} near {escape(around, 80)!r}"
+    return DataFormatError(said, line=error.lineno, column=error.colno)
 
 
 def json_rows(path: Path, encoding: str) -> Iterator[Line]:
@@ -48,26 +46,24 @@ def json_rows(path: Path, encoding: str) -> Iterator[Line]:
     text = whole_text(path, encoding)
     start = _after_space(text, 0)
     if text.startswith("[", start):
-        yield from _items(text, start, path)
+        yield from _items(text, start)
         return
     try:
         value = _parse_json(text)
-    except json.JSONDecodeError as error:
-        if "Extra data" not in error.msg:
-            raise _json_fault(error, text, path, 1) from None
+    except ValueError as error:
+        if "Extra data" not in getattr(error, "msg", ""):
+            raise _json_fault(error, text) from None
         yield from jsonl_rows(path, encoding)  # as many tools write .json
         return
-    except ValueError as error:
-        raise DataFormatError(str(error), path=path) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         beside = [k for k, v in value.items() if k != "data" and _holds_more(v)]
         if beside:
             said = f"rows under 'data', and something else under {listed(beside)}"
-            raise DataFormatError(said, "expected a list of objects", path=path, line=1)
-        yield from _items(text, _list_of_data(text, start), path, whole=False)
+            raise DataFormatError(said, "expected a list of objects", line=1)
+        yield from _items(text, _list_of_data(text, start), whole=False)
         return
     if not isinstance(value, dict) or _is_table(value):
-        raise DataFormatError("not a list of objects", path=path, line=1)
+        raise DataFormatError("not a list of objects", line=1)
     yield 1, value
 
 
@@ -94,34 +90,32 @@ def _is_table(value: Row) -> bool:
     return lists and not value.keys() & {"messages", "conversations"}
 
 
-def _items(text: str, at: int, path: Path, whole: bool = True) -> Iterator[Line]:
+def _items(text: str, at: int, whole: bool = True) -> Iterator[Line]:
     """Yield the items of a JSON list that begins at ``at``, the ``whole`` of a text."""
     line, seen, number = 1, 0, 0
-    at = _after_space(text, at + 1)
     try:
-        while text[at : at + 1] != "]" or number == 0:
-            if number == 0 and text[at : at + 1] == "]":
+        while True:
+            at = _after_space(text, at + 1)  # the bracket, or a comma
+            if text[at : at + 1] == "]":
+                if number:
+                    raise json.JSONDecodeError("an item after the comma", text, at)
                 break
             line, seen = line + text.count("\n", seen, at), at
             value, at = _DECODER.raw_decode(text, at)
             number += 1
             none = f"item {number} is not an object"
-            is_row = isinstance(value, dict)
-            yield line, value if is_row else DataFormatError(none, path=path, line=line)
+            yield line, value if isinstance(value, dict) else DataFormatError(none)
             at = _after_space(text, at)
-            if text[at : at + 1] == ",":
-                at = _after_space(text, at + 1)
-                if text[at : at + 1] == "]":
-                    raise json.JSONDecodeError("an item after the comma", text, at)
-            elif text[at : at + 1] != "]":
+            if text[at : at + 1] == "]":
+                break
+            if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
         if whole and (at := _after_space(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Extra data", text, at)
     except RecursionError:
-        raise DataFormatError("nested too deeply", path=path, line=line) from None
+        raise DataFormatError("nested too deeply", line=line) from None
     except ValueError as error:
-        first = 1 if isinstance(error, json.JSONDecodeError) else line
-        raise _json_fault(error, text, path, first) from None
+        raise _json_fault(error, text, line) from None
 
 
 def _after_space(text: str, at: int) -> int:

@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,6 @@ def class_name(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-@dataclass
 class LabelRule:
     """Spells each label as text, and decides by all of them what they are.
 
@@ -61,26 +61,22 @@ class LabelRule:
         delimiter: between the labels of a text, where the labels are several.
     """
 
-    problem_type: str | None = None
-    delimiter: str | None = None
-    # The first place where each kind of value was seen, and what it looked like.
-    _seen: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Texts that are numbers, some with a point, some with a fraction; and names.
-    _numbers: int = 0
-    _pointed: bool = False
-    _fractions: int = 0
-    _names: int = 0
-    _name: tuple[str, str] = ("", "")
-    # Of the lists so far: whether there is one without, and with the delimiter; how
-    # long all are that hold nothing but 0 and 1, 0 where they are no such rows.
-    _plain: bool = False
-    _split: bool = False
-    _hot: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.delimiter is not None:
-            self.delimiter = label_separator(self.delimiter)
-            self.problem_type = self.problem_type or MULTI
+    def __init__(
+        self, problem_type: str | None = None, delimiter: str | None = None
+    ) -> None:
+        self.problem_type, self.delimiter = problem_type, delimiter
+        if delimiter is not None:
+            self.delimiter = label_separator(delimiter)
+            self.problem_type = problem_type or MULTI
+        # The first place where each kind of value was seen, and what it looked like.
+        self._seen: dict[str, tuple[str, str]] = {}
+        # Texts that are numbers, some with a point, some with a fraction; and names.
+        self._numbers = self._pointed = self._fractions = self._names = 0
+        self._name = ("", "")  # the first, and its place
+        # Of the lists so far: whether there is one without, and with the delimiter;
+        # how long all are that hold nothing but 0 and 1, 0 where they are no such rows.
+        self._plain = self._split = False
+        self._hot: int | None = None
 
     @property
     def undelimited(self) -> bool:
@@ -133,12 +129,11 @@ class LabelRule:
 
     def _note_number(self, text: str, place: str) -> None:
         if _NUMBER.fullmatch(text) is None:
+            self._name = self._name if self._names else (place, text)
             self._names += 1
-            if self._names == 1:
-                self._name = (place, text)
         else:
             self._numbers += 1
-            self._pointed |= not text.lstrip("+-").isdigit()
+            self._pointed += not text.lstrip("+-").isdigit()
             self._fractions += not float(text).is_integer()
 
     def decide(self, source: str) -> str:
@@ -148,12 +143,12 @@ class LabelRule:
             LabelError: they are of kinds that do not go together, such as 1 and "1"; or
                 each is a row of 0 and 1.
         """
+        refused = partial(LabelError, path=source)
         if self._hot:  # with names 0 and 1, all rows would have both
-            raise LabelError(
+            raise refused(
                 f"each label is a list of {self._hot} values that are 0 or 1",
                 "expected the names of the classes that a text has",
                 "write the names for which the value is 1",
-                path=source,
             )
         if self.problem_type is not None:
             return self.problem_type
@@ -163,31 +158,27 @@ class LabelRule:
         if kinds == {"text"} and not self._names:
             if self._fractions:
                 return REGRESSION
-            whole = self._pointed
+            whole = self._pointed > 0
         if self._names and 2 * self._fractions > self._numbers + self._names:
             place, text = self._name
-            raise LabelError(
+            raise refused(
                 f"{shorten(text)} at {place} among {self._numbers:,} numbers",
                 "expected numbers with a fraction in all rows, or names",
                 f"mend it, or say what they are: --problem_type {SINGLE}",
-                path=source,
             )
         if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
             return REGRESSION
         shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
         if len(kinds) > 1:
-            raise LabelError(
+            raise refused(
                 f"labels of different kinds: {shown}",
                 "expected one way to write them",
                 "write them alike, or say what they are with --problem_type",
-                path=source,
             )
         if whole:
-            raise LabelError(
-                f"labels are whole numbers written with a fraction, as {shown}",
-                hint=f"say what they are: --problem_type {SINGLE}, or {REGRESSION}",
-                path=source,
-            )
+            said = f"labels are whole numbers written with a fraction, as {shown}"
+            hint = f"say what they are: --problem_type {SINGLE}, or {REGRESSION}"
+            raise refused(said, hint=hint)
         return SINGLE
 
 
@@ -211,12 +202,9 @@ class LabelNames:
     ) -> LabelNames:
         """Collect the classes of training labels, as ``Source`` has them.
 
-        Args:
-            allow: may hold ``one_class`` and ``similar_labels``.
-            path: where they were read, for messages.
-
         Raises:
-            LabelError: all rows have the same label, or classes such as Yes and yes.
+            LabelError: all rows have the same label, but for ``one_class`` in
+                ``allow``; or classes such as Yes and yes, but for ``similar_labels``.
         """
         if problem_type == REGRESSION:
             counts = Counter({"LABEL_0": 1})
@@ -228,17 +216,16 @@ class LabelNames:
         else:
             counts = Counter(labels)
             same = len(counts) < 2
+        rows = f"{len(labels):,} training rows"
         if not counts:
-            said = f"none of {len(labels):,} training rows has a label"
-            raise LabelError(said, path=path)
+            raise LabelError(f"none of {rows} has a label", path=path)
         if same and "one_class" not in allow:
-            one, two = "class", "classes"
-            if problem_type == REGRESSION:
-                one, two = "number", "numbers"
+            one, more = (
+                ("number", "s") if problem_type == REGRESSION else ("class", "es")
+            )
             raise LabelError(
-                f"all {len(labels):,} training rows have the label"
-                f" {shorten(labels[0])}",
-                f"expected at least two {two}",
+                f"all {rows} have the label {shorten(labels[0])}",
+                f"expected at least two {one}{more}",
                 f"give rows of another {one}; --allow one_class trains all the same",
                 path=path,
             )
@@ -275,11 +262,10 @@ class LabelNames:
             with np.errstate(over="ignore"):
                 numbers = np.array(labels, np.float64).astype(np.float32)
             if len(bad := np.flatnonzero(~np.isfinite(numbers))):
-                raise LabelError(
-                    f"the label {labels[bad[0]]} is too large",
-                    "expected a number of less than 3.4e38",
-                    path=place(int(bad[0])) if place else None,
-                )
+                said = f"the label {labels[bad[0]]} is too large"
+                where = place(int(bad[0])) if place else None
+                expected = "expected a number of less than 3.4e38"
+                raise LabelError(said, expected, path=where)
             return numbers
         named = [names_in(label) for label in labels]
         rows = np.repeat(np.arange(len(named)), [len(names) for names in named])
@@ -295,21 +281,16 @@ class LabelNames:
         """Return class ids; raise LabelError for labels that training does not have.
 
         A number also stands for the class of a model that calls it LABEL_number.
-
-        Args:
-            place: gives path:line of a row, for the message.
+        ``place`` gives path:line of a row, for the message.
         """
-        known = {name: i for i, name in enumerate(self.names)}
-        for i, name in enumerate(self.names):
-            if name == f"LABEL_{i}":
-                known.setdefault(str(i), i)
+        known = {str(i): i for i, n in enumerate(self.names) if n == f"LABEL_{i}"}
+        known |= {name: i for i, name in enumerate(self.names)}
         unknown = Counter(label for label in labels if label not in known)
         if unknown:
-            shown = [f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items())]
-            more = f" and {len(shown) - 5:,} more" if len(shown) > 5 else ""
+            rows = (f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items()))
             row = next(i for i, label in enumerate(labels) if label in unknown)
             raise LabelError(
-                f"{split} has labels that train has not: {', '.join(shown[:5])}{more}",
+                f"{split} has labels that train has not: {listed(rows, 5, str)}",
                 f"known are {listed(self.names)}",
                 "correct them, or add rows with them to train",
                 path=place(row) if place else None,

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmft.data.read.text import text_fault
-from llmft.errors import DataError, DataFormatError, SchemaError, listed, shorten
+from llmft.data.read.text import require_clean
+from llmft.errors import DataFormatError, SchemaError, listed, shorten
 
 TEXT, MESSAGES, PROMPT_COMPLETION = "text", "messages", "prompt-completion"
 # What the text columns of a Source are called in such data, and in the flags.
@@ -34,60 +34,54 @@ class Conversations:
     _converted: int = 0
     _unused: set[str] = field(default_factory=set)
 
-    def store(self, value: Any, column: str, place: dict[str, Any]) -> str | DataError:
-        """Return a conversation as JSON, or what is wrong with it.
+    def store(self, value: Any, column: str) -> str:
+        """Return a conversation as JSON.
 
-        Args:
-            value: a list of {"role", "content"}, or of {"from", "value"}.
-            column: its name. place: path and line, for the error.
+        It is a list of {"role", "content"}, or of {"from", "value"}.
+
+        Raises:
+            DataError: it is not, or there is nothing to learn from; without its place.
         """
         name = shorten(column)
         if not isinstance(value, list):
             said = f"{name} is {shorten(value)} ({type(value).__name__})"
-            return SchemaError(said, _EXPECTED, **place)
+            raise SchemaError(said, _EXPECTED)
         if not value:
-            return DataFormatError(f"{name} is empty", _EXPECTED, **place)
-        messages: list[Message] = []
-        for number, given in enumerate(value, 1):
-            message = self._message(given, f"message {number} of {name}", place)
-            if isinstance(message, DataError):
-                return message
-            messages.append(message)
+            raise DataFormatError(f"{name} is empty", _EXPECTED)
+        messages = [
+            self._message(given, f"message {number} of {name}")
+            for number, given in enumerate(value, 1)
+        ]
         if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-            return DataFormatError(
-                f"{name} has no turn of the assistant with text",
-                "expected one to learn from",
-                **place,
-            )
+            said = f"{name} has no turn of the assistant with text"
+            raise DataFormatError(said, "expected one to learn from")
         self._converted += any(_is_old(given) for given in value)
         return json.dumps(messages, ensure_ascii=False)
 
-    def _message(
-        self, given: Any, name: str, place: dict[str, Any]
-    ) -> Message | DataError:
+    def _message(self, given: Any, name: str) -> Message:
         if not isinstance(given, dict):
             said = f"{name} is {shorten(given)} ({type(given).__name__})"
-            return SchemaError(said, 'expected {"role": ..., "content": ...}', **place)
+            raise SchemaError(said, 'expected {"role": ..., "content": ...}')
         known = {key: value for key, value in given.items() if value is not None}
         old = _is_old(given)
         role_key, content_key = ("from", "value") if old else ("role", "content")
         for key in (role_key, content_key):
             if key not in known:
                 has = f"it has {listed(known)}" if known else "it is empty"
-                said = f"{name} has no {key!r}"
-                return SchemaError(said, has, "give it one", **place)
+                raise SchemaError(f"{name} has no {key!r}", has, "give it one")
         role, content = known.pop(role_key), known.pop(content_key)
         if old and isinstance(role, str):
             role = _SPEAKERS.get(role, role)
         if role not in ROLES:
             said = f"{name} has the role {shorten(role)}"
-            return SchemaError(said, f"expected one of {', '.join(ROLES)}", **place)
+            raise SchemaError(said, f"expected one of {', '.join(ROLES)}")
         name = f"the content of {name}"
         if not isinstance(content, str):
             said = f"{name} is {shorten(content)} ({type(content).__name__})"
-            return SchemaError(said, "expected text", **place)
+            raise SchemaError(said, "expected text")
         self._unused |= known.keys()
-        return text_fault(content, name, place) or {"role": role, "content": content}
+        require_clean(content, name)
+        return {"role": role, "content": content}
 
     def notes(self) -> list[str]:
         """Return what the user has to know."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import bz2
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetsError
 
-from llmft.console import warn
-from llmft.data.read.check import Check, Checked
+from llmft.data.read.check import Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
-from llmft.data.read.tables import class_names
-from llmft.data.read.text import Line, unreadable
+from llmft.data.read.tables import numbered
+from llmft.data.read.text import of_file
 from llmft.errors import ConfigError, DataError, EnvironmentFault, brief, nearest
 from llmft.files import file_sha256
 from llmft.sources import catalog
@@ -31,80 +29,6 @@ _STRINGS = ("string", "large_string")  # what datasets calls columns of text
 # What datasets raises on the way, of files that are not what it takes them for.
 _FAULTS = (ValueError, OSError, EOFError, RuntimeError, ArithmeticError)
 
-T = TypeVar("T")
-Lines = Iterator[tuple[int, Line]]  # each with the place of its file
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows from wherever they come, the same ones from the start at each reading.
-
-    Attributes:
-        name: what to call them in messages. files: the paths, by their place.
-        columns: which to read.
-        identity: for JSON; it is another where the rows may be.
-        lines: gives the rows. The ``Check`` that will look at them can be told before
-            which columns there are, and says which to read.
-        max_bad_rows, counted: as of ``Check``.
-        size: bytes of the files, 0 where not known.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    columns: Columns
-    identity: Sequence[Any]
-    lines: Callable[[Check], Lines]
-    max_bad_rows: int = 0
-    counted: int | None = 10**6
-    size: int = 0
-
-    def __str__(self) -> str:
-        size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
-        return f"{size}{self.name}"
-
-    def described(self) -> list[Any]:
-        """Return all that decides what comes out of reading, for JSON."""
-        return [self.identity, asdict(self.columns), self.max_bad_rows]
-
-    def check(self) -> Check:
-        """Return what looks at the rows of one reading."""
-        most, counted = self.max_bad_rows, self.counted
-        return Check(self.name, self.files, self.columns, most, counted)
-
-    def __iter__(self) -> Iterator[Checked]:
-        return self.read(self.check())
-
-    def read(self, check: Check) -> Iterator[Checked]:
-        """Yield the good rows of plain text: the place of the file, line and values.
-
-        Raises:
-            DataError: where a bad row is reached, or a file that changed.
-            ConfigError: they are no plain text.
-            EnvironmentFault: the hub fails.
-        """
-        with _told(self.name, check):
-            check.plain = True
-            yield from check.rows(self.lines(check))
-
-    def column_notes(self) -> list[str]:
-        """Return what the user has to know of the columns; reads the first row."""
-        check = self.check()
-        next(self.read(check), None)
-        return check.column_notes()
-
-
-@contextmanager
-def _told(name: str, check: Check) -> Iterator[None]:
-    """Warn of what was left out, also where a pass ends before the last row."""
-    try:
-        yield
-    except GeneratorExit:
-        if check.bad:
-            warn(f"{name}: {'; '.join(check.left_out())}, as far as it was read")
-        raise
-    if told := [*check.encodings, *check.left_out()]:
-        warn(f"{name}: {'; '.join(told)}")
-
 
 def file_rows(
     name: str,
@@ -113,16 +37,14 @@ def file_rows(
     found: tuple[Sequence[Path], str],
     hashed: bool = True,
 ) -> Rows:
-    """Return the rows of files.
+    """Return the rows of ``found``: the files, and what a row of a txt is by default.
 
-    Args:
-        found: the files of the name, and what a row of a txt is by default.
-        hashed: they are known by their bytes, else by size and time of change.
+    Where ``hashed`` they are known by their bytes, else by size and time of change.
     """
     files, unit = found
     shown = [name] if is_pipe(name) else [*map(str, files)]
     versions = [_version(file) for file in files]
-    known = [_of_file(file, file_sha256) for file in files] if hashed else versions
+    known = [of_file(file, file_sha256) for file in files] if hashed else versions
     return Rows(
         name,
         tuple(shown),
@@ -154,40 +76,26 @@ def _file_lines(
     sample_by: str,
     check: Check,
 ) -> Lines:
-    """Yield the rows of files; see ``Rows``.
-
-    Raises:
-        DataError: a file cannot be read, or changed; or it has other columns.
-    """
+    """Yield the rows of files. Raises DataError, also where one has changed."""
     for file, version in zip(files, versions, strict=True):
         _require_unchanged(file, version, "since the run began")
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
         try:
             found, note = rows_of(file, reading, sample_by, check.choose)
             if note:
-                note = note if len(files) < 2 else f"{check.files[i]} {note}"
+                note = note if len(files) < 2 else f"{check.source.files[i]} {note}"
                 check.encodings.append(note)
-            for line, row in found:
-                if isinstance(row, DataError):
-                    row.path = check.files[i]  # standard input, not the copy of it
-                yield i, (line, row)
+            for line in found:
+                yield i, line
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
-            error.path = check.files[i]
+            error.path = check.source.files[i]
             raise
-
-
-def _of_file(path: Path, read: Callable[[Path], T]) -> T:
-    """Return what is read of a file. Raises DataError where the system refuses it."""
-    try:
-        return read(path)
-    except OSError as error:
-        raise unreadable(error, path) from error
 
 
 def _version(path: Path) -> tuple[int, int]:
     """Return size and time of change of a file. Raises DataError."""
-    stat = _of_file(path, Path.stat)
+    stat = of_file(path, Path.stat)
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -206,9 +114,6 @@ def hub_rows(
     """Return the rows of a split of a hub data set, counted from 1.
 
     Of those that are fetched on the way, rows after a bad one are not counted.
-
-    Args:
-        data: the split. version: of the data set.
     """
     lines = partial(_hub_lines, data)
     counted = 0 if isinstance(data, IterableDataset) else 10**6
@@ -221,13 +126,12 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
         data = data.select_columns(check.choose([*features], strings))
-    number = 0
-    for batch in _hub_batches(data, check.name):
-        names = [n for n in check.to_read() or batch if n in batch]
-        columns = [class_names(features.get(n), batch[n]) for n in names]
-        for cells in zip(*columns, strict=True):
-            number += 1
-            yield 0, (number, dict(zip(names, cells, strict=True)))
+    batches = (
+        {n: batch[n] for n in check.wanted.values() or batch if n in batch}
+        for batch in _hub_batches(data, check.source.name)
+    )
+    for row in numbered(batches, features):
+        yield 0, row
 
 
 def _hub_batches(
@@ -240,11 +144,9 @@ def _hub_batches(
             yield batch
             read += len(next(iter(batch.values())))
     except MISSES as error:
-        raise EnvironmentFault(
-            f"the hub failed after {read:,} rows ({brief(error)})",
-            hint="try again, or --resume_from_checkpoint",
-            path=name,
-        ) from error
+        said = f"the hub failed after {read:,} rows ({brief(error)})"
+        hint = "try again, or --resume_from_checkpoint"
+        raise EnvironmentFault(said, hint=hint, path=name) from error
     except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a full disk, say
@@ -267,21 +169,18 @@ def asset_rows(name: str, config: str | None) -> Rows:
         said = f"dataset_config_name of {name} is {config}, expected one of "
         raise ConfigError(said + ", ".join(configs) + nearest(config, configs))
     file = asset.members[0].name
-    return Rows(
-        f"{name} ({config})",
-        (file,),
-        Columns("text", "category", True, "movie_name"),
-        [name, asset.archive_sha256, config],
-        partial(_asset_lines, catalog.fetch(name) / file, configs[config]),
-    )
+    path, kinds = catalog.fetch(name) / file, configs[config]
 
+    def lines(check: Check) -> Lines:
+        with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            for row in reader:
+                if row["category"] in kinds:
+                    yield 0, (reader.line_num, row)
 
-def _asset_lines(path: Path, kinds: Sequence[str], check: Check) -> Lines:
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        for row in reader:
-            if row["category"] in kinds:
-                yield 0, (reader.line_num, row)
+    columns = Columns("text", "category", True, "movie_name")
+    identity = [name, asset.archive_sha256, config]
+    return Rows(f"{name} ({config})", (file,), columns, identity, lines)
 
 
 def memory_rows(values: Mapping[str, Sequence[Any]], columns: Columns) -> Rows:

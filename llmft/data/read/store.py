@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +21,11 @@ from datasets import Dataset
 
 from llmft import __version__
 from llmft.console import say, warn
-from llmft.data.read.check import in_parts
+from llmft.data.read.check import Check, Rows, in_parts
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, named_files
 from llmft.data.read.messages import TEXT
-from llmft.data.read.rows import Rows, file_rows
+from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
 from llmft.files import checksum, publish_folder, write_json
 from llmft.sources import catalog
@@ -122,15 +121,13 @@ def stored(rows: Rows) -> Source:
     Raises:
         DataError: a row is bad, or there is none.
     """
-    check = rows.check()
+    check = Check(rows)
 
     def write(staging: Path) -> dict[str, Any]:
-        with ExitStack() as stack:
-            writer = None
-            for batch in check.batches(rows.lines(check)):
-                if writer is None:
-                    path = str(staging / "data.arrow")
-                    writer = stack.enter_context(pa.ipc.new_stream(path, batch.schema))
+        batches = check.batches()
+        first = next(batches)  # there is one, or an error
+        with pa.ipc.new_stream(str(staging / "data.arrow"), first.schema) as writer:
+            for batch in chain([first], batches):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
         return {"notes": check.notes(), "problem_type": kind, "format": found}
@@ -150,14 +147,9 @@ def stored(rows: Rows) -> Source:
 
 def in_memory(rows: Rows, most: int | None = None) -> Source:
     """Return the first ``most`` rows, of plain text; they are kept nowhere."""
-    check = rows.check()
-    found = [*islice(rows.read(check), most)]
-    data: dict[str, list[Any]]
-    data = {key: [values[key] for _, _, values in found] for key in check.wanted}
-    data["file"] = [file for file, _, _ in found]
-    data["line"] = [line for _, line, _ in found]
-    kind = check.problem_type
-    return Source(Dataset.from_dict(data), rows.name, [], rows.files, kind)
+    check = Check(rows)
+    data = Dataset.from_list([*islice(rows.read(check), most)])
+    return Source(data, rows.name, [], rows.files, check.problem_type)
 
 
 def cached(
@@ -179,7 +171,6 @@ def cached(
         write: fills a folder with files; returns facts, for JSON.
         read: gets a folder and the facts; raises ValueError where it is damaged.
         again: what is done again, for the warning.
-        overwrite: write again, whatever is there.
     """
     key = hashlib.sha256(json.dumps([__version__, *how]).encode()).hexdigest()
     folder = catalog.cache_home() / part / key

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,28 +41,34 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
     """
     try:
         with open(path, "rb") as stream:
-            yield from _numbered(path, stream, file_format, choose)
+            schema, batches = _opened(stream, file_format)
+            if not schema.names:
+                raise DataFormatError("a table without columns", "expected text")
+            if len(set(schema.names)) < len(schema.names):
+                said = f"a column name occurs twice: {escape(schema.names, 200)}"
+                raise DataFormatError(said)
+            features = _features(path, schema)
+            wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+            cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
+            yield from numbered(cells, features)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unreadable(error, path) from error
         size = f"{path.stat().st_size:,} bytes"
         said = f"damaged, or not a {file_format} file: {error} ({size})"
-        raise DataFormatError(said, path=path) from None
+        raise DataFormatError(said) from None
 
 
-def _numbered(
-    path: Path, stream: IO[bytes], file_format: str, choose: Choose
+def numbered(
+    batches: Iterable[dict[str, list[Any]]], features: Mapping[str, Any]
 ) -> Iterator[Numbered]:
-    schema, batches = _opened(stream, file_format)
-    _require_names(path, schema.names)
-    features = _features(path, schema)
-    wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+    """Yield rows, counted from 1, of columns whose ``features`` datasets may know."""
     number = 0
-    for batch in batches(wanted):
-        columns = [class_names(features.get(n), _cells(batch[n])) for n in wanted]
+    for batch in batches:
+        columns = [_class_names(features.get(n), cells) for n, cells in batch.items()]
         for cells in zip(*columns, strict=True):
             number += 1
-            yield number, dict(zip(wanted, cells, strict=True))
+            yield number, dict(zip(batch, cells, strict=True))
 
 
 def _opened(
@@ -70,9 +77,8 @@ def _opened(
     """Return the schema of a file, and what reads some of its columns in parts."""
     if file_format == "parquet":
         file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-        return file.schema_arrow, lambda wanted: file.iter_batches(
-            _BATCH, columns=wanted
-        )
+        read = partial(file.iter_batches, _BATCH, None)  # of all groups of rows
+        return file.schema_arrow, read
     is_file = stream.read(6) == b"ARROW1"
     start = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
     stream.seek(0)
@@ -95,14 +101,6 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
     return str(kind) in ("string", "large_string", "string_view")
-
-
-def _require_names(path: Path, names: list[str]) -> None:
-    if not names:
-        raise DataFormatError("a table without columns", "expected text", path=path)
-    if len(set(names)) < len(names):
-        said = f"a column name occurs twice: {escape(names, 200)}"
-        raise DataFormatError(said, path=path)
 
 
 def _features(path: Path, schema: pyarrow.Schema) -> Mapping[str, Any]:
@@ -130,7 +128,7 @@ def _cell(value: pyarrow.Scalar) -> Any:
         return Unreadable(str(error))
 
 
-def class_names(feature: Any, cells: list[Any]) -> list[Any]:
+def _class_names(feature: Any, cells: list[Any]) -> list[Any]:
     """Return cells with the names of classes, where a feature of datasets has them.
 
     -1, which stands for no label in data sets of the hub, becomes None.

@@ -11,8 +11,10 @@ import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import chardet
 import pyarrow
@@ -43,6 +45,7 @@ _KINDS = {
     b"\xff\xd8\xff": ("a JPEG image", "name a file of text"),
     b"\x7fELF": ("a program", "name a file of text"),
 }
+_NAME_IT = "name it with --encoding, or save the file as UTF-8"
 _SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -55,23 +58,18 @@ Row = dict[str, Any]
 Line = tuple[int, Row | DataError | None]
 # Is given all names of columns and those of text; returns the names to read.
 Choose = Callable[[list[str], list[str]], list[str]]
+T = TypeVar("T")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def text_fault(text: str, name: str, place: dict[str, Any]) -> DataFormatError | None:
-    """Return what keeps a text from being used: NUL, or half of a character.
-
-    Args:
-        name: what it is, for the message. place: path and line.
-    """
+def require_clean(text: str, name: str) -> None:
+    """Raise DataFormatError, without a place, for NUL or half of a character."""
     if _LONE_SURROGATE.search(text):  # from JSON escapes
         said = f"{name} holds half of a character (a lone surrogate)"
-        return DataFormatError(said, "expected text that UTF-8 can write", **place)
+        raise DataFormatError(said, "expected text that UTF-8 can write")
     if "\0" in text:
-        at = text.index("\0") + 1
-        said = f"{name} holds a NUL byte, as character {at:,}"
-        return DataFormatError(said, "expected text", "take it out", **place)
-    return None
+        said = f"{name} holds a NUL byte, as character {text.index(chr(0)) + 1:,}"
+        raise DataFormatError(said, "expected text", "take it out")
 
 
 def plain_suffix(path: Path) -> str:
@@ -81,35 +79,30 @@ def plain_suffix(path: Path) -> str:
 
 
 class _Unpacked(io.RawIOBase):
-    """The unpacked bytes of a file; faults name the file and the place in it."""
+    """The unpacked bytes of a file; faults name the place in it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._total = path, 0
         self._codec = _CODECS.get(path.suffix.lower())
-        try:
-            self._packed = path.stat().st_size
-            self._file: Any = self._open()
-        except OSError as error:
-            raise unreadable(error, path) from error
+        self._packed = of_file(path, Path.stat).st_size
+        self._file = of_file(path, self._open)
 
-    def _open(self) -> Any:
+    def _open(self, path: Path) -> Any:
         if self._codec is None:
-            return open(self._path, "rb")
+            return open(path, "rb")
         if self._codec != "xz":
             # Not by its name, which may be no UTF-8.
-            return pyarrow.input_stream(self._path.open("rb"), compression=self._codec)
-        with open(self._path, "rb") as stream:  # lzma passes over what follows the end
+            return pyarrow.input_stream(path.open("rb"), compression=self._codec)
+        with open(path, "rb") as stream:  # lzma passes over what follows the end
             stream.seek(max(0, self._packed - 4096))
             if not stream.read().rstrip(b"\0").endswith(b"YZ"):
                 self._refuse("cut off, or followed by something else")
-        return lzma.open(self._path, "rb")
+        return lzma.open(path, "rb")
 
     def _refuse(self, what: str) -> None:
-        raise DataFormatError(
-            f"damaged {self._codec} file: {what}, after {self._total:,} unpacked bytes",
-            hint="copy or pack it again",
-            path=self._path,
-        )
+        said = f"damaged {self._codec} file: {what}"
+        said += f", after {self._total:,} unpacked bytes"
+        raise DataFormatError(said, hint="copy or pack it again")
 
     def readable(self) -> bool:
         return True
@@ -125,11 +118,9 @@ class _Unpacked(io.RawIOBase):
         self._total += len(block)
         limit = max(_RATIO_FROM, _MAX_RATIO * self._packed)
         if self._codec and self._total > limit:
-            raise DataFormatError(
-                f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes",
-                hint="unpack it yourself if you trust it",
-                path=self._path,
-            )
+            said = f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes"
+            hint = "unpack it yourself if you trust it"
+            raise DataFormatError(said, hint=hint)
         return len(block)
 
     def close(self) -> None:
@@ -158,34 +149,23 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
     """
     number = 0
     with _text(path, encoding, newline) as text:
-        try:
-            while line := text.readline(MAX_LINE + 1):
-                number += 1
-                if number == 1:
-                    line = _without_mark(line, encoding)
-                if len(line) > MAX_LINE:
-                    raise DataFormatError(
-                        f"a line of more than {MAX_LINE:,} characters",
-                        hint="break it into lines; is this a text file?",
-                        path=path,
-                        line=number,
-                    )
-                yield line
-        except UnicodeError:  # also that of UTF-16 without its mark
-            raise _not_decoded(path, encoding) from None
+        while line := text.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                said = f"a line of more than {MAX_LINE:,} characters"
+                hint = "break it into lines; is this a text file?"
+                raise DataFormatError(said, hint=hint, line=number)
+            yield line
 
 
-def whole_text(path: Path, encoding: str, limit: int = MAX_DOCUMENT) -> str:
-    """Return all of a text file, at most ``limit`` characters; raises as above."""
+def whole_text(path: Path, encoding: str) -> str:
+    """Return all of a text file, at most 256 Mi characters; raises as above."""
     with _text(path, encoding, "") as text:
-        try:
-            found = text.read(limit + 1)
-        except UnicodeError:  # also that of UTF-16 without its mark
-            raise _not_decoded(path, encoding) from None
-    if len(found) > limit:
-        said = f"more than {limit:,} characters in one piece"
-        raise DataFormatError(said, hint="use jsonl, or --sample_by line", path=path)
-    return _without_mark(found, encoding)
+        found = text.read(MAX_DOCUMENT + 1)
+    if len(found) > MAX_DOCUMENT:
+        said = f"more than {MAX_DOCUMENT:,} characters in one piece"
+        raise DataFormatError(said, hint="use jsonl, or --sample_by line")
+    return found
 
 
 def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
@@ -199,16 +179,17 @@ def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
         yield number, {"text": text} if text.strip() else None
 
 
-def _without_mark(text: str, encoding: str) -> str:
-    """Return the start of a file without the byte-order mark that is left in it."""
-    if encoding.startswith(("utf-16-", "utf-32-")):  # these take it for text
-        return text.removeprefix("\ufeff")
-    return text
-
-
-def _text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
-    codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(open_bytes(path), encoding=codec, newline=newline)
+@contextmanager
+def _text(path: Path, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
+    """Open a text file after its byte-order mark, which these codecs take for text."""
+    with open_bytes(path) as stream:
+        if encoding.startswith(("utf-8", "utf-16-", "utf-32-")):
+            mark = "\ufeff".encode(encoding)
+            stream.read(len(mark) * stream.peek(len(mark)).startswith(mark))
+        try:
+            yield io.TextIOWrapper(stream, encoding=encoding, newline=newline)
+        except UnicodeError:  # also that of UTF-16 without its mark
+            raise _not_decoded(path, encoding) from None
 
 
 def require_text(path: Path) -> bytes:
@@ -217,7 +198,7 @@ def require_text(path: Path) -> bytes:
         start = stream.read(4096)
     for magic, (kind, hint) in _KINDS.items():
         if start.startswith(magic):
-            raise DataFormatError(f"{kind}, not text", hint=hint, path=path)
+            raise DataFormatError(f"{kind}, not text", hint=hint)
     return start
 
 
@@ -237,31 +218,22 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
     if encoding == "auto":
         guess = marked or _guess(path)
         if guess is None:
-            raise EncodingError("its encoding cannot be told", hint=_NAME_IT, path=path)
+            raise EncodingError("its encoding cannot be told", hint=_NAME_IT)
         return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
     name = text_encoding(encoding or "utf-8")
-    if marked and encoding is not None and marked[:6] != name[:6]:
-        said = f"{marked.upper()}, by its byte-order mark, not {name}"
-        raise _wrong(path, said, marked)
+    if marked and (encoding is None or marked[:6] != name[:6]):
+        other = "" if encoding is None else f", not {name}"
+        raise _wrong(path, f"{marked.upper()}, by its byte-order mark{other}", marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
-        if _is_utf8(path):
+        # Valid UTF-8 with more than ASCII is never so by chance.
+        if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
         return name, note
-    if marked:
-        raise _wrong(path, f"{marked.upper()}, by its byte-order mark", marked)
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
     return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether a file is valid UTF-8 with more than ASCII, which is never by chance."""
-    return bool(_first_fault(path, "ascii")) and not _first_fault(path, "utf-8")
-
-
-_NAME_IT = "name it with --encoding, or save the file as UTF-8"
 
 
 def _looks_like_utf16(start: bytes) -> str | None:
@@ -277,11 +249,9 @@ def _looks_like_utf16(start: bytes) -> str | None:
 def _guess(path: Path) -> str | None:
     """Return the likeliest encoding that all of a file can be read in."""
     with open_bytes(path) as stream:
-        start = stream.read(4096)
-    if utf16 := _looks_like_utf16(start):
-        return utf16
-    if _first_fault(path, "utf-8") is None:
-        return "utf-8"
+        utf16 = _looks_like_utf16(stream.read(4096))
+    if utf16 or _first_fault(path, "utf-8") is None:
+        return utf16 or "utf-8"
     sample, size = [], 0
     with open_bytes(path) as stream:
         while size < _SAMPLE and (line := stream.readline(_BLOCK)):
@@ -290,13 +260,12 @@ def _guess(path: Path) -> str | None:
                 size += len(line)
     raw, eras = b"".join(sample), chardet.EncodingEra
     # What is still in use comes first: a short German text fits MacTurkish as well.
-    found = [
-        str(guess["encoding"])
-        for era in (eras.MODERN_WEB, eras.ALL)
-        for guess in chardet.detect_all(raw, encoding_era=era)
-    ]
-    names = [text_encoding(name) for name in found if name != "None"]
-    return next((name for name in names if _first_fault(path, name) is None), None)
+    for era in (eras.MODERN_WEB, eras.ALL):
+        for guess in chardet.detect_all(raw, encoding_era=era):
+            name = guess["encoding"] and text_encoding(guess["encoding"])
+            if name and _first_fault(path, name) is None:
+                return name
+    return None
 
 
 def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
@@ -343,26 +312,26 @@ def _wrong(
     if guess is not None:
         hint = f"add --encoding {guess}"
         if line is not None:
-            reads = _line_in(path, guess, line)
-            hint += f", if this is right: {escape(reads, 60)!r}"
+            reads = next(islice(text_lines(path, guess), line - 1, None), "")
+            # What is around its first character that is not ASCII.
+            at = next((i for i, c in enumerate(reads) if ord(c) > 127), 0)
+            around = reads[max(0, at - 25) : at + 30].strip()
+            hint += f", if this is right: {escape(around, 60)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
-    error = EncodingError(said, expected, hint, path=path, line=line)
+    error = EncodingError(said, expected, hint, line=line)
     error.guess = guess
     return error
 
 
-def _line_in(path: Path, encoding: str, number: int) -> str:
-    """Return the part of a line around its first character that is not ASCII."""
-    for i, line in enumerate(text_lines(path, encoding), 1):
-        if i == number:
-            at = next((k for k, c in enumerate(line) if ord(c) > 127), 0)
-            return line[max(0, at - 25) : at + 30].strip()
-    return ""
+def of_file(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what is read of a file. Raises DataFormatError; see ``unreadable``."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def unreadable(error: OSError, path: Path) -> DataFormatError:
     """Return the fault of a file or folder that the system does not let us read."""
-    said = f"cannot be read: {error.strerror}"
-    return DataFormatError(
-        said, hint="check its permissions, or take it out", path=path
-    )
+    hint = "check its permissions, or take it out"
+    return DataFormatError(f"cannot be read: {error.strerror}", hint=hint, path=path)

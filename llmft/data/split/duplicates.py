@@ -114,9 +114,7 @@ def duplicates(found: Prints) -> Overlap:
 def conflicts(found: Prints, labels: np.ndarray, *, exact: bool = True) -> np.ndarray:
     """Return rows whose label is not that of the first with their text, ``(n, 2)``.
 
-    Args:
-        labels: one a row, as ``labels_of`` gives them.
-        exact: whether texts have to be the same in every character.
+    ``labels`` are those of ``labels_of``; ``exact`` texts are the same to the letter.
     """
     first = first_rows(found, exact=exact)
     rows = np.flatnonzero(labels != labels[first])

