@@ -6,7 +6,7 @@ A finding is told in one line in a run, and at length by ``llmft data``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -99,10 +99,10 @@ class Part:
                 counts[name] += int(rows)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def at(self, rows: Sequence[int] | np.ndarray, of: int) -> str:
-        """Return where the first ``of`` so many rows begin, for a message."""
+    def at(self, rows: np.ndarray) -> str:
+        """Return where the first three of the rows begin, for a message."""
         shown = ", ".join(self.source.place(int(row)) for row in rows[:3])
-        return shown + (", ..." if of > 3 else "")
+        return shown + (", ..." if len(rows) > 3 else "")
 
 
 def pairs_at(pairs: np.ndarray, of: Part, other: Part, sign: str = "=") -> str:

@@ -117,36 +117,28 @@ SIGNS = (
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Rows that show a sign: how many, and the first three."""
-
-    rows: int
-    first: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Profile:
     """What the texts of a source are like.
 
     Attributes:
-        lengths: int32, characters of each row. blank: rows of white space or nothing.
+        lengths: int32, characters of each row.
+        blank: int64, the rows of white space or nothing.
         scripts: letters by script, the most frequent first.
-        signs: what was seen, in the order of ``SIGNS``.
+        signs: the rows (int64) that show one, in the order of ``SIGNS``.
     """
 
     lengths: np.ndarray
-    blank: Seen
+    blank: np.ndarray
     scripts: dict[str, int]
-    signs: dict[Sign, Seen]
+    signs: dict[Sign, np.ndarray]
 
 
 def profile(source: Source) -> Profile:
     """Look at every text once, a part at a time."""
-    lengths = np.empty(len(source.dataset), np.int32)
+    lengths, at = np.empty(len(source.dataset), np.int32), 0
     patterns = ["^[\\s\\p{Z}]*$", *(sign.pattern for sign in SIGNS)]
     found: list[list[np.ndarray]] = [[] for _ in patterns]
-    characters: Counter[str] = Counter()
-    at = 0
+    characters: Counter[int] = Counter()
     for texts in row_texts(source, "\n"):
         if source.format == MESSAGES:
             texts = ["\n".join(m["content"] for m in json.loads(t)) for t in texts]
@@ -156,30 +148,20 @@ def profile(source: Source) -> Profile:
         for rows, pattern in zip(found, patterns, strict=True):
             shows = pc.match_substring_regex(column, pattern)
             rows.append(at + np.flatnonzero(shows.to_numpy(zero_copy_only=False)))
-        characters.update(_characters(texts))
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        counts = np.bincount(codes)
+        characters.update({c: int(counts[c]) for c in np.flatnonzero(counts).tolist()})
         at += len(part)
-    blank, *seen = [_seen(rows) for rows in found]
-    signs = {sign: s for sign, s in zip(SIGNS, seen, strict=True) if s.rows}
+    blank, *shown = map(np.concatenate, found)
+    signs = {sign: rows for sign, rows in zip(SIGNS, shown, strict=True) if len(rows)}
     return Profile(lengths, blank, _scripts(characters), signs)
 
 
-def _seen(parts: list[np.ndarray]) -> Seen:
-    rows = np.concatenate(parts)
-    return Seen(len(rows), tuple(rows[:3].tolist()))
-
-
-def _characters(texts: list[str]) -> dict[str, int]:
-    """Return how often each character occurs."""
-    codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
-    counts = np.bincount(codes)
-    return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
-
-
-def _scripts(characters: Counter[str]) -> dict[str, int]:
+def _scripts(characters: Counter[int]) -> dict[str, int]:
     """Return letters by the first word of their Unicode name: Latin, Cyrillic, CJK."""
     scripts: Counter[str] = Counter()
     for character, count in characters.items():
-        if unicodedata.category(character).startswith("L"):
-            name = unicodedata.name(character, "unnamed").split()[0]
+        if unicodedata.category(chr(character)).startswith("L"):
+            name = unicodedata.name(chr(character), "unnamed").split()[0]
             scripts[name if name == "CJK" else name.capitalize()] += count
     return dict(scripts.most_common())

@@ -33,8 +33,8 @@ from llmft.data.look.profile import Profile, profile
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
-from llmft.data.split.duplicates import SHORT, duplicates, labels_of, overlap, prints
-from llmft.data.tokens.chat import Layout, template_of
+from llmft.data.split.duplicates import SHORT, duplicates, overlap
+from llmft.data.tokens.chat import Layout
 from llmft.data.tokens.encode import encode
 from llmft.errors import escape
 
@@ -81,8 +81,9 @@ def examine(
     """
     parts = [
         _Part(
-            *(name, source, prints(source), *labels_of(source), profile(source)),
-            _tokens(name, source, tokenizer),
+            **vars(Part.of(name, source)),
+            profile=profile(source),
+            tokens=_tokens(name, source, tokenizer),
         )
         for name, source in sources.items()
     ]
@@ -102,11 +103,10 @@ def examine(
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:
-        for sign, seen in part.profile.signs.items():
-            what = f"{sign.what} in {part.name}: {seen.rows:,}"
-            where = part.at(seen.first, seen.rows)
+        for sign, rows in part.profile.signs.items():
+            what = f"{sign.what} in {part.name}: {len(rows):,}"
             level = WARNING if sign.serious else NOTE
-            report.findings.append(Finding(level, what, where, sign.meaning))
+            report.findings.append(Finding(level, what, part.at(rows), sign.meaning))
     order = (ERROR, WARNING, NOTE)
     report.findings.sort(key=lambda finding: order.index(finding.level))
     return report
@@ -119,8 +119,7 @@ def _tokens(
     talks = source.format == MESSAGES
     if tokenizer is None or (talks and not tokenizer.chat_template):
         return None
-    template = template_of(tokenizer) if talks else ""
-    layout = Layout(source.format, False, template, source.files)
+    layout = Layout(tokenizer, source.format, files=source.files)
     given = None if source.format == TEXT else layout
     return encode(source.dataset, tokenizer, name, layout=given).lengths
 
@@ -133,14 +132,13 @@ def _rows(parts: Sequence[_Part], report: Report) -> None:
         if counted:
             row.append("" if part.tokens is None else f"{part.tokens.sum():,}")
         rows.append([*row, "; ".join(part.source.notes)])
-        if blank.rows:
-            what = f"rows without text in {part.name}: {blank.rows:,}"
+        if len(blank):
+            what = f"rows without text in {part.name}: {len(blank):,}"
             meaning = (
                 "nothing to learn from: take them out; a classification refuses them"
                 " unless --allow empty_text"
             )
-            where = part.at(blank.first, blank.rows)
-            report.findings.append(Finding(WARNING, what, where, meaning))
+            report.findings.append(Finding(WARNING, what, part.at(blank), meaning))
     header = ["", "rows", "characters", *(["tokens"] if counted else []), "as read"]
     report.sections.append(Section("rows", header, rows))
 
@@ -185,8 +183,8 @@ def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
             f"{who} leaves out {share:.2g} % of all tokens{goes_on}; --max_seq_length"
             f" {values[-2]:,} holds 99 % of the rows, within what the model can take"
         )
-        what, where = f"{what}: {len(long):,}", part.at(long, len(long))
-        report.findings.append(Finding(WARNING, what, where, meaning))
+        what = f"{what}: {len(long):,}"
+        report.findings.append(Finding(WARNING, what, part.at(long), meaning))
 
 
 def _turns(part: Part, report: Report) -> None:

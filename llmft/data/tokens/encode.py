@@ -181,7 +181,7 @@ def encode_batch(
     """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
     types: Sequence[Any]
     if layout is not None:
-        rows, types = layout.encode(batch, tokenizer, end_token)
+        rows, types = layout.encode(batch, end_token)
     else:
         pairs = batch.get("text_pair")
         encoded = tokenizer(

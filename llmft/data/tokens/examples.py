@@ -162,7 +162,7 @@ def causal_examples(
     )
     examples, note = learnt_examples(encoded, args, split)
     _tell(split, note, encoded, tokenizer)
-    if unsaid := layout.check(source.dataset, tokenizer):
+    if unsaid := layout.check(source.dataset):
         warn(
             f"{split}: of the first {CHECKED:,} conversations the chat template leaves"
             f" out, or writes otherwise, turns: {unsaid}; give another by"
