@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import (
     ClassificationDataArguments,
-    DataArguments,
     GenerationDataArguments,
     LanguageModelingDataArguments,
 )
@@ -35,30 +35,17 @@ from llmft.errors import DataError, listed
 _UNKNOWN, _ACCENTS = 0.01, 0.1
 
 
-def _encoded(
-    data: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    args: DataArguments,
-    split: str,
-    **how: Any,
-) -> Encoded:
-    workers, overwrite = args.preprocessing_num_workers, args.overwrite_cache
-    return encode(data, tokenizer, split, workers=workers, overwrite=overwrite, **how)
-
-
 def _tell(
     split: str, note: str, encoded: Encoded, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Say a note, and what the tokenizer cannot tell apart; warn where it is much."""
     unknown, tokens, rows = tokenizer.unk_token_id, encoded.tokens, len(encoded.lengths)
     # GPT-2 and its kin call their eos so, and have a token for every byte.
-    if unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        special = set(tokenizer.all_special_ids) - {unknown}
-        count = _count(tokens, [unknown])
-        if count:
-            note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
-            total = len(tokens) - _count(tokens, list(special))
-        if count and count > _UNKNOWN * total:
+    byte_level = unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    if count := 0 if byte_level else _count(tokens, {unknown}):
+        note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
+        total = len(tokens) - _count(tokens, {*tokenizer.all_special_ids} - {unknown})
+        if count > _UNKNOWN * total:
             warn(
                 f"{split}: {100 * count / total:.2g} % of the tokens are unknown to"
                 " this model, which cannot tell them apart; choose one whose vocabulary"
@@ -75,9 +62,8 @@ def _tell(
         )
 
 
-def _count(tokens: np.ndarray, ids: list[int]) -> int:
-    """Return how many tokens are one of ``ids``."""
-    return sum(int(np.isin(piece, ids).sum()) for piece in pieces(tokens))
+def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
+    return sum(int(np.isin(piece, [*ids]).sum()) for piece in pieces(tokens))
 
 
 def lm_blocks(
@@ -102,7 +88,7 @@ def lm_blocks(
         documents end within blocks, ``seq_lengths``: tokens of each one in the block.
     """
     end_token = tokenizer.eos_token_id if end_documents else None
-    encoded = _encoded(data, tokenizer, args, split, end_token=end_token)
+    encoded = encode(data, tokenizer, split, args, end_token=end_token)
     tokens, lengths = encoded.tokens, encoded.lengths
     bare = len(encode_batch({"text": [""]}, tokenizer, end_token)[0])
     empty = int((lengths <= bare).sum())
@@ -157,8 +143,8 @@ def causal_examples(
         return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
     layout = Layout.of(source.format, args, tokenizer, source.files)
     end_token = None if source.format == MESSAGES else tokenizer.eos_token_id
-    encoded = _encoded(
-        source.dataset, tokenizer, args, split, end_token=end_token, layout=layout
+    encoded = encode(
+        source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
     examples, note = learnt_examples(encoded, args, split)
     _tell(split, note, encoded, tokenizer)
@@ -197,20 +183,20 @@ def classification_features(
         the text of each example, where ``long_text`` is split.
     """
     data = source.dataset
-    encoded = _encoded(data, tokenizer, args, split)
-    made = fit(source, encoded, tokenizer, args, split)
-    lengths = made.columns["input_ids"].value_lengths().to_numpy()
-    columns: dict[str, Any] = {**made.columns, "length": lengths}
+    encoded = encode(data, tokenizer, split, args)
+    ids, rows, done = fit(source, encoded, tokenizer, args, split)
+    lengths = ids["input_ids"].value_lengths().to_numpy()
+    columns: dict[str, Any] = {**ids, "length": lengths}
     if "label" in data.column_names:
-        found = labels.targets(data["label"][:], split, source.place)[made.rows]
+        found = labels.targets(data["label"][:], split, source.place)[rows]
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     if args.long_text == "split":
-        columns["row"] = made.rows
-    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{made.note}"
+        columns["row"] = rows
+    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{done}"
     _tell(split, note, encoded, tokenizer)
     batches = data.select_columns(["text"]).iter(BATCH)
-    empty = sum(not text.strip() for batch in batches for text in batch["text"])
-    if empty:
-        used = "as a single padding token" if made.bare else "as they are"
+    if empty := sum(not text.strip() for batch in batches for text in batch["text"]):
+        bare = (encoded.lengths == 0).any()
+        used = "as a single padding token" if bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")
     return dataset_of(columns)
