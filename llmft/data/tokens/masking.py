@@ -251,7 +251,7 @@ def choose(
         words, parts = edges.begins(ids)
         if spans is None:
             unit = _begin_of_each(words)
-            chosen = (_draws(len(ids), generator) < probability)[unit]
+            chosen = (draws(len(ids), generator) < probability)[unit]
         else:
             word = words.cumsum() - 1
             interval = _intervals(word[-1] + 1, probability, generator, spans)[word]
@@ -263,37 +263,13 @@ def choose(
     return _one(ids, maskable, generator, edges, spans), np.zeros_like(ids)
 
 
-def replace(
-    ids: np.ndarray,
-    chosen: np.ndarray,
-    unit: np.ndarray,
-    generator: torch.Generator,
-    chances: tuple[float, float],
-    mask_token_id: int,
-    vocabulary: int,
-) -> np.ndarray:
-    """Return ``ids`` with the chosen ones masked, replaced or kept.
-
-    A word or span has one fate, as in SpanBERT; each token that is replaced gets a
-    random one of its own. BERT's whole-word code decides for each token, which leaves
-    parts of the word in sight that is to be guessed.
-
-    Args:
-        ids, chosen, unit: see ``choose``.
-        chances: to be masked, and to be replaced.
-    """
-    fate = _draws(len(ids), generator)[unit]
-    random = torch.randint(vocabulary, (len(ids),), generator=generator).numpy()
-    ids = np.where(chosen & (fate < sum(chances)), random, ids)
-    return np.where(chosen & (fate < chances[0]), mask_token_id, ids)
-
-
-def _draws(count: int, generator: torch.Generator) -> np.ndarray:
+def draws(count: int, generator: torch.Generator) -> np.ndarray:
+    """Return so many numbers from [0, 1), float64."""
     return torch.rand(count, dtype=torch.float64, generator=generator).numpy()
 
 
-def _lengths(chances: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    return chances[:-1].searchsorted(draws, "right") + 1
+def _lengths(chances: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    return chances[:-1].searchsorted(drawn, "right") + 1
 
 
 def _begin_of_each(begins: np.ndarray) -> np.ndarray:
@@ -310,13 +286,13 @@ def _intervals(
     word is chosen as often as any other.
     """
     ends = probability / (probability + spans.mean * (1 - probability))
-    draws = _draws(2 * words + 1, generator)
-    gaps = np.log1p(-draws[:words]) / math.log1p(-min(ends, 1 - 1e-12))
+    drawn = draws(2 * words + 1, generator)
+    gaps = np.log1p(-drawn[:words]) / math.log1p(-min(ends, 1 - 1e-12))
     lengths = np.empty(2 * words, dtype=np.int64)
     lengths[::2] = np.minimum(gaps, words)
-    lengths[1::2] = _lengths(spans.whole, draws[words:-1])
-    if draws[-1] < probability:
-        lengths[:2] = 0, _lengths(spans.left, draws[words])
+    lengths[1::2] = _lengths(spans.whole, drawn[words:-1])
+    if drawn[-1] < probability:
+        lengths[:2] = 0, _lengths(spans.left, drawn[words])
     else:
         lengths[0] += 1
     return lengths.cumsum().searchsorted(np.arange(words), "right")
@@ -330,7 +306,7 @@ def _one(
     spans: SpanLengths | None,
 ) -> np.ndarray:
     """Choose a maskable token, with ``edges`` its word, with ``spans`` from it on."""
-    where, length = _draws(2, generator)
+    where, length = draws(2, generator)
     places = maskable.nonzero()[0]
     place = places[int(where * len(places))]
     if edges is None:
