@@ -99,10 +99,11 @@ class Part:
                 counts[name] += int(rows)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def at(self, rows: np.ndarray) -> str:
-        """Return where the first three of the rows begin, for a message."""
-        shown = ", ".join(self.source.place(int(row)) for row in rows[:3])
-        return shown + (", ..." if len(rows) > 3 else "")
+    def shows(self, level: str, what: str, rows: np.ndarray, meaning: str) -> Finding:
+        """Return that rows show something, and where the first three begin."""
+        where = ", ".join(self.source.place(int(row)) for row in rows[:3])
+        where += ", ..." if len(rows) > 3 else ""
+        return Finding(level, f"{what} in {self.name}: {len(rows):,}", where, meaning)
 
 
 def pairs_at(pairs: np.ndarray, of: Part, other: Part, sign: str = "=") -> str:

@@ -15,105 +15,78 @@ from llmft.data.read.messages import MESSAGES
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import row_texts
 
-
-@dataclass(frozen=True)
-class Sign:
-    """Something that a text may hold, as a pattern of RE2; and what follows from it."""
-
-    what: str
-    pattern: str
-    meaning: str
-    serious: bool = False
-
-
-SIGNS = (
-    Sign(
-        "UTF-8 that was read as another encoding",
+# What a text may hold, each with its pattern of RE2 and with what follows from it.
+DAMAGE = {
+    "UTF-8 that was read as another encoding": (
         r"[ÂÃ][\x{80}-\x{BF}]|Ã[€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x{80}-\x{BF}™œž˜“”¦¢]|ï»¿",
         "é has become Ã©: leave --encoding out, mend the texts (as ftfy does), or"
         " export them anew as UTF-8",
-        True,
     ),
-    Sign(
-        "characters lost to U+FFFD",
+    "characters lost to U+FFFD": (
         r"\x{FFFD}",
         "some program could not decode them: export anew; --encoding names another",
-        True,
     ),
-    Sign(
-        "control characters",
+    "control characters": (
         r"[\x{01}-\x{08}\x0B\x0C\x0E-\x1F\x7F\x{80}-\x{9F}]",
         "U+0080 to U+009F: read as latin-1, was cp1252 (--encoding cp1252); others:"
         " take them out",
-        True,
     ),
-    Sign(
-        "HTML entities",
+}
+SIGNS = DAMAGE | {
+    "HTML entities": (
         r"&(#[0-9]+|#x[0-9A-Fa-f]+|[A-Za-z]{2,8}[0-9]{0,2});",
         "the model learns them as words: unescape them (html.unescape)",
     ),
-    Sign(
-        "HTML tags",
+    "HTML tags": (
         r"</?[A-Za-z][A-Za-z0-9]*(\s[^<>]*)?/?>",
         "they take tokens, and may give a label away: take them out",
     ),
-    Sign(
-        "backslash escapes",
+    "backslash escapes": (
         r"\\(n|t|\"|u[0-9A-Fa-f]{4})",
         "a line break became two characters: the export escaped the texts twice",
     ),
-    Sign(
-        "invisible characters",
+    "invisible characters": (
         r"[\x{AD}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}\x{2066}-\x{2069}"
         r"\x{FEFF}]",
         "the same word gets other tokens: take them out",
     ),
-    Sign(
-        "letters with their accents apart",
+    "letters with their accents apart": (
         r"\p{Latin}[\x{300}-\x{36F}]",
         "é in two characters has other tokens than é in one: normalise to NFC",
     ),
-    Sign(
-        "letters of two alphabets in a word",
+    "letters of two alphabets in a word": (
         r"\p{Latin}[\p{Cyrillic}\p{Greek}]|[\p{Cyrillic}\p{Greek}]\p{Latin}",
         "look-alikes, as in spam, or damage by text recognition",
     ),
-    Sign(
-        "words for a missing value, and nothing else",
+    "words for a missing value, and nothing else": (
         r"^\s*(?i:na|n/a|nan|null|none|nil|#n/a|\(null\)|undefined)\s*$",
         "kept as text: take these rows out where they mean that there is none",
     ),
-    Sign(
-        "a number, date or id, and nothing else",
+    "a number, date or id, and nothing else": (
         r"^\s*([A-Za-z]{0,5}[-_#:]?[0-9][0-9\s.,:;/%+_-]*|[0-9A-Fa-f-]{16,})\s*$",
         "little to learn from; is --text_column_name right?",
     ),
-    Sign(
-        "capitals throughout",
+    "capitals throughout": (
         r"^\P{Ll}*(\p{Lu}\P{Ll}*){10,}$",
         "an uncased model does not mind; a cased one cuts them into many tokens",
     ),
-    Sign(
-        "words of 80 characters or more",
+    "words of 80 characters or more": (
         r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]{80}",
         "long addresses, encoded data, or lost spaces: many tokens, little sense",
     ),
-    Sign(
-        "web addresses",
+    "web addresses": (
         r"https?://|www\.[a-z]",
         "they take many tokens, and may give a label away",
     ),
-    Sign(
-        "e-mail addresses",
+    "e-mail addresses": (
         r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}",
         "personal data: a model can repeat them; replace them by a word",
     ),
-    Sign(
-        "white space at an end",
+    "white space at an end": (
         r"^[\s\p{Z}]|[\s\p{Z}]$",
         "kept as it is; GPT-like models read it as tokens",
     ),
-)
+}
 
 
 @dataclass(frozen=True)
@@ -130,13 +103,13 @@ class Profile:
     lengths: np.ndarray
     blank: np.ndarray
     scripts: dict[str, int]
-    signs: dict[Sign, np.ndarray]
+    signs: dict[str, np.ndarray]
 
 
 def profile(source: Source) -> Profile:
     """Look at every text once, a part at a time."""
     lengths, at = np.empty(len(source.dataset), np.int32), 0
-    patterns = ["^[\\s\\p{Z}]*$", *(sign.pattern for sign in SIGNS)]
+    patterns = ["^[\\s\\p{Z}]*$", *(pattern for pattern, _ in SIGNS.values())]
     found: list[list[np.ndarray]] = [[] for _ in patterns]
     characters: Counter[int] = Counter()
     for texts in row_texts(source, "\n"):
