@@ -38,8 +38,7 @@ class Finding:
     Attributes:
         what, where, meaning: what was found, in which lines, and what it means.
         helps: what to do about it, where one is not at it already.
-        note: a few words of it, for the line that a run shows of a part.
-        counts: for ``run.json``.
+        note: a few words for the line that a run shows of a part. counts: for run.json.
     """
 
     level: str
@@ -243,13 +242,10 @@ def check_splits(
 
     Args:
         sources: by split; train first.
-        own: splits that the user made: their overlap with train is an error, that of
-            others, which nobody can mend here, a warning.
+        own: splits that the user made: their overlap with train is an error, a
+            LeakageError unless ``allow`` has leakage; that of others, which nobody can
+            mend here, a warning.
         noted: overlap gives a note only.
-        allow: may hold ``leakage``.
-
-    Raises:
-        LeakageError: rows of an own split are in train too.
     """
     parts = [Part.of(split, source) for split, source in sources.items()]
     notes: dict[str, list[str]] = {split: [] for split in sources}

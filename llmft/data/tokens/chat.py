@@ -38,11 +38,8 @@ Spans = list[tuple[int, int]]  # of characters
 def learns_only(args: GenerationDataArguments, found: str) -> bool:
     """Return whether the loss is on the completion, or the assistant's turns, only.
 
-    Args:
-        found: the format of the data.
-
-    Raises:
-        ConfigError: it is asked for what the data does not have.
+    Raises ConfigError where that is asked for and ``found``, the format of the data,
+    has none.
     """
     flags = ("assistant_only_loss", "completion_only_loss")
     given = [name for name in flags if getattr(args, name) is not None]
@@ -95,16 +92,10 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
-    """Return for each token 1 where it is in a span, else 0.
+    """Return for each token 1 where it is in a span, else 0; int8, ``(tokens,)``.
 
     A token that also holds characters from before the span gets 2: its like would not
-    come after the same prompt alone.
-
-    Args:
-        offsets: the characters of each token, as a fast tokenizer gives them.
-
-    Returns:
-        int8 of the length of ``offsets``.
+    come after the same prompt alone. ``offsets`` are those of a fast tokenizer.
     """
     begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
     # Blanks at the start of a token may be left out of its offsets: it reaches back.
@@ -216,12 +207,9 @@ class Layout:
         """Return a rendered conversation, and where the assistant's turns are in it.
 
         They are what the template marks with {% generation %}; where it does not, a
-        turn is what comes after the generation prompt, up to the eos token that ends
-        it.
-
-        Raises:
-            DataFormatError: the template refuses the messages, leaves nothing to learn,
-                or renders the first of them otherwise than within the whole.
+        turn is what comes after the generation prompt, up to the eos that ends it.
+        Raises DataFormatError where nothing is to learn, or the template renders the
+        first messages otherwise than within the whole.
         """
         marks = bool(_GENERATION.search(self.template))
         text, spans = self._render(messages, place, marks=marks)

@@ -40,11 +40,8 @@ _Reader = Callable[[str], tuple[int, int]]
 
 def require_span(values: Mapping[str, Any]) -> list[str]:
     """Return a problem where settings of spans are given and no spans are masked."""
-    changed = [
-        name
-        for name in ("geometric_p", "max_span_length")
-        if values[name] != getattr(MaskedLMDataArguments, name)
-    ]
+    names = ("geometric_p", "max_span_length")
+    changed = [n for n in names if values[n] != getattr(MaskedLMDataArguments, n)]
     if not changed or values["mlm_masking"] == "span":
         return []
     return [f"{', '.join(changed)} without mlm_masking span has no effect"]
@@ -237,8 +234,7 @@ def choose(
     does, at a separator.
 
     Args:
-        ids: int64, shape (length,).
-        maskable: bool, the same: only these are chosen.
+        ids: int64, shape (length,). maskable: bool, the same: only these are chosen.
         edges: without them a single token is chosen.
 
     Returns:

@@ -103,10 +103,7 @@ class Stream(IterableDataset):
         rows = islice(self.rows, self.skip, None)
         texts = (str(values["text"]) for _, _, values in rows)
         for part in in_parts(texts, len, BATCH, CHARACTERS):
-            ids, lengths, _ = encode_batch(
-                {"text": part}, self.tokenizer, self.end_token
-            )
-            yield ids, lengths
+            yield encode_batch({"text": part}, self.tokenizer, self.end_token)[:2]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for ids, lengths in self._encoded():

@@ -43,8 +43,7 @@ def packed(total: int, size: int) -> np.ndarray:
 def seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
     """Return for each block the tokens that it holds of each of its documents.
 
-    Args:
-        lengths: tokens of each document. offsets: where each block begins, and the end.
+    ``lengths`` are those of the documents; ``offsets``: see ``packed``.
     """
     ends = np.cumsum(lengths)
     bounds = np.union1d(offsets, ends[ends < offsets[-1]])
@@ -60,10 +59,10 @@ def learnt_examples(
     if pack := args.block_policy == "pack":
         offsets = packed(total, size)
     sequences = seq_lengths(lengths, offsets)
-    made = [
+    made = (
         _learnt(encoded, offsets[start : end + 1], sequences[start:end], size)
         for start, end in _parts(offsets)
-    ]
+    )
     ids, labels, sizes, labelled, within = map(np.concatenate, zip(*made, strict=True))
     learnt = labelled > 0
     if not learnt.any():
@@ -99,9 +98,6 @@ def _learnt(
     encoded: Encoded, offsets: np.ndarray, seq_lengths: pa.LargeListArray, size: int
 ) -> tuple[np.ndarray, ...]:
     """Cut some examples to ``size`` tokens, and label what is to be learnt.
-
-    Args:
-        offsets: where each example begins, and the end. seq_lengths: of each.
 
     Returns:
         ids and labels, one example behind the other, of which those without a label are
