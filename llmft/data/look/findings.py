@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from llmft.console import warn
+from llmft.data.look.profile import Profile, profile
 from llmft.data.read.labels import MULTI, REGRESSION, names_in, similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
     SHORT,
-    Prints,
     conflicts,
     duplicates,
     labels_of,
@@ -59,33 +60,24 @@ class Finding:
         return "; ".join(filter(None, (self.meaning, self.helps)))
 
 
-@dataclass(frozen=True)
 class Part:
     """Train, validation, test or a file: a source with what is compared of it.
 
-    ``labels`` are those that occur, ``of_rows`` the place of each row's own in them.
+    ``labels`` are those that occur, ``of_rows`` the place of each row's own in them;
+    ``tokens`` those of each row, where they were counted.
     """
 
-    name: str
-    source: Source
-    prints: Prints
-    labels: list[str]
-    of_rows: np.ndarray
+    def __init__(
+        self, name: str, source: Source, tokens: np.ndarray | None = None
+    ) -> None:
+        self.name, self.source, self.tokens = name, source, tokens
+        self.prints, self.rows = prints(source), len(source.dataset)
+        self.labels, self.of_rows = labels_of(source)
 
-    @classmethod
-    def of(cls, name: str, source: Source) -> Part:
-        """Return the part, all rows read once."""
-        return cls(name, source, prints(source), *labels_of(source))
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return len(self.prints.exact)
-
-    @property
-    def aside(self) -> str:
-        """Which rows are not compared, where some are not."""
-        return "" if self.labels else f" (rows below {SHORT} letters aside)"
+    @cached_property
+    def profile(self) -> Profile:
+        """What the texts are like."""
+        return profile(self.source)
 
     def classes(self) -> dict[str, int]:
         """Return the rows of each class, the most frequent first; scores are none."""
@@ -156,12 +148,13 @@ def contradictions(part: Part, alike: bool = False) -> Iterator[Finding]:
 
 def shared(part: Part, other: Part) -> Iterator[Finding]:
     """Yield that rows of a part are in another one, too."""
+    aside = "" if part.labels else f" (rows below {SHORT} letters aside)"
     both = overlap(part.prints, other.prints)
     if both.rows:
         yield Finding(
             WARNING if {part.name, other.name} == {"validation", "test"} else ERROR,
             f"{both.rows:,} of {part.rows:,} rows of {part.name} are in {other.name}"
-            f" too{part.aside}, {both.exact:,} of them to the letter",
+            f" too{aside}, {both.exact:,} of them to the letter",
             pairs_at(both.pairs, part, other),
             f"metrics on {part.name} look better than they are",
             "where one trains and the other tests, a run stops unless --allow leakage",
@@ -247,7 +240,7 @@ def check_splits(
             mend here, a warning.
         noted: overlap gives a note only.
     """
-    parts = [Part.of(split, source) for split, source in sources.items()]
+    parts = [Part(split, source) for split, source in sources.items()]
     notes: dict[str, list[str]] = {split: [] for split in sources}
     counts: dict[str, dict[str, Any]] = {split: {} for split in sources}
     for part in parts:

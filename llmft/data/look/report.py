@@ -29,7 +29,7 @@ from llmft.data.look.findings import (
     shared,
 )
 from llmft.data.look.near import PIECE, THRESHOLD, near_duplicates
-from llmft.data.look.profile import DAMAGE, SIGNS, Profile, profile
+from llmft.data.look.profile import DAMAGE, SIGNS
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
@@ -62,14 +62,6 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Part(Part):
-    """A part with what its texts are like, and the tokens of each row."""
-
-    profile: Profile
-    tokens: np.ndarray | None
-
-
 def examine(
     sources: Mapping[str, Source],
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -82,11 +74,7 @@ def examine(
         tokenizer: counts tokens, to be compared with ``max_seq_length``.
     """
     parts = [
-        _Part(
-            **vars(Part.of(name, source)),
-            profile=profile(source),
-            tokens=_tokens(name, source, tokenizer),
-        )
+        Part(name, source, _tokens(name, source, tokenizer))
         for name, source in sources.items()
     ]
     report = Report()
@@ -125,7 +113,7 @@ def _tokens(
     return encode(source.dataset, tokenizer, name, layout=given).lengths
 
 
-def _rows(parts: Sequence[_Part], report: Report) -> None:
+def _rows(parts: Sequence[Part], report: Report) -> None:
     counted, rows = any(part.tokens is not None for part in parts), []
     for part in parts:
         blank, row = part.profile.blank, [part.name, f"{part.rows:,}"]
@@ -156,7 +144,7 @@ def _spread(title: str, values: np.ndarray, ends: str, report: Report) -> list[A
     return found
 
 
-def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
+def _lengths(part: Part, max_seq_length: int, report: Report) -> None:
     """Show percentiles and a histogram by powers of two; find what is too long."""
     lengths, unit = part.profile.lengths, "characters"
     if part.tokens is not None:
@@ -261,7 +249,7 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
     report.sections.append(Section(f"twice ({rule})", header, rows))
 
 
-def _scripts(parts: Sequence[_Part], report: Report) -> None:
+def _scripts(parts: Sequence[Part], report: Report) -> None:
     rows = []
     for part in parts:
         scripts = part.profile.scripts
