@@ -27,9 +27,6 @@ def rows(
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
     of names, and the latter has those of at least ``threshold``.
-
-    Args:
-        data: ``text`` and maybe ``text_pair``, and the ``line`` where each begins.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
     scores, known = np.asarray(predicted.predictions, float), predicted.label_ids
@@ -39,16 +36,11 @@ def rows(
         scores = np.exp(log_softmax(scores, axis=-1))
     wanted = [None] * len(scores) if known is None else list(known)
     columns = [data[name][:] for name in names]
-    return [
-        {
-            "row": i,
-            **dict(zip(names, values, strict=True)),
-            **_described(of_text, label, labels, threshold),
-        }
-        for i, (*values, of_text, label) in enumerate(
-            zip(*columns, scores, wanted, strict=True)
-        )
-    ]
+    found: list[dict[str, Any]] = []
+    for *values, p, label in zip(*columns, scores, wanted, strict=True):
+        row = {"row": len(found), **dict(zip(names, values, strict=True))}
+        found.append(row | _described(p, label, labels, threshold))
+    return found
 
 
 def _described(

@@ -73,18 +73,6 @@ def read_template(path: str) -> str:
     return text
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the chat template of a tokenizer. Raises ConfigError."""
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:  # there is none, or several without a default
-        raise ConfigError(
-            f"no chat template to write conversations with: {tokenizer.name_or_path}"
-            " has none that is the default; choose an instruct model, or give a file"
-            " with one by --chat_template_path"
-        ) from error
-
-
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return a prompt as a user's turn, up to where the assistant begins."""
     said = [{"role": "user", "content": prompt}]
@@ -144,7 +132,16 @@ class Layout:
     @cached_property
     def template(self) -> str:
         """The chat template, for messages. Raises ConfigError where there is none."""
-        return template_of(self.tokenizer) if self.format == MESSAGES else ""
+        if self.format != MESSAGES:
+            return ""
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError as error:  # there is none, or several without a default
+            raise ConfigError(
+                "no chat template to write conversations with:"
+                f" {self.tokenizer.name_or_path} has none that is the default; choose"
+                " an instruct model, or give a file with one by --chat_template_path"
+            ) from error
 
     def identity(self) -> list[Any]:
         """Return what decides the tokens, besides texts and tokenizer."""

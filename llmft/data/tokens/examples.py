@@ -19,16 +19,10 @@ from llmft.console import say, warn
 from llmft.data.read.labels import LabelNames
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
+from llmft.data.tokens import targets
 from llmft.data.tokens.chat import CHECKED, Layout
 from llmft.data.tokens.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.tokens.long_text import described, fit, lists
-from llmft.data.tokens.targets import (
-    dataset_of,
-    learnt_examples,
-    packed,
-    pieces,
-    seq_lengths,
-)
 from llmft.errors import DataError, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
@@ -63,7 +57,7 @@ def _tell(
 
 
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
-    return sum(int(np.isin(piece, [*ids]).sum()) for piece in pieces(tokens))
+    return sum(int(np.isin(piece, [*ids]).sum()) for piece in targets.pieces(tokens))
 
 
 def lm_blocks(
@@ -101,7 +95,7 @@ def lm_blocks(
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         offsets = np.append(np.repeat(starts, counts) + within * size, len(tokens))
     else:
-        offsets = packed(len(tokens), size)
+        offsets = targets.packed(len(tokens), size)
     if np.diff(offsets).max() < 2:
         raise DataError(f"{split} has a single token in a block", "expected text")
     blocks = lists(tokens[: offsets[-1]], offsets)
@@ -114,8 +108,8 @@ def lm_blocks(
     _tell(split, note, encoded, tokenizer)
     columns = {"input_ids": blocks, "row": np.arange(len(blocks))}
     if end_documents and args.block_policy == "pack":
-        columns["seq_lengths"] = seq_lengths(lengths, offsets)
-    return dataset_of(columns)
+        columns["seq_lengths"] = targets.seq_lengths(lengths, offsets)
+    return targets.dataset_of(columns)
 
 
 def causal_examples(
@@ -146,7 +140,7 @@ def causal_examples(
     encoded = encode(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
-    examples, note = learnt_examples(encoded, args, split)
+    examples, note = targets.learnt_examples(encoded, args, split)
     _tell(split, note, encoded, tokenizer)
     if unsaid := layout.check(source.dataset):
         warn(
@@ -157,7 +151,7 @@ def causal_examples(
     if encoded.types is not None and not any(
         (part[types > 0] == tokenizer.eos_token_id).any()
         for part, types in zip(
-            pieces(encoded.tokens), pieces(encoded.types), strict=True
+            targets.pieces(encoded.tokens), targets.pieces(encoded.types), strict=True
         )
     ):
         warn(
@@ -199,4 +193,4 @@ def classification_features(
         bare = (encoded.lengths == 0).any()
         used = "as a single padding token" if bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")
-    return dataset_of(columns)
+    return targets.dataset_of(columns)

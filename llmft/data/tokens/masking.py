@@ -199,10 +199,8 @@ def _splits(backend: Any) -> np.ndarray:
 class SpanLengths:
     """Lengths of spans in words, as chances that add up: see ``geometric``.
 
-    Args:
-        whole: chance of a length of at most 1, 2, ... (float64).
-        left: the same for what is left of a span from a word inside it on.
-        mean: the mean length.
+    ``whole`` has the chance of a length of at most 1, 2, ... (float64), ``left`` the
+    same for what is left of a span from a word inside it on; ``mean`` is the mean.
     """
 
     whole: np.ndarray
