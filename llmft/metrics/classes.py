@@ -70,4 +70,4 @@ def per_class(
     columns = precision_recall_fscore_support(
         labels, guesses, labels=range(len(names)), zero_division=0.0
     )
-    return [*zip(names, *columns, strict=True)]
+    return [*zip(names, *(column.tolist() for column in columns), strict=True)]

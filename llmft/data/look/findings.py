@@ -181,7 +181,6 @@ def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
 def odd_classes(part: Part) -> Iterator[Finding]:
     """Yield what is odd about the classes of a part, each by itself."""
     counts, name = part.classes(), part.name
-    several = part.source.problem_type == MULTI
     if not counts:
         return
     if len(counts) > max(20, part.rows / 2):
@@ -213,7 +212,7 @@ def odd_classes(part: Part) -> Iterator[Finding]:
             f"labels with fewer than 10 rows in {name}: {rare:,}",
             meaning="too few to learn from or to measure on; look at f1_macro",
         )
-    if most > 0.8 * part.rows and len(counts) > 1 and not several:
+    if most > 0.8 * part.rows and len(counts) > 1 and part.source.problem_type != MULTI:
         yield Finding(
             NOTE,
             f"{100 * most / part.rows:.3g} % of {name} have the label {shorten(first)}",

@@ -104,6 +104,8 @@ class Layout:
     Attributes:
         only: the completion, or the assistant's turns, alone are learnt.
         files: of the data, for errors.
+
+    Raises ConfigError where a tokenizer cannot tell what is learnt.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -111,23 +113,13 @@ class Layout:
     only: bool = False
     files: tuple[str, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        found: str,
-        args: GenerationDataArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        files: tuple[str, ...],
-    ) -> Layout:
-        """Return that of a format. Raises ConfigError where it cannot be."""
-        only = learns_only(args, found)
-        if only and not tokenizer.is_fast:
+    def __post_init__(self) -> None:
+        if self.only and not self.tokenizer.is_fast:
             raise ConfigError(
-                f"{type(tokenizer).__name__} does not tell which characters a token"
-                " has; expected a tokenizer with a tokenizer.json: choose another"
+                f"{type(self.tokenizer).__name__} does not tell which characters a"
+                " token has; expected a tokenizer with a tokenizer.json: choose another"
                 " model, or give --completion_only_loss false"
             )
-        return cls(tokenizer, found, only, files)
 
     @cached_property
     def template(self) -> str:
@@ -142,10 +134,6 @@ class Layout:
                 f" {self.tokenizer.name_or_path} has none that is the default; choose"
                 " an instruct model, or give a file with one by --chat_template_path"
             ) from error
-
-    def identity(self) -> list[Any]:
-        """Return what decides the tokens, besides texts and tokenizer."""
-        return [self.format, self.only, self.template]
 
     def check(self, data: Dataset) -> str:
         """Return what the template does not write as it was said, of the first rows."""

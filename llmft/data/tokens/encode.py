@@ -103,7 +103,8 @@ def encode(
     texts = data.select_columns(names)
     how: list[Any] = [_CACHE, tokenizers.__version__, transformers.__version__]
     how += [tokenizer_fingerprint(tokenizer), content_hash(texts)]
-    how += [end_token, *(layout.identity() if layout else ())]
+    how += [end_token]
+    how += [layout.format, layout.only, layout.template] if layout else []
     return cached(
         "tokenized",
         how,

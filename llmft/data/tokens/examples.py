@@ -20,7 +20,7 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
 from llmft.data.tokens import targets
-from llmft.data.tokens.chat import CHECKED, Layout
+from llmft.data.tokens.chat import CHECKED, Layout, learns_only
 from llmft.data.tokens.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.tokens.long_text import described, fit, lists
 from llmft.errors import DataError, listed
@@ -130,12 +130,13 @@ def causal_examples(
         (int64), and with policy pack ``seq_lengths``.
 
     Raises:
-        ConfigError, DataFormatError: see ``chat.Layout``.
+        ConfigError, DataFormatError: see ``chat``.
         LengthError: no example has a label.
     """
     if source.format == TEXT:
         return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
-    layout = Layout.of(source.format, args, tokenizer, source.files)
+    only = learns_only(args, source.format)
+    layout = Layout(tokenizer, source.format, only, source.files)
     end_token = None if source.format == MESSAGES else tokenizer.eos_token_id
     encoded = encode(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout

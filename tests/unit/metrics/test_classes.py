@@ -87,3 +87,5 @@ def test_per_class():
     assert rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2)
     assert rows[2] == ("never", 0, 0, 0, 0)
     assert rows[3] == ("d", 0, 0, 0, 1)
+    # A table sets numbers of Python to the right.
+    assert {type(cell) for cell in rows[0]} == {str, float, int}
