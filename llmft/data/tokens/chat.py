@@ -222,10 +222,8 @@ class Layout:
 
     def _texts(self, batch: dict[str, list[Any]]) -> Iterator[tuple[str, Spans]]:
         if self.format == PROMPT_COMPLETION:
-            pairs = zip(batch["text"], batch["text_pair"], strict=True)
-            for prompt, completion in pairs:
-                whole = prompt + completion
-                yield whole, [(len(prompt), len(whole))]
+            for prompt, said in zip(batch["text"], batch["text_pair"], strict=True):
+                yield prompt + said, [(len(prompt), len(prompt + said))]
             return
         read = self._assistant if self.only else self._render
         rows = zip(batch["text"], batch["file"], batch["line"], strict=True)

@@ -126,11 +126,12 @@ def _write(
         open(folder / "types", "wb") as types,
         bar,
     ):
-        for batch, found in _encoded(texts, how, workers):
-            lengths.append(found[1])
-            typed = typed or found[2] is not None
-            tokens.write(found[0].tobytes())
-            types.write(b"" if found[2] is None else found[2].tobytes())
+        for batch, (ids, counts, kinds) in _encoded(texts, how, workers):
+            lengths.append(counts)
+            tokens.write(ids.tobytes())
+            if kinds is not None:
+                typed = True
+                types.write(kinds.tobytes())
             letters = set[str]().union(*batch["text"]) if strips else ()
             lost = {c for c in letters if ord(c) > 127 and _has_accent(c)}
             if lost:
@@ -200,9 +201,8 @@ def encode_batch(
             rows = [r if r[-1:] == [end_token] else [*r, end_token] for r in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
-    if not types:
-        return flat, lengths, None
-    return flat, lengths, np.concatenate([np.asarray(t, np.int8) for t in types])
+    kinds = [np.asarray(t, np.int8) for t in types]
+    return flat, lengths, np.concatenate(kinds) if kinds else None
 
 
 def _read(folder: Path, facts: dict[str, Any], rows: int) -> Encoded:

@@ -103,14 +103,12 @@ def word_edges(tokenizer: PreTrainedTokenizerBase) -> WordEdges:
             " an end of words; use --mlm_masking token"
         )
     edges = [(_EDGE, _EDGE)] * (max(vocabulary.values()) + 1)
-    for token, i in vocabulary.items():
-        if token not in added:
-            edges[i] = read(token)
+    for token in vocabulary.keys() - added.keys():
+        edges[vocabulary[token]] = read(token)
     separators = np.zeros(len(edges), dtype=bool)
     separators[tokenizer.all_special_ids] = True
     named = [t for n, t in tokenizer.special_tokens_map.items() if n != "unk_token"]
-    unknown = tokenizer.unk_token
-    if unknown is not None and unknown not in named:  # GPT-2 calls its eos unknown
+    if tokenizer.unk_token not in (None, *named):  # GPT-2 calls its eos unknown
         separators[tokenizer.unk_token_id] = False
         if type(backend.model).__name__ != "WordPiece":  # there it is a whole word
             edges[tokenizer.unk_token_id] = _INSIDE, _LETTER
@@ -125,8 +123,7 @@ def _reader(backend: Any, vocabulary: Mapping[str, int]) -> _Reader | None:
     suffix: str = getattr(model, "end_of_word_suffix", None) or ""
 
     def by_prefix(token: str) -> tuple[int, int]:
-        text = token.removeprefix(prefix)
-        first, last = _edges((text or token).encode())
+        first, last = _edges((token.removeprefix(prefix) or token).encode())
         goes_on = token.startswith(prefix) and first != _UNSPACED
         return _INSIDE if goes_on else _EDGE, last
 

@@ -154,10 +154,9 @@ class Passes(IterableDataset):
         """Yield blocks: those of ``Stream``, and what the class says."""
         for epoch in count():
             self.stream.set_epoch(epoch)
-            begins = epoch > 0
-            for block in self.stream:
+            for place, block in enumerate(self.stream):
+                begins = epoch > 0 and place == 0
                 yield {**block, "epoch": epoch, "begins_epoch": begins}
-                begins = False
 
 
 def held_out(rows: Rows, count: int) -> Source:
