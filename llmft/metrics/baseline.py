@@ -23,10 +23,7 @@ _UNSPACED = (
     "\uf900-\ufad9\U00020000-\U0002fa1d"
 )
 _WORD = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
-_NAMES = {
-    MULTI: "logistic regression of each label",
-    REGRESSION: "ridge regression",
-}
+_NAMES = {MULTI: "logistic regression of each label", REGRESSION: "ridge regression"}
 
 
 def baseline_note(
@@ -39,8 +36,7 @@ def baseline_note(
 ) -> str:
     """Return the line of the report with ``tfidf_baseline``, or why there is none.
 
-    Args:
-        reached: the metrics of the trained model.
+    ``reached`` are the metrics of the trained model.
     """
     try:
         metric, value = tfidf_baseline(train, test, labels, threshold)
@@ -74,9 +70,8 @@ def tfidf_baseline(
         model.fit(texts, labels.targets(train["label"][:], "train"))
         guesses = model.predict_proba(others) >= threshold
         wanted = labels.targets(test["label"][:], "test")
-        return "f1_micro", float(
-            f1_score(wanted, guesses, average="micro", zero_division=0.0)
-        )
+        f1 = f1_score(wanted, guesses, average="micro", zero_division=0.0)
+        return "f1_micro", float(f1)
     if labels.problem_type == REGRESSION:
         numbers, wanted = (np.array(d["label"][:], float) for d in (train, test))
         model = make_pipeline(words, Ridge()).fit(texts, numbers)

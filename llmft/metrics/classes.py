@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from llmft.metrics.errors import F64S, Measure, Metric, members, with_errors
@@ -32,7 +33,7 @@ class Classification(Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         logits = np.asarray(predictions, dtype=np.float64)
         labels = np.asarray(references)
-        nll = -log_softmax(logits)[np.arange(len(labels)), labels]
+        nll = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
         return with_errors(_measure(nll, labels, logits.argmax(-1)), len(labels))
 
 
@@ -69,11 +70,4 @@ def per_class(
     columns = precision_recall_fscore_support(
         labels, guesses, labels=range(len(names)), zero_division=0.0
     )
-    rows = zip(names, *columns, strict=True)
-    return [(n, float(p), float(r), float(f), int(k)) for n, p, r, f, k in rows]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log probabilities over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return [*zip(names, *(column.tolist() for column in columns), strict=True)]

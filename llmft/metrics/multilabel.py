@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import expit
 
 from llmft.metrics.errors import F64S, Metric, with_errors
 
@@ -16,12 +17,6 @@ METRICS = {
     "subset_accuracy": True,
     "log_loss": False,
 }
-
-
-def probabilities(logits: Any) -> np.ndarray:
-    """Return the probability of each label, float64 of the shape of ``logits``."""
-    halves = np.tanh(np.asarray(logits, np.float64) / 2)  # never overflows
-    return (halves + 1) / 2
 
 
 class MultiLabel(Metric):
@@ -43,7 +38,7 @@ class MultiLabel(Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         logits = np.asarray(predictions, np.float64)
         labels = np.asarray(references, np.float64)
-        guesses = (probabilities(logits) >= self.threshold).astype(np.float64)
+        guesses = (expit(logits) >= self.threshold).astype(np.float64)
         # log(1 + exp(z)) - y z, without overflow
         nll = (np.logaddexp(0, logits) - labels * logits).mean(1)
         same = (guesses == labels).all(1).astype(np.float64)

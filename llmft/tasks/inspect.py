@@ -38,9 +38,7 @@ def report_data(
     """Read the files, print the report and, with a target, write it as HTML.
 
     Args:
-        files: each is a part of its own, by its name.
-        flags: raw values of data arguments, and ``model_name_or_path``; None where
-            not given.
+        flags: raw values of data arguments, and ``model_name_or_path``, or None.
 
     Raises:
         ConfigError: a value is not what it should be, or no file is named.
@@ -49,9 +47,8 @@ def report_data(
     model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
     args = _arguments(flags)
     named = [(name, name) for name in files]
-    for split in ("train", "validation", "test"):
-        if file := getattr(args, f"{split}_file"):
-            named.append((split, file))
+    splits = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test")}
+    named += [(split, file) for split, file in splits.items() if file]
     parts = dict(named)
     if len(parts) < len(named):
         raise ConfigError(f"a file named twice: {', '.join(name for name, _ in named)}")

@@ -6,19 +6,20 @@ A finding is told in one line in a run, and at length by ``llmft data``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from llmft.console import warn
+from llmft.data.look.profile import Profile, profile
 from llmft.data.read.labels import MULTI, REGRESSION, names_in, similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
     SHORT,
-    Prints,
     conflicts,
     duplicates,
     labels_of,
@@ -38,8 +39,7 @@ class Finding:
     Attributes:
         what, where, meaning: what was found, in which lines, and what it means.
         helps: what to do about it, where one is not at it already.
-        note: a few words of it, for the line that a run shows of a part.
-        counts: for ``run.json``.
+        note: a few words for the line that a run shows of a part. counts: for run.json.
     """
 
     level: str
@@ -60,33 +60,24 @@ class Finding:
         return "; ".join(filter(None, (self.meaning, self.helps)))
 
 
-@dataclass(frozen=True)
 class Part:
     """Train, validation, test or a file: a source with what is compared of it.
 
-    ``labels`` are those that occur, ``of_rows`` the place of each row's own in them.
+    ``labels`` are those that occur, ``of_rows`` the place of each row's own in them;
+    ``tokens`` those of each row, where they were counted.
     """
 
-    name: str
-    source: Source
-    prints: Prints
-    labels: list[str]
-    of_rows: np.ndarray
+    def __init__(
+        self, name: str, source: Source, tokens: np.ndarray | None = None
+    ) -> None:
+        self.name, self.source, self.tokens = name, source, tokens
+        self.prints, self.rows = prints(source), len(source.dataset)
+        self.labels, self.of_rows = labels_of(source)
 
-    @classmethod
-    def of(cls, name: str, source: Source) -> Part:
-        """Return the part, all rows read once."""
-        return cls(name, source, prints(source), *labels_of(source))
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return len(self.prints.exact)
-
-    @property
-    def aside(self) -> str:
-        """Which rows are not compared, where some are not."""
-        return "" if self.labels else f" (rows below {SHORT} letters aside)"
+    @cached_property
+    def profile(self) -> Profile:
+        """What the texts are like."""
+        return profile(self.source)
 
     def classes(self) -> dict[str, int]:
         """Return the rows of each class, the most frequent first; scores are none."""
@@ -99,10 +90,11 @@ class Part:
                 counts[name] += int(rows)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def at(self, rows: Sequence[int] | np.ndarray, of: int) -> str:
-        """Return where the first ``of`` so many rows begin, for a message."""
-        shown = ", ".join(self.source.place(int(row)) for row in rows[:3])
-        return shown + (", ..." if of > 3 else "")
+    def shows(self, level: str, what: str, rows: np.ndarray, meaning: str) -> Finding:
+        """Return that rows show something, and where the first three begin."""
+        where = ", ".join(self.source.place(int(row)) for row in rows[:3])
+        where += ", ..." if len(rows) > 3 else ""
+        return Finding(level, f"{what} in {self.name}: {len(rows):,}", where, meaning)
 
 
 def pairs_at(pairs: np.ndarray, of: Part, other: Part, sign: str = "=") -> str:
@@ -156,12 +148,13 @@ def contradictions(part: Part, alike: bool = False) -> Iterator[Finding]:
 
 def shared(part: Part, other: Part) -> Iterator[Finding]:
     """Yield that rows of a part are in another one, too."""
+    aside = "" if part.labels else f" (rows below {SHORT} letters aside)"
     both = overlap(part.prints, other.prints)
     if both.rows:
         yield Finding(
             WARNING if {part.name, other.name} == {"validation", "test"} else ERROR,
             f"{both.rows:,} of {part.rows:,} rows of {part.name} are in {other.name}"
-            f" too{part.aside}, {both.exact:,} of them to the letter",
+            f" too{aside}, {both.exact:,} of them to the letter",
             pairs_at(both.pairs, part, other),
             f"metrics on {part.name} look better than they are",
             "where one trains and the other tests, a run stops unless --allow leakage",
@@ -188,7 +181,6 @@ def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
 def odd_classes(part: Part) -> Iterator[Finding]:
     """Yield what is odd about the classes of a part, each by itself."""
     counts, name = part.classes(), part.name
-    several = part.source.problem_type == MULTI
     if not counts:
         return
     if len(counts) > max(20, part.rows / 2):
@@ -220,7 +212,7 @@ def odd_classes(part: Part) -> Iterator[Finding]:
             f"labels with fewer than 10 rows in {name}: {rare:,}",
             meaning="too few to learn from or to measure on; look at f1_macro",
         )
-    if most > 0.8 * part.rows and len(counts) > 1 and not several:
+    if most > 0.8 * part.rows and len(counts) > 1 and part.source.problem_type != MULTI:
         yield Finding(
             NOTE,
             f"{100 * most / part.rows:.3g} % of {name} have the label {shorten(first)}",
@@ -242,15 +234,12 @@ def check_splits(
 
     Args:
         sources: by split; train first.
-        own: splits that the user made: their overlap with train is an error, that of
-            others, which nobody can mend here, a warning.
+        own: splits that the user made: their overlap with train is an error, a
+            LeakageError unless ``allow`` has leakage; that of others, which nobody can
+            mend here, a warning.
         noted: overlap gives a note only.
-        allow: may hold ``leakage``.
-
-    Raises:
-        LeakageError: rows of an own split are in train too.
     """
-    parts = [Part.of(split, source) for split, source in sources.items()]
+    parts = [Part(split, source) for split, source in sources.items()]
     notes: dict[str, list[str]] = {split: [] for split in sources}
     counts: dict[str, dict[str, Any]] = {split: {} for split in sources}
     for part in parts:

@@ -31,9 +31,6 @@ def near_duplicates(
 
     Rows that are the same as an earlier one when normalised, and those of fewer than
     ``SHORT`` letters and digits, are left aside. Takes some 200 bytes a row.
-
-    Args:
-        found: the prints of the sources.
     """
     keys, ids = [], []
     for i, (source, prints) in enumerate(zip(sources, found, strict=True)):
@@ -70,7 +67,10 @@ def _buckets(texts: Sequence[str]) -> np.ndarray:
     whole = np.ones(len(pieces), bool)  # not across the end of a text
     ends = np.cumsum(lengths)[:-1, None] - np.arange(1, PIECE)
     whole[ends.ravel()] = False
-    hashes = _mixed(pieces[whole])
+    mixed = pieces[whole]  # of whose upper half, after this, all bits decide
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (mixed >> np.uint64(32)).astype(np.uint32)
     counts = lengths - PIECE + 1
     starts = np.cumsum(counts) - counts
     draw = np.random.default_rng(0)
@@ -91,13 +91,6 @@ def _pieces(codes: np.ndarray) -> np.ndarray:
         pieces *= np.uint64(0x9E3779B97F4A7C15)
         pieces += codes[i : len(codes) - PIECE + 1 + i]
     return pieces
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Return 32 bits of each of the values (uint64, changed) that all bits decide."""
-    values ^= values >> np.uint64(29)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    return (values >> np.uint64(32)).astype(np.uint32)
 
 
 def _together(keys: np.ndarray) -> np.ndarray:

@@ -29,17 +29,19 @@ from llmft.data.look.findings import (
     shared,
 )
 from llmft.data.look.near import PIECE, THRESHOLD, near_duplicates
-from llmft.data.look.profile import Profile, profile
+from llmft.data.look.profile import DAMAGE, SIGNS
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
-from llmft.data.split.duplicates import SHORT, duplicates, labels_of, overlap, prints
-from llmft.data.tokens.chat import Layout, template_of
+from llmft.data.split.duplicates import SHORT, Overlap, duplicates, overlap
+from llmft.data.tokens.chat import Layout
 from llmft.data.tokens.encode import encode
 from llmft.errors import escape
 
 _SHARES = (0, 1, 25, 50, 75, 95, 99, 100)
 _CLASSES = 30  # shown
+
+Pairs = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,6 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Part(Part):
-    """A part with what its texts are like, and the tokens of each row."""
-
-    profile: Profile
-    tokens: np.ndarray | None
-
-
 def examine(
     sources: Mapping[str, Source],
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -80,10 +74,7 @@ def examine(
         tokenizer: counts tokens, to be compared with ``max_seq_length``.
     """
     parts = [
-        _Part(
-            *(name, source, prints(source), *labels_of(source), profile(source)),
-            _tokens(name, source, tokenizer),
-        )
+        Part(name, source, _tokens(name, source, tokenizer))
         for name, source in sources.items()
     ]
     report = Report()
@@ -102,11 +93,9 @@ def examine(
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:
-        for sign, seen in part.profile.signs.items():
-            what = f"{sign.what} in {part.name}: {seen.rows:,}"
-            where = part.at(seen.first, seen.rows)
-            level = WARNING if sign.serious else NOTE
-            report.findings.append(Finding(level, what, where, sign.meaning))
+        for sign, rows in part.profile.signs.items():
+            level = WARNING if sign in DAMAGE else NOTE
+            report.findings.append(part.shows(level, sign, rows, SIGNS[sign][1]))
     order = (ERROR, WARNING, NOTE)
     report.findings.sort(key=lambda finding: order.index(finding.level))
     return report
@@ -119,13 +108,12 @@ def _tokens(
     talks = source.format == MESSAGES
     if tokenizer is None or (talks and not tokenizer.chat_template):
         return None
-    template = template_of(tokenizer) if talks else ""
-    layout = Layout(source.format, False, template, source.files)
+    layout = Layout(tokenizer, source.format, files=source.files)
     given = None if source.format == TEXT else layout
     return encode(source.dataset, tokenizer, name, layout=given).lengths
 
 
-def _rows(parts: Sequence[_Part], report: Report) -> None:
+def _rows(parts: Sequence[Part], report: Report) -> None:
     counted, rows = any(part.tokens is not None for part in parts), []
     for part in parts:
         blank, row = part.profile.blank, [part.name, f"{part.rows:,}"]
@@ -133,14 +121,13 @@ def _rows(parts: Sequence[_Part], report: Report) -> None:
         if counted:
             row.append("" if part.tokens is None else f"{part.tokens.sum():,}")
         rows.append([*row, "; ".join(part.source.notes)])
-        if blank.rows:
-            what = f"rows without text in {part.name}: {blank.rows:,}"
+        if len(blank):
             meaning = (
                 "nothing to learn from: take them out; a classification refuses them"
                 " unless --allow empty_text"
             )
-            where = part.at(blank.first, blank.rows)
-            report.findings.append(Finding(WARNING, what, where, meaning))
+            found = part.shows(WARNING, "rows without text", blank, meaning)
+            report.findings.append(found)
     header = ["", "rows", "characters", *(["tokens"] if counted else []), "as read"]
     report.sections.append(Section("rows", header, rows))
 
@@ -157,7 +144,7 @@ def _spread(title: str, values: np.ndarray, ends: str, report: Report) -> list[A
     return found
 
 
-def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
+def _lengths(part: Part, max_seq_length: int, report: Report) -> None:
     """Show percentiles and a histogram by powers of two; find what is too long."""
     lengths, unit = part.profile.lengths, "characters"
     if part.tokens is not None:
@@ -177,7 +164,7 @@ def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
     if part.tokens is not None and len(long):
         cut = int((lengths[long] - max_seq_length).sum())
         share = 100 * cut / int(lengths.sum())
-        what = f"rows of more than {max_seq_length:,} tokens in {part.name}"
+        what = f"rows of more than {max_seq_length:,} tokens"
         plain = part.source.format == TEXT
         who = "a classification" if plain else "a training"
         goes_on = "; language models go on in the next block" if plain else ""
@@ -185,8 +172,7 @@ def _lengths(part: _Part, max_seq_length: int, report: Report) -> None:
             f"{who} leaves out {share:.2g} % of all tokens{goes_on}; --max_seq_length"
             f" {values[-2]:,} holds 99 % of the rows, within what the model can take"
         )
-        what, where = f"{what}: {len(long):,}", part.at(long, len(long))
-        report.findings.append(Finding(WARNING, what, where, meaning))
+        report.findings.append(part.shows(WARNING, what, long, meaning))
 
 
 def _turns(part: Part, report: Report) -> None:
@@ -229,32 +215,32 @@ def _labels(part: Part, report: Report) -> None:
 def _twice(parts: Sequence[Part], report: Report) -> None:
     """Show duplicates and overlap: exact, normalised and near."""
     found = near_duplicates([p.source for p in parts], [p.prints for p in parts])
-    near: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    near: dict[tuple[int, int], Pairs] = defaultdict(list)
     for (i, row), (j, other_row) in found:
         near[i, j].append((row, other_row))
     rows = []
+
+    def show(one: Part, other: Part, same: Overlap, near: Pairs, *finding: str) -> None:
+        rows.append([one.name, other.name, same.rows, same.exact, len(near)])
+        if near:
+            level, what, meaning = finding
+            what, where = f"{what}: {len(near):,}", pairs_at(np.array(near), one, other)
+            report.findings.append(Finding(level, what, where, meaning))
+
     for i, part in enumerate(parts):
-        twice, inside = duplicates(part.prints), near[i, i]
-        rows.append([part.name, part.name, twice.rows, twice.exact, len(inside)])
         report.findings += [*contradictions(part, alike=True), *repeats(part)]
-        if inside:
-            what = f"rows of {part.name} that are near another: {len(inside):,}"
-            where = pairs_at(np.array(inside), part, part)
-            meaning = "as duplicates, they weigh more than others"
-            report.findings.append(Finding(NOTE, what, where, meaning))
+        what = f"rows of {part.name} that are near another"
+        meaning = "as duplicates, they weigh more than others"
+        show(part, part, duplicates(part.prints), near[i, i], NOTE, what, meaning)
     for (i, one), (j, two) in combinations(enumerate(parts), 2):
-        both, across = overlap(two.prints, one.prints), near[j, i]
-        rows.append([two.name, one.name, both.rows, both.exact, len(across)])
         report.findings += shared(two, one)
-        if across:
-            what = f"rows of {two.name} that are near one of {one.name}"
-            where = pairs_at(np.array(across), two, one)
-            meaning = (
-                "a run takes no notice; --split_group_column keeps together what"
-                " belongs together"
-            )
-            what = f"{what}: {len(across):,}"
-            report.findings.append(Finding(WARNING, what, where, meaning))
+        what = f"rows of {two.name} that are near one of {one.name}"
+        meaning = (
+            "a run takes no notice; --split_group_column keeps together what belongs"
+            " together"
+        )
+        same = overlap(two.prints, one.prints)
+        show(two, one, same, near[j, i], WARNING, what, meaning)
     header = ["rows of", "that are in", "alike", "to the letter", "near"]
     rule = (
         f"alike: case, spaces, punctuation aside; near: {THRESHOLD:.0%} of the pieces"
@@ -263,7 +249,7 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
     report.sections.append(Section(f"twice ({rule})", header, rows))
 
 
-def _scripts(parts: Sequence[_Part], report: Report) -> None:
+def _scripts(parts: Sequence[Part], report: Report) -> None:
     rows = []
     for part in parts:
         scripts = part.profile.scripts

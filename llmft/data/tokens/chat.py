@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,8 @@ Spans = list[tuple[int, int]]  # of characters
 def learns_only(args: GenerationDataArguments, found: str) -> bool:
     """Return whether the loss is on the completion, or the assistant's turns, only.
 
-    Args:
-        found: the format of the data.
-
-    Raises:
-        ConfigError: it is asked for what the data does not have.
+    Raises ConfigError where that is asked for and ``found``, the format of the data,
+    has none.
     """
     flags = ("assistant_only_loss", "completion_only_loss")
     given = [name for name in flags if getattr(args, name) is not None]
@@ -75,137 +73,17 @@ def read_template(path: str) -> str:
     return text
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the chat template of a tokenizer. Raises ConfigError."""
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:  # there is none, or several without a default
-        raise ConfigError(
-            f"no chat template to write conversations with: {tokenizer.name_or_path}"
-            " has none that is the default; choose an instruct model, or give a file"
-            " with one by --chat_template_path"
-        ) from error
-
-
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return a prompt as a user's turn, up to where the assistant begins."""
     said = [{"role": "user", "content": prompt}]
-    return _render(tokenizer, template_of(tokenizer), said, {}, prompts=True)[0]
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    messages: list[Message],
-    place: dict[str, Any],
-    *,
-    prompts: bool = False,
-    marks: bool = False,
-) -> tuple[str, Spans]:
-    """Return what a template makes of messages and, with ``marks``, its generations.
-
-    Not by ``apply_chat_template``, which gives positions of tokens only, and leaves
-    out every span that begins with a character without a token of its own.
-    """
-    context: dict[str, Any] = {**tokenizer.special_tokens_map}
-    render: Any = render_jinja_template  # its annotation names the first result only
-    try:
-        texts, spans = render(
-            [messages],
-            chat_template=template,
-            add_generation_prompt=prompts,
-            return_assistant_tokens_mask=marks,
-            **context,
-        )
-    except TemplateSyntaxError as error:
-        raise ConfigError(
-            f"the chat template is not Jinja: line {error.lineno}: {error.message};"
-            " mend it, or give another with --chat_template_path"
-        ) from error
-    except Exception as error:  # whatever a template does with what it does not expect
-        raise DataFormatError(
-            f"the chat template refuses this conversation: {escape(error, 200)}",
-            hint="mend it, or give another template with --chat_template_path",
-            **place,
-        ) from error
-    return texts[0], [tuple(span) for span in spans[0]] if marks else []
-
-
-def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    messages: list[Message],
-    place: dict[str, Any],
-) -> tuple[str, Spans]:
-    """Return a rendered conversation, and where the assistant's turns are in it.
-
-    They are what the template marks with {% generation %}; where it does not, a turn
-    is what comes after the generation prompt, up to the eos token that ends it.
-
-    Raises:
-        DataFormatError: the template refuses the messages, leaves nothing to learn, or
-            renders the first of them otherwise than within the whole.
-    """
-    if _GENERATION.search(template):
-        text, spans = _render(tokenizer, template, messages, place, marks=True)
-    else:
-        text, spans = _unmarked_spans(tokenizer, template, messages, place)
-    if not any(end > start for start, end in spans):
-        said = "the chat template leaves no token of the assistant to learn"
-        raise DataFormatError(said, hint=_MARK_THEM, **place)
-    return text, spans
-
-
-def _unmarked_spans(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    messages: list[Message],
-    place: dict[str, Any],
-) -> tuple[str, Spans]:
-    text, spans = _render(tokenizer, template, messages, place)[0], []
-    eos = tokenizer.eos_token or ""
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        begin = _render(tokenizer, template, messages[:i], place, prompts=True)[0]
-        whole = _render(tokenizer, template, messages[: i + 1], place)[0]
-        if not (text.startswith(whole) and whole.startswith(begin)):
-            raise DataFormatError(
-                f"the chat template writes what comes before the end of message {i + 1}"
-                " otherwise than in the whole conversation, so that the turn of the"
-                " assistant cannot be found",
-                hint=_MARK_THEM,
-                **place,
-            )
-        ended, _, rest = whole.rpartition(eos) if eos else (whole, "", "")
-        cut = len(ended) >= len(begin) and not rest.strip()
-        spans.append((len(begin), len(ended + eos) if cut else len(whole)))
-    return text, spans
-
-
-def _unsaid(text: str, messages: list[Message]) -> Iterator[str]:
-    """Yield the role of each message that is not, in its turn, in a rendered text."""
-    at = 0
-    for message in messages:
-        wanted = message["content"].strip()
-        found = text.find(wanted, at)
-        if found < 0:
-            yield message["role"]
-        else:
-            at = found + len(wanted)
+    return Layout(tokenizer, MESSAGES)._render(said, {}, prompts=True)[0]
 
 
 def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
-    """Return for each token 1 where it is in a span, else 0.
+    """Return for each token 1 where it is in a span, else 0; int8, ``(tokens,)``.
 
     A token that also holds characters from before the span gets 2: its like would not
-    come after the same prompt alone.
-
-    Args:
-        offsets: the characters of each token, as a fast tokenizer gives them.
-
-    Returns:
-        int8 of the length of ``offsets``.
+    come after the same prompt alone. ``offsets`` are those of a fast tokenizer.
     """
     begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
     # Blanks at the start of a token may be left out of its offsets: it reaches back.
@@ -225,77 +103,143 @@ class Layout:
 
     Attributes:
         only: the completion, or the assistant's turns, alone are learnt.
-        template: of the chat, for messages. files: of the data, for errors.
+        files: of the data, for errors.
+
+    Raises ConfigError where a tokenizer cannot tell what is learnt.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     format: str
-    only: bool
-    template: str
-    files: tuple[str, ...]
+    only: bool = False
+    files: tuple[str, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        found: str,
-        args: GenerationDataArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        files: tuple[str, ...],
-    ) -> Layout:
-        """Return that of a format. Raises ConfigError where it cannot be."""
-        only = learns_only(args, found)
-        if only and not tokenizer.is_fast:
+    def __post_init__(self) -> None:
+        if self.only and not self.tokenizer.is_fast:
             raise ConfigError(
-                f"{type(tokenizer).__name__} does not tell which characters a token"
-                " has; expected a tokenizer with a tokenizer.json: choose another"
+                f"{type(self.tokenizer).__name__} does not tell which characters a"
+                " token has; expected a tokenizer with a tokenizer.json: choose another"
                 " model, or give --completion_only_loss false"
             )
-        template = template_of(tokenizer) if found == MESSAGES else ""
-        return cls(found, only, template, files)
 
-    def identity(self) -> list[Any]:
-        """Return what decides the tokens, besides texts and tokenizer."""
-        return [self.format, self.only, self.template]
+    @cached_property
+    def template(self) -> str:
+        """The chat template, for messages. Raises ConfigError where there is none."""
+        if self.format != MESSAGES:
+            return ""
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError as error:  # there is none, or several without a default
+            raise ConfigError(
+                "no chat template to write conversations with:"
+                f" {self.tokenizer.name_or_path} has none that is the default; choose"
+                " an instruct model, or give a file with one by --chat_template_path"
+            ) from error
 
-    def check(self, data: Dataset, tokenizer: PreTrainedTokenizerBase) -> str:
+    def check(self, data: Dataset) -> str:
         """Return what the template does not write as it was said, of the first rows."""
         lost: Counter[str] = Counter()
-        if self.format == MESSAGES:
-            for said in data[:CHECKED]["text"]:
-                messages = json.loads(said)
-                text = _render(tokenizer, self.template, messages, {})[0]
-                lost.update(_unsaid(text, messages))
+        for said in data[:CHECKED]["text"] if self.format == MESSAGES else ():
+            messages = json.loads(said)
+            text, at = self._render(messages, {})[0], 0
+            for message in messages:
+                wanted = message["content"].strip()
+                found = text.find(wanted, at)
+                if found < 0:
+                    lost[message["role"]] += 1
+                else:
+                    at = found + len(wanted)
         return ", ".join(f"{n:,} of {role}" for role, n in lost.items())
 
-    def _texts(
-        self, batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase
-    ) -> Iterator[tuple[str, Spans]]:
+    def _render(
+        self,
+        messages: list[Message],
+        place: dict[str, Any],
+        *,
+        prompts: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, Spans]:
+        """Return what the template makes of messages and, with ``marks``, its spans.
+
+        Not by ``apply_chat_template``, which gives positions of tokens only, and
+        leaves out every span that begins with a character without a token of its own.
+        """
+        render: Any = render_jinja_template  # its annotation names the first result
+        template = self.template
+        try:
+            texts, spans = render(
+                [messages],
+                chat_template=template,
+                add_generation_prompt=prompts,
+                return_assistant_tokens_mask=marks,
+                **self.tokenizer.special_tokens_map,
+            )
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template is not Jinja: line {error.lineno}: {error.message};"
+                " mend it, or give another with --chat_template_path"
+            ) from error
+        except Exception as error:  # whatever a template does with the unexpected
+            raise DataFormatError(
+                f"the chat template refuses this conversation: {escape(error, 200)}",
+                hint="mend it, or give another template with --chat_template_path",
+                **place,
+            ) from error
+        return texts[0], [tuple(span) for span in spans[0]] if marks else []
+
+    def _assistant(
+        self, messages: list[Message], place: dict[str, Any]
+    ) -> tuple[str, Spans]:
+        """Return a rendered conversation, and where the assistant's turns are in it.
+
+        They are what the template marks with {% generation %}; where it does not, a
+        turn is what comes after the generation prompt, up to the eos that ends it.
+        Raises DataFormatError where nothing is to learn, or the template renders the
+        first messages otherwise than within the whole.
+        """
+        marks = bool(_GENERATION.search(self.template))
+        text, spans = self._render(messages, place, marks=marks)
+        eos = self.tokenizer.eos_token or ""
+        for i, message in enumerate(messages):
+            if marks or message["role"] != "assistant":
+                continue
+            begin = self._render(messages[:i], place, prompts=True)[0]
+            whole = self._render(messages[: i + 1], place)[0]
+            if not (text.startswith(whole) and whole.startswith(begin)):
+                raise DataFormatError(
+                    "the chat template writes what comes before the end of message"
+                    f" {i + 1} otherwise than in the whole conversation, so that the"
+                    " turn of the assistant cannot be found",
+                    hint=_MARK_THEM,
+                    **place,
+                )
+            ended, _, rest = whole.rpartition(eos) if eos else (whole, "", "")
+            cut = len(ended) >= len(begin) and not rest.strip()
+            spans.append((len(begin), len(ended + eos) if cut else len(whole)))
+        if not any(end > start for start, end in spans):
+            said = "the chat template leaves no token of the assistant to learn"
+            raise DataFormatError(said, hint=_MARK_THEM, **place)
+        return text, spans
+
+    def _texts(self, batch: dict[str, list[Any]]) -> Iterator[tuple[str, Spans]]:
         if self.format == PROMPT_COMPLETION:
-            for prompt, completion in zip(
-                batch["text"], batch["text_pair"], strict=True
-            ):
-                whole = prompt + completion
-                yield whole, [(len(prompt), len(whole))]
+            for prompt, said in zip(batch["text"], batch["text_pair"], strict=True):
+                yield prompt + said, [(len(prompt), len(prompt + said))]
             return
-        for text, file, line in zip(
-            batch["text"], batch["file"], batch["line"], strict=True
-        ):
-            row = (tokenizer, self.template, json.loads(text))
-            place = {"path": self.files[file], "line": line}
-            yield assistant_spans(*row, place) if self.only else _render(*row, place)
+        read = self._assistant if self.only else self._render
+        rows = zip(batch["text"], batch["file"], batch["line"], strict=True)
+        for text, file, line in rows:
+            yield read(json.loads(text), {"path": self.files[file], "line": line})
 
     def encode(
-        self,
-        batch: dict[str, list[Any]],
-        tokenizer: PreTrainedTokenizerBase,
-        end_token: int | None,
+        self, batch: dict[str, list[Any]], end_token: int | None
     ) -> tuple[list[list[int]], list[np.ndarray]]:
         """Return ids of the rows of a batch and, with ``only``, their ``token_types``.
 
         ``end_token`` ends a completion; a template ends its turns itself.
         """
-        texts, spans = zip(*self._texts(batch, tokenizer), strict=True)
+        texts, spans = zip(*self._texts(batch), strict=True)
         plain = self.format == PROMPT_COMPLETION
-        encoded = tokenizer(
+        encoded = self.tokenizer(
             list(texts),
             add_special_tokens=plain,
             truncation=False,

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from llmft.config.fields import MaskedLMDataArguments
-from llmft.data.tokens.masking import SpanLengths, choose, replace, word_edges
+from llmft.data.tokens.masking import SpanLengths, choose, draws, word_edges
 from llmft.errors import DataError
 
 IGNORED = -100
@@ -81,14 +81,10 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
                 torch.cat([torch.arange(n) for n in example["seq_lengths"]])
                 for example in examples
             ]
-            positions = pad_sequence(of_each, batch_first=True)
-            batch["position_ids"] = positions
-            batch["labels"][positions == 0] = IGNORED
-        lengths = torch.tensor([len(row) for row in ids])
-        longest = batch["input_ids"].shape[1]
-        if (lengths < longest).any():
-            mask = torch.arange(longest) < lengths[:, None]
-            batch["attention_mask"] = mask.long()
+            batch["position_ids"] = pad_sequence(of_each, batch_first=True)
+            batch["labels"][batch["position_ids"] == 0] = IGNORED
+        if len({*map(len, ids)}) > 1:
+            batch["attention_mask"] = pad_sequence([*map(torch.ones_like, ids)], True)
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
             batch["begins_epoch"] = torch.tensor(found)
@@ -115,11 +111,19 @@ class LanguageModelingCollator(DataCollatorForLanguageModeling):
     def _mask_words(
         self, ids: np.ndarray, maskable: np.ndarray, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        share = float(self.mlm_probability or 0)
+        """Choose words or spans, and mask, replace or keep them.
+
+        Each has one fate, as in SpanBERT; each token that is replaced gets a random one
+        of its own. BERT's whole-word code decides for each token, which leaves parts of
+        the word in sight that is to be guessed.
+        """
+        share, size = float(self.mlm_probability or 0), len(self.tokenizer)
         chosen, unit = choose(ids, maskable, share, generator, self._edges, self._spans)
-        chances = (self.mask_replace_prob, self.random_replace_prob)
-        vocabulary = (self.tokenizer.mask_token_id, len(self.tokenizer))
-        inputs = replace(ids, chosen, unit, generator, chances, *vocabulary)
+        fate = np.where(chosen, draws(len(ids), generator)[unit], np.inf)
+        random = torch.randint(size, (len(ids),), generator=generator).numpy()
+        to_mask = self.mask_replace_prob
+        inputs = np.where(fate < to_mask + self.random_replace_prob, random, ids)
+        inputs = np.where(fate < to_mask, self.tokenizer.mask_token_id, inputs)
         labels = np.where(chosen, ids, IGNORED)
         return torch.from_numpy(inputs), torch.from_numpy(labels)
 

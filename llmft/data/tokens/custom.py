@@ -33,7 +33,7 @@ class CustomTextDataset(Dataset):
     Columns are those of ``classification_features``.
 
     Args:
-        texts: a list, or an array or column of pandas.
+        texts: a list, an array or column of pandas, or a ``Source``, which has labels.
         labels: as long: classes (text or whole numbers), lists of them, or numbers
             with fractions; None where there are none.
         max_length: tokens of an example, at the most.
@@ -53,7 +53,7 @@ class CustomTextDataset(Dataset):
 
     def __init__(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | Source,
         labels: Iterable[Any] | None,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int = 128,
@@ -63,10 +63,23 @@ class CustomTextDataset(Dataset):
         problem_type: str | None = None,
         allow: Collection[str] = (),
     ) -> None:
-        kind = label_names.problem_type if label_names else problem_type
-        given = {"text": texts, "text_pair": text_pairs, "label": labels}
-        source = _source(given, kind, "empty_text" not in allow)
-        self._fill(source, tokenizer, max_length, label_names, allow)
+        if isinstance(texts, Source):
+            source = texts
+        else:
+            kind = label_names.problem_type if label_names else problem_type
+            given = {"text": texts, "text_pair": text_pairs, "label": labels}
+            source = _source(given, kind, "empty_text" not in allow)
+        if label_names is None and "label" in source.dataset.column_names:
+            kind = source.problem_type or SINGLE
+            given = source.dataset["label"][:]
+            label_names = LabelNames.of(given, allow, kind, source.name)
+        if not isinstance(max_length, int) or max_length < 8:  # as max_seq_length
+            raise ConfigError(f"max_length is {max_length!r}, expected at least 8")
+        args = ClassificationDataArguments(max_seq_length=max_length)
+        known = label_names or LabelNames(())
+        made = classification_features(source, tokenizer, args, source.name, known)
+        Dataset.__init__(self, made.data, made.info, fingerprint=made._fingerprint)
+        self.label_names = label_names
 
     @classmethod
     def from_json(
@@ -96,31 +109,11 @@ class CustomTextDataset(Dataset):
             needs_text="empty_text" not in allow,
             problem_type=label_names.problem_type if label_names else problem_type,
         )
-        made = cls.__new__(cls)
         source = read_file(path, columns)
         show("texts", source)
-        made._fill(source, tokenizer, max_length, label_names, allow)
-        return made
-
-    def _fill(
-        self,
-        source: Source,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        label_names: LabelNames | None,
-        allow: Collection[str],
-    ) -> None:
-        if label_names is None and "label" in source.dataset.column_names:
-            kind = source.problem_type or SINGLE
-            given = source.dataset["label"][:]
-            label_names = LabelNames.of(given, allow, kind, source.name)
-        if not isinstance(max_length, int) or max_length < 8:  # as max_seq_length
-            raise ConfigError(f"max_length is {max_length!r}, expected at least 8")
-        args = ClassificationDataArguments(max_seq_length=max_length)
-        known = label_names or LabelNames(())
-        made = classification_features(source, tokenizer, args, source.name, known)
-        Dataset.__init__(self, made.data, made.info, fingerprint=made._fingerprint)
-        self.label_names = label_names
+        return cls(
+            source, None, tokenizer, max_length, label_names=label_names, allow=allow
+        )
 
 
 def _source(

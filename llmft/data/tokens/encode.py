@@ -27,6 +27,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llmft.config.fields import DataArguments
 from llmft.data.read.store import batches, cached, content_hash
 from llmft.data.tokens.chat import Layout
 
@@ -81,61 +82,64 @@ def encode(
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     split: str,
+    args: DataArguments | None = None,
     *,
     end_token: int | None = None,
     layout: Layout | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
 ) -> Encoded:
     """Return the ids of all texts, out of the cache where it holds them.
 
     Args:
         data: column ``text`` and, for pairs, ``text_pair``.
+        args: how many processes tokenize, without a number the threads of this one;
+            and whether to do it whatever the cache holds.
         end_token: is added to each text that does not end with it.
         layout: of prompts with completions and of conversations.
-        workers: processes that tokenize; None uses the threads of this one.
-        overwrite: tokenize again, whatever the cache holds.
     """
+    args = args or DataArguments()
+    workers = args.preprocessing_num_workers
     wanted = ("text", "text_pair", *(("file", "line") if layout else ()))
     names = [n for n in wanted if n in data.column_names]
     texts = data.select_columns(names)
     how: list[Any] = [_CACHE, tokenizers.__version__, transformers.__version__]
     how += [tokenizer_fingerprint(tokenizer), content_hash(texts)]
-    how += [end_token, *(layout.identity() if layout else ())]
+    how += [end_token]
+    how += [layout.format, layout.only, layout.template] if layout else []
     return cached(
         "tokenized",
         how,
         partial(_write, texts, (tokenizer, end_token, layout), split, workers),
         partial(_read, rows=len(texts)),
         f"tokenizing {split} again",
-        overwrite=overwrite,
+        overwrite=args.overwrite_cache,
     )
 
 
 def _write(
-    texts: Dataset,
-    how: How,
-    split: str,
-    workers: int | None,
-    folder: Path,
+    texts: Dataset, how: How, split: str, workers: int | None, folder: Path
 ) -> dict[str, Any]:
     lengths, typed = [], False
-    accents, accented = _Accents(how[0]), 0
+    strips, accents, accented = _strips_accents(how[0]), set[str](), 0
     bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
     with (
         open(folder / "tokens", "wb") as tokens,
         open(folder / "types", "wb") as types,
         bar,
     ):
-        for batch, found in _encoded(texts, how, workers):
-            lengths.append(found[1])
-            typed = typed or found[2] is not None
-            tokens.write(found[0].tobytes())
-            types.write(b"" if found[2] is None else found[2].tobytes())
-            accented += accents.count(batch["text"])
+        for batch, (ids, counts, kinds) in _encoded(texts, how, workers):
+            lengths.append(counts)
+            tokens.write(ids.tobytes())
+            if kinds is not None:
+                typed = True
+                types.write(kinds.tobytes())
+            letters = set[str]().union(*batch["text"]) if strips else ()
+            lost = {c for c in letters if ord(c) > 127 and _has_accent(c)}
+            if lost:
+                accented += sum(not lost.isdisjoint(text) for text in batch["text"])
+                accents |= lost
             bar.update(len(batch["text"]))
     np.save(folder / "lengths.npy", np.concatenate(lengths))
-    shown = "".join(sorted(accents.seen))[:100]
+    shown = "".join(sorted(accents))[:100]
     return {"typed": typed, "accented": accented, "accents": shown}
 
 
@@ -181,7 +185,7 @@ def encode_batch(
     """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
     types: Sequence[Any]
     if layout is not None:
-        rows, types = layout.encode(batch, tokenizer, end_token)
+        rows, types = layout.encode(batch, end_token)
     else:
         pairs = batch.get("text_pair")
         encoded = tokenizer(
@@ -197,9 +201,8 @@ def encode_batch(
             rows = [r if r[-1:] == [end_token] else [*r, end_token] for r in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
-    if not types:
-        return flat, lengths, None
-    return flat, lengths, np.concatenate([np.asarray(t, np.int8) for t in types])
+    kinds = [np.asarray(t, np.int8) for t in types]
+    return flat, lengths, np.concatenate(kinds) if kinds else None
 
 
 def _read(folder: Path, facts: dict[str, Any], rows: int) -> Encoded:
@@ -220,25 +223,10 @@ def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
     return np.memmap(path, dtype, "r") if count else np.empty(0, dtype)
 
 
-class _Accents:
-    """Counts texts with letters whose accent a tokenizer strips."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        normalizer = getattr(backend, "normalizer", None)
-        self._strips = (
-            normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
-        )
-        self.seen: set[str] = set()
-
-    def count(self, texts: list[str]) -> int:
-        """Return how many of the texts have such letters; remember these."""
-        if not self._strips:
-            return 0
-        letters = set().union(*texts)
-        accented = {c for c in letters if ord(c) > 127 and _has_accent(c)}
-        self.seen |= accented
-        return sum(not accented.isdisjoint(text) for text in texts) if accented else 0
+def _strips_accents(tokenizer: PreTrainedTokenizerBase) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = getattr(backend, "normalizer", None)
+    return normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
 
 
 def _has_accent(letter: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import (
     ClassificationDataArguments,
-    DataArguments,
     GenerationDataArguments,
     LanguageModelingDataArguments,
 )
@@ -19,31 +19,14 @@ from llmft.console import say, warn
 from llmft.data.read.labels import LabelNames
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
-from llmft.data.tokens.chat import CHECKED, Layout
+from llmft.data.tokens import targets
+from llmft.data.tokens.chat import CHECKED, Layout, learns_only
 from llmft.data.tokens.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.tokens.long_text import described, fit, lists
-from llmft.data.tokens.targets import (
-    dataset_of,
-    learnt_examples,
-    packed,
-    pieces,
-    seq_lengths,
-)
 from llmft.errors import DataError, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
-
-
-def _encoded(
-    data: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    args: DataArguments,
-    split: str,
-    **how: Any,
-) -> Encoded:
-    workers, overwrite = args.preprocessing_num_workers, args.overwrite_cache
-    return encode(data, tokenizer, split, workers=workers, overwrite=overwrite, **how)
 
 
 def _tell(
@@ -52,13 +35,11 @@ def _tell(
     """Say a note, and what the tokenizer cannot tell apart; warn where it is much."""
     unknown, tokens, rows = tokenizer.unk_token_id, encoded.tokens, len(encoded.lengths)
     # GPT-2 and its kin call their eos so, and have a token for every byte.
-    if unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        special = set(tokenizer.all_special_ids) - {unknown}
-        count = _count(tokens, [unknown])
-        if count:
-            note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
-            total = len(tokens) - _count(tokens, list(special))
-        if count and count > _UNKNOWN * total:
+    byte_level = unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    if count := 0 if byte_level else _count(tokens, {unknown}):
+        note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
+        total = len(tokens) - _count(tokens, {*tokenizer.all_special_ids} - {unknown})
+        if count > _UNKNOWN * total:
             warn(
                 f"{split}: {100 * count / total:.2g} % of the tokens are unknown to"
                 " this model, which cannot tell them apart; choose one whose vocabulary"
@@ -75,9 +56,8 @@ def _tell(
         )
 
 
-def _count(tokens: np.ndarray, ids: list[int]) -> int:
-    """Return how many tokens are one of ``ids``."""
-    return sum(int(np.isin(piece, ids).sum()) for piece in pieces(tokens))
+def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
+    return sum(int(np.isin(piece, [*ids]).sum()) for piece in targets.pieces(tokens))
 
 
 def lm_blocks(
@@ -102,7 +82,7 @@ def lm_blocks(
         documents end within blocks, ``seq_lengths``: tokens of each one in the block.
     """
     end_token = tokenizer.eos_token_id if end_documents else None
-    encoded = _encoded(data, tokenizer, args, split, end_token=end_token)
+    encoded = encode(data, tokenizer, split, args, end_token=end_token)
     tokens, lengths = encoded.tokens, encoded.lengths
     bare = len(encode_batch({"text": [""]}, tokenizer, end_token)[0])
     empty = int((lengths <= bare).sum())
@@ -115,7 +95,7 @@ def lm_blocks(
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         offsets = np.append(np.repeat(starts, counts) + within * size, len(tokens))
     else:
-        offsets = packed(len(tokens), size)
+        offsets = targets.packed(len(tokens), size)
     if np.diff(offsets).max() < 2:
         raise DataError(f"{split} has a single token in a block", "expected text")
     blocks = lists(tokens[: offsets[-1]], offsets)
@@ -128,8 +108,8 @@ def lm_blocks(
     _tell(split, note, encoded, tokenizer)
     columns = {"input_ids": blocks, "row": np.arange(len(blocks))}
     if end_documents and args.block_policy == "pack":
-        columns["seq_lengths"] = seq_lengths(lengths, offsets)
-    return dataset_of(columns)
+        columns["seq_lengths"] = targets.seq_lengths(lengths, offsets)
+    return targets.dataset_of(columns)
 
 
 def causal_examples(
@@ -150,19 +130,20 @@ def causal_examples(
         (int64), and with policy pack ``seq_lengths``.
 
     Raises:
-        ConfigError, DataFormatError: see ``chat.Layout``.
+        ConfigError, DataFormatError: see ``chat``.
         LengthError: no example has a label.
     """
     if source.format == TEXT:
         return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
-    layout = Layout.of(source.format, args, tokenizer, source.files)
+    only = learns_only(args, source.format)
+    layout = Layout(tokenizer, source.format, only, source.files)
     end_token = None if source.format == MESSAGES else tokenizer.eos_token_id
-    encoded = _encoded(
-        source.dataset, tokenizer, args, split, end_token=end_token, layout=layout
+    encoded = encode(
+        source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
-    examples, note = learnt_examples(encoded, args, split)
+    examples, note = targets.learnt_examples(encoded, args, split)
     _tell(split, note, encoded, tokenizer)
-    if unsaid := layout.check(source.dataset, tokenizer):
+    if unsaid := layout.check(source.dataset):
         warn(
             f"{split}: of the first {CHECKED:,} conversations the chat template leaves"
             f" out, or writes otherwise, turns: {unsaid}; give another by"
@@ -171,7 +152,7 @@ def causal_examples(
     if encoded.types is not None and not any(
         (part[types > 0] == tokenizer.eos_token_id).any()
         for part, types in zip(
-            pieces(encoded.tokens), pieces(encoded.types), strict=True
+            targets.pieces(encoded.tokens), targets.pieces(encoded.types), strict=True
         )
     ):
         warn(
@@ -197,20 +178,20 @@ def classification_features(
         the text of each example, where ``long_text`` is split.
     """
     data = source.dataset
-    encoded = _encoded(data, tokenizer, args, split)
-    made = fit(source, encoded, tokenizer, args, split)
-    lengths = made.columns["input_ids"].value_lengths().to_numpy()
-    columns: dict[str, Any] = {**made.columns, "length": lengths}
+    encoded = encode(data, tokenizer, split, args)
+    ids, rows, done = fit(source, encoded, tokenizer, args, split)
+    lengths = ids["input_ids"].value_lengths().to_numpy()
+    columns: dict[str, Any] = {**ids, "length": lengths}
     if "label" in data.column_names:
-        found = labels.targets(data["label"][:], split, source.place)[made.rows]
+        found = labels.targets(data["label"][:], split, source.place)[rows]
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     if args.long_text == "split":
-        columns["row"] = made.rows
-    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{made.note}"
+        columns["row"] = rows
+    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{done}"
     _tell(split, note, encoded, tokenizer)
     batches = data.select_columns(["text"]).iter(BATCH)
-    empty = sum(not text.strip() for batch in batches for text in batch["text"])
-    if empty:
-        used = "as a single padding token" if made.bare else "as they are"
+    if empty := sum(not text.strip() for batch in batches for text in batch["text"]):
+        bare = (encoded.lengths == 0).any()
+        used = "as a single padding token" if bare else "as they are"
         warn(f"{split}: {empty:,} texts are empty; they are used {used}")
-    return dataset_of(columns)
+    return targets.dataset_of(columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,6 @@ from llmft.data.tokens.encode import Encoded
 from llmft.errors import ConfigError, LengthError
 
 _SHARES = (0.5, 0.9, 0.99)
-Lists = list[list[int]]
-
-
-@dataclass
-class Examples:
-    """The examples that texts make, in the order of the texts.
-
-    Attributes:
-        columns: ``input_ids`` and, where asked for, ``token_type_ids``: lists.
-        rows: int64, the text that each example is of.
-        note: what was done to long texts, for the user.
-        bare: texts without a token, which are now a single padding token.
-    """
-
-    columns: dict[str, pa.LargeListArray]
-    rows: np.ndarray
-    note: str = ""
-    bare: int = 0
 
 
 def lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
@@ -54,8 +36,14 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     args: ClassificationDataArguments,
     split: str,
-) -> Examples:
+) -> tuple[dict[str, pa.LargeListArray], np.ndarray, str]:
     """Make examples of at most ``max_seq_length`` tokens, as ``long_text`` says.
+
+    A text without a token becomes a single padding token.
+
+    Returns:
+        ``input_ids`` and, where asked for, ``token_type_ids``, in the order of the
+        texts; the text that each example is of (int64); and what was done, to be told.
 
     Raises:
         LengthError: a text is longer, and ``long_text`` is error.
@@ -73,33 +61,34 @@ def fit(
             " split makes several examples of each",
             path=source.place(first),
         )
-    names = ["input_ids"]
+    values = {"input_ids": encoded.tokens}
     if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
-        names.append("token_type_ids")
-    # A row without any token would have no place to classify.
-    new: dict[str, Lists] = {"input_ids": [[tokenizer.pad_token_id]] * len(bare)}
-    new["token_type_ids"] = [[0]] * len(bare)
+        values["token_type_ids"] = encoded.types
+    made: Mapping[str, list[list[int]]] = {}
     owners, note = bare, ""
     if len(long):
         made, of_text = _again(source, long, tokenizer, args)
-        for name in names:
-            new[name] = new[name] + made[name]
-        owners = np.append(bare, long[of_text])
-        note = _said(lengths[long], size, made["input_ids"], args.long_text)
+        owners, note = np.append(bare, long[of_text]), f"; {len(long):,} texts"
+        if args.long_text == "split":
+            note += f" split into {len(of_text):,} examples of up to {size} tokens"
+        else:
+            left = (lengths[long] - size).sum()
+            note += f" cut to {size} tokens, {left:,} tokens left out"
     offsets = np.append(0, np.cumsum(lengths))
     whole = np.flatnonzero((lengths > 0) & (lengths <= size))
     rows = np.append(whole, owners)
     order = np.argsort(rows, kind="stable")
     places = np.append(whole, len(lengths) + np.arange(len(owners)))[order]
     columns = {}
-    for name in names:
-        values: Any = encoded.tokens if name == "input_ids" else encoded.types
-        found = lists(values, offsets)
+    for name, ids in values.items():
+        found = lists(ids, offsets)
         if len(owners):
-            added = pa.array(new[name], found.type)
-            found = pa.concat_arrays([found, added]).take(pa.array(places))
+            # A row without any token would have no place to classify.
+            padding = [tokenizer.pad_token_id if name == "input_ids" else 0]
+            new = pa.array([padding] * len(bare) + made.get(name, []), found.type)
+            found = pa.concat_arrays([found, new]).take(pa.array(places))
         columns[name] = found
-    return Examples(columns, rows[order], note, len(bare))
+    return columns, rows[order], note
 
 
 def _again(
@@ -107,7 +96,7 @@ def _again(
     long: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     args: ClassificationDataArguments,
-) -> tuple[dict[str, Lists], np.ndarray]:
+) -> tuple[Mapping[str, list[list[int]]], np.ndarray]:
     """Encode long texts once more, so that the tokenizer itself closes each example.
 
     Returns:
@@ -137,11 +126,3 @@ def _again(
     )
     of_text = made.get("overflow_to_sample_mapping", range(len(long)))
     return made, np.asarray(of_text, np.int64)
-
-
-def _said(lengths: np.ndarray, size: int, made: Lists, how: str) -> str:
-    count = f"; {len(lengths):,} texts"
-    if how == "split":
-        return f"{count} split into {len(made):,} examples of up to {size} tokens"
-    left = int((lengths - size).sum())
-    return f"{count} cut to {size} tokens, {left:,} tokens left out"

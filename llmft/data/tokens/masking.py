@@ -40,11 +40,8 @@ _Reader = Callable[[str], tuple[int, int]]
 
 def require_span(values: Mapping[str, Any]) -> list[str]:
     """Return a problem where settings of spans are given and no spans are masked."""
-    changed = [
-        name
-        for name in ("geometric_p", "max_span_length")
-        if values[name] != getattr(MaskedLMDataArguments, name)
-    ]
+    names = ("geometric_p", "max_span_length")
+    changed = [n for n in names if values[n] != getattr(MaskedLMDataArguments, n)]
     if not changed or values["mlm_masking"] == "span":
         return []
     return [f"{', '.join(changed)} without mlm_masking span has no effect"]
@@ -106,14 +103,12 @@ def word_edges(tokenizer: PreTrainedTokenizerBase) -> WordEdges:
             " an end of words; use --mlm_masking token"
         )
     edges = [(_EDGE, _EDGE)] * (max(vocabulary.values()) + 1)
-    for token, i in vocabulary.items():
-        if token not in added:
-            edges[i] = read(token)
+    for token in vocabulary.keys() - added.keys():
+        edges[vocabulary[token]] = read(token)
     separators = np.zeros(len(edges), dtype=bool)
     separators[tokenizer.all_special_ids] = True
     named = [t for n, t in tokenizer.special_tokens_map.items() if n != "unk_token"]
-    unknown = tokenizer.unk_token
-    if unknown is not None and unknown not in named:  # GPT-2 calls its eos unknown
+    if tokenizer.unk_token not in (None, *named):  # GPT-2 calls its eos unknown
         separators[tokenizer.unk_token_id] = False
         if type(backend.model).__name__ != "WordPiece":  # there it is a whole word
             edges[tokenizer.unk_token_id] = _INSIDE, _LETTER
@@ -128,8 +123,7 @@ def _reader(backend: Any, vocabulary: Mapping[str, int]) -> _Reader | None:
     suffix: str = getattr(model, "end_of_word_suffix", None) or ""
 
     def by_prefix(token: str) -> tuple[int, int]:
-        text = token.removeprefix(prefix)
-        first, last = _edges((text or token).encode())
+        first, last = _edges((token.removeprefix(prefix) or token).encode())
         goes_on = token.startswith(prefix) and first != _UNSPACED
         return _INSIDE if goes_on else _EDGE, last
 
@@ -202,10 +196,8 @@ def _splits(backend: Any) -> np.ndarray:
 class SpanLengths:
     """Lengths of spans in words, as chances that add up: see ``geometric``.
 
-    Args:
-        whole: chance of a length of at most 1, 2, ... (float64).
-        left: the same for what is left of a span from a word inside it on.
-        mean: the mean length.
+    ``whole`` has the chance of a length of at most 1, 2, ... (float64), ``left`` the
+    same for what is left of a span from a word inside it on; ``mean`` is the mean.
     """
 
     whole: np.ndarray
@@ -237,8 +229,7 @@ def choose(
     does, at a separator.
 
     Args:
-        ids: int64, shape (length,).
-        maskable: bool, the same: only these are chosen.
+        ids: int64, shape (length,). maskable: bool, the same: only these are chosen.
         edges: without them a single token is chosen.
 
     Returns:
@@ -251,7 +242,7 @@ def choose(
         words, parts = edges.begins(ids)
         if spans is None:
             unit = _begin_of_each(words)
-            chosen = (_draws(len(ids), generator) < probability)[unit]
+            chosen = (draws(len(ids), generator) < probability)[unit]
         else:
             word = words.cumsum() - 1
             interval = _intervals(word[-1] + 1, probability, generator, spans)[word]
@@ -263,37 +254,13 @@ def choose(
     return _one(ids, maskable, generator, edges, spans), np.zeros_like(ids)
 
 
-def replace(
-    ids: np.ndarray,
-    chosen: np.ndarray,
-    unit: np.ndarray,
-    generator: torch.Generator,
-    chances: tuple[float, float],
-    mask_token_id: int,
-    vocabulary: int,
-) -> np.ndarray:
-    """Return ``ids`` with the chosen ones masked, replaced or kept.
-
-    A word or span has one fate, as in SpanBERT; each token that is replaced gets a
-    random one of its own. BERT's whole-word code decides for each token, which leaves
-    parts of the word in sight that is to be guessed.
-
-    Args:
-        ids, chosen, unit: see ``choose``.
-        chances: to be masked, and to be replaced.
-    """
-    fate = _draws(len(ids), generator)[unit]
-    random = torch.randint(vocabulary, (len(ids),), generator=generator).numpy()
-    ids = np.where(chosen & (fate < sum(chances)), random, ids)
-    return np.where(chosen & (fate < chances[0]), mask_token_id, ids)
-
-
-def _draws(count: int, generator: torch.Generator) -> np.ndarray:
+def draws(count: int, generator: torch.Generator) -> np.ndarray:
+    """Return so many numbers from [0, 1), float64."""
     return torch.rand(count, dtype=torch.float64, generator=generator).numpy()
 
 
-def _lengths(chances: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    return chances[:-1].searchsorted(draws, "right") + 1
+def _lengths(chances: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    return chances[:-1].searchsorted(drawn, "right") + 1
 
 
 def _begin_of_each(begins: np.ndarray) -> np.ndarray:
@@ -310,13 +277,13 @@ def _intervals(
     word is chosen as often as any other.
     """
     ends = probability / (probability + spans.mean * (1 - probability))
-    draws = _draws(2 * words + 1, generator)
-    gaps = np.log1p(-draws[:words]) / math.log1p(-min(ends, 1 - 1e-12))
+    drawn = draws(2 * words + 1, generator)
+    gaps = np.log1p(-drawn[:words]) / math.log1p(-min(ends, 1 - 1e-12))
     lengths = np.empty(2 * words, dtype=np.int64)
     lengths[::2] = np.minimum(gaps, words)
-    lengths[1::2] = _lengths(spans.whole, draws[words:-1])
-    if draws[-1] < probability:
-        lengths[:2] = 0, _lengths(spans.left, draws[words])
+    lengths[1::2] = _lengths(spans.whole, drawn[words:-1])
+    if drawn[-1] < probability:
+        lengths[:2] = 0, _lengths(spans.left, drawn[words])
     else:
         lengths[0] += 1
     return lengths.cumsum().searchsorted(np.arange(words), "right")
@@ -330,7 +297,7 @@ def _one(
     spans: SpanLengths | None,
 ) -> np.ndarray:
     """Choose a maskable token, with ``edges`` its word, with ``spans`` from it on."""
-    where, length = _draws(2, generator)
+    where, length = draws(2, generator)
     places = maskable.nonzero()[0]
     place = places[int(where * len(places))]
     if edges is None:

@@ -102,10 +102,7 @@ class Stream(IterableDataset):
         rows = islice(self.rows, self.skip, None)
         texts = (str(values["text"]) for values in rows)
         for part in in_parts(texts, len, BATCH, CHARACTERS):
-            ids, lengths, _ = encode_batch(
-                {"text": part}, self.tokenizer, self.end_token
-            )
-            yield ids, lengths
+            yield encode_batch({"text": part}, self.tokenizer, self.end_token)[:2]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for ids, lengths in self._encoded():
@@ -156,10 +153,9 @@ class Passes(IterableDataset):
         """Yield blocks: those of ``Stream``, and what the class says."""
         for epoch in count():
             self.stream.set_epoch(epoch)
-            begins = epoch > 0
-            for block in self.stream:
+            for place, block in enumerate(self.stream):
+                begins = epoch > 0 and place == 0
                 yield {**block, "epoch": epoch, "begins_epoch": begins}
-                begins = False
 
 
 def held_out(rows: Rows, count: int) -> Source:

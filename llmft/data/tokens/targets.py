@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,7 @@ def packed(total: int, size: int) -> np.ndarray:
 def seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
     """Return for each block the tokens that it holds of each of its documents.
 
-    Args:
-        lengths: tokens of each document. offsets: where each block begins, and the end.
+    ``lengths`` are those of the documents; ``offsets``: see ``packed``.
     """
     ends = np.cumsum(lengths)
     bounds = np.union1d(offsets, ends[ends < offsets[-1]])
@@ -60,36 +59,33 @@ def learnt_examples(
     if pack := args.block_policy == "pack":
         offsets = packed(total, size)
     sequences = seq_lengths(lengths, offsets)
-    made = _Learnt.joined(
-        _learnt(encoded, offsets[some.start : some.stop + 1], sequences[some], size)
-        for some in _parts(offsets)
+    made = (
+        _learnt(encoded, offsets[start : end + 1], sequences[start:end], size)
+        for start, end in _parts(offsets)
     )
-    learnt = made.labelled > 0
+    ids, labels, sizes, labelled, within = map(np.concatenate, zip(*made, strict=True))
+    learnt = labelled > 0
     if not learnt.any():
         raise LengthError(
             f"none of {len(lengths):,} {split} rows has a completion within its first"
             f" {size} tokens",
             hint="raise --max_seq_length",
         )
-    bounds = np.append(0, np.cumsum(made.sizes[learnt]))
+    bounds = np.append(0, np.cumsum(sizes[learnt]))
     note = f"{bounds[-1]:,} tokens in {len(bounds) - 1:,} examples of up to {size},"
-    note += f" {made.labelled.sum():,} of them to learn"
-    cut = np.diff(offsets)[learnt] - made.sizes[learnt]
-    counts = {
-        f"rows cut to {size} tokens, {cut.sum():,} tokens left out": int(
-            (cut > 0).sum()
-        ),
-        "tokens of the last partial block left out": total - int(offsets[-1]),
-        f"{'blocks' if pack else 'rows'} without a completion"
-        f"{'' if pack else f' in their first {size} tokens'} left out": int(
-            (~learnt).sum()
-        ),
-        "completions begin within a token": int(made.within.sum()),
-    }
-    note += "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
+    note += f" {labelled.sum():,} of them to learn"
+    cut = np.diff(offsets)[learnt] - sizes[learnt]
+    which = ("blocks", "") if pack else ("rows", f" in their first {size} tokens")
+    counts = (
+        ((cut > 0).sum(), f"rows cut to {size} tokens, {cut.sum():,} tokens left out"),
+        (total - offsets[-1], "tokens of the last partial block left out"),
+        ((~learnt).sum(), "{} without a completion{} left out".format(*which)),
+        (within.sum(), "completions begin within a token"),
+    )
+    note += "".join(f"; {count:,} {what}" for count, what in counts if count)
     columns = {
-        "input_ids": lists(made.ids, bounds),
-        "labels": lists(made.labels, bounds),
+        "input_ids": lists(ids, bounds),
+        "labels": lists(labels, bounds),
         "row": np.arange(len(bounds) - 1),
         "length": np.diff(bounds),
     }
@@ -98,31 +94,15 @@ def learnt_examples(
     return dataset_of(columns), note
 
 
-class _Learnt(NamedTuple):
-    """Examples one behind the other, of which those without a label are left out.
-
-    Of each example, also of those: its tokens that are kept and that are labelled, and
-    how many completions begin within a token.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    sizes: np.ndarray
-    labelled: np.ndarray
-    within: np.ndarray
-
-    @classmethod
-    def joined(cls, parts: Iterable[_Learnt]) -> _Learnt:
-        return cls(*map(np.concatenate, zip(*parts, strict=True)))
-
-
 def _learnt(
     encoded: Encoded, offsets: np.ndarray, seq_lengths: pa.LargeListArray, size: int
-) -> _Learnt:
+) -> tuple[np.ndarray, ...]:
     """Cut some examples to ``size`` tokens, and label what is to be learnt.
 
-    Args:
-        offsets: where each example begins, and the end. seq_lengths: of each.
+    Returns:
+        ids and labels, one example behind the other, of which those without a label are
+        left out; of each example, also of those, how many of its tokens are kept, how
+        many are labelled, and how many completions begin within a token.
     """
     part, count = slice(offsets[0], offsets[-1]), len(offsets) - 1
     tokens = encoded.tokens[part]
@@ -137,7 +117,7 @@ def _learnt(
     learnt = (places > 0) & (places < size) & (types > 0)
     labelled = np.bincount(owner[learnt], minlength=count)
     keep = (places < size) & (labelled > 0)[owner]
-    return _Learnt(
+    return (
         tokens[keep],
         np.where(types > 0, tokens, IGNORED)[keep],
         np.bincount(owner[keep], minlength=count),
@@ -146,8 +126,8 @@ def _learnt(
     )
 
 
-def _parts(offsets: np.ndarray) -> Iterator[slice]:
-    """Yield the examples in parts of about ``_PIECE`` tokens, or of one example."""
+def _parts(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Return the examples in parts of about ``_PIECE`` tokens, or of one example."""
     marks = np.arange(0, offsets[-1] + 1, _PIECE)
     bounds = np.unique([*np.searchsorted(offsets[:-1], marks), len(offsets) - 1])
-    yield from (slice(start, end) for start, end in pairwise(bounds.tolist()))
+    return pairwise(bounds.tolist())

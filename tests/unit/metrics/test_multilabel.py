@@ -4,11 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_errors import RESAMPLED
 
-from llmft.metrics.multilabel import METRICS, MultiLabel, probabilities
+from llmft.metrics.multilabel import METRICS, MultiLabel
 
 
 def scored(n=400, classes=5, absent=None, seed=0):
@@ -73,5 +74,5 @@ def test_edges():
     assert one["log_loss_stderr"] == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        p = probabilities([[800.0, -800.0, 0.0, 1.0]])
+        p = expit([[800.0, -800.0, 0.0, 1.0]])
     assert p[0] == pytest.approx([1, 0, 0.5, 1 / (1 + np.exp(-1))])

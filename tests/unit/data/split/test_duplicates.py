@@ -299,7 +299,7 @@ def test_classes_that_are_not_evaluated_are_warned_of(given, capsys):
 def test_classes_of_each_kind_of_label(kind, labels, classes):
     data = source(["x", "y", "z"], labels)
     data = Source(data.dataset, "a.csv", problem_type=kind)
-    assert Part.of("train", data).classes().keys() == classes
+    assert Part("train", data).classes().keys() == classes
 
 
 @pytest.mark.parametrize("stratify", [False, True])
