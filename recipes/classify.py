@@ -23,8 +23,8 @@ from llmft.metrics import predictions
 from llmft.model.features import freeze_backbone, restore_backbone
 from llmft.model.identity import identity
 from llmft.model.labels import label_names
-from llmft.model.load import load_model, name_token_types
-from llmft.model.new_weights import prepare_regression
+from llmft.model.load import load_model, set_token_type_ids
+from llmft.model.new_weights import init_regression_head
 from llmft.process import run_command
 from llmft.runs.folder import Run
 from llmft.tasks import classify
@@ -48,18 +48,24 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Everything is checked before the folder of the run is made.
+    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
+    # and attention for this machine, as far as they were not given.
     located, choices, tokenizer = prepare(args, classify.TASK)
-    name_token_types(tokenizer, located)
-    made_for = classify.follow_model(args, located)
+    set_token_type_ids(tokenizer, located)
+    model_problem_type = classify.set_problem_type_from_model(args, located)
+    # Makes the splits that are missing, refuses leakage.
     splits = read_splits(args, needs_label=True)
-    kind = classify.follow_labels(args, splits.sources, made_for)
-    labels = label_names(located, splits.sources.get("train"), data_args.allow, kind)
-    features = {
+    problem_type = classify.set_problem_type_from_labels(
+        args, splits.sources, model_problem_type
+    )
+    labels = label_names(
+        located, splits.sources.get("train"), data_args.allow, problem_type
+    )
+    examples = {
         split: classification_features(source, tokenizer, data_args, split, labels)
         for split, source in splits.sources.items()
     }
-    train = features.get("train")
+    train = examples.get("train")
     weights = class_weights(data_args.class_weights, labels, train)
     model = load_model(
         AutoModelForSequenceClassification,
@@ -68,39 +74,39 @@ def main(argv: list[str]) -> None:
         tokenizer,
         max_seq_length=data_args.max_seq_length,
         label_names=labels.names,
-        problem_type=kind,
+        problem_type=problem_type,
         will_train=training_args.do_train,
     )
-    prepare_regression(model, train)
+    init_regression_head(model, train)
     run = Run(__file__, classify.TASK, args, splits, identity(located, tokenizer))
     run.plan([*choices, *classify.choices(data_args, labels, weights, train)], train)
     if training_args.dry_run:
         return
 
-    with run.start():
+    with run.start():  # makes the folder of the run, and run.callbacks
         collator = ClassificationCollator(tokenizer)
         if model_args.freeze_backbone:
-            features = freeze_backbone(model, features, collator)
+            examples = freeze_backbone(model, examples, collator)
         threshold = data_args.multi_label_threshold
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
-            objective=Classification(kind, weights),
+            objective=Classification(problem_type, weights),
             data_collator=collator,
-            train_dataset=features.get("train"),
-            eval_dataset=features.get("validation"),
+            train_dataset=examples.get("train"),
+            eval_dataset=examples.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classify.compute_metrics(kind, threshold),
-            callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
+            compute_metrics=classify.compute_metrics(problem_type, threshold),
+            callbacks=[EarlyStoppingCallback.from_args(training_args), *run.callbacks],
         )
         if training_args.do_train:
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         if training_args.do_eval and run.held_out == "test":
             run.results["eval"] = trainer.evaluate()
         if run.held_out:
-            data = features[run.held_out]
-            predicted = trainer.predict(data, metric_key_prefix=run.part)
-            run.results[run.part] = predicted.metrics
+            data = examples[run.held_out]
+            predicted = trainer.predict(data, metric_key_prefix=run.metric_key_prefix)
+            run.results[run.metric_key_prefix] = predicted.metrics
             texts = splits.parts[run.held_out]
             rows = predictions.rows(texts, predicted, labels, threshold)
             run.write_predictions(rows)
@@ -110,10 +116,10 @@ def main(argv: list[str]) -> None:
         if run.held_out:
             predictions.show(rows, predicted, labels, run.held_out, data_args)
         run.report(
-            list(classify.METRICS[kind])[1:],
+            list(classify.METRICS[problem_type])[1:],
             "classify",
             ["--do_predict", "--test_file", "NEW.csv"],
-            keep=classify.kept(data_args),
+            keep=classify.arguments_to_keep(data_args),
             notes=classify.baseline_notes(data_args, splits, labels, run),
         )
 

@@ -24,7 +24,7 @@ from llmft.metrics.tokens import TokenPrediction
 from llmft.model.adapters import add_lora, merged
 from llmft.model.identity import identity
 from llmft.model.load import load_model
-from llmft.model.probes import keep_documents_apart, require_causal
+from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
 from llmft.process import run_command
 from llmft.runs import terminal
 from llmft.runs.folder import Run
@@ -75,10 +75,11 @@ def fine_tune(args: Arguments) -> None:
     """Train on the user's texts; show the same prompts before and after."""
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Everything is checked before the folder of the run is made.
+    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
+    # and attention for this machine, as far as they were not given.
     located, choices, tokenizer = prepare(args, generate.TASK)
-    splits = read_splits(args)
-    choices += generate.follow_format(args, splits.format, tokenizer)
+    splits = read_splits(args)  # makes those that are missing, refuses leakage
+    choices += generate.set_defaults_from_format(args, splits.format, tokenizer)
     examples = generate.examples(splits, tokenizer, data_args, training_args.seed)
     model = load_model(
         AutoModelForCausalLM,
@@ -89,7 +90,7 @@ def fine_tune(args: Arguments) -> None:
         will_train=training_args.do_train,
     )
     require_causal(model, located.name)
-    examples = keep_documents_apart(model, examples)
+    examples = drop_seq_lengths_if_unsupported(model, examples)
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)
     run = Run(__file__, generate.TASK, args, splits, identity(located, tokenizer))
@@ -97,7 +98,7 @@ def fine_tune(args: Arguments) -> None:
     if training_args.dry_run:
         return
 
-    with run.start():
+    with run.start():  # makes the folder of the run, and run.callbacks
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
@@ -107,7 +108,7 @@ def fine_tune(args: Arguments) -> None:
             eval_dataset=examples.get("validation"),
             processing_class=tokenizer,
             compute_metrics=TokenPrediction("token_accuracy"),
-            callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
+            callbacks=[EarlyStoppingCallback.from_args(training_args), *run.callbacks],
         )
         before: list[list[str]] = []
         if training_args.do_train:

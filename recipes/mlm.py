@@ -17,7 +17,10 @@ from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.metrics.tokens import TokenPrediction
 from llmft.model.identity import identity
 from llmft.model.load import load_model, require_mask_token
-from llmft.model.new_weights import start_as_identity, start_from_frequencies
+from llmft.model.new_weights import (
+    init_mlm_head_as_identity,
+    init_output_bias_from_frequencies,
+)
 from llmft.process import run_command
 from llmft.runs.folder import Run
 from llmft.tasks import mlm
@@ -40,10 +43,12 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Everything is checked before the folder of the run is made.
+    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
+    # and attention for this machine, as far as they were not given.
     located, choices, tokenizer = prepare(args, mlm.TASK)
     require_mask_token(tokenizer, located)
-    splits = read_splits(args)
+    splits = read_splits(args)  # makes those that are missing, refuses leakage
+    # Masks depend on (seed, epoch, row); those of evaluations stay the same.
     collator = LanguageModelingCollator(
         tokenizer,
         mlm_probability=data_args.mlm_probability,
@@ -60,14 +65,14 @@ def main(argv: list[str]) -> None:
         tokenizer,
         max_seq_length=data_args.max_seq_length,
         will_train=training_args.do_train,
-        start_new=start_as_identity,
+        init_new_weights=init_mlm_head_as_identity,
     )
     run = Run(__file__, mlm.TASK, args, splits, identity(located, tokenizer))
     run.plan(choices, blocks.get("train"))
     if training_args.dry_run:
         return
 
-    with run.start():
+    with run.start():  # makes the folder of the run, and run.callbacks
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
@@ -77,7 +82,7 @@ def main(argv: list[str]) -> None:
             eval_dataset=blocks.get("validation"),
             processing_class=tokenizer,
             compute_metrics=TokenPrediction("masked_accuracy"),
-            callbacks=[EarlyStoppingCallback.of(training_args), *run.callbacks],
+            callbacks=[EarlyStoppingCallback.from_args(training_args), *run.callbacks],
         )
         cloze: list[tuple[str, str]] = []
         before: list[str] = []
@@ -91,7 +96,7 @@ def main(argv: list[str]) -> None:
                     blocks[run.held_out], metric_key_prefix="before"
                 )
             if not training_args.resume_from_checkpoint:
-                start_from_frequencies(model, blocks["train"])
+                init_output_bias_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         if training_args.do_eval:
             run.results["eval"] = trainer.evaluate()
@@ -104,7 +109,7 @@ def main(argv: list[str]) -> None:
         mlm.show_filled(
             cloze, before, mlm.fill_masks(model, tokenizer, cloze), run.held_out
         )
-        # The encoder fits where it was trained on the user's own texts, too.
+        # What to run next: a classifier on this encoder, on the user's own texts too.
         own = [] if data_args.dataset_name else ["--train_file", "LABELLED.csv"]
         run.report(list(mlm.TASK.metrics), "classify", own, keep=["max_seq_length"])
 

@@ -1,7 +1,7 @@
 """Choosing the fast path: threads, allocator, precision and attention of a run.
 
-``choose`` decides and gives reasons, ``prepare`` also applies. What the user gave
-always wins.
+``choose`` decides and gives reasons, ``choose_fast_path`` also applies. What the user
+gave always wins.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def choose(machine: Machine, m: Measurement, given: Given) -> list[Choice]:
     ]
 
 
-def prepare(
+def choose_fast_path(
     args: TrainingArguments, model_args: ModelArguments, length: int
 ) -> list[Choice]:
     """Measure, choose and set for this run; return what and why.

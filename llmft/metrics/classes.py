@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from llmft.metrics.errors import F64S, Measure, Metric, members, with_errors
+from llmft.metrics.standard_errors import F64S, Measure, Metric, members, with_errors
 
 # Whether greater is better.
 METRICS = {

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
-from llmft.metrics.errors import F64S, Metric, with_errors
+from llmft.metrics.standard_errors import F64S, Metric, with_errors
 
 # Whether greater is better.
 METRICS = {

@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llmft.metrics.errors import F64, F64S, Measure, Metric, members, with_errors
+from llmft.metrics.standard_errors import (
+    F64,
+    F64S,
+    Measure,
+    Metric,
+    members,
+    with_errors,
+)
 
 # Whether greater is better.
 METRICS = {

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from llmft.errors import DataError
-from llmft.metrics.errors import F64S, Metric
+from llmft.metrics.standard_errors import F64S, Metric
 
 # What is measured on an evaluation set, and whether greater is better.
 MASKED_LM = {"loss": False, "perplexity": False, "masked_accuracy": True}

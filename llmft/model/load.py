@@ -155,7 +155,7 @@ def require_mask_token(tokenizer: PreTrainedTokenizerBase, located: Located) -> 
         )
 
 
-def name_token_types(tokenizer: PreTrainedTokenizerBase, located: Located) -> None:
+def set_token_type_ids(tokenizer: PreTrainedTokenizerBase, located: Located) -> None:
     """Let a tokenizer make token types of pairs where the model has a use for them.
 
     The class of a tokenizer decides otherwise: a generic one makes none for BERT, and
@@ -185,15 +185,15 @@ def load_model(
     problem_type: str = SINGLE,
     dtype: torch.dtype = torch.float32,
     will_train: bool = True,
-    start_new: Callable[[PreTrainedModel, list[str]], None] | None = None,
+    init_new_weights: Callable[[PreTrainedModel, list[str]], None] | None = None,
 ) -> PreTrainedModel:
     """Load the model with the head of its Auto class, and check the tokenizer with it.
 
     Args:
         label_names: the classes by id, for classification. problem_type: its kind.
         will_train: whether a head that is new will be trained before it is used.
-        start_new: is given the model and the names of its new weights, such as
-            ``new_weights.start_as_identity``.
+        init_new_weights: is given the model and the names of its new weights, such as
+            ``new_weights.init_mlm_head_as_identity``.
 
     Raises:
         ConfigError: config.json does not fit the weights, no trained classifier
@@ -227,8 +227,8 @@ def load_model(
     new_weights.say_loaded(model, new, loaded["unexpected_keys"], note)
     if new and not will_train:
         _require_trained(new, located.name, auto_class, bool(label_names))
-    if start_new:
-        start_new(model, new)
+    if init_new_weights:
+        init_new_weights(model, new)
     probes.check_fits(model, tokenizer, max_seq_length)
     return model
 

@@ -105,13 +105,13 @@ def _size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def start_as_identity(model: PreTrainedModel, new: list[str]) -> None:
+def init_mlm_head_as_identity(model: PreTrainedModel, new: list[str]) -> None:
     """Let a new masked-LM head start from what the encoder's states already say.
 
     Its square layers, random otherwise, stand between the encoder and the tied word
-    embeddings. With ``start_from_frequencies``, one epoch of the default run reached
-    perplexity 130 on validation; 177 with the frequencies alone; two epochs of a
-    random head 124.
+    embeddings. With ``init_output_bias_from_frequencies``, one epoch of the default run
+    reached perplexity 130 on validation; 177 with the frequencies alone; two epochs of
+    a random head 124.
     """
     for name, weight in model.named_parameters(remove_duplicate=False):
         is_square = weight.ndim == 2 and weight.shape[0] == weight.shape[1]
@@ -127,7 +127,7 @@ class _FullPrecision(torch.nn.Linear):
             return super().forward(states.to(self.weight.dtype))
 
 
-def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
+def init_regression_head(model: PreTrainedModel, train: Dataset | None) -> None:
     """Let the output of a regression have full precision; else do nothing.
 
     The bias of a new head is set to the mean of the training ``labels``: AdamW moves a
@@ -152,7 +152,9 @@ def prepare_regression(model: PreTrainedModel, train: Dataset | None) -> None:
     say(f"           the new head starts at the mean training label, {mean:.4g}")
 
 
-def start_from_frequencies(model: PreTrainedModel, blocks: Dataset | Stream) -> None:
+def init_output_bias_from_frequencies(
+    model: PreTrainedModel, blocks: Dataset | Stream
+) -> None:
     """Set the output bias of a new masked-LM head to the log frequency of each token.
 
     A head whose bias is all zero is new; others, and heads without bias, stay as they

@@ -129,7 +129,7 @@ def separates_documents(model: PreTrainedModel) -> bool:
     return torch.allclose(packed.logits[:, 4:], alone.logits, atol=1e-3, rtol=1e-3)
 
 
-def keep_documents_apart(
+def drop_seq_lengths_if_unsupported(
     model: PreTrainedModel, blocks: dict[str, Blocks]
 ) -> dict[str, Blocks]:
     """Return ``blocks``, without ``seq_lengths`` where the model makes no use of them.

@@ -91,7 +91,7 @@ class Run:
         }
 
     @property
-    def part(self) -> str:
+    def metric_key_prefix(self) -> str:
         """What the results on the held-out split are called: test, else eval."""
         return "test" if self.held_out == "test" else "eval"
 

@@ -68,7 +68,7 @@ def check_labels(label_delimiter: str | None, problem_type: str | None) -> list[
     return [f"label_delimiter is of several labels, problem_type is {problem_type}"]
 
 
-def follow_model(args: Arguments, located: Located) -> str | None:
+def set_problem_type_from_model(args: Arguments, located: Located) -> str | None:
     """Read labels as a model has them that is not trained any further.
 
     Returns:
@@ -83,7 +83,7 @@ def follow_model(args: Arguments, located: Located) -> str | None:
     return made_for
 
 
-def follow_labels(
+def set_problem_type_from_labels(
     args: Arguments,
     sources: Mapping[str, Source],
     made_for: str | None,
@@ -173,7 +173,7 @@ def choices(
     return [Choice("labels", value, said), *weighed]
 
 
-def kept(data: Any) -> list[str]:
+def arguments_to_keep(data: Any) -> list[str]:
     """Return the arguments that a command on the model of this run takes over.
 
     As far as they are other than by default: how the next export is read, too.
@@ -195,8 +195,8 @@ def baseline_notes(
     if not data.baseline or train is None or run.held_out is None:
         return []
     reached = {
-        name.removeprefix(f"{run.part}_"): value
-        for name, value in run.results[run.part].items()
+        name.removeprefix(f"{run.metric_key_prefix}_"): value
+        for name, value in run.results[run.metric_key_prefix].items()
     }
     held_out, threshold = splits.parts[run.held_out], data.multi_label_threshold
     return [baseline_note(train, held_out, run.held_out, labels, threshold, reached)]

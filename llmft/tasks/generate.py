@@ -257,7 +257,7 @@ def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
     return int((ids == eos_token_id).int().argmax()) + 1
 
 
-def follow_format(
+def set_defaults_from_format(
     args: Arguments, found: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[Choice]:
     """Set what follows from the format of the data; return it for the plan.

@@ -32,7 +32,9 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     check_output_dir(args.training)
     adapters = task.auto_class is AutoModelForCausalLM  # as LoRA trains them
     located = locate(args.model, task.embedded_model, adapters)
-    choices = choose.prepare(args.training, args.model, args.data.max_seq_length)
+    choices = choose.choose_fast_path(
+        args.training, args.model, args.data.max_seq_length
+    )
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))
 

@@ -252,7 +252,7 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
         self.early_stopping_patience: Any = early_stopping_patience
 
     @classmethod
-    def of(cls, args: Any) -> EarlyStoppingCallback:
+    def from_args(cls, args: Any) -> EarlyStoppingCallback:
         """Return the one that ``TrainingArguments`` of llmft ask for."""
         return cls(args.early_stopping_patience, args.early_stopping_threshold)
 

@@ -128,7 +128,7 @@ def labelled_rows(
 def token_statistics(
     values: torch.Tensor, labels: torch.Tensor, head: nn.Linear | None = None
 ) -> torch.Tensor:
-    """Reduce the logits of a batch to what ``metrics.classes.TokenPrediction`` needs.
+    """Reduce the logits of a batch to what ``metrics.tokens.TokenPrediction`` needs.
 
     So an evaluation never keeps logits.
 

@@ -19,7 +19,6 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.console import say
-from llmft.data.look.findings import check_splits
 from llmft.data.read.check import Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe
@@ -27,6 +26,7 @@ from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
 from llmft.data.read.store import Source, read_file, show, stored
+from llmft.data.split.leakage import check_splits
 from llmft.data.split.sampling import sample, split_off
 from llmft.data.tokens import stream
 from llmft.errors import ConfigError, DataError, LeakageError, SchemaError

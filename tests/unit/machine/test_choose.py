@@ -106,7 +106,7 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps({"choices": choices}))
     args = TrainingArguments(do_train=True, num_threads=1)
     args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
-    choices = fastpath.prepare(args, ModelArguments(), 128)
+    choices = fastpath.choose_fast_path(args, ModelArguments(), 128)
     found = {c.name: c.value for c in choices}
     assert (found["precision"], found["attention"]) == ("fp32", "sdpa")
     kept = [c.name for c in choices if c.reason == "as before the resume"]
@@ -116,7 +116,10 @@ def test_a_resumed_run_keeps_its_choices(tmp_path, monkeypatch):
     for record in ("[]", of_gpu):
         (tmp_path / "run.json").write_text(record)
         args.bf16, args.precision = False, "auto"
-        found = {c.name: c.value for c in fastpath.prepare(args, ModelArguments(), 128)}
+        found = {
+            c.name: c.value
+            for c in fastpath.choose_fast_path(args, ModelArguments(), 128)
+        }
         assert (found["precision"], found["attention"]) == ("bf16", "eager")
 
 
@@ -134,7 +137,7 @@ def test_a_resume_warns_of_other_sums(tmp_path, monkeypatch, capsys, on_gpu):
         monkeypatch.setattr(
             TrainingArguments, "device", property(lambda self: torch.device("cuda"))
         )
-    fastpath.prepare(args, ModelArguments(attn_implementation="sdpa"), 128)
+    fastpath.choose_fast_path(args, ModelArguments(attn_implementation="sdpa"), 128)
     said = capsys.readouterr().err.splitlines()
     now = {"threads": "1", "precision": "bf16", "attention": "sdpa"}
     assert said == [
@@ -144,7 +147,7 @@ def test_a_resume_warns_of_other_sums(tmp_path, monkeypatch, capsys, on_gpu):
     ]
     args = TrainingArguments(do_train=True, num_threads=2, precision="fp32")
     args.resume_from_checkpoint = str(tmp_path / "checkpoints" / "checkpoint-3")
-    fastpath.prepare(args, ModelArguments(), 128)
+    fastpath.choose_fast_path(args, ModelArguments(), 128)
     assert capsys.readouterr().err == ""
 
 
@@ -154,7 +157,7 @@ def test_a_busy_machine_is_in_the_plan(monkeypatch):
     for load in (1.9, 2.5):
         machine = replace(PLAIN, load=load, physical_cores=1)
         monkeypatch.setattr(detect, "detect", lambda machine=machine: machine)
-        choices = fastpath.prepare(TrainingArguments(), ModelArguments(), 128)
+        choices = fastpath.choose_fast_path(TrainingArguments(), ModelArguments(), 128)
         found[load] = [choice for choice in choices if choice.name == "machine"]
     said = "other programs keep 2.5 of 8 cores: this run will be slower"
     assert found == {1.9: [], 2.5: [Choice("machine", "busy", said)]}
@@ -191,7 +194,7 @@ def test_prepare_sets_what_it_chose(monkeypatch, capsys, bf16, given, precision)
     monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: speeds)
     args, model_args = TrainingArguments(do_train=True, **given), ModelArguments()
     torch.set_num_threads(2)
-    choices = fastpath.prepare(args, model_args, 128)
+    choices = fastpath.choose_fast_path(args, model_args, 128)
     assert torch.get_num_threads() == 1
     assert args.mixed_precision == precision
     assert args.bf16 is (precision == "bf16")
@@ -218,7 +221,7 @@ def test_precision_on_a_gpu_is_what_was_asked_for(given, value):
     vars(args).update(num_threads=None, do_train=True, device=torch.device("cuda"))
     vars(args).update(resume_from_checkpoint=None, do_eval=False, do_predict=False)
     vars(args).update(given)
-    choices = fastpath.prepare(args, ModelArguments(), 128)
+    choices = fastpath.choose_fast_path(args, ModelArguments(), 128)
     assert choices == [Choice("precision", value, "not measured on cuda")]
     assert args.bf16 is (value == "bf16")
 
@@ -228,7 +231,7 @@ def test_use_cpu_false_without_a_gpu_is_said(monkeypatch):
     monkeypatch.setattr(detect, "detect", lambda: PLAIN)
     monkeypatch.setattr(fastpath, "measure", lambda machine, threads, length: SPEEDS)
     args = TrainingArguments(use_cpu=False, num_threads=1)
-    choices = fastpath.prepare(args, ModelArguments(), 128)
+    choices = fastpath.choose_fast_path(args, ModelArguments(), 128)
     assert Choice("device", "cpu", "use_cpu is false, but there is no GPU") in choices
 
 

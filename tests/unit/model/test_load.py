@@ -441,7 +441,7 @@ def test_pairs_have_token_types_where_the_model_has_a_use(
         names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
         path.write_text(json.dumps(json.loads(path.read_text()) | names))
     tokenizer = load_tokenizer(folder)
-    models.name_token_types(tokenizer, found(folder))
+    models.set_token_type_ids(tokenizer, found(folder))
     assert ("token_type_ids" in tokenizer("a", "film")) == takes
     tokenizer.save_pretrained(tmp_path / "saved")
     again = type(tokenizer).from_pretrained(tmp_path / "saved")

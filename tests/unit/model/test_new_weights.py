@@ -123,7 +123,7 @@ def test_a_new_masked_lm_head_starts_as_identity(kind, tmp_path, wordpiece):
     whole = tiny.model(kind, "masked-lm", len(wordpiece))
     saved(tmp_path / "whole", whole, wordpiece)
     saved(tmp_path / "encoder", whole.base_model, wordpiece)
-    start = {"start_new": new_weights.start_as_identity}
+    start = {"init_new_weights": new_weights.init_mlm_head_as_identity}
     kept = load(tmp_path / "whole", "masked-lm", **start).state_dict()
     new = load(tmp_path / "encoder", "masked-lm", **start).state_dict()
     assert torch.equal(kept[HEADS[kind]], whole.state_dict()[HEADS[kind]])
@@ -136,7 +136,7 @@ def test_a_new_masked_lm_head_starts_as_identity(kind, tmp_path, wordpiece):
 def test_a_new_bias_starts_at_the_token_frequencies(kind, wordpiece, capsys):
     model = tiny.model(kind, "masked-lm", len(wordpiece)).eval()
     blocks = Dataset.from_dict({"input_ids": [[7, 7, 9], [9, 7]]})
-    new_weights.start_from_frequencies(model, blocks)
+    new_weights.init_output_bias_from_frequencies(model, blocks)
     bias = model.get_output_embeddings().bias.detach().clone()
     size = 5 + len(wordpiece)
     assert bias[7].exp().item() == pytest.approx(4 / size)
@@ -154,9 +154,9 @@ def test_a_trained_bias_and_a_head_without_bias_stay(wordpiece, bpe, capsys):
     blocks = Dataset.from_dict({"input_ids": [[7, 7, 9]]})
     trained = tiny.model("bert", "masked-lm", len(wordpiece))
     torch.nn.init.constant_(trained.get_output_embeddings().bias, 0.5)
-    new_weights.start_from_frequencies(trained, blocks)
+    new_weights.init_output_bias_from_frequencies(trained, blocks)
     assert trained.get_output_embeddings().bias.eq(0.5).all()
-    new_weights.start_from_frequencies(
+    new_weights.init_output_bias_from_frequencies(
         tiny.model("gpt2", "causal-lm", len(bpe)), blocks
     )
     assert capsys.readouterr().out == ""
@@ -170,10 +170,10 @@ def test_the_new_head_of_a_regression_starts_at_the_mean(
     options = {"label_names": ("LABEL_0",), "problem_type": REGRESSION}
     model = load(folder, "classification", **options).eval()
     train = Dataset.from_dict({"labels": [70.0, 90.0, 83.0]})
-    new_weights.prepare_regression(model, None)
+    new_weights.init_regression_head(model, None)
     assert "starts at" not in capsys.readouterr().out
     model = load(folder, "classification", **options).eval()
-    new_weights.prepare_regression(model, train)
+    new_weights.init_regression_head(model, train)
     assert "the new head starts at the mean training label, 81" in (
         capsys.readouterr().out
     )
@@ -183,7 +183,7 @@ def test_the_new_head_of_a_regression_starts_at_the_mean(
     model.save_pretrained(folder)
     again = load(folder, "classification", **options, will_train=False).eval()
     capsys.readouterr()
-    new_weights.prepare_regression(
+    new_weights.init_regression_head(
         again, Dataset.from_dict({"labels": [0.0]})
     )  # not new
     assert "starts at" not in capsys.readouterr().out
@@ -192,5 +192,5 @@ def test_the_new_head_of_a_regression_starts_at_the_mean(
     assert in_bf16.dtype == torch.float32
     torch.testing.assert_close(in_bf16, given, rtol=0, atol=0.02)  # steps of 0.5
     classes = load(folder, "classification", label_names=("a", "b"))
-    new_weights.prepare_regression(classes, train)
+    new_weights.init_regression_head(classes, train)
     assert "starts at" not in capsys.readouterr().out

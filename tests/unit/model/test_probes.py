@@ -9,7 +9,7 @@ from llmft.config.fields import LanguageModelingDataArguments
 from llmft.data.tokens.collate import LanguageModelingCollator
 from llmft.data.tokens.examples import lm_blocks
 from llmft.model.probes import (
-    keep_documents_apart,
+    drop_seq_lengths_if_unsupported,
     plain_head,
     separates_documents,
 )
@@ -39,7 +39,7 @@ def test_which_models_keep_documents_apart(kind, separates, blocks, capsys):
     extra = {"qwen2": {"num_key_value_heads": 2}, "bloom": {"n_head": 2}}
     model = tiny.model(kind, "causal-lm", 500, **extra.get(kind, {}))
     assert separates_documents(model) is separates
-    found = keep_documents_apart(model, {"train": blocks})["train"]
+    found = drop_seq_lengths_if_unsupported(model, {"train": blocks})["train"]
     assert ("seq_lengths" in found.column_names) is separates
     assert ("attends across" in capsys.readouterr().out) is not separates
 

@@ -33,7 +33,7 @@ def sources(**kinds):
 
 
 def settle(args, made_for=None, **kinds):
-    return classify.follow_labels(args, sources(**kinds), made_for)
+    return classify.set_problem_type_from_labels(args, sources(**kinds), made_for)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
@@ -171,7 +171,7 @@ def test_each_kind_is_measured_by_its_metrics(kind):
 
 def test_what_a_command_on_the_model_takes_over():
     """As far as it is other than by default: how the next export is read, too."""
-    assert classify.kept(ClassificationDataArguments()) == []
+    assert classify.arguments_to_keep(ClassificationDataArguments()) == []
     data = ClassificationDataArguments(
         encoding="cp1252",
         delimiter=";",
@@ -183,4 +183,4 @@ def test_what_a_command_on_the_model_takes_over():
         baseline=False,
     )
     kept = {"encoding", "delimiter", "quoting", "text_column_name", "max_seq_length"}
-    assert {*classify.kept(data)} == {*kept, "multi_label_threshold"}
+    assert {*classify.arguments_to_keep(data)} == {*kept, "multi_label_threshold"}

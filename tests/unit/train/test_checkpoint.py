@@ -65,7 +65,11 @@ def train(args, wordpiece, *also, recipe="classify"):
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,
-            callbacks=[EarlyStoppingCallback.of(args.training), *run.callbacks, *also],
+            callbacks=[
+                EarlyStoppingCallback.from_args(args.training),
+                *run.callbacks,
+                *also,
+            ],
         )
         trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
     return trainer

@@ -19,7 +19,7 @@ from llmft.data.tokens import chat, targets
 from llmft.data.tokens.collate import IGNORED, LanguageModelingCollator
 from llmft.data.tokens.examples import causal_examples
 from llmft.errors import ConfigError, DataFormatError, LengthError, escape
-from llmft.model.probes import keep_documents_apart, plain_head
+from llmft.model.probes import drop_seq_lengths_if_unsupported, plain_head
 from llmft.sources import catalog
 from llmft.tasks import generate
 from llmft.train.losses import labelled_cross_entropy
@@ -248,7 +248,7 @@ def test_loss_and_gradients_are_those_of_the_completions(policy):
         size = sum(len(by_bytes(pieces(talk), tokenizer)[0]) for talk in TALKS)
         model.config.max_position_embeddings = 2 * size
     data = {"t": examples(TALKS, tokenizer, block_policy=policy, max_seq_length=size)}
-    data = keep_documents_apart(model, data)["t"]
+    data = drop_seq_lengths_if_unsupported(model, data)["t"]
     assert ("seq_lengths" in data.column_names) == (policy == "pack")
     batch = LanguageModelingCollator(tokenizer, mlm=False)(list(data))
     labels = batch.pop("labels")
@@ -398,7 +398,7 @@ def settled(found, tokenizer, data=None, **model):
         None,
         {},
     )
-    return args, generate.follow_format(args, found, tokenizer)
+    return args, generate.set_defaults_from_format(args, found, tokenizer)
 
 
 def test_what_follows_from_the_format(bpe):
