@@ -99,6 +99,15 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as strict, indented JSON; see ``write_text``."""
     write_text(path, to_json(value, indent=2) + "\n")

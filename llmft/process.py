@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import errno
+import importlib.metadata
 import logging
 import os
+import platform
 import re
 import signal
 import socket
@@ -13,15 +15,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from llmft import __version__
 from llmft.console import LIBRARIES, lenient_stderr, logger
 from llmft.errors import EnvironmentFault, LlmftError, escape
 
 INTERRUPTED, TERMINATED = 130, 143
+_PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 _NO_MEMORY = "DefaultCPUAllocator|out of memory"  # of CPU and GPU
 _SPACE, _NETWORK = "free some space", "check network and proxy"
 _HINTS = {  # by the names of errno
@@ -200,3 +204,13 @@ def _number(error: BaseException) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
     return int(found[1]) if found else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, "unknown" without metadata."""
+    found = {"python": platform.python_version(), "llmft": __version__}
+    for name in _PACKAGES:
+        found[name] = "unknown"
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

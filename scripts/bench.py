@@ -48,7 +48,7 @@ from llmft.config.fields import ModelArguments
 from llmft.console import say, table
 from llmft.machine import detect, measure
 from llmft.model import load
-from llmft.runs.folder import versions
+from llmft.process import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_ONLY = (

@@ -97,7 +97,8 @@ def base_of(folder: str) -> str | None:
 def apply_adapter(model: Any, folder: str) -> Any:
     """Return ``model`` with the adapter in ``folder`` merged into its weights."""
     try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        return merged.requires_grad_(True)  # peft has frozen them
     except Exception as error:  # peft, torch and safetensors each have their own
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(

@@ -14,10 +14,7 @@ resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said b
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -30,7 +27,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llmft import __version__
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
@@ -38,9 +34,16 @@ from llmft.config.task import Task
 from llmft.console import log_to_file, say
 from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
-from llmft.files import publish_folder, to_json, try_lock, write_json, write_text
+from llmft.files import (
+    publish_folder,
+    read_object,
+    to_json,
+    try_lock,
+    write_json,
+    write_text,
+)
 from llmft.machine import detect
-from llmft.process import Terminated, as_fault, stopped_by
+from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.speed import StepClock, training_speed
@@ -48,7 +51,6 @@ from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
-_PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -177,8 +179,10 @@ class Run:
             again = terminal.resume_command(self.script, self.args.command, whole)
             say(f"go on      {again}")
         elif stopped and self.args.training.do_train:
-            anew = "start anew; --save_steps saves more often"
-            say(f"no checkpoint was due yet: {anew}")
+            anew = "start anew"
+            if resumed := self.record["resumed"]:
+                anew = f"resume {resumed} once more, in another output_dir"
+            say(f"no checkpoint was due yet: {anew}; --save_steps saves more often")
         return fault
 
     @property
@@ -250,15 +254,16 @@ def _legs(resumed: Any) -> list[dict[str, Any]]:
     if not resumed:
         return []
     folder = Path(resumed).parent.parent
-    try:
-        record = json.loads((folder / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):  # a checkpoint that was taken elsewhere
+    record = read_object(folder / "run.json")
+    if not record:  # a checkpoint that was taken elsewhere
         return []
-    if "seconds" not in record and (log := folder / "metrics.jsonl").is_file():
+    if "seconds" not in record:
         # It was killed: what is known is when it last logged.
-        began = datetime.strptime(record["started"], _TIME).timestamp()
-        record["seconds"] = round(max(log.stat().st_mtime - began, 0.0), 1)
-    return [*record.pop("legs", []), record]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            began = datetime.strptime(record["started"], _TIME).timestamp()
+            ended = (folder / "metrics.jsonl").stat().st_mtime
+            record["seconds"] = round(max(ended - began, 0.0), 1)
+    return [*(record.pop("legs", None) or []), record]
 
 
 def check_output_dir(args: TrainingArguments) -> None:
@@ -333,16 +338,6 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
             path=folder,
         ) from error
     return folder
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on, "unknown" without metadata."""
-    found = {"python": platform.python_version(), "llmft": __version__}
-    for name in _PACKAGES:
-        found[name] = "unknown"
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _with_errors(

@@ -33,7 +33,8 @@ class StepClock(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Go on from the checkpoint that was resumed."""
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        # Trainer saves the state of those only that the checkpoint has.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
         kept = saved.get("attributes") or {}
         resumed = {} if state.global_step == 0 else kept
         self.seconds = resumed.get("seconds", 0.0)
@@ -63,8 +64,9 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
         "train_seconds": round(clock.seconds, 3),
         "train_samples_per_second": round(rate, 3),
         "steps": steps,
-        "epochs": trainer.state.epoch,
     }
+    if hasattr(trainer.train_dataset, "__len__"):
+        speed["epochs"] = trainer.state.epoch
     length = _mean_length(trainer.train_dataset)
     if length is not None:
         speed["train_tokens_per_second"] = round(rate * length, 1)

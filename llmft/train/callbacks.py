@@ -69,7 +69,13 @@ class Progress(ProgressCallback):
         if evaluated:
             said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
             with tqdm.external_write_mode():  # takes the bars away meanwhile
-                say(f"  epoch {logs.get('epoch', 0):.4g}: {said}")
+                epochs = _has_epochs(kw) and "epoch" in logs
+                at = (
+                    f"epoch {logs['epoch']:.4g}"
+                    if epochs
+                    else f"step {state.global_step}"
+                )
+                say(f"  {at}: {said}")
 
 
 def close(callbacks: list[TrainerCallback]) -> None:
@@ -90,6 +96,12 @@ def _bar(total: int, doing: str, unit: str, leave: bool = True) -> tqdm:
         mininterval=_REDRAW_SECONDS,
         dynamic_ncols=True,
     )
+
+
+def _has_epochs(given: dict[str, Any]) -> bool:
+    """Tell from what a callback is given whether it trains on more than a stream."""
+    train = getattr(given.get("train_dataloader"), "dataset", None)
+    return hasattr(train, "__len__")
 
 
 def _is_bookkeeping(name: str) -> bool:
@@ -158,16 +170,30 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Find the best one of a resumed run again; its folder may have moved."""
-        if not state.best_global_step or state.best_model_checkpoint:
+        if not state.best_global_step:
             return
-        folder = self.root / f"checkpoint-{state.best_global_step}"
-        if folder.is_dir():
-            state.best_model_checkpoint = str(folder)
-        elif args.load_best_model_at_end:
+        roots = (self.root, Path(str(args.resume_from_checkpoint)).parent)
+        folders = [root / f"checkpoint-{state.best_global_step}" for root in roots]
+        there = [str(folder) for folder in folders if folder.is_dir()]
+        state.best_model_checkpoint = there[0] if there else None
+        if not there and args.load_best_model_at_end:
             warn(
-                f"{folder}, the best so far, is gone: the run ends with its last model"
-                " unless a better one follows"
+                f"{folders[0]}, the best so far, is gone: the run ends with its last"
+                " model unless a better one follows"
             )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
+    ) -> None:
+        """Have the best so far saved, also where evaluations are more than saves.
+
+        Trainer calls best what was never saved then, and ends with another model.
+        """
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        value, best = (metrics or {}).get(name), state.best_metric
+        if args.load_best_model_at_end and value is not None:
+            is_better = best is None or (value > best) is bool(args.greater_is_better)
+            control.should_save |= is_better and value != best
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Publish it."""
@@ -186,12 +212,15 @@ class Checkpoints(TrainerCallback):
         if not args.load_best_model_at_end:
             return
         if not state.best_model_checkpoint:
-            say("best       no checkpoint was measured: the model is the last one")
+            gone = f"checkpoint-{state.best_global_step} is gone"
+            why = gone if state.best_global_step else "no checkpoint was measured"
+            say(f"best       {why}: the model is the last one")
             return
         epochs = [
             event["epoch"]
             for event in state.log_history
             if event.get("step") == state.best_global_step and "epoch" in event
+            if _has_epochs(kw)
         ]
         epoch = f" (epoch {epochs[-1]:.3g})" if epochs else ""
         name = args.metric_for_best_model.removeprefix("eval_")

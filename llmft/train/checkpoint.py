@@ -7,7 +7,6 @@ sha256, and what a run must have in common with it to go on from there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmft.config.facts import MUST_AGREE, fields_with
 from llmft.config.fields import RECIPES
-from llmft.files import file_sha256, publish_folder, write_json
+from llmft.files import file_sha256, publish_folder, read_object, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -64,7 +63,7 @@ def publish(args: Any, state: Any, root: Path) -> None:
 
 
 def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
-    record = json.loads(run_json.read_text("utf-8")) if run_json.is_file() else {}
+    record = read_object(run_json)
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
@@ -73,7 +72,8 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    values = {name: a["value"] for name, a in record.get("arguments", {}).items()}
+    arguments = record.get("arguments") or {}
+    values = {name: a["value"] for name, a in arguments.items()}
     manifest = {
         "step": step,
         "belongs_to": identity(record, values) if record else {},
@@ -95,6 +95,8 @@ def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
             found[f"{split} data: {key}"] = data.get(split, {}).get(key)
     found |= {f"model: {key}": value for key, value in model.items()}
     must_agree = fields_with("resume", *RECIPES, among=[MUST_AGREE])
+    if not values.get("streaming"):
+        must_agree.remove("buffer_size")
     return found | {name: values[name] for name in must_agree if name in values}
 
 

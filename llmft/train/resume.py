@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import re
@@ -19,7 +18,8 @@ from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.console import say, warn
 from llmft.errors import CheckpointError
-from llmft.files import file_sha256
+from llmft.files import file_sha256, read_object
+from llmft.process import versions
 from llmft.train.checkpoint import MANIFEST, checkpoints, identity
 
 _STATE = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
@@ -125,7 +125,8 @@ def require_match(
     differ = [
         f"{name} was {_short(there.get(name))}, is {_short(here.get(name))}"
         for name in here | there
-        if here.get(name) != there.get(name)
+        # An argument that the version which saved it did not know is left aside.
+        if here.get(name) != there.get(name) and (name in there or name not in values)
     ]
     if differ:
         raise CheckpointError(
@@ -136,7 +137,10 @@ def require_match(
         )
     total = training_steps(training, train)
     run_json = folder.parent.parent / "run.json"
-    record = json.loads(run_json.read_text("utf-8")) if run_json.is_file() else {}
+    record = read_object(run_json)
+    if not record:
+        said = "gone or damaged: what may differ from before cannot be told"
+        warn(f"{run_json} is {said}")
     finished = manifest["step"] == total and record.get("status") == "complete"
     if manifest["step"] > total or finished:
         raise CheckpointError(
@@ -145,11 +149,7 @@ def require_match(
             hint="raise num_train_epochs or max_steps",
             path=folder,
         )
-    parts = [type(p) for p in (args.model, args.data, training)]
-    for name in fields_with("resume", *parts, among=[MAY_DIFFER]):
-        was = record.get("arguments", {}).get(name, {}).get("value", values[name])
-        if was != values[name]:
-            warn(f"{name} was {was} before this resume, is {values[name]} from now on")
+    _warn_of_changes(record, args, values)
     planned = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["max_steps"]
     schedule = SchedulerType(training.lr_scheduler_type).value
     if planned != total and not schedule.startswith("constant"):
@@ -157,9 +157,22 @@ def require_match(
             f"the checkpoint was made for {planned:,} steps, this run has {total:,}:"
             f" the learning rate goes on as in a run of {total:,} ({schedule})"
         )
+    here = versions()
     for name, version in manifest["versions"].items():
-        if name != "python" and version != (now := importlib.metadata.version(name)):
+        if name != "python" and version != (now := here.get(name, "unknown")):
             warn(f"the checkpoint was made with {name} {version}, here is {now}")
+
+
+def _warn_of_changes(
+    record: Mapping[str, Any], args: Arguments, values: Mapping[str, Any]
+) -> None:
+    """Warn of ``values`` that may differ from those of the run's ``record``, and do."""
+    parts = [type(p) for p in (args.model, args.data, args.training)]
+    before = record.get("arguments") or {}
+    for name in fields_with("resume", *parts, among=[MAY_DIFFER]):
+        was = before.get(name, {}).get("value", values[name])
+        if was != values[name]:
+            warn(f"{name} was {was} before this resume, is {values[name]} from now on")
 
 
 def _short(value: object) -> str:
@@ -201,5 +214,6 @@ def is_over(args: TrainingArguments, max_steps: int) -> bool:
 def evaluations_without_gain(state: TrainerState) -> int:
     """Return what ``EarlyStoppingCallback`` had counted when ``state`` was saved."""
     callbacks: Any = state.stateful_callbacks
-    saved = callbacks.get("EarlyStoppingCallback", {})
+    # Earlier checkpoints have the second name.
+    saved = callbacks.get("EarlyStoppingCallback") or callbacks.get("EarlyStopping", {})
     return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_errors import RESAMPLED
+from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.metrics.classes import Classification, per_class
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_errors import RESAMPLED
+from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.metrics.multilabel import METRICS, MultiLabel
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from unit.metrics.test_errors import RESAMPLED
+from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.metrics.regression import METRICS, Regression
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from llmft.metrics import classes, errors, multilabel, regression
+from llmft.metrics import classes, multilabel, regression
+from llmft.metrics import standard_errors as errors
 
 ROOT = Path(__file__).parents[3]
 # 1,000 draws here, and as many there: each standard error is known to 2-3 %.

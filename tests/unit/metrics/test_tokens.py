@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from transformers import EvalPrediction
-from unit.metrics.test_errors import RESAMPLED
+from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.errors import DataError
 from llmft.metrics.tokens import TokenPrediction

@@ -110,6 +110,8 @@ def test_a_second_adapter_needs_the_first_merged(tmp_path, base):
     )
     with pytest.raises(ConfigError, match="is an adapter, merged before training"):
         add_lora(load(folder, "causal-lm"), args)
+    # Without new factors all weights train; peft had frozen them.
+    assert all(p.requires_grad for p in load(folder, "causal-lm").parameters())
 
 
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])

@@ -26,9 +26,8 @@ from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import ClassificationCollator
 from llmft.errors import DataError, EnvironmentFault
 from llmft.metrics import classes
-from llmft.process import Terminated
+from llmft.process import Terminated, versions
 from llmft.runs.card import model_card
-from llmft.runs.folder import versions
 from llmft.train import resume
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer

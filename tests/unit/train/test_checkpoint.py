@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, verified, and of the run that goes on from them."""
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -417,9 +419,89 @@ def test_what_may_differ_is_a_warning(run, capsys, changes, said):
 def test_a_stream_is_shuffled_as_before(run):
     folder = run / "checkpoints" / "checkpoint-2"
     args = arguments(run, resume_from_checkpoint=str(folder))
-    data = LanguageModelingDataArguments(buffer_size=5)
-    with pytest.raises(CheckpointError, match="buffer_size was None, is 5"):
+    streamed = LanguageModelingDataArguments(buffer_size=5, streaming=True)
+    whole = LanguageModelingDataArguments(buffer_size=5)
+
+    def resumed(data):
         resume.require_match("classify", replace(args, data=data), FACTS, range(8))
+
+    resumed(whole)  # in which nothing is shuffled in a buffer
+    resumed(streamed)  # of a version that did not know the argument
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["belongs_to"]["buffer_size"] = 7
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="buffer_size was 7, is 5"):
+        resumed(streamed)
+
+
+@pytest.mark.parametrize("said", [None, "{bad", "[1]", "{}", '{"arguments": null}'])
+def test_a_run_whose_record_is_damaged_goes_on(run, wordpiece, capsys, said):
+    """The manifest has all that must agree."""
+    (run / "run.json").unlink()
+    if said is not None:
+        (run / "run.json").write_text(said)
+    folder = run / "checkpoints" / "checkpoint-2"
+    shutil.rmtree(run / "checkpoints" / "checkpoint-3")
+    args = arguments(run, resume_from_checkpoint=str(folder))
+    resume.require_match("classify", args, FACTS, range(8))
+    lost = "is gone or damaged: what may differ from before cannot be told"
+    assert (lost in capsys.readouterr().err) is (said != '{"arguments": null}')
+    assert train(args, wordpiece).state.global_step == 3
+    assert names(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_a_checkout_without_metadata_resumes(run, monkeypatch, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    folder = run / "checkpoints" / "checkpoint-2"
+    args = arguments(run, resume_from_checkpoint=str(folder), max_steps=4)
+    resume.require_match("classify", args, FACTS, range(8))
+    said = capsys.readouterr().err
+    assert "made with torch 2" in said
+    assert ", here is unknown\n" in said
+    assert "made with llmft" not in said
+
+
+def test_checkpoints_of_before_the_clock_and_the_callback_had_their_names(
+    run, wordpiece
+):
+    folder = run / "checkpoints" / "checkpoint-2"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]
+    del kept["StepClock"]
+    kept["EarlyStopping"] = kept.pop("EarlyStoppingCallback")
+    kept["EarlyStopping"]["attributes"]["early_stopping_patience_counter"] = 4
+    assert (
+        resume.evaluations_without_gain(SimpleNamespace(stateful_callbacks=kept)) == 4
+    )
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    written = (folder / "trainer_state.json").read_bytes()
+    manifest["files"]["trainer_state.json"] = {
+        "bytes": len(written),
+        "sha256": hashlib.sha256(written).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    args = arguments(run, resume_from_checkpoint=str(folder), max_steps=4)
+    assert train(args, wordpiece).state.global_step == 4
+
+
+def test_the_best_is_saved_also_between_two_checkpoints(wordpiece, tmp_path):
+    """Evaluated at every step, saved at every fourth: the best is an odd one."""
+    folder = tmp_path / "run"
+    often = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 4, "max_steps": 8}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    args = arguments(folder, learning_rate=1.0, warmup_steps=0, **often, **best)
+    args.training.greater_is_better = False
+    state = train(args, wordpiece).state
+    losses = {e["step"]: e["eval_loss"] for e in state.log_history if "eval_loss" in e}
+    assert len(losses) == 8
+    step = min(losses, key=losses.get)
+    assert step % 4
+    assert state.best_model_checkpoint.endswith(f"checkpoints/checkpoint-{step}")
+    assert f"checkpoint-{step}" in names(folder)
 
 
 class _StopsInSaving(TrainerCallback, ExportableState):
@@ -510,9 +592,15 @@ def test_the_best_checkpoint_is_named(wordpiece, tmp_path, capsys):
 def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
     state = SimpleNamespace(best_global_step=2, best_model_checkpoint=None)
     args = SimpleNamespace(load_best_model_at_end=True)
+    args.resume_from_checkpoint = str(tmp_path / "moved" / "checkpoint-4")
     best = callbacks.Checkpoints(tmp_path)
     best.on_train_begin(args, state, None)
     assert "checkpoint-2, the best so far, is gone" in capsys.readouterr().err
     (tmp_path / "checkpoint-2").mkdir()
     best.on_train_begin(args, state, None)
     assert state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    # It is also looked for beside the checkpoint that is resumed.
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "checkpoint-2").rename(tmp_path / "moved" / "checkpoint-2")
+    best.on_train_begin(args, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-2")
