@@ -166,10 +166,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_data(arguments: argparse.Namespace) -> None:
-    from llmft.tasks import inspect
+    from llmft.tasks import data_report
 
     flags = {name: getattr(arguments, name) for name in arguments.names}
-    inspect.report_data(arguments.files, flags, arguments.html)
+    data_report.report_data(arguments.files, flags, arguments.html)
 
 
 COMMANDS = {

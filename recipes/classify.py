@@ -17,11 +17,11 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import parse
-from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.data.tokens.examples import classification_features
 from llmft.metrics import predictions
 from llmft.model.features import freeze_backbone, restore_backbone
-from llmft.model.identity import identity
+from llmft.model.identity import fingerprint
 from llmft.model.labels import label_names
 from llmft.model.load import load_model, set_token_type_ids
 from llmft.model.new_weights import init_regression_head
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     model_args, data_args, training_args = args.model, args.data, args.training
 
     # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine, as far as they were not given.
+    # and attention for this machine where they were not given: it sets them in args.
     located, choices, tokenizer = prepare(args, classify.TASK)
     set_token_type_ids(tokenizer, located)
     model_problem_type = classify.set_problem_type_from_model(args, located)
@@ -78,13 +78,14 @@ def main(argv: list[str]) -> None:
         will_train=training_args.do_train,
     )
     init_regression_head(model, train)
-    run = Run(__file__, classify.TASK, args, splits, identity(located, tokenizer))
+    run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
+    # Checks the checkpoint that is resumed, and says what is going to happen.
     run.plan([*choices, *classify.choices(data_args, labels, weights, train)], train)
     if training_args.dry_run:
         return
 
     with run.start():  # makes the folder of the run, and run.callbacks
-        collator = ClassificationCollator(tokenizer)
+        collator = DataCollatorForClassification(tokenizer)
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
         threshold = data_args.multi_label_threshold

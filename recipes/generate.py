@@ -19,10 +19,10 @@ from llmft.config.fields import (
 from llmft.config.parse import Arguments, parse
 from llmft.config.rules import ACTIONS
 from llmft.console import say
-from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.metrics.tokens import TokenPrediction
 from llmft.model.adapters import add_lora, merged
-from llmft.model.identity import identity
+from llmft.model.identity import fingerprint
 from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
 from llmft.process import run_command
@@ -76,7 +76,7 @@ def fine_tune(args: Arguments) -> None:
     model_args, data_args, training_args = args.model, args.data, args.training
 
     # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine, as far as they were not given.
+    # and attention for this machine where they were not given: it sets them in args.
     located, choices, tokenizer = prepare(args, generate.TASK)
     splits = read_splits(args)  # makes those that are missing, refuses leakage
     choices += generate.set_defaults_from_format(args, splits.format, tokenizer)
@@ -93,7 +93,8 @@ def fine_tune(args: Arguments) -> None:
     examples = drop_seq_lengths_if_unsupported(model, examples)
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)
-    run = Run(__file__, generate.TASK, args, splits, identity(located, tokenizer))
+    run = Run(__file__, generate.TASK, args, splits, fingerprint(located, tokenizer))
+    # Checks the checkpoint that is resumed, and says what is going to happen.
     run.plan(choices, examples.get("train"))
     if training_args.dry_run:
         return
@@ -103,7 +104,7 @@ def fine_tune(args: Arguments) -> None:
             model=model,
             args=training_args,
             objective=CausalLM(),
-            data_collator=LanguageModelingCollator(tokenizer, mlm=False),
+            data_collator=SeededDataCollatorForLanguageModeling(tokenizer, mlm=False),
             train_dataset=examples.get("train"),
             eval_dataset=examples.get("validation"),
             processing_class=tokenizer,

@@ -13,9 +13,9 @@ from transformers import AutoModelForMaskedLM
 
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import parse
-from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.metrics.tokens import TokenPrediction
-from llmft.model.identity import identity
+from llmft.model.identity import fingerprint
 from llmft.model.load import load_model, require_mask_token
 from llmft.model.new_weights import (
     init_mlm_head_as_identity,
@@ -44,12 +44,12 @@ def main(argv: list[str]) -> None:
     model_args, data_args, training_args = args.model, args.data, args.training
 
     # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine, as far as they were not given.
+    # and attention for this machine where they were not given: it sets them in args.
     located, choices, tokenizer = prepare(args, mlm.TASK)
     require_mask_token(tokenizer, located)
     splits = read_splits(args)  # makes those that are missing, refuses leakage
     # Masks depend on (seed, epoch, row); those of evaluations stay the same.
-    collator = LanguageModelingCollator(
+    collator = SeededDataCollatorForLanguageModeling(
         tokenizer,
         mlm_probability=data_args.mlm_probability,
         mask_seed=training_args.seed,
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         will_train=training_args.do_train,
         init_new_weights=init_mlm_head_as_identity,
     )
-    run = Run(__file__, mlm.TASK, args, splits, identity(located, tokenizer))
+    run = Run(__file__, mlm.TASK, args, splits, fingerprint(located, tokenizer))
+    # Checks the checkpoint that is resumed, and says what is going to happen.
     run.plan(choices, blocks.get("train"))
     if training_args.dry_run:
         return
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> None:
                     blocks[run.held_out], metric_key_prefix="before"
                 )
             if not training_args.resume_from_checkpoint:
+                # Of a new head only; it counts as training.
                 init_output_bias_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         if training_args.do_eval:
@@ -110,8 +112,10 @@ def main(argv: list[str]) -> None:
             cloze, before, mlm.fill_masks(model, tokenizer, cloze), run.held_out
         )
         # What to run next: a classifier on this encoder, on the user's own texts too.
-        own = [] if data_args.dataset_name else ["--train_file", "LABELLED.csv"]
-        run.report(list(mlm.TASK.metrics), "classify", own, keep=["max_seq_length"])
+        next_flags = [] if data_args.dataset_name else ["--train_file", "LABELLED.csv"]
+        run.report(
+            list(mlm.TASK.metrics), "classify", next_flags, keep=["max_seq_length"]
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
 from llmft.data.read.rows import asset_rows, streamed_files
 from llmft.data.read.store import stored
-from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.data.tokens.encode import encode_batch
 from llmft.data.tokens.stream import Stream
 from llmft.model import load
@@ -75,7 +75,7 @@ def stream(path: Path) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
     own = tokenizer_rate(tokenizer, path)
     args = LanguageModelingDataArguments(train_file=str(path))
-    collator = LanguageModelingCollator(tokenizer, mlm_probability=0.15)
+    collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     process, looks = psutil.Process(), []
     started, blocks, batch = time.perf_counter(), 0, []
     rows = streamed_files(str(path), Columns(), Reading())

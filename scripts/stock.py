@@ -30,7 +30,7 @@ from transformers import (
 from llmft.config.fields import LanguageModelingDataArguments, ModelArguments
 from llmft.data.read.labels import LabelNames
 from llmft.data.split.splits import load_splits
-from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, fix_masks
 from llmft.data.tokens.examples import lm_blocks
 from llmft.machine import detect
 from llmft.model import load
@@ -89,7 +89,7 @@ def examples(recipe, tokenizer, rows, seed):
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         return {"train": plain, "test": blocks["test"]}, collator
     # The masks that llmft evaluates on: else the two losses could not be compared.
-    masked = LanguageModelingCollator(tokenizer, mask_seed=seed)
+    masked = SeededDataCollatorForLanguageModeling(tokenizer, mask_seed=seed)
     test = fix_masks(blocks["test"], masked).map(
         lambda row: {name: values[0] for name, values in masked([row]).items()},
         remove_columns=["row", "epoch"],
@@ -142,7 +142,9 @@ def judge(trainer, model, data, recipe: str) -> dict:
         if recipe == "mlm":  # masked already
             batch = {k: torch.tensor([r[k] for r in rows]) for k in rows[0]}
         elif recipe == "generate":  # documents apart, as llmft judges
-            collate = LanguageModelingCollator(trainer.processing_class, mlm=False)
+            collate = SeededDataCollatorForLanguageModeling(
+                trainer.processing_class, mlm=False
+            )
             batch = collate(rows)
         else:
             batch = trainer.data_collator(rows)

@@ -13,7 +13,7 @@ from llmft.files import file_sha256
 from llmft.sources.hub import Located
 
 
-def identity(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def fingerprint(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return what pins model and tokenizer: the hub commit, or sha256 of the files."""
     hashes = {"name": located.name, "tokenizer": tokenizer_fingerprint(tokenizer)}
     if template := tokenizer.chat_template:

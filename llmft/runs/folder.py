@@ -1,6 +1,6 @@
 """The run of a recipe, and its folder: what ran, what came of it, and the model.
 
-    run = Run(__file__, task, args, splits, identity(located, tokenizer))
+    run = Run(__file__, task, args, splits, fingerprint(located, tokenizer))
     run.plan(choices, train)
     with run.start():
         trainer = LlmftTrainer(..., callbacks=[..., *run.callbacks])
@@ -62,7 +62,7 @@ class Run:
         task: what it does.
         args: what was asked.
         splits: its data.
-        model: what pins model and tokenizer, see ``model.identity``.
+        model: what pins model and tokenizer, see ``model.identity.fingerprint``.
 
     Attributes:
         held_out: the split that the result is judged on: test, else validation.

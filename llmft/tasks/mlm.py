@@ -18,7 +18,7 @@ from llmft.config.rules import require_data, require_something_to_do
 from llmft.config.task import Task
 from llmft.console import say, table
 from llmft.data.split.splits import Splits
-from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, fix_masks
 from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
@@ -47,7 +47,7 @@ def check(values: dict[str, Any]) -> list[str]:
 def blocks(
     splits: Splits,
     tokenizer: PreTrainedTokenizerBase,
-    collator: LanguageModelingCollator,
+    collator: SeededDataCollatorForLanguageModeling,
     args: MaskedLMDataArguments,
 ) -> dict[str, Any]:
     """Cut the texts of each split into blocks of token ids; see ``lm_blocks``.

@@ -74,7 +74,7 @@ def label_loss(
 
     Args:
         logits: (batch, classes), or (batch, 1) for a regression.
-        labels: as ``ClassificationCollator`` makes them.
+        labels: as ``DataCollatorForClassification`` makes them.
         count: the sum of ``label_count`` over the step; None: of these labels.
         weights: (classes,): of each class, or its ``pos_weight`` among several labels.
         label_smoothing: of a single label, as in ``cross_entropy``.

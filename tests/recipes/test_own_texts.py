@@ -14,7 +14,7 @@ import tiny
 from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
-from llmft.data.tokens.collate import LanguageModelingCollator, fix_masks
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, fix_masks
 
 TOY = (
     *process.QUICK,
@@ -94,7 +94,7 @@ def test_mlm_masks_words(bert: Path, tmp_path: Path, masking: str) -> None:
     found = process.read_json(run / "metrics.json")["eval"]["loss"]["n"]
     labels = {}
     for mode in ("token", masking):
-        collator = LanguageModelingCollator(tokenizer, mlm_masking=mode)
+        collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm_masking=mode)
         batch = collator(list(fix_masks(data, collator)))
         labels[mode] = int((batch["labels"] != -100).sum())
     assert found == labels[masking] != labels["token"]

@@ -1,6 +1,6 @@
 """All that can be told about data before training: tables, and what follows from them.
 
-``llmft/tasks/inspect.py`` shows it.
+``llmft/tasks/data_report.py`` shows it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ FIXED_EPOCH = -1
 
 
 @dataclass
-class LanguageModelingCollator(DataCollatorForLanguageModeling):
+class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
     """``DataCollatorForLanguageModeling`` whose masks depend on (seed, epoch, row).
 
     The one of transformers draws from a stream, so that a worker, a look-ahead or a
@@ -135,7 +135,9 @@ def row_seed(seed: int, epoch: int, row: int) -> int:
 
 
 def fix_masks(
-    dataset: Dataset, collator: LanguageModelingCollator, split: str = "validation"
+    dataset: Dataset,
+    collator: SeededDataCollatorForLanguageModeling,
+    split: str = "validation",
 ) -> Dataset:
     """Return ``dataset`` with column ``epoch``, so that its masks are always the same.
 
@@ -174,7 +176,7 @@ _NO_INPUT = ("length", "row")
 
 
 @dataclass
-class ClassificationCollator(DataCollatorWithPadding):
+class DataCollatorForClassification(DataCollatorWithPadding):
     """``DataCollatorWithPadding`` that drops what is no input: ``length``, ``row``.
 
     Labels are int64 of shape (batch,), float32 of shape (batch, classes) where a text

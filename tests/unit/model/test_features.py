@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from unit.train.test_trainer import WEIGHTS, arguments, assert_same_weights
 
-from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.model import features
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
@@ -43,7 +43,10 @@ def logits(model, collate, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_features_give_the_logits_of_the_encoder(wordpiece, kind, capsys):
-    model, collate = classifier(kind, wordpiece), ClassificationCollator(wordpiece)
+    model, collate = (
+        classifier(kind, wordpiece),
+        DataCollatorForClassification(wordpiece),
+    )
     data = texts(wordpiece)
     wanted, names = logits(model, collate, data), set(model.state_dict())
     cached = features.freeze_backbone(model, {"train": data}, collate)["train"]
@@ -65,7 +68,9 @@ def test_cached_features_give_the_logits_of_the_encoder(wordpiece, kind, capsys)
 def test_a_head_that_reads_all_states_is_trained_without_cache(wordpiece, capsys):
     model = classifier("modernbert", wordpiece, classifier_pooling="mean")
     data = {"train": texts(wordpiece)}
-    same = features.freeze_backbone(model, data, ClassificationCollator(wordpiece))
+    same = features.freeze_backbone(
+        model, data, DataCollatorForClassification(wordpiece)
+    )
     assert same is data
     assert "features of the encoder are not cached" in capsys.readouterr().out
     assert not any(p.requires_grad for p in model.base_model.parameters())
@@ -76,7 +81,10 @@ def test_a_head_that_reads_all_states_is_trained_without_cache(wordpiece, capsys
 def test_training_on_the_cache_takes_the_same_steps(wordpiece, tmp_path, kind):
     found = []
     for cached in (True, False):
-        model, collate = classifier(kind, wordpiece), ClassificationCollator(wordpiece)
+        model, collate = (
+            classifier(kind, wordpiece),
+            DataCollatorForClassification(wordpiece),
+        )
         data = {"train": texts(wordpiece)}
         if cached:
             data = features.freeze_backbone(model, data, collate)
@@ -103,7 +111,10 @@ def test_training_on_the_cache_takes_the_same_steps(wordpiece, tmp_path, kind):
 
 
 def test_pairs_of_the_same_ids_differ_by_their_token_types(wordpiece):
-    model, collate = classifier("bert", wordpiece), ClassificationCollator(wordpiece)
+    model, collate = (
+        classifier("bert", wordpiece),
+        DataCollatorForClassification(wordpiece),
+    )
     data = Dataset.from_dict(
         {
             "input_ids": [[2, 5, 3, 5, 3], [2, 5, 3, 5, 3], [2, 6, 3]],
@@ -124,7 +135,10 @@ def test_pairs_of_the_same_ids_differ_by_their_token_types(wordpiece):
 
 def test_features_and_encoder_follow_the_model_to_another_device(wordpiece):
     """Trainer moves the model after the features were made."""
-    model, collate = classifier("bert", wordpiece), ClassificationCollator(wordpiece)
+    model, collate = (
+        classifier("bert", wordpiece),
+        DataCollatorForClassification(wordpiece),
+    )
     features.freeze_backbone(model, {"train": texts(wordpiece)}, collate)
     model.to("meta")
     rows = torch.zeros((2, 1), dtype=torch.long, device="meta")

@@ -17,7 +17,7 @@ from llmft.config.fields import ModelArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.model import load as models
 from llmft.model import pretrained, probes
-from llmft.model.identity import identity
+from llmft.model.identity import fingerprint
 from llmft.sources.hub import Located
 
 
@@ -223,12 +223,12 @@ def test_attention_implementation(tiny_bert):
 
 def test_identity(tiny_bert, wordpiece, bpe):
     weights = (tiny_bert / "model.safetensors").read_bytes()
-    pins = identity(found(tiny_bert), wordpiece)
+    pins = fingerprint(found(tiny_bert), wordpiece)
     assert pins.pop("name") == str(tiny_bert)
     assert len(pins.pop("tokenizer")) >= 16
     assert pins == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     pinned = Located("cache/snapshot", name="owner/name", commit="abc")
-    first, second = (identity(pinned, t) for t in (wordpiece, bpe))
+    first, second = (fingerprint(pinned, t) for t in (wordpiece, bpe))
     assert first.pop("tokenizer") != second.pop("tokenizer")
     assert first == second == {"name": "owner/name", "commit": "abc"}
 

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from llmft.config.fields import LanguageModelingDataArguments
-from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.data.tokens.examples import lm_blocks
 from llmft.model.probes import (
     drop_seq_lengths_if_unsupported,
@@ -45,7 +45,7 @@ def test_which_models_keep_documents_apart(kind, separates, blocks, capsys):
 
 
 def test_positions_begin_with_each_document_and_block(blocks, tokenizer):
-    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
+    batch = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)(list(blocks))
     for ids, positions in zip(
         batch["input_ids"].tolist(), batch["position_ids"].tolist(), strict=True
     ):
@@ -60,7 +60,7 @@ def test_positions_begin_with_each_document_and_block(blocks, tokenizer):
 
 def test_the_loss_of_a_block_is_that_of_its_documents(blocks, tokenizer):
     model = tiny.model("llama", "causal-lm", len(tokenizer)).eval()
-    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(blocks))
+    batch = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)(list(blocks))
     labels, positions = batch.pop("labels"), batch["position_ids"].tolist()
     head = plain_head(model, batch)
     with torch.no_grad(), head_inputs(head) as states:

@@ -23,7 +23,7 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
-from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import DataError, EnvironmentFault
 from llmft.metrics import classes
 from llmft.process import Terminated, versions
@@ -255,7 +255,7 @@ def classification(folder, wordpiece):
             objective=Classification(),
             model=model,
             args=args.training,
-            data_collator=ClassificationCollator(wordpiece),
+            data_collator=DataCollatorForClassification(wordpiece),
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,
@@ -366,7 +366,7 @@ def test_steps_are_those_of_trainer(tmp_path, wordpiece):
             args=args,
             train_dataset=data,
             eval_dataset=data,
-            data_collator=ClassificationCollator(wordpiece),
+            data_collator=DataCollatorForClassification(wordpiece),
         )
         for most in (-1, 7):
             args.max_steps = most

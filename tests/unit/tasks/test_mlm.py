@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from llmft.config.fields import MaskedLMDataArguments, TrainingArguments
-from llmft.data.tokens.collate import LanguageModelingCollator
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.tasks.mlm import cloze_examples, fill_masks, show_filled
 from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
@@ -103,7 +103,7 @@ def test_examples_before_and_after_come_in_one_precision(wordpiece, tmp_path):
     model = tiny.model("bert", "masked-lm", len(wordpiece))
     quiet = {"report_to": "none", "disable_tqdm": True, "bf16": True}
     quiet |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    collator = LanguageModelingCollator(wordpiece)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece)
     ids = [wordpiece(text)["input_ids"] for text in tiny.sentences(4)]
     trainer = LlmftTrainer(
         objective=MaskedLM(),

@@ -24,7 +24,7 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
-from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import CheckpointError
 from llmft.process import Terminated
 from llmft.runs import folder as runs
@@ -63,7 +63,7 @@ def train(args, wordpiece, *also, recipe="classify"):
             objective=Classification(),
             model=tiny.model("bert", "classification", len(wordpiece)),
             args=args.training,
-            data_collator=ClassificationCollator(wordpiece),
+            data_collator=DataCollatorForClassification(wordpiece),
             train_dataset=data,
             eval_dataset=data,
             processing_class=wordpiece,

@@ -16,7 +16,7 @@ from unit.model.test_features import NO_DROPOUT
 from unit.train.test_trainer import WEIGHTS, arguments, assert_same_weights
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
-from llmft.data.tokens.collate import ClassificationCollator
+from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.train.losses import label_count, label_loss
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
@@ -93,7 +93,7 @@ def examples(wordpiece, kind, rows=20):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_weights_it_is_the_loss_of_transformers(wordpiece, kind):
     model = classifier(wordpiece, kind)
-    batch = ClassificationCollator(wordpiece)(list(examples(wordpiece, kind)))
+    batch = DataCollatorForClassification(wordpiece)(list(examples(wordpiece, kind)))
     found = model(**batch)
     loss = label_loss(found.logits, batch["labels"], None, kind)
     torch.testing.assert_close(loss, found.loss, **SAME)
@@ -103,7 +103,7 @@ def test_without_weights_it_is_the_loss_of_transformers(wordpiece, kind):
 def test_accumulated_steps_of_the_trainer_are_those_of_whole_batches(
     wordpiece, tmp_path, kind, weight
 ):
-    data, collate = examples(wordpiece, kind), ClassificationCollator(wordpiece)
+    data, collate = examples(wordpiece, kind), DataCollatorForClassification(wordpiece)
     model = classifier(wordpiece, kind)
     plain = copy.deepcopy(model).train()
     rate, seen = 0.01, []
@@ -166,7 +166,7 @@ def test_examples_of_a_text_are_averaged(wordpiece, tmp_path, kind):
         objective=Classification(kind),
         model=model,
         args=arguments(tmp_path, per_device_eval_batch_size=4),
-        data_collator=ClassificationCollator(wordpiece),
+        data_collator=DataCollatorForClassification(wordpiece),
         eval_dataset=data,
         compute_metrics=lambda p: measured.append(p) or {"n": len(p.predictions)},
         processing_class=wordpiece,

@@ -27,8 +27,8 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
 from llmft.data.read.rows import streamed_files
 from llmft.data.tokens.collate import (
-    ClassificationCollator,
-    LanguageModelingCollator,
+    DataCollatorForClassification,
+    SeededDataCollatorForLanguageModeling,
     fix_masks,
 )
 from llmft.data.tokens.stream import Stream
@@ -61,7 +61,7 @@ def blocks(wordpiece, count=16, seed=0):
 
 
 def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
-    collator = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     if cls is LlmftTrainer:
         options = {"objective": MaskedLM(), **options}
     else:
@@ -96,7 +96,7 @@ def causal_lm(args, kind="gpt2", cls=LlmftTrainer):
     return cls(
         model=model,
         args=args,
-        data_collator=LanguageModelingCollator(tokenizer, mlm=False),
+        data_collator=SeededDataCollatorForLanguageModeling(tokenizer, mlm=False),
         train_dataset=Dataset.from_dict(
             {"input_ids": [[i, i + 1, i + 2, i + 5] for i in range(9)], "row": [0] * 9}
         ),
@@ -130,7 +130,7 @@ def classifier(wordpiece, args, **options):
             "bert", "classification", len(wordpiece), num_labels=3, **NO_DROPOUT
         ),
         args=args,
-        data_collator=ClassificationCollator(wordpiece),
+        data_collator=DataCollatorForClassification(wordpiece),
         train_dataset=data,
         eval_dataset=data,
         processing_class=wordpiece,
@@ -517,7 +517,7 @@ def test_each_epoch_trains_on_its_own_masks(wordpiece, tmp_path, workers):
 
     trainer.compute_loss = compute_loss
     trainer.train()
-    reference = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    reference = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     for epoch in range(3):
         reference.set_epoch(epoch)
         wanted = []
@@ -538,7 +538,7 @@ def streamed(wordpiece, folder, **changes):
     saving |= {"per_device_train_batch_size": 4, "save_total_limit": None}
     run = folder / "run"
     args = arguments(run / "checkpoints" / ".saving", **(saving | changes))
-    collator = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     seen = []
 
     def collate(examples):
@@ -564,7 +564,7 @@ def test_each_pass_over_a_stream_has_its_own_masks(wordpiece, tmp_path):
     trainer, seen = streamed(wordpiece, tmp_path)
     assert trainer.state.global_step == 6
     assert [e["epoch"] for e, _ in seen[:24]] == [0] * 10 + [1] * 10 + [2] * 4
-    reference = LanguageModelingCollator(wordpiece, mlm_probability=0.3)
+    reference = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     masks = {}
     for example, labels in seen[:20]:
         reference.set_epoch(example["epoch"])
@@ -603,7 +603,7 @@ def test_the_end_of_a_pass_is_one_of_an_epoch(wordpiece, tmp_path):
     ("told", "epoch"), [(None, 0), (0.0, 0), (1.0, 1), (1.9999999, 2), (2.5, 2)]
 )
 def test_mask_epoch_also_when_resumed_inside_one(wordpiece, told, epoch):
-    collator = LanguageModelingCollator(wordpiece)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece)
     state = transformers.TrainerState(epoch=told)
     loader = SimpleNamespace(collate_fn=collator)
     MaskEpoch().on_epoch_begin(None, state, None, train_dataloader=loader)

@@ -16,7 +16,7 @@ from llmft.config.fields import GenerationDataArguments, GenerationModelArgument
 from llmft.config.parse import Arguments
 from llmft.data.read.store import Source
 from llmft.data.tokens import chat, targets
-from llmft.data.tokens.collate import IGNORED, LanguageModelingCollator
+from llmft.data.tokens.collate import IGNORED, SeededDataCollatorForLanguageModeling
 from llmft.data.tokens.examples import causal_examples
 from llmft.errors import ConfigError, DataFormatError, LengthError, escape
 from llmft.model.probes import drop_seq_lengths_if_unsupported, plain_head
@@ -216,7 +216,7 @@ def test_packed(tokenizer, capsys):
     assert f"; {out} blocks without a completion left out" in said
     left = len(flat["labels"]) % 16
     assert f"; {left} tokens of the last partial block left out" in said
-    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(made))
+    batch = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)(list(made))
     assert (batch["labels"][batch["position_ids"] == 0] == IGNORED).all()
 
 
@@ -250,7 +250,7 @@ def test_loss_and_gradients_are_those_of_the_completions(policy):
     data = {"t": examples(TALKS, tokenizer, block_policy=policy, max_seq_length=size)}
     data = drop_seq_lengths_if_unsupported(model, data)["t"]
     assert ("seq_lengths" in data.column_names) == (policy == "pack")
-    batch = LanguageModelingCollator(tokenizer, mlm=False)(list(data))
+    batch = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)(list(data))
     labels = batch.pop("labels")
     head = plain_head(model, batch)
     with head_inputs(head) as states:

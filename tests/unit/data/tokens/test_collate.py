@@ -9,8 +9,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from llmft.data.tokens.collate import (
-    ClassificationCollator,
-    LanguageModelingCollator,
+    DataCollatorForClassification,
+    SeededDataCollatorForLanguageModeling,
     examples_of,
     fix_masks,
     row_seed,
@@ -19,7 +19,7 @@ from llmft.errors import DataError
 
 
 def masker(tokenizer, seed=42, **options):
-    return LanguageModelingCollator(tokenizer, mask_seed=seed, **options)
+    return SeededDataCollatorForLanguageModeling(tokenizer, mask_seed=seed, **options)
 
 
 MODES = pytest.mark.parametrize("mode", ["token", "whole_word", "span"])
@@ -76,7 +76,7 @@ def test_the_examples_of_a_batch_are_found(wordpiece, rows, mlm):
     assert examples_of(batch, iter(rows)) == []
     assert examples_of({"features": batch["input_ids"]}, data) == []
     classes = [{**row, "labels": 1} for row in rows]
-    batch = ClassificationCollator(wordpiece)(classes[5:7])
+    batch = DataCollatorForClassification(wordpiece)(classes[5:7])
     assert examples_of(batch, data) == [5, 6]
 
 
@@ -204,13 +204,13 @@ def test_causal_labels_keep_eos_though_it_is_the_pad_token(bpe):
     tokenizer = tiny.bpe_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     eos = tokenizer.eos_token_id
-    collator = LanguageModelingCollator(tokenizer, mlm=False)
+    collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)
     rows = [[5, 6, eos, 7, eos], [8, eos]]
     batch = collator([{"input_ids": ids, "row": i} for i, ids in enumerate(rows)])
     assert batch["input_ids"].tolist() == [rows[0], [8, eos, eos, eos, eos]]
     assert batch["labels"].tolist() == [rows[0], [8, eos, -100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
-    without_pad = LanguageModelingCollator(bpe, mlm=False)
+    without_pad = SeededDataCollatorForLanguageModeling(bpe, mlm=False)
     batch = without_pad([{"input_ids": ids, "row": 0} for ids in ([5], [6, 7])])
     assert batch["labels"].tolist() == [[5, -100], [6, 7]]
 
@@ -234,7 +234,7 @@ def test_classification_batches_drop_the_length_and_pad(wordpiece):
         {"input_ids": [2, 9, 3], "attention_mask": [1] * 3, "label": 1, "length": 3},
         {"input_ids": [2, 3], "attention_mask": [1] * 2, "label": 0, "length": 2},
     ]
-    batch = ClassificationCollator(wordpiece)(rows)
+    batch = DataCollatorForClassification(wordpiece)(rows)
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]

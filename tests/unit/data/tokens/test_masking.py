@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from llmft.data.tokens.collate import LanguageModelingCollator, row_seed
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, row_seed
 from llmft.data.tokens.masking import SpanLengths, choose, require_span, word_edges
 from llmft.errors import ConfigError
 
@@ -186,13 +186,13 @@ def test_tokens_that_tell_no_words_are_refused():
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]")
     with pytest.raises(ConfigError) as caught:
-        LanguageModelingCollator(tokenizer, mlm_masking="span")
+        SeededDataCollatorForLanguageModeling(tokenizer, mlm_masking="span")
     assert str(caught.value) == (
         f"ConfigError: the tokens of this {type(tokenizer).__name__} do not tell where"
         " a word begins, expected WordPiece, byte-level BPE, SentencePiece, or BPE with"
         " an end of words; use --mlm_masking token"
     )
-    LanguageModelingCollator(tokenizer)
+    SeededDataCollatorForLanguageModeling(tokenizer)
 
 
 def test_settings_of_spans_need_spans():
@@ -207,7 +207,9 @@ def test_settings_of_spans_need_spans():
 
 def masked_rows(tokenizer, mode, count, **options):
     """Yield (ids, words, inputs, labels) of ``count`` rows, in plain lists."""
-    collator = LanguageModelingCollator(tokenizer, mlm_masking=mode, **options)
+    collator = SeededDataCollatorForLanguageModeling(
+        tokenizer, mlm_masking=mode, **options
+    )
     for row, text in enumerate(texts(count, seed=1)):
         ids, of_word = reference(tokenizer, text)
         batch = collator([{"input_ids": ids, "row": row}])
@@ -367,7 +369,7 @@ def test_a_row_has_a_masked_token_where_it_can(tokenizer, mode):
             whole = [i for i, w in enumerate(of_word) if w in words]
             assert chosen == [i for i in whole if ids[i] not in special]
     assert len(places) > 10
-    collator = LanguageModelingCollator(tokenizer, mlm_masking=mode)
+    collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm_masking=mode)
     bare = collator([{"input_ids": [tokenizer.pad_token_id] * 3, "row": 0}])
     assert bare["labels"].tolist() == [[-100] * 3]
     assert bare["input_ids"].tolist() == [[tokenizer.pad_token_id] * 3]

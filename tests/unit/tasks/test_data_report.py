@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from llmft import cli
 from llmft.data.look.findings import ERROR, Finding
 from llmft.data.look.report import Report, Section
-from llmft.tasks.inspect import as_html, as_text
+from llmft.tasks.data_report import as_html, as_text
 
 TRAIN = [
     (f"review number {i} is {'good' if i % 2 else 'bad'}", i % 2) for i in range(30)
