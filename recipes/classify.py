@@ -31,6 +31,7 @@ from llmft.tasks import classify
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.class_weights import class_weights
+from llmft.train.fast_path import choose_fast_path
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -48,8 +49,7 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine where they were not given: it sets them in args.
+    # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, classify.TASK)
     set_token_type_ids(tokenizer, located)
     model_problem_type = classify.set_problem_type_from_model(args, located)
@@ -78,21 +78,27 @@ def main(argv: list[str]) -> None:
         will_train=training_args.do_train,
     )
     init_regression_head(model, train)
+    # Tries some steps with each precision and attention, and sets the fastest where
+    # they were not given: precision in args, attention in the model.
+    collator = DataCollatorForClassification(tokenizer)
+    objective = Classification(problem_type, weights)
+    fast_path = choose_fast_path(args, model, objective, collator, examples)
+    choices += fast_path.choices
+    choices += classify.choices(data_args, labels, weights, train)
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan([*choices, *classify.choices(data_args, labels, weights, train)], train)
+    run.plan(choices, train, fast_path.forecast)
     if training_args.dry_run:
         return
 
     with run.start():  # makes the folder of the run, and run.callbacks
-        collator = DataCollatorForClassification(tokenizer)
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
         threshold = data_args.multi_label_threshold
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
-            objective=Classification(problem_type, weights),
+            objective=objective,
             data_collator=collator,
             train_dataset=examples.get("train"),
             eval_dataset=examples.get("validation"),

@@ -8,7 +8,6 @@ python recipes/generate.py --help
 import sys
 from functools import partial
 
-import torch
 from transformers import AutoModelForCausalLM
 
 from llmft.config.fields import (
@@ -31,6 +30,7 @@ from llmft.runs.folder import Run
 from llmft.tasks import generate
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
+from llmft.train.fast_path import choose_fast_path
 from llmft.train.objectives import CausalLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -54,18 +54,13 @@ def main(argv: list[str]) -> None:
 def continue_prompts(args: Arguments) -> None:
     """Write on with the model as it is; no file is written."""
     located, choices, tokenizer = prepare(args, generate.TASK)
-    # Reading the weights is what takes the time of a token, so bf16 halves it.
-    dtype = torch.bfloat16 if args.training.bf16 else torch.float32
     model = load_model(
-        AutoModelForCausalLM,
-        located,
-        args.model,
-        tokenizer,
-        dtype=dtype,
-        will_train=False,
+        AutoModelForCausalLM, located, args.model, tokenizer, will_train=False
     )
     require_causal(model, located.name)
-    terminal.plan(args, choices, None)
+    # Writes some tokens in each precision where none was given.
+    model, precision = generate.in_fastest_precision(model, args.training)
+    terminal.plan(args, [*choices, precision], None)
     if not args.training.dry_run:
         say()
         generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
@@ -75,8 +70,7 @@ def fine_tune(args: Arguments) -> None:
     """Train on the user's texts; show the same prompts before and after."""
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine where they were not given: it sets them in args.
+    # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, generate.TASK)
     splits = read_splits(args)  # makes those that are missing, refuses leakage
     choices += generate.set_defaults_from_format(args, splits.format, tokenizer)
@@ -93,9 +87,15 @@ def fine_tune(args: Arguments) -> None:
     examples = drop_seq_lengths_if_unsupported(model, examples)
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)
+    # Tries some steps with each precision and attention, and sets the fastest where
+    # they were not given: precision in args, attention in the model.
+    collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)
+    objective = CausalLM()
+    fast_path = choose_fast_path(args, model, objective, collator, examples)
+    choices += fast_path.choices
     run = Run(__file__, generate.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan(choices, examples.get("train"))
+    run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:
         return
 
@@ -103,8 +103,8 @@ def fine_tune(args: Arguments) -> None:
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
-            objective=CausalLM(),
-            data_collator=SeededDataCollatorForLanguageModeling(tokenizer, mlm=False),
+            objective=objective,
+            data_collator=collator,
             train_dataset=examples.get("train"),
             eval_dataset=examples.get("validation"),
             processing_class=tokenizer,

@@ -26,6 +26,7 @@ from llmft.runs.folder import Run
 from llmft.tasks import mlm
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
+from llmft.train.fast_path import choose_fast_path
 from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -43,8 +44,7 @@ def main(argv: list[str]) -> None:
     )
     model_args, data_args, training_args = args.model, args.data, args.training
 
-    # Checks output_dir, finds the model, sets the seed, and chooses threads, precision
-    # and attention for this machine where they were not given: it sets them in args.
+    # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, mlm.TASK)
     require_mask_token(tokenizer, located)
     splits = read_splits(args)  # makes those that are missing, refuses leakage
@@ -67,9 +67,14 @@ def main(argv: list[str]) -> None:
         will_train=training_args.do_train,
         init_new_weights=init_mlm_head_as_identity,
     )
+    # Tries some steps with each precision and attention, and sets the fastest where
+    # they were not given: precision in args, attention in the model.
+    objective = MaskedLM()
+    fast_path = choose_fast_path(args, model, objective, collator, blocks)
+    choices += fast_path.choices
     run = Run(__file__, mlm.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan(choices, blocks.get("train"))
+    run.plan(choices, blocks.get("train"), fast_path.forecast)
     if training_args.dry_run:
         return
 
@@ -77,7 +82,7 @@ def main(argv: list[str]) -> None:
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
-            objective=MaskedLM(),
+            objective=objective,
             data_collator=collator,
             train_dataset=blocks.get("train"),
             eval_dataset=blocks.get("validation"),

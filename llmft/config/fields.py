@@ -36,7 +36,7 @@ class ModelArguments:
         None, "Another tokenizer than the model's own.", path=True
     )
     attn_implementation: Literal["eager", "sdpa"] | None = arg(
-        None, "Attention code; none: the one measured to be faster at this length."
+        None, "Attention code; none: the one that steps of this run are faster with."
     )
     dropout: float | None = _agreed(
         None, "Dropout everywhere in the model; none keeps the model's own.", "[0, 1)"
@@ -294,10 +294,20 @@ class TrainingArguments(transformers.TrainingArguments):
         None, "Folder of the run; none: outputs/<recipe>/<time>-<id>.", path=True
     )
     use_cpu: bool = _free(True, "Train on the CPU also where there is a GPU.")
-    # Of this, num_threads and attn_implementation a resume compares what was chosen, in
-    # machine/choose.py: auto may stand for the same as a value, or for another.
+    # Of these, num_threads and attn_implementation a resume compares what was chosen,
+    # in machine/choose.py: auto may stand for the same as a value, or for another.
     precision: Literal["auto", "fp32", "bf16"] = arg(
-        "auto", "auto: bf16 where a measurement on this CPU says that it pays."
+        "auto", "auto: bf16 where steps of this run, tried before, are faster."
+    )
+    compile_layers: bool | None = arg(
+        None,
+        "Compile the repeated layers of a causal model for training; none: where steps"
+        " of this run are faster, and it pays for compiling.",
+    )
+    fast_path: Literal["auto", "off"] = arg(
+        "auto",
+        "auto: try steps of this run with each precision and attention, and take the"
+        " fastest; off: try none, train in fp32 with transformers' own attention.",
     )
     num_threads: int | None = arg(
         None, "Threads of torch; none: the cores this process may use.", "[1, 1024]"

@@ -1,6 +1,6 @@
-"""How fast this machine multiplies, reads memory and attends: measured, then kept.
+"""How fast this machine multiplies and reads memory: measured, then kept.
 
-Together under two seconds, once per machine, thread count and version of torch; the
+Together under a second, once per machine, thread count and version of torch; the
 figures are in the cache folder.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from llmft.files import write_json
 from llmft.machine.detect import Machine
@@ -25,8 +26,7 @@ from llmft.sources import catalog
 # batches of 8 x 128 tokens.
 SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
 _SECONDS = 0.12
-LONGEST = 1024  # a measurement at more would take longer than it saves
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class Measurement:
         threads: that all of it was measured with.
         fp32_gflops, bf16_gflops: matrix multiplication, 1e9 operations per second.
         bandwidth_gb_s: of copying memory, read and written bytes together.
-        eager_ms, sdpa_ms: one attention, forward and backward, of 8 x 12 heads of 32
-            at ``length``; None where the run does not train.
         busy: other programs held the cores meanwhile: take the figures with care.
     """
 
@@ -46,20 +44,17 @@ class Measurement:
     fp32_gflops: float
     bf16_gflops: float
     bandwidth_gb_s: float
-    length: int
-    eager_ms: float
-    sdpa_ms: float
     busy: bool = False
 
 
-def measure(machine: Machine, threads: int, length: int) -> Measurement:
-    """Return the speeds with ``threads`` threads, and attention at ``length``.
+def measure(machine: Machine, threads: int) -> Measurement:
+    """Return the speeds with ``threads`` threads.
 
     Measured figures are kept in the cache folder, but not those of a busy machine.
     torch's thread count is ``threads`` afterwards.
     """
     torch.set_num_threads(threads)
-    known = [machine.cpu, machine.features, machine.cores, threads, length]
+    known = [machine.cpu, machine.features, machine.cores, threads]
     key = json.dumps([_CACHE_VERSION, torch.__version__, *known])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = catalog.cache_home() / "hardware" / f"{digest}.json"
@@ -70,15 +65,11 @@ def measure(machine: Machine, threads: int, length: int) -> Measurement:
     except (OSError, ValueError, TypeError, AttributeError):
         pass
     fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
-    eager, sdpa = attention_ms(length)
     found = Measurement(
         threads=threads,
         fp32_gflops=fp32,
         bf16_gflops=bf16,
         bandwidth_gb_s=bandwidth_gb_s(),
-        length=length,
-        eager_ms=eager,
-        sdpa_ms=sdpa,
         busy=machine.busy,
     )
     if not found.busy:
@@ -149,37 +140,17 @@ def bandwidth_gb_s(seconds: float | None = None) -> float:
     return 1e-9 * size / took
 
 
-def attention_ms(length: int, seconds: float | None = None) -> tuple[float, float]:
-    """Measure attention forward and backward, eager and sdpa, in milliseconds.
+def write_seconds(size: int) -> float:
+    """Return how long a checkpoint of ``size`` bytes takes: to write, sync and hash.
 
-    Queries, keys, values and the result have shape (8, length, 12 * 32), float32, and
-    are seen as heads by a transposed view, as models have them: eager attention must
-    copy them. Fewer sequences where ``length`` is large, so that the scores stay below
-    200 MB.
+    Tried with 16 MiB in the folder for temporary files.
     """
-    heads, size = 12, 32
-    batch = max(1, min(8, 2**22 // (heads * length * length) or 1))
-    shape = (batch, length, heads * size)
-    inputs = [torch.randn(shape, requires_grad=True) for _ in range(3)]
-    weight = torch.randn(shape)
-
-    def views() -> list[torch.Tensor]:
-        return [x.view(batch, length, heads, size).transpose(1, 2) for x in inputs]
-
-    def backward(attended: torch.Tensor) -> None:
-        joined = attended.transpose(1, 2).reshape(shape)
-        torch.autograd.grad((joined * weight).sum(), inputs)
-
-    def eager() -> None:
-        q, k, v = views()
-        scores = q @ k.transpose(2, 3) * size**-0.5
-        backward(scores.softmax(-1) @ v)
-
-    def sdpa() -> None:
-        q, k, v = views()
-        backward(scaled_dot_product_attention(q, k, v))
-
-    given = 3 * _SECONDS if seconds is None else seconds
-    eager_seconds, sdpa_seconds = best_seconds([eager, sdpa], given)
-    scale = 8e3 / batch
-    return eager_seconds * scale, sdpa_seconds * scale
+    sample = os.urandom(2**24)
+    with tempfile.TemporaryFile() as file:
+        start = time.perf_counter()
+        file.write(sample)
+        file.flush()
+        os.fsync(file.fileno())
+        hashlib.sha256(sample)
+        took = time.perf_counter() - start
+    return took * size / len(sample)

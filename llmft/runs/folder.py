@@ -43,6 +43,7 @@ from llmft.files import (
     write_text,
 )
 from llmft.machine import detect
+from llmft.machine.plan import Forecast
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
@@ -97,17 +98,23 @@ class Run:
         """What the results on the held-out split are called: test, else eval."""
         return "test" if self.held_out == "test" else "eval"
 
-    def plan(self, choices: Sequence[Choice], train: Any | None) -> None:
+    def plan(
+        self,
+        choices: Sequence[Choice],
+        train: Any | None,
+        forecast: Forecast | None = None,
+    ) -> None:
         """Say what is going to happen; check the checkpoint that is resumed.
 
         Args:
             choices: what was chosen, with reasons. train: the training examples.
+            forecast: what the run will take, where that is known.
 
         Raises:
             CheckpointError: it is not of this run, or nothing is left to do.
         """
         resume.require_match(self.task.recipe, self.args, self.record, train)
-        terminal.plan(self.args, choices, train)
+        terminal.plan(self.args, choices, train, forecast)
         self.record["choices"] = {
             c.name: {"value": c.value, "reason": c.reason} for c in choices
         }

@@ -14,13 +14,19 @@ from typing import Any
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.console import say, table
+from llmft.machine.plan import Forecast
 from llmft.train.resume import epoch_steps, training_steps
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 
-def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
-    """Say what is going to happen: the choices with their reasons, and the steps."""
+def plan(
+    args: Arguments,
+    choices: Iterable[Choice],
+    train: Any | None,
+    forecast: Forecast | None = None,
+) -> None:
+    """Say what is going to happen: the choices with their reasons, steps, and time."""
     say("plan")
     for choice in choices:
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
@@ -34,6 +40,8 @@ def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
             f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
             f" learning rate {t.learning_rate:g}"
         )
+    if forecast is not None:
+        print(forecast)
     if t.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     BatchEncoding,
@@ -19,7 +21,11 @@ from transformers import (
 )
 
 from llmft.config.choice import Choice
-from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
+from llmft.config.fields import (
+    GenerationDataArguments,
+    GenerationModelArguments,
+    TrainingArguments,
+)
 from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS, FILES, require_data
 from llmft.config.task import Task
@@ -31,9 +37,13 @@ from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
+from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.probes import in_own_precision, position_limit
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Tokens that are written to compare precisions, and seconds for all of it.
+TRIED, SECONDS = 12, 10.0
 TASK = Task(
     name="causal-lm",
     recipe="generate",
@@ -141,6 +151,45 @@ def generation_config(
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
+
+
+def in_fastest_precision(model: Any, args: TrainingArguments) -> tuple[Any, Choice]:
+    """Return the model in the precision in which it writes faster, and why.
+
+    Reading the weights is what takes the time of a token, so bf16 halves it on some
+    machines; on others (2 cores with AMX) it is slower. Some tokens are written in
+    both, unless a precision was given, or this was tried before.
+    """
+    asked = "bf16" if args.bf16 else args.precision
+    if args.device.type != "cpu" or asked != "auto" or args.fast_path == "off":
+        why = "was given" if asked != "auto" else "nothing is tried"
+        value = "bf16" if asked == "bf16" else "fp32"
+        return model.to(DTYPES[value]), Choice("precision", value, why)
+    machine = detect.detect()
+    of_machine = [machine.cpu, machine.features, machine.cores, torch.get_num_threads()]
+    of_software = [torch.__version__, transformers.__version__]
+    key = ["sampling", of_machine, of_software, model.config.to_dict()]
+    seconds = recall(key)
+    if not seconds:
+        models = {"fp32": model, "bf16": deepcopy(model).to(torch.bfloat16)}
+        config = GenerationConfig(
+            min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False
+        )
+        ids = torch.zeros(1, 4, dtype=torch.int64)
+
+        def write(candidate: Candidate) -> None:
+            with torch.inference_mode():
+                models[candidate.precision].generate(ids, generation_config=config)
+
+        pair = [Candidate(name, "own") for name in models]
+        found, _ = contest(pair, write, lambda best: SECONDS)
+        seconds = {c.precision: took for c, took in found.items()}
+        if not machine.busy:
+            keep(key, seconds)
+    value = min(seconds, key=lambda name: seconds[name])
+    rates = ", ".join(f"{n} {TRIED / took:.1f}" for n, took in seconds.items())
+    chosen = Choice("precision", value, f"tokens/s, tried: {rates}")
+    return model.to(DTYPES[value]), chosen
 
 
 def check_prompts(

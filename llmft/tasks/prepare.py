@@ -25,16 +25,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(args: Arguments, task: Task) -> Prepared:
-    """Check the output folder, find the model, choose the fast path; set the seed.
+    """Check the output folder, find the model, set threads, allocator and seed.
 
     Nothing is written. Raises LlmftError where the run cannot be.
     """
     check_output_dir(args.training)
     adapters = task.auto_class is AutoModelForCausalLM  # as LoRA trains them
     located = locate(args.model, task.embedded_model, adapters)
-    choices = choose.choose_fast_path(
-        args.training, args.model, args.data.max_seq_length
-    )
+    choices = choose.prepare_machine(args.training)
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))
 

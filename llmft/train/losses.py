@@ -148,7 +148,10 @@ def token_statistics(
         if head is not None:  # not by a call, which may have hooks
             logits = nn.functional.linear(logits, head.weight, head.bias)
         chosen = wanted[part]
-        nll = nn.functional.cross_entropy(logits.float(), chosen, reduction="none")
+        # argmax of bf16 takes 31 ms for 640 x 30,522, of the same in fp32 5 (2 cores
+        # with AVX512-BF16): a seventh of an evaluation.
+        logits = logits.float()
+        nll = nn.functional.cross_entropy(logits, chosen, reduction="none")
         columns = (nll, torch.ones_like(nll), logits.argmax(-1) == chosen)
         found = torch.stack([column.to(sums.dtype) for column in columns], 1)
         sums.index_add_(0, owner[part], found)

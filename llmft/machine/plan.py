@@ -1,0 +1,47 @@
+"""What a run will take: time, memory and disk, ahead of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmft.machine.detect import gib
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run is expected to take.
+
+    Attributes:
+        step_seconds: one optimizer step, in the mean.
+        evaluation_seconds: one evaluation in training.
+        save_seconds: one checkpoint.
+        final_seconds: what follows the training.
+        peak_bytes: the most memory that the process will hold; 0 where not known.
+        trial_seconds: what finding out took.
+    """
+
+    step_seconds: float
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
+    final_seconds: float = 0.0
+    peak_bytes: int = 0
+    trial_seconds: float = 0.0
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time in words: ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def compared_with(forecast: Forecast, steps: int, seconds: float, peak: int) -> str:
+    """Return what a training took beside what was expected, in a line."""
+    planned = duration_text(steps * forecast.step_seconds)
+    line = f"training {duration_text(seconds)} (plan: {planned})"
+    if forecast.peak_bytes:
+        line += f", memory {gib(peak)} at the most (plan: {gib(forecast.peak_bytes)})"
+    return line

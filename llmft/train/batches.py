@@ -1,0 +1,64 @@
+"""Which examples share a batch, and how long each batch is, before a training."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from llmft.data.tokens.stream import Stream
+
+
+def lengths_of(data: Any) -> np.ndarray:
+    """Return the tokens of each example of a ``datasets.Dataset``."""
+    column = data.with_format("arrow")["input_ids"][:]
+    return pc.list_value_length(column).to_numpy()
+
+
+class Batches:
+    """The batches of an epoch, the shortest first.
+
+    Args:
+        data: a ``datasets.Dataset`` or a ``Stream``, of which only the first are read.
+        size: examples of a batch. strategy: as ``train_sampling_strategy``.
+        seed: of the order.
+
+    Attributes:
+        lengths: the padded length of each, int64.
+        rows: the examples of each.
+    """
+
+    def __init__(self, data: Any, size: int, strategy: str, seed: int) -> None:
+        self.data = data
+        if isinstance(data, Stream):
+            self.data = list(islice(data.in_order(), size))
+            lengths = np.array([len(block["input_ids"]) for block in self.data])
+        else:
+            lengths = lengths_of(data)
+        generator = torch.Generator().manual_seed(seed)
+        if strategy == "group_by_length":
+            order = get_length_grouped_indices(lengths, size, generator=generator)
+        elif strategy == "longest_first":
+            order = np.argsort(-lengths, kind="stable").tolist()
+        else:
+            order = torch.randperm(len(lengths), generator=generator).tolist()
+        cut = [order[i : i + size] for i in range(0, len(order), size)]
+        # The last one may have fewer examples.
+        longest = np.array([lengths[rows].max() for rows in cut])
+        by_length = np.lexsort((-np.array(list(map(len, cut))), longest))
+        self.rows = [cut[i] for i in by_length]
+        self.lengths = longest[by_length]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def examples(self, place: int, tokens: int | None = None) -> list[dict[str, Any]]:
+        """Return the examples of a batch; of no more than so many ``tokens``."""
+        rows = self.rows[place]
+        if tokens is not None:
+            rows = rows[: max(tokens // int(self.lengths[place]), 1)]
+        return [self.data[i] for i in rows]

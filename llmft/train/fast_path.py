@@ -1,0 +1,219 @@
+"""The fast path of a run: found by trying steps of this model on its own data.
+
+``choose_fast_path`` decides, gives reasons, sets what it chose, and says what the run
+will take. What the user gave always wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from llmft.config.choice import Choice
+from llmft.config.parse import Arguments
+from llmft.machine import detect
+from llmft.machine.choose import choices_of, compared
+from llmft.machine.measure import measure
+from llmft.machine.plan import Forecast
+from llmft.machine.trial import Candidate
+from llmft.model.compiled import why_not_compiled
+from llmft.train.batches import Batches
+from llmft.train.forecast import predicted
+from llmft.train.narrow import transformers_model
+from llmft.train.objectives import CausalLM, Objective
+from llmft.train.resume import training_steps
+from llmft.train.steps import Steps, set_candidate
+from llmft.train.trials import GAINS, Trial, take_trial
+
+# The attention that likely wins is tried first: eager, in training, up to here.
+EAGER_UP_TO = 256
+# A CPU that multiplies bf16 this much slower than fp32 emulates it: not tried.
+EMULATED = 0.5
+
+
+class FastPath(NamedTuple):
+    """What was chosen, with reasons, and what the run will take where that is known."""
+
+    choices: list[Choice]
+    forecast: Forecast | None = None
+
+
+def choose_fast_path(
+    args: Arguments,
+    model: Any,
+    objective: Objective,
+    collator: Any,
+    data: Mapping[str, Any],
+) -> FastPath:
+    """Choose precision, attention and compiled layers of a run, and set them.
+
+    Precision is set in ``args.training`` (bf16, mixed_precision), the others in the
+    model, whose weights and gradients are afterwards as before; so are random numbers.
+    A run that is resumed keeps its choices. ``fast_path`` off tries nothing.
+
+    Args:
+        model: as it will be trained or evaluated.
+        objective, collator: as the trainer gets them.
+        data: the examples by split.
+    """
+    training, core = args.training, transformers_model(model)
+    before = choices_of(training.resume_from_checkpoint)
+    if training.device.type != "cpu":
+        return FastPath([compared(_on_gpu(training), before)])
+    split = "train" if training.do_train else next(iter(data))
+    batches = _batches(training, data, split)
+    longest = int(batches.lengths[-1])
+    candidates = _candidates(args, before, core, longest)
+    as_written = _why_as_written(args, before, core, objective, batches)
+    trial = forecast = None
+    if _tries(args):
+        evaluated = None
+        if training.do_train and training.do_eval and "validation" in data:
+            evaluated = _batches(training, data, "validation")
+        micro_steps = float(len(batches))
+        if training.do_train:
+            micro_steps = training_steps(training, data["train"])
+            micro_steps *= training.gradient_accumulation_steps
+        trial = take_trial(
+            Steps(model, objective, collator, training),
+            candidates,
+            batches,
+            evaluated,
+            micro_steps,
+            may_compile=not as_written,
+        )
+        forecast = predicted(training, model, trial, batches, evaluated)
+    chosen = trial.chosen if trial else candidates[0]
+    set_candidate(core, chosen, (training.train_batch_size, longest))
+    said = training.do_train and isinstance(objective, CausalLM)
+    choices = _choices(args, chosen, trial, as_written if said else None)
+    if chosen.precision == "bf16":
+        training.bf16, training.mixed_precision = True, "bf16"
+    return FastPath([compared(choice, before) for choice in choices], forecast)
+
+
+def _tries(args: Arguments) -> bool:
+    """Return whether to try anything: not where an encoder runs just once."""
+    frozen = getattr(args.model, "freeze_backbone", False)
+    return args.training.fast_path == "auto" and not frozen
+
+
+def _on_gpu(training: Any) -> Choice:
+    """Return the precision on a GPU, where nothing is tried."""
+    wants_bf16 = training.bf16 or training.precision == "bf16"
+    value = "fp16" if training.fp16 else "bf16" if wants_bf16 else "fp32"
+    if value == "bf16":
+        training.bf16, training.mixed_precision = True, "bf16"
+    return Choice("precision", value, f"not tried on {training.device.type}")
+
+
+def _batches(training: Any, data: Mapping[str, Any], split: str) -> Batches:
+    """Return the batches of a split, as Trainer will make them."""
+    strategy, size = "longest_first", training.eval_batch_size
+    if split == "train":
+        strategy, size = training.train_sampling_strategy, training.train_batch_size
+    return Batches(data[split], size, strategy, training.seed)
+
+
+def _candidates(
+    args: Arguments, before: Mapping[str, str], core: Any, length: int
+) -> list[Candidate]:
+    """Return what may be chosen, the likely best first.
+
+    Where nothing is to be tried, that is what plain Trainer does first.
+    """
+    training, tries = args.training, _tries(args)
+    precision: str = "bf16" if training.bf16 else training.precision
+    kept = before.get("precision")
+    if precision == "auto" and kept in ("fp32", "bf16"):  # fp16 was on a GPU
+        precision = kept
+    precisions: list[str] = [precision]
+    if precision == "auto":
+        precisions, m = ["fp32"], measure(detect.detect(), torch.get_num_threads())
+        if tries and m.bf16_gflops > EMULATED * m.fp32_gflops:
+            precisions.insert(m.bf16_gflops < GAINS * m.fp32_gflops, "bf16")
+    current = core.config._attn_implementation
+    attention = args.model.attn_implementation or before.get("attention")
+    attentions = [attention or current]
+    if tries and not attention and current == "sdpa":
+        eager_first = training.do_train and length <= EAGER_UP_TO
+        attentions = ["eager", "sdpa"] if eager_first else ["sdpa", "eager"]
+    compiled = training.compile_layers
+    if compiled is None:
+        compiled = before.get("layers") == "compiled"
+    return [Candidate(p, a, bool(compiled)) for a in attentions for p in precisions]
+
+
+def _why_as_written(
+    args: Arguments,
+    before: Mapping[str, str],
+    core: Any,
+    objective: Objective,
+    batches: Batches,
+) -> str:
+    """Return why compiled layers are no candidate; "" where they are one."""
+    training = args.training
+    if training.compile_layers is not None:
+        return "compile_layers was given"
+    if before:
+        return "as before the resume"
+    if not training.do_train or not isinstance(objective, CausalLM):
+        return "gains nothing but in the training of causal models"
+    if batches.lengths[0] != batches.lengths[-1]:
+        return "batches of many lengths"
+    return why_not_compiled(core)
+
+
+def _choices(
+    args: Arguments, chosen: Candidate, trial: Trial | None, why_as_written: str | None
+) -> list[Choice]:
+    """Return what was chosen, with the figures that it was chosen by.
+
+    Args:
+        why_as_written: see ``_why_as_written``; None where that need not be said.
+    """
+    training, given = args.training, "was given"
+    asked = training.bf16 or training.precision != "auto"
+    choices = [
+        Choice(
+            "precision",
+            chosen.precision,
+            given if asked else _figures(trial, chosen, "precision"),
+        ),
+        Choice(
+            "attention",
+            chosen.attention,
+            given
+            if args.model.attn_implementation
+            else _figures(trial, chosen, "attention"),
+        ),
+    ]
+    if why_as_written is not None:
+        value = "compiled" if chosen.compiled else "as written"
+        reason = why_as_written or _figures(trial, chosen, "compiled")
+        choices.append(Choice("layers", value, reason))
+    return choices
+
+
+def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
+    """Return the seconds of the chosen, and the best with another ``field``."""
+    if trial is None:
+        return "nothing is tried: fast_path is off"
+    best: dict[Any, float] = {}
+    for candidate, seconds in trial.seconds.items():
+        value = getattr(candidate, field)
+        best[value] = min(best.get(value, seconds), seconds)
+    own = getattr(chosen, field)
+    best[own] = trial.seconds[chosen]
+    if len(best) == 1:
+        if field == "compiled":
+            return "compiling would take longer than it saves"
+        return "the only one that there was time to try, or that can be"
+    names = {True: "compiled", False: "as written"}
+    shown = [
+        f"{names.get(value, value)} {1e3 * seconds:,.0f} ms"
+        for value, seconds in sorted(best.items(), key=lambda item: item[0] != own)
+    ]
+    return f"a step was tried: {', '.join(shown)}"

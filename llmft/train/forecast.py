@@ -1,0 +1,62 @@
+"""What a training will take, from what its trial took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psutil
+
+from llmft.config.fields import TrainingArguments
+from llmft.machine.measure import write_seconds
+from llmft.machine.plan import Forecast
+from llmft.train.batches import Batches
+from llmft.train.steps import optimizer_cost
+from llmft.train.trials import Trial
+
+
+def predicted(
+    args: TrainingArguments,
+    model: Any,
+    trial: Trial,
+    batches: Batches,
+    evaluated: Batches | None,
+) -> Forecast:
+    """Return the seconds of a step, an evaluation and a checkpoint, and the memory.
+
+    A batch takes time in proportion to its length, between and beyond those that were
+    tried; an optimizer step, in proportion to the weights that are trained.
+    """
+    held = psutil.Process().memory_info().rss
+    if trial.took == 0.0:  # it was taken in an earlier process
+        held += trial.grown
+    batch = float(np.mean(_by_length(trial, batches.lengths)))
+    if not args.do_train:
+        return Forecast(0.0, final_seconds=batch * len(batches), peak_bytes=held)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    seconds, kept = optimizer_cost(args, trained)
+    evaluation = 0.0
+    if evaluated is not None:
+        share = evaluated.lengths / evaluated.lengths[len(evaluated) // 2]
+        evaluation = trial.evaluation * float(share.sum())
+    saved = 4 * trained + kept
+    return Forecast(
+        step_seconds=args.gradient_accumulation_steps * batch + seconds,
+        evaluation_seconds=evaluation,
+        save_seconds=write_seconds(saved),
+        peak_bytes=held + kept,
+        trial_seconds=trial.took,
+    )
+
+
+def _by_length(trial: Trial, lengths: np.ndarray) -> np.ndarray:
+    """Return the seconds of batches of these lengths, on the line through those tried.
+
+    No batch takes less than its share of the shortest that was tried.
+    """
+    if len(trial.lengths) == 1:
+        return trial.batches[0] * lengths / trial.lengths[0]
+    (short, long), (low, high) = trial.lengths, trial.batches
+    slope = max(high - low, 0.0) / max(long - short, 1)
+    line = low + slope * (lengths - short)
+    return np.maximum(line, low * lengths / short)

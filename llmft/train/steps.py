@@ -1,0 +1,132 @@
+"""Steps that leave no trace: a model is run as in training, for its time and memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+
+from llmft.config.fields import TrainingArguments
+from llmft.machine.measure import best_seconds
+from llmft.machine.trial import Candidate
+from llmft.model.compiled import compile_layers, plain_layers
+from llmft.train.narrow import transformers_model
+from llmft.train.objectives import Objective
+
+# Weights that the optimizer is timed on: more than the caches hold.
+_SAMPLE = 2**22
+
+
+class Steps:
+    """Runs a model on batches, with the settings of a candidate.
+
+    Args:
+        model, objective, collator: as the trainer gets them.
+        args: of the trainer.
+    """
+
+    def __init__(
+        self, model: Any, objective: Objective, collator: Any, args: TrainingArguments
+    ) -> None:
+        self.model, self.objective, self.collator = model, objective, collator
+        self.args = args
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """Put back what steps in the block change beside the settings of a candidate.
+
+        That is random numbers, buffers, gradients, and the mode of the model.
+        """
+        core, training = transformers_model(self.model), self.model.training
+        buffers = {name: x.clone() for name, x in self.model.named_buffers()}
+        states = random.getstate(), np.random.get_state()
+        use_cache = getattr(core.config, "use_cache", None)
+        core.config.use_cache = False  # as Trainer has it
+        if self.args.activation_checkpointing and self.args.do_train:
+            core.activation_checkpointing_enable(
+                self.args.activation_checkpointing_kwargs
+            )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            self.model.train(training)
+            self.model.zero_grad(set_to_none=True)
+            core.config.use_cache = use_cache
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            with torch.no_grad():
+                for name, x in self.model.named_buffers():
+                    x.copy_(buffers[name])
+
+    def run(
+        self, candidate: Candidate, examples: list[Any], trains: bool = True
+    ) -> None:
+        """Run a batch forward and, where it ``trains``, backward."""
+        batch = self.collator(examples)
+        shape = tuple(batch["input_ids"].shape)
+        set_candidate(transformers_model(self.model), candidate, shape)
+        self.model.train(trains)
+        bf16 = candidate.precision == "bf16"
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+            nullcontext() if trains else torch.no_grad(),
+        ):
+            if not trains:
+                self.objective.evaluate(self.model, batch)
+                return
+            smoothing = self.args.label_smoothing_factor
+            loss = self.objective.loss(self.model, batch, None, smoothing)
+        loss.backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def timed(self, candidate: Candidate, examples: list[Any], trains: bool) -> float:
+        """Return the seconds of ``run``, after one to warm up."""
+        (seconds,) = best_seconds([lambda: self.run(candidate, examples, trains)], 0.0)
+        return seconds
+
+
+def set_candidate(core: Any, candidate: Candidate, shape: tuple[int, ...]) -> None:
+    """Have ``core``, a transformers model, run with the settings of a candidate.
+
+    Args:
+        shape: rows and tokens of the batches for which layers are compiled.
+    """
+    if candidate.attention != core.config._attn_implementation:
+        core.set_attn_implementation(candidate.attention)
+    if candidate.compiled:
+        compile_layers(core, *shape)
+    else:
+        plain_layers(core)
+
+
+def optimizer_cost(args: TrainingArguments, weights: int) -> tuple[float, int]:
+    """Return the seconds of a step of the optimizer, and the bytes that it keeps.
+
+    Tried on some weights of its own, in proportion to all that are trained.
+    """
+    make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    columns = 1024
+    sample = nn.Parameter(torch.zeros(min(weights, _SAMPLE) // columns + 1, columns))
+    sample.grad = torch.full_like(sample, 1e-3)
+    optimizer: Any = make([sample], **settings)
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_([sample], args.max_grad_norm)
+        optimizer.step()
+
+    step()  # makes its states
+    (seconds,) = best_seconds([step], 0.0)
+    kept = sum(
+        x.numel() * x.element_size()
+        for x in optimizer.state[sample].values()
+        if isinstance(x, torch.Tensor)
+    )
+    share = weights / sample.numel()
+    return seconds * share, int(kept * share)

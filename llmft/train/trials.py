@@ -1,0 +1,155 @@
+"""The trial of a run: a few steps of its model on its data, with each candidate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+from llmft.machine import detect
+from llmft.machine.trial import Candidate, contest, keep, recall
+from llmft.train.batches import Batches
+from llmft.train.narrow import transformers_model
+from llmft.train.steps import Steps
+
+# Tokens of the step that candidates are compared on; the best is also timed on whole
+# batches.
+TOKENS = 2048
+# bf16 is less precise, and compiling takes its time: they must gain this much.
+GAINS = 1.05
+# A trial takes this part of a training, or 10 seconds where that is less than a quarter
+# of it.
+SHARE, SECONDS, OF_SHORT = 0.03, 10.0, 0.25
+# Compiling takes about so many seconds (2 cores, AVX512-BF16: 11 to 17) and saves this
+# part of a step (12 %, with LoRA 17 %): it is tried where it saves twice as much.
+COMPILING, COMPILED_SAVES = 15.0, 0.1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What trying gave.
+
+    Attributes:
+        seconds: of each candidate that was tried, on ``TOKENS`` tokens of a batch.
+        chosen: the best of them.
+        lengths, batches: seconds of a typical and of the longest batch of the chosen,
+            by their padded length.
+        evaluation: seconds of a typical batch of an evaluation, 0 without one.
+        grown: bytes that the process has grown by.
+        took: seconds of the trial; 0 where the same was tried before.
+    """
+
+    seconds: dict[Candidate, float]
+    chosen: Candidate
+    lengths: list[int]
+    batches: list[float]
+    evaluation: float
+    grown: int
+    took: float = 0.0
+
+
+def take_trial(
+    steps: Steps,
+    candidates: Sequence[Candidate],
+    batches: Batches,
+    evaluated: Batches | None,
+    micro_steps: float,
+    may_compile: bool,
+) -> Trial:
+    """Try the candidates, or recall what trying the same gave before.
+
+    Figures of a busy machine are not kept.
+
+    Args:
+        candidates: as ``contest`` takes them.
+        batches: those to train on, or to evaluate where nothing is trained.
+        evaluated: those of evaluations in a training.
+        micro_steps: how many batches the run has in all.
+        may_compile: whether compiled layers are a candidate.
+    """
+    machine = detect.detect()
+    key = [_key(steps, machine, batches, evaluated), candidates, may_compile]
+    if kept := recall(key):
+        found = {Candidate(*c): seconds for c, seconds in kept.pop("seconds")}
+        return Trial(found, Candidate(*kept.pop("chosen")), **kept)
+    trains = steps.args.do_train
+    middle = batches.examples(len(batches) // 2)
+    part = batches.examples(len(batches) // 2, TOKENS)
+    times = micro_steps * len(middle) / len(part)
+
+    def budget(best: float) -> float:
+        return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
+
+    start, held = time.perf_counter(), psutil.Process().memory_info().rss
+    with steps.leaving_no_trace():
+        seconds, is_whole = contest(
+            candidates, lambda c: steps.run(c, part, trains), budget
+        )
+        chosen = winner(seconds)
+        saves = COMPILED_SAVES * seconds[chosen] * times
+        if may_compile and saves > 2 * COMPILING:
+            compiled = chosen._replace(compiled=True)
+            found, _ = contest([compiled], lambda c: steps.run(c, part), budget)
+            seconds |= found
+            chosen = winner(seconds)
+        whole: dict[int, float] = {}
+        if len(part) == len(middle):
+            whole[int(batches.lengths[len(batches) // 2])] = seconds[chosen]
+        for place in (len(batches) // 2, len(batches) - 1):
+            if (length := int(batches.lengths[place])) not in whole:
+                examples = batches.examples(place)
+                whole[length] = steps.timed(chosen, examples, trains)
+        evaluation = 0.0
+        if evaluated is not None:
+            examples = evaluated.examples(len(evaluated) // 2)
+            evaluation = steps.timed(chosen, examples, trains=False)
+    trial = Trial(
+        seconds=seconds,
+        chosen=chosen,
+        lengths=list(whole),
+        batches=list(whole.values()),
+        evaluation=evaluation,
+        grown=max(psutil.Process().memory_info().rss - held, 0),
+        took=time.perf_counter() - start,
+    )
+    if is_whole and not machine.busy:
+        tried = [[c, s] for c, s in seconds.items() if s != float("inf")]
+        keep(key, {**asdict(trial), "seconds": tried, "took": 0.0})
+    return trial
+
+
+def winner(seconds: Mapping[Candidate, float]) -> Candidate:
+    """Return the fastest, if it gains enough over what is simpler or more precise."""
+
+    def cost(candidate: Candidate) -> float:
+        plain = candidate.precision == "fp32", not candidate.compiled
+        return seconds[candidate] * GAINS ** (2 - sum(plain))
+
+    return min(seconds, key=cost)
+
+
+def _key(
+    steps: Steps,
+    machine: detect.Machine,
+    batches: Batches,
+    evaluated: Batches | None,
+) -> dict[str, Any]:
+    """Return what the figures of a trial depend on, ready for JSON."""
+    args, core = steps.args, transformers_model(steps.model)
+    places = [len(batches) // 2, len(batches) - 1]
+    return {
+        "machine": [machine.cpu, machine.features, machine.cores],
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, transformers.__version__],
+        "model": {**core.config.to_dict(), "_name_or_path": None},
+        "weights": [[*p.shape, p.requires_grad] for p in steps.model.parameters()],
+        "objective": [type(steps.objective).__name__, args.do_train],
+        "batches": [[len(batches.rows[i]), int(batches.lengths[i])] for i in places],
+        "evaluated": evaluated and [args.eval_batch_size, int(evaluated.lengths[-1])],
+        "with": [args.activation_checkpointing, args.label_smoothing_factor],
+    }

@@ -1,0 +1,300 @@
+"""What is chosen by trying, that it leaves no trace, and what it says will happen."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from unit.machine.test_detect import PLAIN
+from unit.train.test_trainer import arguments, blocks, causal_lm, masked_lm
+
+from llmft.config.choice import Choice
+from llmft.config.fields import ModelArguments
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.machine import detect
+from llmft.machine.measure import Measurement
+from llmft.machine.trial import Candidate
+from llmft.model.compiled import compile_layers, plain_layers, why_not_compiled
+from llmft.train import fast_path as module
+from llmft.train import trials
+from llmft.train.batches import Batches, lengths_of
+from llmft.train.fast_path import choose_fast_path
+from llmft.train.forecast import _by_length
+from llmft.train.objectives import CausalLM, MaskedLM
+from llmft.train.steps import Steps, optimizer_cost
+from llmft.train.trials import Trial, winner
+
+EAGER = Candidate("fp32", "eager")
+SPEEDS = Measurement(2, fp32_gflops=160, bf16_gflops=390, bandwidth_gb_s=20)
+
+
+@pytest.fixture(autouse=True)
+def _known_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(detect, "detect", lambda: PLAIN)
+    monkeypatch.setattr(module, "measure", lambda machine, threads: SPEEDS)
+
+
+def state(model):
+    """Return all that a trial could leave behind."""
+    weights = {n: x.clone() for n, x in model.state_dict(keep_vars=True).items()}
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    draws = random.random(), np.random.rand(), torch.rand(1).item()
+    return weights, gradients, draws, model.training, model.config.use_cache
+
+
+def try_out(wordpiece, folder, model=None, **changes):
+    """Choose for a masked-LM training; return arguments, model and what was chosen."""
+    model = model or tiny.model("bert", "masked-lm", len(wordpiece))
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    attention = changes.pop("attn_implementation", None)
+    args = SimpleNamespace(
+        training=arguments(folder, **changes),
+        model=ModelArguments(attn_implementation=attention),
+    )
+    found = choose_fast_path(
+        args, model, MaskedLM(), collator, {"train": blocks(wordpiece)}
+    )
+    return args, model, found
+
+
+@pytest.mark.parametrize("fast_path", ["auto", "off"])
+def test_a_trial_leaves_no_trace(wordpiece, tmp_path, fast_path):
+    model = tiny.model("bert", "masked-lm", len(wordpiece))  # it has dropout
+    found = []
+    for tries in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        if tries:
+            try_out(wordpiece, tmp_path, model, fast_path=fast_path)
+        found.append(state(model))
+    (weights, *others), (weights_after, *others_after) = found
+    assert others == others_after
+    assert all(torch.equal(weights[n], weights_after[n]) for n in weights)
+
+
+def test_the_run_with_a_trial_is_the_run_with_its_choices_as_flags(wordpiece, tmp_path):
+    """Same bytes, whatever was fastest."""
+    flags, trained = {}, []
+    for _ in range(2):
+        args, model, found = try_out(wordpiece, tmp_path, **flags)
+        chosen = {choice.name: choice.value for choice in found.choices}
+        trainer = masked_lm(wordpiece, args.training)
+        trainer.model.set_attn_implementation(model.config._attn_implementation)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+        flags = {"precision": chosen["precision"], "fast_path": "off"}
+        flags |= {"attn_implementation": chosen["attention"]}
+    assert all(torch.equal(x, trained[1][n]) for n, x in trained[0].items())
+
+
+def test_what_was_chosen_is_set_and_recalled(wordpiece, tmp_path, monkeypatch):
+    seconds = {
+        Candidate("bf16", "eager"): 0.5,
+        Candidate("bf16", "sdpa"): 0.25,
+        Candidate("fp32", "eager"): 0.75,
+    }
+    monkeypatch.setattr(trials, "contest", lambda *given: (seconds, True))
+    for _ in range(2):
+        args, model, found = try_out(wordpiece, tmp_path)
+        assert model.config._attn_implementation == "sdpa"
+        assert (args.training.bf16, args.training.mixed_precision) == (True, "bf16")
+        assert found.choices == [
+            Choice("precision", "bf16", "a step was tried: bf16 250 ms, fp32 750 ms"),
+            Choice("attention", "sdpa", "a step was tried: sdpa 250 ms, eager 500 ms"),
+        ]
+        monkeypatch.setattr(trials, "contest", None)  # not called again
+    assert found.forecast.trial_seconds == 0
+    assert found.forecast.step_seconds > 0
+
+
+def test_figures_of_a_busy_machine_are_not_kept(wordpiece, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "detect", lambda: replace(PLAIN, load=6.0))
+    try_out(wordpiece, tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "bf16_gflops", "tried"),
+    [
+        ({}, 390, ["bf16/eager", "fp32/eager", "bf16/sdpa", "fp32/sdpa"]),
+        ({}, 150, ["fp32/eager", "bf16/eager", "fp32/sdpa", "bf16/sdpa"]),
+        ({}, 2, ["fp32/eager", "fp32/sdpa"]),  # it would take minutes
+        ({"precision": "bf16"}, 2, ["bf16/eager", "bf16/sdpa"]),
+        ({"bf16": True}, 390, ["bf16/eager", "bf16/sdpa"]),
+        ({"attn_implementation": "sdpa"}, 390, ["bf16/sdpa", "fp32/sdpa"]),
+        ({"fast_path": "off"}, 390, None),
+        ({"fast_path": "off", "precision": "bf16"}, 390, None),
+    ],
+)
+def test_candidates(wordpiece, tmp_path, monkeypatch, given, bf16_gflops, tried):
+    seen = []
+
+    def contest(candidates, run, budget):
+        seen.append([candidate.label for candidate in candidates])
+        return {candidates[0]: 1.0}, False
+
+    speeds = replace(SPEEDS, bf16_gflops=bf16_gflops)
+    monkeypatch.setattr(module, "measure", lambda machine, threads: speeds)
+    monkeypatch.setattr(trials, "contest", contest)
+    args, model, found = try_out(wordpiece, tmp_path, **given)
+    assert seen == ([tried] if tried else [])
+    if tried is None:
+        assert found.forecast is None
+        assert model.config._attn_implementation == "sdpa"
+        assert args.training.bf16 is (given.get("precision") == "bf16")
+    given_ones = [c.name for c in found.choices if c.reason == "was given"]
+    assert given_ones == [
+        name
+        for name, flags in {
+            "precision": {"precision", "bf16"},
+            "attention": {"attn_implementation"},
+        }.items()
+        if flags & given.keys()
+    ]
+
+
+def test_what_is_more_precise_or_simpler_wins_near_ties():
+    compiled = EAGER._replace(compiled=True)
+    bf16 = EAGER._replace(precision="bf16")
+    assert winner({bf16: 1.0, EAGER: 1.04}) == EAGER
+    assert winner({bf16: 1.0, EAGER: 1.06}) == bf16
+    assert winner({EAGER: 1.04, compiled: 1.0}) == EAGER
+    assert winner({EAGER: 1.06, compiled: 1.0}) == compiled
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_batches_are_as_long_as_those_of_the_trainer(wordpiece, tmp_path, strategy):
+    args = arguments(
+        tmp_path, train_sampling_strategy=strategy, per_device_train_batch_size=3
+    )
+    trainer = masked_lm(wordpiece, args)
+    trainer.train_dataset = trainer.train_dataset.add_column(
+        "length", lengths_of(trainer.train_dataset)
+    )
+    loader = trainer.get_train_dataloader()
+    made = sorted(tuple(batch["input_ids"].shape) for batch in loader)
+    found = Batches(trainer.train_dataset, 3, strategy, args.seed)
+    if strategy == "group_by_length":
+        shapes = zip(map(len, found.rows), found.lengths.tolist(), strict=True)
+        assert sorted(shapes) == made
+    assert sum(map(len, found.rows)) == 16
+    assert found.lengths.tolist() == sorted(found.lengths)
+    longest = len(found) - 1
+    ids = [example["input_ids"] for example in found.examples(longest)]
+    assert max(map(len, ids)) == found.lengths[longest]
+    assert len(found.examples(longest, tokens=1)) == 1
+
+
+def test_seconds_by_length_follow_the_line():
+    two = Trial({}, EAGER, [20, 60], [1.0, 3.0], 0.0, 0)
+    lengths = np.array([10, 20, 40, 60, 80])
+    assert _by_length(two, lengths) == pytest.approx([0.5, 1, 2, 3, 4])
+    flat = replace(two, batches=[1.0, 0.9])
+    assert _by_length(flat, lengths) == pytest.approx([1, 1, 2, 3, 4])
+    one = replace(two, lengths=[20], batches=[1.0])
+    assert _by_length(one, lengths) == pytest.approx([0.5, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("optim", "states"), [("adamw_torch_fused", 2), ("sgd", 0)])
+def test_the_optimizer_is_tried_on_weights_of_its_own(tmp_path, optim, states):
+    seconds, kept = optimizer_cost(arguments(tmp_path, optim=optim), 10_000_000)
+    assert seconds > 0
+    assert kept == pytest.approx(states * 40_000_000, rel=0.01)
+
+
+def test_a_resumed_run_keeps_its_choices(wordpiece, tmp_path):
+    choices = {"precision": {"value": "fp32"}, "attention": {"value": "sdpa"}}
+    (tmp_path / "run.json").write_text(json.dumps({"choices": choices}))
+    args, model, found = try_out(
+        wordpiece,
+        tmp_path / "x",
+        resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"),
+    )
+    kept = {c.name: c.value for c in found.choices if "before the resume" in c.reason}
+    assert kept == {"precision": "fp32", "attention": "sdpa"}
+    assert model.config._attn_implementation == "sdpa"
+    assert args.training.bf16 is False
+
+
+def causal(folder, **changes):
+    trainer = causal_lm(arguments(folder, **changes), kind="llama")
+    data = {"train": Dataset.from_dict({"input_ids": [[3, 4, 5, 6]] * 8})}
+    return trainer, data
+
+
+@pytest.mark.parametrize(
+    ("flag", "lengths", "compiler", "why"),
+    [
+        (None, 4, True, None),
+        (True, 4, True, "compile_layers was given"),
+        (False, 4, True, "compile_layers was given"),
+        (None, 5, True, "batches of many lengths"),
+        (None, 4, False, "there is no C++ compiler"),
+    ],
+)
+def test_whether_layers_are_compiled(
+    tmp_path, monkeypatch, flag, lengths, compiler, why
+):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
+    monkeypatch.setattr(trials, "COMPILED_SAVES", 1e6)  # it always pays
+    tried = []
+
+    def contest(candidates, run, budget):
+        tried.extend(candidates)
+        return {c: 0.5 if c.compiled else 1.0 for c in candidates}, True
+
+    monkeypatch.setattr(trials, "contest", contest)
+    monkeypatch.setattr(Steps, "timed", lambda *given, **named: 1.0)
+    trainer, data = causal(tmp_path, compile_layers=flag, per_device_train_batch_size=1)
+    data["train"] = Dataset.from_dict(
+        {"input_ids": [[3, 4, 5, 6]] * 8 + [[3] * lengths] * 8}
+    )
+    args = SimpleNamespace(training=trainer.args, model=ModelArguments())
+    found = choose_fast_path(
+        args, trainer.model, CausalLM(), trainer.data_collator, data
+    )
+    (layers,) = [choice for choice in found.choices if choice.name == "layers"]
+    wanted = "compiled" if flag or why is None else "as written"
+    assert layers.value == wanted
+    assert layers.reason == (
+        why or "a step was tried: compiled 500 ms, as written 1,000 ms"
+    )
+    assert any(c.compiled for c in tried) is (wanted == "compiled")
+    replaced = ["forward" in vars(x) for x in trainer.model.base_model.layers]
+    assert replaced == [wanted == "compiled"] * 2
+
+
+@pytest.mark.skipif(
+    bool(why_not_compiled(tiny.model("llama", "causal-lm", 500))),
+    reason="no C++ compiler",
+)
+def test_compiled_layers_compute_the_same(tmp_path):
+    trainer, _ = causal(tmp_path)
+    model = trainer.model
+    batch = trainer.data_collator([{"input_ids": [3, 4, 5, 6], "row": 0}] * 2)
+    short = trainer.data_collator([{"input_ids": [3, 4, 5], "row": 0}] * 2)
+    found = []
+    for compiled in (False, True):
+        compile_layers(model, 2, 4) if compiled else plain_layers(model)
+        model.train()
+        loss = CausalLM().loss(model, batch)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        model.zero_grad()
+        ran = CausalLM().loss(model, short).item()  # another shape runs as written
+        model.eval()
+        with torch.no_grad():
+            evaluated = CausalLM().loss(model, batch).item()
+        found.append(({"loss": loss.detach(), **gradients}, ran, evaluated))
+    plain_layers(model)
+    (wanted, *rest), (seen, *others) = found
+    assert rest == others
+    for name, values in wanted.items():
+        torch.testing.assert_close(seen[name], values, rtol=1e-4, atol=1e-6, msg=name)
