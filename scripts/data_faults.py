@@ -20,13 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from llmft.process import limit_spinning, run_command
+
+if __name__ == "__main__":
+    limit_spinning()  # is read when torch loads
+
 import data_cases
 import datasets
 import transformers
 from transformers import HfArgumentParser
 
 from llmft.errors import escape
-from llmft.process import run_command
 
 KINDS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "txt": "text"}
 

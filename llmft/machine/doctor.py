@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmft.config.choice import Choice
 from llmft.console import say, table
-from llmft.machine import detect
+from llmft.machine import detect, waiting
 from llmft.machine.choose import BF16_MUST_GAIN, Given, choose, choose_threads
 from llmft.machine.detect import Machine, gib
 from llmft.machine.measure import Measurement, measure
@@ -19,7 +19,8 @@ def report() -> None:
     found = measure(machine, threads, LENGTH)
     say("found\n" + table(_found(machine), ["", ""]))
     how = "disturbed by other programs" if found.busy else "best of a few runs"
-    say(f"\nmeasured ({how})\n" + table(_measured(found), ["", "", ""]))
+    measured = _measured(found) + waiting.rows()
+    say(f"\nmeasured ({how})\n" + table(measured, ["", "", ""]))
     choices = choose(machine, found, Given())
     say("\nchosen for training at length 128 (flags override it: --num_threads,")
     say("--precision, --attn_implementation)\n" + table(_rows(choices), ["", "", ""]))
