@@ -24,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command of ``argv``, by default the process's, and exit with its code."""
+    process.limit_spinning()
     sys.exit(process.run_command(_run, sys.argv[1:] if argv is None else argv))
 
 

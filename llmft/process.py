@@ -1,10 +1,14 @@
-"""The frame around every command: signals, exit codes, and what an error stands for."""
+"""The frame around every command: signals, exit codes, and what an error stands for.
+
+Neither this module nor what it imports loads torch: ``limit_spinning`` comes first.
+"""
 
 from __future__ import annotations
 
 import atexit
 import errno
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import platform
@@ -12,10 +16,12 @@ import re
 import signal
 import socket
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,12 +45,27 @@ _HINTS = {  # by the names of errno
 }
 
 
+# How long OpenMP's threads wait for each other by spinning, before they sleep: rounds
+# (libgomp), milliseconds (Intel, LLVM). FIGURES
+SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+WAITING_VARIABLES = ("OMP_WAIT_POLICY", *SPINNING)
+
+
 class Terminated(BaseException):
     """Raised in the main thread when the process receives SIGTERM."""
 
 
+def limit_spinning() -> None:
+    """Let threads that wait spin only shortly, unless the user has set how they wait.
+
+    OpenMP reads it when torch loads it: once torch is there, nothing is changed.
+    """
+    if "torch" not in sys.modules and not os.environ.keys() & {*WAITING_VARIABLES}:
+        os.environ.update(SPINNING)
+
+
 def quiet_libraries() -> None:
-    """Keep the libraries' log lines and warnings off the terminal."""
+    """Keep log lines and warnings of the libraries loaded so far off the terminal."""
     for name in LIBRARIES:
         library = logging.getLogger(name)
         library.handlers = [logging.NullHandler()]
@@ -87,8 +108,12 @@ def terminable() -> Iterator[None]:
     """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
 
     Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
-    one of these signals becomes that of the signal.
+    one of these signals becomes that of the signal. Only the main thread may handle
+    signals; in another, nothing is changed.
     """
+    if not _in_main_thread():
+        yield
+        return
     stop, ours = _Stop(), [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         ours.append(signal.SIGINT)
@@ -104,10 +129,37 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def stopped_by() -> type[BaseException] | None:
     """Return what Ctrl-C or SIGTERM has raised in this ``terminable`` block, if any."""
     stop = signal.getsignal(signal.SIGTERM)
     return stop.received if isinstance(stop, _Stop) else None
+
+
+def run_script(path: str, argv: list[str]) -> int:
+    """Run ``main(argv)`` of the script at ``path``, as ``run_command`` does.
+
+    The script is imported for that, with threads that do not spin and inside the frame:
+    so it begins with this call, above its other imports.
+    """
+
+    def main(argv: list[str]) -> None:
+        # By this name, a worker in a new process finds what the script defines.
+        loader = SourceFileLoader(Path(path).stem, path)
+        spec = importlib.util.spec_from_file_location(loader.name, loader=loader)
+        assert spec is not None  # as it could be without a loader
+        script = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
+        loader.exec_module(script)
+        quiet_libraries()  # those that came with it
+        if stopped := stopped_by():  # and an import has swallowed it
+            raise stopped
+        script.main(argv)
+
+    limit_spinning()
+    return run_command(main, argv)
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
@@ -116,8 +168,9 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     An ``LlmftError`` becomes one line on standard error; so does anything
     unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
     """
-    # The work is done then: Ctrl-C could only interrupt Python's own end.
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    if _in_main_thread():
+        # The work is done then: Ctrl-C could only interrupt Python's own end.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with lenient_stderr(), _quiet_end():
         try:
             quiet_libraries()
@@ -140,7 +193,8 @@ def _quiet_end() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, sys.excepthook = unraisable, excepthook
-        signal.signal(signal.SIGCHLD, child)
+        if _in_main_thread():
+            signal.signal(signal.SIGCHLD, child)
 
 
 def _say_why(error: BaseException, debug: bool) -> int:

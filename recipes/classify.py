@@ -9,6 +9,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from llmft.process import run_script
+
+# Above the other imports: how threads wait is read when torch loads, and Ctrl-C while
+# all that loads ends in one line, too.
+if __name__ == "__main__":
+    sys.exit(run_script(__file__, sys.argv[1:]))
+
 from transformers import AutoModelForSequenceClassification
 
 from llmft.config.fields import (
@@ -25,7 +32,6 @@ from llmft.model.identity import fingerprint
 from llmft.model.labels import label_names
 from llmft.model.load import load_model, set_token_type_ids
 from llmft.model.new_weights import init_regression_head
-from llmft.process import run_command
 from llmft.runs.folder import Run
 from llmft.tasks import classify
 from llmft.tasks.prepare import prepare, read_splits
@@ -129,7 +135,3 @@ def main(argv: list[str]) -> None:
             keep=classify.arguments_to_keep(data_args),
             notes=classify.baseline_notes(data_args, splits, labels, run),
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

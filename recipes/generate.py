@@ -8,6 +8,13 @@ python recipes/generate.py --help
 import sys
 from functools import partial
 
+from llmft.process import run_script
+
+# Above the other imports: how threads wait is read when torch loads, and Ctrl-C while
+# all that loads ends in one line, too.
+if __name__ == "__main__":
+    sys.exit(run_script(__file__, sys.argv[1:]))
+
 from transformers import AutoModelForCausalLM
 
 from llmft.config.fields import (
@@ -24,7 +31,6 @@ from llmft.model.adapters import add_lora, merged
 from llmft.model.identity import fingerprint
 from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
-from llmft.process import run_command
 from llmft.runs import terminal
 from llmft.runs.folder import Run
 from llmft.tasks import generate
@@ -137,7 +143,3 @@ def fine_tune(args: Arguments) -> None:
             [] if given else ["--prompt", "Once upon a time"],
             keep=["apply_chat_template", *given],
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

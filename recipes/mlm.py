@@ -9,6 +9,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from llmft.process import run_script
+
+# Above the other imports: how threads wait is read when torch loads, and Ctrl-C while
+# all that loads ends in one line, too.
+if __name__ == "__main__":
+    sys.exit(run_script(__file__, sys.argv[1:]))
+
 from transformers import AutoModelForMaskedLM
 
 from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
@@ -21,7 +28,6 @@ from llmft.model.new_weights import (
     init_mlm_head_as_identity,
     init_output_bias_from_frequencies,
 )
-from llmft.process import run_command
 from llmft.runs.folder import Run
 from llmft.tasks import mlm
 from llmft.tasks.prepare import prepare, read_splits
@@ -121,7 +127,3 @@ def main(argv: list[str]) -> None:
         run.report(
             list(mlm.TASK.metrics), "classify", next_flags, keep=["max_seq_length"]
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -3,6 +3,7 @@
 python scripts/bench.py              every job, three rounds each (half an hour)
 python scripts/bench.py --quick      one short round of three jobs (2 minutes)
 python scripts/bench.py --quality    no times, but loss and accuracy of both sides
+python scripts/bench.py --shared     what is left of the speed beside other programs
 python scripts/bench.py --jobs mlm classify --precision fp32
 
 mlm, classify and causal train the default models of the three recipes for an epoch of
@@ -26,6 +27,10 @@ model. A masked-LM head, and the last layer past its attention, count for the ma
 15 % of the positions, in a classifier for the first. Text is written one token at a
 time: there the limit is reading the weights, 4 bytes for each, as fast as memory is
 copied.
+
+With --shared, mlm, classify and causal run on few rows, each side alone, beside a
+program that keeps one core busy (the share of the speed alone that is kept), and twice
+at once (both speeds together over that of one alone).
 """
 
 import argparse
@@ -36,9 +41,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llmft.process import limit_spinning, versions
+
+# Of both sides, before this process sets its own: stock is as the user has it.
+ENVIRONMENT = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+if __name__ == "__main__":
+    limit_spinning()  # is read when torch loads
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -48,7 +61,6 @@ from llmft.config.fields import ModelArguments
 from llmft.console import say, table
 from llmft.machine import detect, measure
 from llmft.model import load
-from llmft.process import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_ONLY = (
@@ -96,12 +108,14 @@ JOBS = {
     "sampling": Job("generate", "sampling", 160, 64, passes=2),
 }
 QUICK = ["mlm", "classify", "sampling"]
+SHARED = ["mlm", "classify", "causal"]
 
 
 def run_process(command: list[str]) -> str:
     """Run a side to its end and return what it printed; exit where it fails."""
-    env = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -153,6 +167,15 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
     }
 
 
+def run_side(side: str, name: str, quick: bool, extra: list[str]) -> dict[str, Any]:
+    """Run stock, or else llmft, on the job ``name``."""
+    job = JOBS[name]
+    size = job.quick_size if quick else job.size
+    if side == "stock":
+        return run_stock(job, size, 42, [])
+    return run_llmft(job, size, 42, extra)
+
+
 def matmul_limit() -> float:
     """Return the fastest matrix multiplication of the two types, in GFLOP/s."""
     torch.set_num_threads(detect.usable_cores())
@@ -190,16 +213,13 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Run jobs that share their stock side in turns; return all figures of each."""
     job = JOBS[names[0]]
-    size = job.quick_size if quick else job.size
     sides: dict[str, list[dict[str, Any]]] = {side: [] for side in ["stock", *names]}
     limits = [matmul_limit()]
     for turn in range(rounds):
         for side in [*sides] if turn % 2 == 0 else [*reversed(sides)]:
             start = time.perf_counter()
-            if side == "stock":
-                found = run_stock(job, size, 42, [])
-            else:
-                found = run_llmft(JOBS[side], size, 42, extra)
+            name = names[0] if side == "stock" else side
+            found = run_side(side, name, quick, extra)
             sides[side].append(found)
             limits.append(matmul_limit())
             rate = found["examples"] / found["seconds"]
@@ -255,6 +275,36 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def shared(names: list[str], extra: list[str]) -> list[dict[str, Any]]:
+    """Measure each job alone, beside a busy program, and twice at once; print it."""
+    results = []
+
+    def speed(side: str, name: str) -> float:
+        found = run_side(side, name, True, extra)
+        return found["examples"] / found["seconds"]
+
+    for name, side in ((n, s) for n in names for s in ("stock", "llmft")):
+        alone = speed(side, name)
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            try:
+                beside = speed(side, name) / alone
+            finally:
+                busy.kill()
+        with ThreadPoolExecutor(2) as pool:
+            two = sum(pool.map(speed, [side] * 2, [name] * 2)) / alone
+        values = {"alone": alone, "beside_a_program": beside, "two_at_once": two}
+        results.append({"job": name, "side": side, **values})
+        say(f"{name} {side}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()))
+    rows = [
+        [f"{x:.2f}" if isinstance(x, float) else x for x in r.values()] for r in results
+    ]
+    say(
+        "\n"
+        + table(rows, ["job", "side", "alone/s", "beside a program", "two at once"])
+    )
+    return results
+
+
 def show(results: dict[str, dict[str, Any]]) -> None:
     """Print the table of all jobs."""
     rows = [
@@ -303,6 +353,9 @@ def main() -> None:
         "--quality", action="store_true", help="loss and accuracy of both, three seeds"
     )
     parser.add_argument(
+        "--shared", action="store_true", help="both beside a program, and twice at once"
+    )
+    parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
@@ -327,8 +380,12 @@ def main() -> None:
     say(f"{machine.cpu}, {machine.cores} cores, precision {args.precision}")
     for line in detect.warnings(machine):
         say(f"  - {line}")
-    names = args.jobs or (QUICK if args.quick else list(JOBS))
-    if args.quality:
+    names = args.jobs or (
+        SHARED if args.shared else QUICK if args.quick else list(JOBS)
+    )
+    if args.shared:
+        record = {**about, "shared": shared(names, extra)}
+    elif args.quality:
         record = {**about, "quality": quality(names, extra)}
     else:
         rounds = 1 if args.quick else args.rounds

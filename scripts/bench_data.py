@@ -23,6 +23,11 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from llmft.process import limit_spinning
+
+if __name__ == "__main__":
+    limit_spinning()  # is read when torch loads
+
 import numpy as np
 import psutil
 from transformers import AutoTokenizer

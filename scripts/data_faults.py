@@ -20,13 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import data_cases  # noqa: E402
-import datasets  # noqa: E402
-import transformers  # noqa: E402
-from transformers import HfArgumentParser  # noqa: E402
+from llmft.process import limit_spinning, run_command
 
-from llmft.errors import escape  # noqa: E402
-from llmft.process import run_command  # noqa: E402
+if __name__ == "__main__":
+    limit_spinning()  # is read when torch loads
+
+import data_cases
+import datasets
+import transformers
+from transformers import HfArgumentParser
+
+from llmft.errors import escape
 
 KINDS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "txt": "text"}
 

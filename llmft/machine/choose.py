@@ -17,7 +17,7 @@ import torch
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.console import warn
-from llmft.machine import detect
+from llmft.machine import detect, waiting
 from llmft.machine.detect import Machine
 
 # They decide in which order and how precisely numbers add up: a resume with others does
@@ -46,7 +46,7 @@ def prepare_machine(args: TrainingArguments) -> list[Choice]:
     before = choices_of(args.resume_from_checkpoint)
     threads = choose_threads(machine, args.num_threads)
     torch.set_num_threads(int(threads.value))
-    choices = [compared(threads, before)]
+    choices = [compared(threads, before), waiting.choice()]
     if machine.busy:
         held = f"{machine.load:.1f} of {machine.logical_cores} cores"
         said = f"other programs keep {held}: this run will be slower"

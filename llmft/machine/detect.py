@@ -184,6 +184,25 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
+def allowed_bytes(root: Path = Path("/")) -> int:
+    """Return how much memory this process may hold in all, in bytes.
+
+    That is what is free beside what it holds already, the limit of a cgroup, and
+    RLIMIT_AS, which also counts what is reserved and never touched.
+    """
+    held = psutil.Process().memory_info()
+    allowed = [psutil.virtual_memory().available + held.rss]
+    if limit := _cgroup_memory(root):
+        allowed.append(limit)
+    if sys.platform != "win32":
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            allowed.append(soft - held.vms + held.rss)
+    return min(allowed)
+
+
 def peak_rss_bytes() -> int:
     """Return the most memory that this process has held so far, in bytes."""
     if sys.platform == "win32":

@@ -6,7 +6,7 @@ import torch
 
 from llmft.config.choice import Choice
 from llmft.console import say, table
-from llmft.machine import detect
+from llmft.machine import detect, waiting
 from llmft.machine.choose import choose_threads
 from llmft.machine.detect import Machine, gib
 from llmft.machine.measure import Measurement, measure
@@ -20,7 +20,9 @@ def report() -> None:
     found = measure(machine, torch.get_num_threads())
     say("found\n" + table(_found(machine, threads), ["", ""]))
     how = "disturbed by other programs" if found.busy else "best of a few runs"
-    say(f"\nmeasured ({how})\n" + table(_measured(found), ["", "", ""]))
+    say(
+        f"\nmeasured ({how})\n" + table(_measured(found) + waiting.rows(), ["", "", ""])
+    )
     say("\nWhat is fast is found by each run, which tries some of its own steps before")
     say("it starts: a recipe with --dry_run shows what it would choose, and its time.")
     missing = detect.warnings(machine)

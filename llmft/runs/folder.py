@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from llmft.files import (
     write_text,
 )
 from llmft.machine import detect
-from llmft.machine.plan import Forecast
+from llmft.machine.plan import Forecast, compared_with
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
@@ -115,6 +116,9 @@ class Run:
         """
         resume.require_match(self.task.recipe, self.args, self.record, train)
         terminal.plan(self.args, choices, train, forecast)
+        self.forecast = forecast
+        if forecast is not None:
+            self.record["plan"] = asdict(forecast)
         self.record["choices"] = {
             c.name: {"value": c.value, "reason": c.reason} for c in choices
         }
@@ -207,6 +211,7 @@ class Run:
         ``title`` is the first line of the model card.
         """
         before = [leg.get("seconds", 0.0) for leg in self.record["legs"]]
+        self.steps = trainer.state.global_step
         speed = {
             "wall_seconds": round(sum(before) + self._seconds(), 1),
             "legs": len(before) + 1,
@@ -250,6 +255,10 @@ class Run:
         for line in filter(None, [shown, *notes]):
             say(line)
         given = {name: a["value"] for name, a in self.record["arguments"].items()}
+        if self.forecast and self.clock.seconds and self.args.training.do_train:
+            steps = self.steps - self.clock.first_step
+            took, peak = self.clock.seconds, detect.peak_rss_bytes()
+            say(f"\ntook       {compared_with(self.forecast, steps, took, peak)}")
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)

@@ -14,8 +14,10 @@ from typing import Any
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.console import say, table
-from llmft.machine.plan import Forecast
-from llmft.train.resume import epoch_steps, training_steps
+from llmft.machine import detect
+from llmft.machine.detect import gib
+from llmft.machine.plan import Forecast, duration_text
+from llmft.train.resume import epoch_steps, events, training_steps
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
@@ -31,6 +33,7 @@ def plan(
     for choice in choices:
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     t = args.training
+    steps = 0
     if train is not None and t.do_train:
         batch = t.train_batch_size * t.gradient_accumulation_steps
         steps, epochs = training_steps(t, train), "a stream"
@@ -41,9 +44,33 @@ def plan(
             f" learning rate {t.learning_rate:g}"
         )
     if forecast is not None:
-        print(forecast)
+        per_epoch = epoch_steps(t, train) if hasattr(train, "__len__") else None
+        say(f"  {'time':<10} {_time(t, forecast, steps, per_epoch)}")
+        if forecast.peak_bytes:
+            allowed = gib(detect.allowed_bytes())
+            said = f"about {gib(forecast.peak_bytes)} at the most, of {allowed}"
+            say(f"  {'memory':<10} {said} that may be used")
     if t.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def _time(t: Any, forecast: Forecast, steps: int, per_epoch: int | None) -> str:
+    """Return how long the run will take, and for what."""
+    evaluations = events(t.eval_strategy, t.eval_steps, steps, per_epoch)
+    saves = events(t.save_strategy, t.save_steps, steps, per_epoch)
+    parts = {
+        f"training ({forecast.step_seconds:.3g} s a step)": steps
+        * forecast.step_seconds,
+        "evaluating": evaluations * forecast.evaluation_seconds,
+        "checkpoints": saves * forecast.save_seconds,
+        "the end": forecast.final_seconds,
+    }
+    shown = ", ".join(f"{n} {duration_text(s)}" for n, s in parts.items() if s >= 0.5)
+    total = duration_text(sum(parts.values()))
+    tried = f"; trying took {duration_text(forecast.trial_seconds)}"
+    return f"about {total}: {shown or 'next to nothing'}" + tried * bool(
+        forecast.trial_seconds
+    )
 
 
 def results(

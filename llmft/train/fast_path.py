@@ -84,7 +84,8 @@ def choose_fast_path(
             micro_steps,
             may_compile=not as_written,
         )
-        forecast = predicted(training, model, trial, batches, evaluated)
+        tested = _batches(training, data, "test") if "test" in data else None
+        forecast = predicted(training, model, trial, batches, evaluated, tested)
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)

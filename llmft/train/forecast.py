@@ -21,6 +21,7 @@ def predicted(
     trial: Trial,
     batches: Batches,
     evaluated: Batches | None,
+    tested: Batches | None = None,
 ) -> Forecast:
     """Return the seconds of a step, an evaluation and a checkpoint, and the memory.
 
@@ -35,18 +36,24 @@ def predicted(
         return Forecast(0.0, final_seconds=batch * len(batches), peak_bytes=held)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds, kept = optimizer_cost(args, trained)
-    evaluation = 0.0
-    if evaluated is not None:
-        share = evaluated.lengths / evaluated.lengths[len(evaluated) // 2]
-        evaluation = trial.evaluation * float(share.sum())
+    evaluation, test = (_evaluation(trial, b) for b in (evaluated, tested))
     saved = 4 * trained + kept
     return Forecast(
         step_seconds=args.gradient_accumulation_steps * batch + seconds,
         evaluation_seconds=evaluation,
         save_seconds=write_seconds(saved),
+        final_seconds=evaluation * args.do_eval + test + write_seconds(4 * trained),
         peak_bytes=held + kept,
         trial_seconds=trial.took,
     )
+
+
+def _evaluation(trial: Trial, batches: Batches | None) -> float:
+    """Return the seconds of an evaluation on all of ``batches``, 0 without them."""
+    if batches is None:
+        return 0.0
+    share = batches.lengths / batches.lengths[len(batches) // 2]
+    return trial.evaluation * float(share.sum())
 
 
 def _by_length(trial: Trial, lengths: np.ndarray) -> np.ndarray:

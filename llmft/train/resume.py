@@ -190,6 +190,23 @@ def training_steps(args: TrainingArguments, train: Any) -> int:
     return math.ceil(args.num_train_epochs * epoch_steps(args, train))
 
 
+def events(
+    strategy: str, every: float | None, steps: int, steps_per_epoch: int | None
+) -> int:
+    """Return how often so many steps are evaluated, or saved.
+
+    Args:
+        strategy: eval_strategy or save_strategy. every: eval_steps or save_steps.
+        steps_per_epoch: None for a stream, which counts as one epoch.
+    """
+    if strategy == "epoch":
+        every = steps_per_epoch or steps
+    if strategy == "no" or not every:
+        return 0
+    every = math.ceil(steps * every) if every < 1 else every
+    return math.ceil(steps / every)
+
+
 def epoch_steps(args: TrainingArguments, train: Sized) -> int:
     """Return the optimizer steps of an epoch."""
     batches = math.ceil(len(train) / args.train_batch_size)

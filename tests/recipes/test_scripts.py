@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from llmft.process import SPINNING, WAITING_VARIABLES
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 # Stands for python3: makes an environment whose python is the second one.
@@ -178,3 +180,30 @@ def test_train_model_starts_the_recipe_where_the_user_is(repo: Path) -> None:
     ]
     code, out, err = run(repo, "train_model.sh", "clasify")
     assert (code, out, err[:6]) == (2, "", "usage:")
+
+
+ENVIRONMENTS = """
+import os, runpy, subprocess, sys
+def run(command, env, **options):
+    print(command[1], env.get("GOMP_SPINCOUNT"), os.environ.get("GOMP_SPINCOUNT"))
+    sys.exit(0)
+subprocess.run = run
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_bench_leaves_the_threads_of_stock_alone() -> None:
+    """Its own are set, so that the limit that it measures is that of llmft."""
+    bench = [str(ROOT / "scripts" / "bench.py"), "--shared", "--jobs", "mlm"]
+    env = {k: v for k, v in os.environ.items() if k not in WAITING_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", ENVIRONMENTS, *bench],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    own = SPINNING["GOMP_SPINCOUNT"]
+    assert done.stdout.splitlines()[-1] == f"scripts/stock.py None {own}"

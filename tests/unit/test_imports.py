@@ -115,6 +115,24 @@ def test_nothing_imports_recipes():
             assert full.split(".")[0] != "recipes", f"{name} imports {full}"
 
 
+HEAD = """
+import runpy, sys
+from llmft import process
+heavy = {"torch", "transformers", "numpy"}
+process.run_script = lambda path, argv: print(path, heavy & {*sys.modules} or "light")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=str)
+def test_a_recipe_sets_how_threads_wait_before_torch_loads(path):
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD, path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{path} light\n"
+
+
 SNAPSHOT = """
 import json, logging, os, signal, sys, torch, warnings
 def state():

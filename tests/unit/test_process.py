@@ -1,12 +1,14 @@
 """The frame around a command: one line a fault, the right exit code, signals."""
 
 import errno
+import json
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -369,3 +371,122 @@ sys.exit(code)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_command_outside_the_main_thread(capsys):
+    """Signals are the main thread's: its handlers stay, exit codes are the same."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    codes = []
+
+    def command(main):
+        codes.append(run_command(main, []))
+        now = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        codes.append(now == handlers)
+
+    for main in (lambda argv: None, raising(DataError("bad"))):
+        thread = threading.Thread(target=command, args=[main])
+        thread.start()
+        thread.join()
+    assert codes == [0, True, 3, True]
+    assert capsys.readouterr().err == "llmft: DataError: bad\n"
+
+
+# A recipe in small: what it imports has a logger on the terminal, as transformers has.
+SCRIPT = """
+import sys
+from llmft.process import run_script
+if __name__ == "__main__":
+    sys.exit(run_script(__file__, sys.argv[1:]))
+import json
+import logging, multiprocessing, os
+logging.getLogger("transformers").addHandler(logging.StreamHandler())
+class Row:
+    def __init__(self):
+        self.place = __file__
+def place(row):
+    return row.place, os.environ.get("GOMP_SPINCOUNT")
+def main(argv):
+    logging.getLogger("transformers").warning("noise")
+    for method in multiprocessing.get_all_start_methods():
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.map(place, [Row()]))
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
+    print(json.dumps([argv, {n: os.environ.get(n) for n in names}]))
+"""
+
+
+def script_process(folder, text, *flags, **settings):
+    """Start a script of this text; the tests' own settings of threads do not count."""
+    script = folder / "script.py"
+    script.write_text(text)
+    kept = {k: v for k, v in os.environ.items() if k not in process.WAITING_VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, str(script), *flags],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT), **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_script_is_imported_inside_the_frame(tmp_path):
+    """Workers of every kind find what the script defines, and wait as it does."""
+    running = script_process(tmp_path, SCRIPT, "--flag", "x")
+    said, noise = running.communicate(timeout=60)
+    assert (running.returncode, noise) == (0, "")
+    *places, last = said.splitlines()
+    found = [(str(tmp_path / "script.py"), process.SPINNING["GOMP_SPINCOUNT"])]
+    assert {*places} == {str(found)}
+    variables = {"OMP_WAIT_POLICY": None, **process.SPINNING}
+    assert json.loads(last) == [["--flag", "x"], variables]
+
+
+SEEN = """
+import json, os, sys
+from llmft import process
+if "torch" in sys.argv:
+    import torch
+process.limit_spinning()
+found = {n: os.environ.get(n) for n in process.WAITING_VARIABLES}
+slow = {"torch", "transformers", "datasets", "numpy"} & {*sys.modules}
+print(json.dumps([{n: v for n, v in found.items() if v}, sorted(slow - {*sys.argv})]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "set_after"),
+    [
+        ({}, process.SPINNING),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"KMP_BLOCKTIME": "200"}, {"KMP_BLOCKTIME": "200"}),
+    ],
+)
+def test_how_threads_wait_is_set_before_torch_unless_the_user_did(
+    given, set_after, tmp_path
+):
+    running = script_process(tmp_path, SEEN, **given)
+    assert json.loads(running.communicate(timeout=60)[0]) == [set_after, []]
+
+
+def test_nothing_is_set_where_it_would_be_too_late(monkeypatch):
+    for name in process.WAITING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    process.limit_spinning()  # torch is here
+    assert not os.environ.keys() & {*process.WAITING_VARIABLES}
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    ["time.sleep(30)", "try:\n    time.sleep(30)\nexcept BaseException:\n    pass"],
+)
+def test_ctrl_c_while_a_script_is_imported(meanwhile, tmp_path):
+    """Also where an import swallows it."""
+    slow = f"import json, time\nprint('ready', flush=True)\n{meanwhile}\n"
+    with script_process(tmp_path, SCRIPT.replace("import json", slow, 1)) as running:
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 130
+        assert running.stderr.read() == "llmft: interrupted\n"
+        assert running.stdout.read() == ""

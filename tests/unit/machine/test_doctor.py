@@ -8,7 +8,7 @@ from unit.machine.test_choose import SPEEDS
 from unit.machine.test_detect import PLAIN
 
 from llmft import cli
-from llmft.machine import detect, doctor
+from llmft.machine import detect, doctor, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,7 @@ def _threads_restored():
 def told(monkeypatch, capsys, machine, speeds):
     monkeypatch.setattr(detect, "detect", lambda: machine)
     monkeypatch.setattr(doctor, "measure", lambda machine, threads, length: speeds)
+    monkeypatch.setattr(waiting, "share_beside_a_program", lambda: 0.447)
     with pytest.raises(SystemExit) as ended:
         cli.main(["doctor"])
     assert ended.value.code == 0
@@ -38,6 +39,8 @@ def test_the_whole_table(monkeypatch, capsys):
         "390 GFLOP/s",
         "20 GB/s",
         "eager 5.0 ms, sdpa 8.0 ms",
+        "beside others  45%",
+        "waiting        spins",
         "has AMX, which the virtual machine",
     ):
         assert part in said
