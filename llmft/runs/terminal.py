@@ -44,7 +44,9 @@ def plan(
             f" learning rate {t.learning_rate:g}"
         )
     if forecast is not None:
-        per_epoch = epoch_steps(t, train) if hasattr(train, "__len__") else None
+        per_epoch = None
+        if train is not None and hasattr(train, "__len__"):
+            per_epoch = epoch_steps(t, train)
         say(f"  {'time':<10} {_time(t, forecast, steps, per_epoch)}")
         if forecast.peak_bytes:
             allowed = gib(detect.allowed_bytes())

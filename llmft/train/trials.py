@@ -77,29 +77,13 @@ def take_trial(
     if kept := recall(key):
         found = {Candidate(*c): seconds for c, seconds in kept.pop("seconds")}
         return Trial(found, Candidate(*kept.pop("chosen")), **kept)
-    trains = steps.args.do_train
-    middle = batches.examples(len(batches) // 2)
-    part = batches.examples(len(batches) // 2, TOKENS)
-    times = micro_steps * len(middle) / len(part)
-
-    def budget(best: float) -> float:
-        return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
-
     start, held = time.perf_counter(), psutil.Process().memory_info().rss
     with steps.leaving_no_trace():
-        seconds, is_whole = contest(
-            candidates, lambda c: steps.run(c, part, trains), budget
+        seconds, is_whole = _compare(
+            steps, candidates, batches, micro_steps, may_compile
         )
         chosen = winner(seconds)
-        saves = COMPILED_SAVES * seconds[chosen] * times
-        if may_compile and saves > 2 * COMPILING:
-            compiled = chosen._replace(compiled=True)
-            found, _ = contest([compiled], lambda c: steps.run(c, part), budget)
-            seconds |= found
-            chosen = winner(seconds)
-        whole: dict[int, float] = {}
-        if len(part) == len(middle):
-            whole[int(batches.lengths[len(batches) // 2])] = seconds[chosen]
+        whole, trains = {}, steps.args.do_train
         for place in (len(batches) // 2, len(batches) - 1):
             if (length := int(batches.lengths[place])) not in whole:
                 examples = batches.examples(place)
@@ -121,6 +105,32 @@ def take_trial(
         tried = [[c, s] for c, s in seconds.items() if s != float("inf")]
         keep(key, {**asdict(trial), "seconds": tried, "took": 0.0})
     return trial
+
+
+def _compare(
+    steps: Steps,
+    candidates: Sequence[Candidate],
+    batches: Batches,
+    micro_steps: float,
+    may_compile: bool,
+) -> tuple[dict[Candidate, float], bool]:
+    """Hold the contest, on a part of a typical batch; see ``contest``."""
+    middle = len(batches) // 2
+    part = batches.examples(middle, TOKENS)
+    times = micro_steps * len(batches.rows[middle]) / len(part)
+
+    def run(candidate: Candidate) -> None:
+        steps.run(candidate, part, steps.args.do_train)
+
+    def budget(best: float) -> float:
+        return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
+
+    seconds, is_whole = contest(candidates, run, budget)
+    best = winner(seconds)
+    if may_compile and COMPILED_SAVES * seconds[best] * times > 2 * COMPILING:
+        found, _ = contest([best._replace(compiled=True)], run, budget)
+        seconds |= found
+    return seconds, is_whole
 
 
 def winner(seconds: Mapping[Candidate, float]) -> Candidate:

@@ -298,3 +298,25 @@ def test_compiled_layers_compute_the_same(tmp_path):
     assert rest == others
     for name, values in wanted.items():
         torch.testing.assert_close(seen[name], values, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({}, "fp32"),
+        ({"fp16": True}, "fp16"),
+        ({"bf16": True}, "bf16"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"precision": "fp32"}, "fp32"),
+    ],
+)
+def test_precision_on_a_gpu_is_what_was_asked_for(wordpiece, given, value):
+    training = SimpleNamespace(fp16=False, bf16=False, precision="auto")
+    vars(training).update(device=torch.device("cuda"), resume_from_checkpoint=None)
+    vars(training).update(given)
+    args = SimpleNamespace(training=training, model=ModelArguments())
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    found = choose_fast_path(args, model, MaskedLM(), None, {})
+    assert found.choices == [Choice("precision", value, "not tried on cuda")]
+    assert found.forecast is None
+    assert training.bf16 is (value == "bf16")
