@@ -43,6 +43,7 @@ from llmft.files import (
     write_text,
 )
 from llmft.machine import detect
+from llmft.machine.plan import Forecast
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
@@ -73,6 +74,7 @@ class Run:
     """
 
     folder: Path
+    trial: Forecast | None = None
     callbacks: list[TrainerCallback]
 
     def __init__(
@@ -97,17 +99,24 @@ class Run:
         """What the results on the held-out split are called: test, else eval."""
         return "test" if self.held_out == "test" else "eval"
 
-    def plan(self, choices: Sequence[Choice], train: Any | None) -> None:
+    def plan(
+        self,
+        choices: Sequence[Choice],
+        train: Any | None,
+        trial: Forecast | None = None,
+    ) -> None:
         """Say what is going to happen; check the checkpoint that is resumed.
 
         Args:
             choices: what was chosen, with reasons. train: the training examples.
+            trial: what the parts of the training take, where that was tried.
 
         Raises:
             CheckpointError: it is not of this run, or nothing is left to do.
         """
         resume.require_match(self.task.recipe, self.args, self.record, train)
-        terminal.plan(self.args, choices, train)
+        terminal.plan(self.args, choices, train, trial)
+        self.trial = trial
         self.record["choices"] = {
             c.name: {"value": c.value, "reason": c.reason} for c in choices
         }
@@ -139,7 +148,7 @@ class Run:
         checkpoints = self.folder / "checkpoints"
         with _held(self.folder):
             leg = len(self.record["legs"]) + 1
-            found = callbacks.for_run(self.folder, training, leg)
+            found = callbacks.for_run(self.folder, training, leg, self.trial)
             self.callbacks = [self.clock, *found]
             log.parent.mkdir(exist_ok=True)
             self._save()

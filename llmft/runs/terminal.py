@@ -12,30 +12,54 @@ from pathlib import Path
 from typing import Any
 
 from llmft.config.choice import Choice
+from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.console import say, table
+from llmft.machine.plan import Forecast
 from llmft.train.resume import epoch_steps, training_steps
+from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 
-def plan(args: Arguments, choices: Iterable[Choice], train: Any | None) -> None:
-    """Say what is going to happen: the choices with their reasons, and the steps."""
+def plan(
+    args: Arguments,
+    choices: Iterable[Choice],
+    train: Any | None,
+    trial: Forecast | None = None,
+) -> None:
+    """Say what is going to happen: the choices with their reasons, and the steps.
+
+    ``trial`` is what the parts of the training take, where that was tried.
+    """
     say("plan")
     for choice in choices:
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     t = args.training
     if train is not None and t.do_train:
-        batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, epochs = training_steps(t, train), "a stream"
-        if hasattr(train, "__len__"):
-            epochs = f"{steps / epoch_steps(t, train):.3g} epochs"
-        say(
-            f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
-            f" learning rate {t.learning_rate:g}"
-        )
+        steps = _steps(t, train, trial)
+        say(f"  {'training':<10} {steps}, learning rate {t.learning_rate:g}")
     if t.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def _steps(t: TrainingArguments, train: Any, trial: Forecast | None) -> str:
+    """Return the steps and epochs of a training in words."""
+    batch = t.train_batch_size * t.gradient_accumulation_steps
+    per_epoch = epoch_steps(t, train) if hasattr(train, "__len__") else None
+    steps, limit = UNPLANNED, t.time_limit
+    if not limit or t.resume_from_checkpoint:
+        steps = training_steps(t, train)
+    elif trial:
+        steps = steps_within(seconds_left(limit), trial, per_epoch, t)
+    epochs = f"{steps / per_epoch:.3g} epochs" if per_epoch else "a stream"
+    if not limit:
+        return f"{steps:,} steps of {batch} examples, {epochs}"
+    said = f"as many steps of {batch} examples as fit into {limit}"
+    if steps == UNPLANNED:
+        return said
+    about = "" if t.resume_from_checkpoint else "about "
+    return f"{said}: {about}{steps:,}, {epochs}"
 
 
 def results(
