@@ -1,20 +1,21 @@
 """Steps that fit into a time: how many, the learning rate for them, and going on."""
 
-import json
-import shutil
+import math
 
 import pytest
 import tiny
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, get_scheduler
+from transformers import TrainerCallback, TrainerState, get_scheduler
 
 from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import CheckpointError
+from llmft.files import write_json
 from llmft.machine.plan import Forecast
-from llmft.train import callbacks, resume, time_limit
+from llmft.runs import terminal
+from llmft.train import callbacks, checkpoint, resume, time_limit
 from llmft.train.objectives import Classification
 from llmft.train.time_limit import TimeLimit, mean_step, steps_within
 from llmft.train.trainer import LlmftTrainer
@@ -104,9 +105,9 @@ def curve(trainer):
     return {e["step"]: e["learning_rate"] for e in events}
 
 
-def rates(args, steps, warmup_steps=None):
+def rates(args, steps):
     """What transformers says of a run of ``steps``, as ``curve``."""
-    warmup_steps = args.get_warmup_steps(steps) if warmup_steps is None else warmup_steps
+    warmup_steps = args.get_warmup_steps(steps)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=RATE)
     kind, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
     made = get_scheduler(kind, optimizer, warmup_steps, steps, options)
@@ -181,7 +182,7 @@ def test_a_plan_is_corrected_and_the_rate_with_it(
 ):
     """More steps than an epoch has; 60 seconds, of which ten are for the end."""
     monkeypatch.setattr(time_limit, "_END_SECONDS", 10.0)
-    monkeypatch.setattr(time_limit, "_BYTES_A_SECOND", 1e12)
+    monkeypatch.setattr(time_limit, "_BYTES_A_SECOND", math.inf)
     trial, planned, steps = FORECASTS[name]
     args = arguments(tmp_path, lr_scheduler_type=kind, warmup_steps=0.06)
     limit = TimeLimit("60s", 60.0, trial)
@@ -210,7 +211,8 @@ def limit_said(said, planned, steps):
     assert len(lines) == (planned != steps)
     if not lines:
         return 0
-    assert f": {steps} steps {f'(not {planned}) ' if planned else ''}fit into" in lines[0]
+    was = f"(not {planned}) " if planned else ""
+    assert f": {steps} steps {was}fit into" in lines[0]
     assert lines[0].endswith("epochs, at 1 s a step")
     return int(lines[0].split(":")[0].split()[-1])
 
@@ -235,14 +237,13 @@ def test_warm_up_does_not_begin_again(wordpiece, tmp_path, clock):
     """The plan was three times too short: its warm-up is over at the correction."""
     args = arguments(tmp_path, warmup_steps=0.06)
     limit = TimeLimit("300s", 300.0, Forecast(10.0))
-    found = curve(train(wordpiece, args, limit, Takes(clock, 1.0)))
-    steps = len(found)
-    assert steps == 300
-    rates = [found[n] for n in range(1, steps + 1)]
-    top = rates.index(max(rates))
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert rates[-1] < RATE / 200
+    found = list(curve(train(wordpiece, args, limit, Takes(clock, 1.0))).values())
+    assert len(found) == 300
+    assert found[:3] == [0, RATE / 2, RATE]
+    # From step 4 on in the decay of the longer plan.
+    assert found[4:] == sorted(found[4:], reverse=True)
+    assert found[4] > found[3] > 0.9 * RATE
+    assert found[-1] < RATE / 200
 
 
 def weights(trainer):
@@ -280,3 +281,45 @@ def test_going_on(wordpiece, tmp_path, clock, trial, stop_after):
         # The clock starts anew: what was left at the checkpoint is left.
         assert abs(resumed.state.global_step - steps) <= 1
         assert list(curve(resumed).values())[-1] < RATE / 20
+
+
+def saved(tmp_path, record, **changes):
+    """A checkpoint of step 8 of 20 in a run under a limit of 60s."""
+    run = tmp_path / "run"
+    folder = run / "checkpoints" / "checkpoint-8"
+    folder.mkdir(parents=True)
+    TrainerState(global_step=8, max_steps=20).save_to_json(
+        str(folder / "trainer_state.json")
+    )
+    args = arguments(run, resume_from_checkpoint=str(folder), time_limit="60s")
+    asked = Arguments(ModelArguments("tiny"), DataArguments(), args, {})
+    values = {name: entry["value"] for name, entry in asked.resolved().items()}
+    manifest = {
+        "step": changes.get("step", 8),
+        "belongs_to": checkpoint.identity({"recipe": "mlm"}, values),
+        "versions": {},
+    }
+    write_json(folder / "manifest.json", manifest)
+    write_json(run / "run.json", record)
+    return asked
+
+
+def test_a_resume_keeps_the_plan(tmp_path, capsys):
+    """Without a word of another schedule, and not under another limit."""
+    args = saved(tmp_path, {"status": "interrupted"})
+    resume.require_match("mlm", args, {}, range(20))
+    assert resume.training_steps(args.training, range(20)) == 20
+    terminal.plan(args, [], range(20))
+    out, err = capsys.readouterr()
+    assert "as many steps of 2 examples as fit into 60s: 20, 2 epochs, lear" in out
+    assert err == ""
+    args.training.time_limit = "2m"
+    with pytest.raises(CheckpointError, match="time_limit was 60s, is 2m"):
+        resume.require_match("mlm", args, {}, range(20))
+
+
+def test_nothing_is_left_of_a_complete_one(tmp_path):
+    args = saved(tmp_path, {"status": "complete"}, step=20)
+    said = "nothing is left to do; give its weights as --model_name_or_path"
+    with pytest.raises(CheckpointError, match=said):
+        resume.require_match("mlm", args, {}, range(20))
