@@ -12,7 +12,12 @@ from typing import Literal
 
 import transformers
 
-from llmft.config.convert import label_separator, separator, text_encoding
+from llmft.config.convert import (
+    duration,
+    label_separator,
+    separator,
+    text_encoding,
+)
 from llmft.config.facts import MAY_DIFFER, MUST_AGREE, arg
 
 _hub = partial(arg, source="hub")
@@ -142,7 +147,7 @@ class LanguageModelingDataArguments(DataArguments):
     streaming: bool = arg(
         False,
         "Read and tokenize train_file, or fetch dataset_name, on the way instead of"
-        " before: starts at once, keeps nothing; needs max_steps.",
+        " before: starts at once, keeps nothing; needs max_steps or time_limit.",
     )
     buffer_size: int = _agreed(
         10_000, "Blocks that streaming shuffles among; 0 keeps the order.", "[0, inf)"
@@ -311,6 +316,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     num_threads: int | None = arg(
         None, "Threads of torch; none: the cores this process may use.", "[1, 1024]"
+    )
+    # The steps of a run are planned once: what is resumed goes on with that plan.
+    time_limit: str | None = _agreed(
+        None,
+        "Train for as many steps as let the whole command end in this time: 90s, 5m,"
+        " 2h, 1h30m, or seconds; stands in for num_train_epochs and max_steps.",
+        check=duration,
     )
     weight_decay: float = _agreed(0.01, "Weight decay of AdamW.", "[0, inf)")
     warmup_steps: float = _free(

@@ -22,11 +22,17 @@ from typing import Any, NoReturn
 from llmft.config.convert import Text, choices_of, convert, items_of, kinds_of
 from llmft.config.facts import Argument, fields_of
 from llmft.config.fields import TrainingArguments
-from llmft.config.rules import ACTIONS, FILES, build, follow, relations
+from llmft.config.rules import (
+    ACTIONS,
+    COMMAND_LINE,
+    FILES,
+    build,
+    follow,
+    relations,
+)
 from llmft.console import say
 from llmft.errors import ConfigError, escape, nearest
 
-COMMAND_LINE = "command line"
 _OFF = ("false", "no", "0")
 
 

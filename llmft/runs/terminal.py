@@ -18,6 +18,7 @@ from llmft.machine import detect
 from llmft.machine.detect import gib
 from llmft.machine.plan import Forecast, duration_text
 from llmft.train.resume import epoch_steps, events, training_steps
+from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
@@ -33,20 +34,13 @@ def plan(
     for choice in choices:
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     t = args.training
-    steps = 0
+    steps, per_epoch = 0, None
     if train is not None and t.do_train:
-        batch = t.train_batch_size * t.gradient_accumulation_steps
-        steps, epochs = training_steps(t, train), "a stream"
-        if hasattr(train, "__len__"):
-            epochs = f"{steps / epoch_steps(t, train):.3g} epochs"
-        say(
-            f"  {'training':<10} {steps:,} steps of {batch} examples, {epochs},"
-            f" learning rate {t.learning_rate:g}"
-        )
+        per_epoch = epoch_steps(t, train) if hasattr(train, "__len__") else None
+        steps = _steps(t, train, per_epoch, forecast)
+        shown = _steps_text(t, steps, per_epoch)
+        say(f"  {'training':<10} {shown}, learning rate {t.learning_rate:g}")
     if forecast is not None:
-        per_epoch = None
-        if train is not None and hasattr(train, "__len__"):
-            per_epoch = epoch_steps(t, train)
         say(f"  {'time':<10} {_time(t, forecast, steps, per_epoch)}")
         if forecast.peak_bytes:
             allowed = gib(detect.allowed_bytes())
@@ -54,6 +48,28 @@ def plan(
             say(f"  {'memory':<10} {said} that may be used")
     if t.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def _steps(t: Any, train: Any, per_epoch: int | None, forecast: Forecast | None) -> int:
+    """Return the steps of a training; UNPLANNED where a time limit is to tell them."""
+    if not t.time_limit or t.resume_from_checkpoint:
+        return training_steps(t, train)
+    if forecast is None:
+        return UNPLANNED
+    return steps_within(seconds_left(t.time_limit), forecast, per_epoch, t)
+
+
+def _steps_text(t: Any, steps: int, per_epoch: int | None) -> str:
+    """Return the steps and epochs of a training in words."""
+    batch = t.train_batch_size * t.gradient_accumulation_steps
+    epochs = f"{steps / per_epoch:.3g} epochs" if per_epoch else "a stream"
+    if not t.time_limit:
+        return f"{steps:,} steps of {batch} examples, {epochs}"
+    said = f"as many steps of {batch} examples as fit into {t.time_limit}"
+    if steps == UNPLANNED:
+        return said
+    about = "" if t.resume_from_checkpoint else "about "
+    return f"{said}: {about}{steps:,}, {epochs}"
 
 
 def _time(t: Any, forecast: Forecast, steps: int, per_epoch: int | None) -> str:

@@ -15,8 +15,10 @@ from transformers.integrations import TensorBoardCallback
 
 from llmft.console import say, warn
 from llmft.files import to_json
+from llmft.machine.plan import Forecast
 from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
+from llmft.train.time_limit import UNPLANNED, TimeLimit
 
 _REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
 
@@ -29,7 +31,8 @@ class Progress(ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Open the bar."""
-        self.training_bar = _bar(state.max_steps, "training", "step")
+        total = None if state.max_steps == UNPLANNED else state.max_steps
+        self.training_bar = _bar(total, "training", "step")
         self._started, self._first_step = time.perf_counter(), state.global_step
         self.training_bar.update(state.global_step)
         self.current_step = state.global_step
@@ -42,6 +45,8 @@ class Progress(ProgressCallback):
         seconds = time.perf_counter() - self._started
         self._shown["samples/s"] = f"{examples / seconds:.1f}"
         self.training_bar.set_postfix(self._shown, refresh=False)
+        if state.max_steps != UNPLANNED:  # a time limit plans and corrects them
+            self.training_bar.total = state.max_steps
         super().on_step_end(args, state, control, **kw)
 
     def on_prediction_step(
@@ -87,7 +92,7 @@ def close(callbacks: list[TrainerCallback]) -> None:
                     bar.close()
 
 
-def _bar(total: int, doing: str, unit: str, leave: bool = True) -> tqdm:
+def _bar(total: int | None, doing: str, unit: str, leave: bool = True) -> tqdm:
     return tqdm(
         total=total,
         desc=doing,
@@ -239,7 +244,8 @@ class SaveAfterEvaluation(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Put off what is due in the last step of an epoch."""
-        whole = abs(state.epoch - round(state.epoch)) < 1e-6
+        # Of a stream, the first steps are a tiny part of an epoch.
+        whole = state.epoch > 0.5 and abs(state.epoch - round(state.epoch)) < 1e-6
         if control.should_save and args.eval_strategy == "epoch" and whole:
             control.should_save, self._waits = False, True
 
@@ -302,12 +308,15 @@ class EarlyStoppingCallback(_EarlyStoppingCallback):
             super().on_evaluate(args, state, control, **kw)
 
 
-def for_run(folder: Path, args: Any, leg: int = 1) -> list[TrainerCallback]:
+def for_run(
+    folder: Path, args: Any, leg: int = 1, trial: Forecast | None = None
+) -> list[TrainerCallback]:
     """Return what sends log, curves, progress and checkpoints to a run folder.
 
     Args:
         folder: of the run. leg: see ``MetricsLog``.
         args: its ``llmft.config.fields.TrainingArguments``.
+        trial: what a trial says of its time, for ``TimeLimit``.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
     found.append(MetricsLog(folder / "metrics.jsonl", leg))
@@ -316,4 +325,6 @@ def for_run(folder: Path, args: Any, leg: int = 1) -> list[TrainerCallback]:
         tensorboard.logging_dir = str(folder / "logs")
         found.append(tensorboard)
     found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
-    return [*found, Checkpoints(folder / "checkpoints")]
+    found.append(Checkpoints(folder / "checkpoints"))
+    # The last one, so that what the others do is in the time that it takes.
+    return [*found, TimeLimit.from_args(args, trial)] if args.time_limit else found

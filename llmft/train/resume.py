@@ -146,11 +146,13 @@ def require_match(
         raise CheckpointError(
             f"it is of step {manifest['step']}, this run ends at step {total}: nothing"
             " is left to do",
-            hint="raise num_train_epochs or max_steps",
+            hint="give its weights as --model_name_or_path"
+            if training.time_limit
+            else "raise num_train_epochs or max_steps",
             path=folder,
         )
     _warn_of_changes(record, args, values)
-    planned = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))["max_steps"]
+    planned = saved_state(training).max_steps
     schedule = SchedulerType(training.lr_scheduler_type).value
     if planned != total and not schedule.startswith("constant"):
         warn(
@@ -183,17 +185,24 @@ def _short(value: object) -> str:
 def training_steps(args: TrainingArguments, train: Any) -> int:
     """Return the optimizer steps of a training on ``train``, as Trainer counts.
 
-    A stream has no length, and needs ``max_steps``.
+    A stream has no length, and needs ``max_steps``. A run under a time limit that is
+    resumed has those of its checkpoint; before that, they are not known here.
     """
+    if args.time_limit and args.resume_from_checkpoint:
+        return saved_state(args).max_steps
     if args.max_steps > 0:
         return args.max_steps
     return math.ceil(args.num_train_epochs * epoch_steps(args, train))
 
 
 def events(
-    strategy: str, every: float | None, steps: int, steps_per_epoch: int | None
+    strategy: str,
+    every: float | None,
+    steps: int,
+    steps_per_epoch: int | None,
+    done: int = 0,
 ) -> int:
-    """Return how often so many steps are evaluated, or saved.
+    """Return how often steps ``done`` to ``steps`` are evaluated, or saved.
 
     Args:
         strategy: eval_strategy or save_strategy. every: eval_steps or save_steps.
@@ -204,7 +213,7 @@ def events(
     if strategy == "no" or not every:
         return 0
     every = math.ceil(steps * every) if every < 1 else every
-    return math.ceil(steps / every)
+    return math.ceil(steps / every) - int(done // every)
 
 
 def epoch_steps(args: TrainingArguments, train: Sized) -> int:
@@ -221,11 +230,16 @@ def is_over(args: TrainingArguments, max_steps: int) -> bool:
     """
     if not args.resume_from_checkpoint:
         return False
-    folder = Path(str(args.resume_from_checkpoint))
-    state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    state = saved_state(args)
     patience = args.early_stopping_patience
     stopped = patience is not None and evaluations_without_gain(state) >= patience
     return stopped or state.global_step >= max_steps
+
+
+def saved_state(args: TrainingArguments) -> TrainerState:
+    """Return the state of Trainer in the checkpoint that ``args`` resume."""
+    folder = Path(str(args.resume_from_checkpoint))
+    return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
 
 def evaluations_without_gain(state: TrainerState) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmft.errors import NonFiniteError
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.objectives import Objective
+from llmft.train.time_limit import UNPLANNED, TimeLimit
 
 
 class LlmftTrainer(Trainer):
@@ -53,6 +55,10 @@ class LlmftTrainer(Trainer):
             kwargs["train_dataset"] = Passes(stream)
         self.end_of_pass = EndOfPass()
         given = [*(callbacks or []), self.end_of_pass]
+        limits = [c for c in given if isinstance(c, TimeLimit)]
+        self.time_limit = limits[0] if limits else None
+        if self.time_limit:  # of a stream, Trainer wants them here
+            kwargs["args"].max_steps = UNPLANNED
         self.objective: Objective = objective
         super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
@@ -76,10 +82,18 @@ class LlmftTrainer(Trainer):
         """Plan no epoch where the checkpoint to resume is of the end of its run.
 
         Trainer would take one step more than was asked for, or early stopping allows.
+        Within a time, as many as it takes: a correction may ask for more.
         """
+        if self.time_limit:
+            self.time_limit.begin(self)
         epochs, *others, max_steps = super().set_initial_training_values(
             args, dataloader
         )
+        if self.time_limit:
+            epochs = sys.maxsize
+            if self.time_limit.steps_per_epoch is None:  # a stream is one epoch
+                others[0] = UNPLANNED
+                others[4] = UNPLANNED * args.gradient_accumulation_steps
         if resume.is_over(args, max_steps):
             epochs = 0
         return epochs, *others, max_steps
@@ -92,10 +106,23 @@ class LlmftTrainer(Trainer):
         Trainer takes a number of -100 for no label, and knows no weights.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.time_limit:
+            self.time_limit.cells += sum(map(_cells, batches))
         begins = [b.pop("begins_epoch") for b in batches if "begins_epoch" in b]
         self.end_of_pass.due = any(bool(found.any()) for found in begins)
         counts = [self.objective.label_count(b) for b in batches if "labels" in b]
         return batches, torch.stack(counts).sum().to(device) if counts else None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; count the examples of a training within a time by its steps.
+
+        Trainer counts those of the first plan.
+        """
+        if self.time_limit and "train_samples_per_second" in logs:
+            examples = self.get_total_train_batch_size(self.args)
+            rate = logs["train_steps_per_second"] * examples
+            logs["train_samples_per_second"] = round(rate, 3)
+        super().log(logs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -186,6 +213,11 @@ class LlmftTrainer(Trainer):
             seed = self.args.data_seed
             return _GroupedByLength(sampler, self.args.seed if seed is None else seed)
         return sampler
+
+
+def _cells(batch: dict[str, torch.Tensor]) -> int:
+    """Return the tokens of a batch with padding, or its numbers where it has none."""
+    return batch.get("input_ids", next(iter(batch.values()))).numel()
 
 
 def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:

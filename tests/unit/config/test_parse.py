@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmft.config import facts, fields
-from llmft.config.convert import convert
+from llmft.config.convert import convert, duration
 from llmft.config.facts import fields_of
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -361,6 +361,15 @@ def test_all_problems_in_one_message(problems):
             "--do_train --resume_from_checkpoint",
             "resume_from_checkpoint true needs output_dir, the run's folder",
         ),
+        ("--time_limit 2m", "time_limit needs do_train"),
+        (
+            "--do_train --time_limit 2m --max_steps 3",
+            "time_limit and max_steps exclude each other",
+        ),
+        (
+            "--do_train --time_limit 2m --num_train_epochs 3",
+            "time_limit and num_train_epochs exclude each other",
+        ),
         ("--max_steps 0", "max_steps is 0, expected -1 or at least 1"),
         ("--max_steps -2", "max_steps is -2, expected -1 or at least 1"),
         (
@@ -480,6 +489,47 @@ def test_what_a_flag_replaces_of_a_named_file_is_said(
     assert capsys.readouterr().out == note
     read(*flags.split(), default={**OWN, "validation_file": None})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_time_limit_replaces_the_epochs_of_a_file(read, tmp_path, capsys, by_file):
+    file = {"do_train": True, "num_train_epochs": 7}
+    if by_file:
+        args = read(file={**file, "time_limit": "2m"})
+    else:
+        args = read("--time_limit", "2m", file=file)
+    assert args.resolved()["num_train_epochs"] == {
+        "value": 3.0,
+        "from": "follows: time_limit",
+    }
+    note = f"note: time_limit replaces num_train_epochs of {tmp_path / 'a.json'}\n"
+    assert capsys.readouterr().out == note
+    assert read("--do_train", "--time_limit", "9").training.num_train_epochs == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("90", 90),
+        ("5m", 300),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1h1m1s", 3661),
+        ("0.5h", 1800),
+        *((wrong, None) for wrong in ("", "0", "-5", "2 d", "30m1h", "m", "nan")),
+        *((wrong, None) for wrong in ("9" * 400, "1e3", "2M")),
+    ],
+)
+def test_durations(problems, text, seconds):
+    if seconds is not None:
+        assert duration(text) == seconds
+        return
+    expected = "expected a time such as 90s, 5m, 2h or 1h30m, or seconds"
+    (problem,) = problems("--do_train", f"--time_limit={text}")
+    assert problem.startswith("time_limit is ")
+    assert problem.endswith(expected)
 
 
 def test_flags_of_lists(read):

@@ -12,6 +12,7 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
+from llmft.machine.plan import Forecast
 from llmft.runs import terminal
 
 
@@ -28,6 +29,27 @@ def test_the_plan_says_the_steps(tmp_path, capsys):
     assert capsys.readouterr().out == (
         "plan\n  threads    1 (for the test)\n"
         "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trial", "train", "said"),
+    [
+        (None, range(17), ""),
+        (Forecast(2.0, final_seconds=20), range(17), ": about 20, 6.67 epochs"),
+        (Forecast(2.0), iter([]), ": about 30, a stream"),
+    ],
+)
+def test_the_plan_within_a_time(tmp_path, capsys, monkeypatch, trial, train, said):
+    monkeypatch.setattr(terminal, "seconds_left", lambda limit: 60.0)
+    off = {"eval_strategy": "no", "save_strategy": "no"}
+    off |= {"load_best_model_at_end": False}
+    training = TrainingArguments(str(tmp_path), do_train=True, time_limit="1m", **off)
+    args = Arguments(ModelArguments(), ClassificationDataArguments(), training, {}, [])
+    terminal.plan(args, [], train, trial)
+    assert capsys.readouterr().out == (
+        "plan\n  training   as many steps of 8 examples as fit into 1m"
+        f"{said}, learning rate 5e-05\n"
     )
 
 

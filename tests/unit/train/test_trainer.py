@@ -35,7 +35,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
 from llmft.metrics import classes
 from llmft.metrics.tokens import TokenPrediction
-from llmft.train import checkpoint
+from llmft.train import checkpoint, time_limit
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
@@ -595,6 +595,22 @@ def test_the_end_of_a_pass_is_one_of_an_epoch(wordpiece, tmp_path):
     saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
     assert [folder.name for folder in saved] == [f"checkpoint-{n}" for n in evaluated]
     again = {**by_epoch, "resume_from_checkpoint": str(saved[0])}
+    resumed, _ = streamed(wordpiece, tmp_path, **again)
+    assert_same_weights(weights(resumed), weights(trainer), rtol=0, atol=0)
+
+
+def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
+    """The end of a pass is known when it comes; the plan, after the fourth step."""
+    monkeypatch.setattr(time_limit, "steps_within", lambda *given: 7)
+    options = {"time_limit": "1h", "max_steps": -1}
+    options |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer, _ = streamed(wordpiece, tmp_path, **options)
+    evaluated = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert evaluated == [3, 6, 7]
+    assert trainer.state.max_steps == 7
+    saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+    assert [folder.name for folder in saved] == [f"checkpoint-{n}" for n in evaluated]
+    again = {**options, "resume_from_checkpoint": str(saved[1])}
     resumed, _ = streamed(wordpiece, tmp_path, **again)
     assert_same_weights(weights(resumed), weights(trainer), rtol=0, atol=0)
 

@@ -173,7 +173,7 @@ def test_what_does_not_go_with_a_stream():
 
     found = problems("--train_file - --max_train_samples 5 --split_group_column g")
     assert found == (
-        "streaming needs max_steps: the length of a pass is not known",
+        "streaming needs max_steps or time_limit: the length of a pass is not known",
         "streaming reads its file again: not from - (standard input)",
         "streaming does not know all rows: leave max_train_samples, split_group_column"
         " out",
