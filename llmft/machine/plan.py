@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from llmft.machine.detect import gib
 
+# The end of a command, beside what is evaluated and saved (2 cores, AMD EPYC).
+END_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class Forecast:

@@ -9,7 +9,7 @@ import psutil
 
 from llmft.config.fields import TrainingArguments
 from llmft.machine.measure import write_seconds
-from llmft.machine.plan import Forecast
+from llmft.machine.plan import END_SECONDS, Forecast
 from llmft.train.batches import Batches
 from llmft.train.steps import optimizer_cost
 from llmft.train.trials import Trial
@@ -42,7 +42,10 @@ def predicted(
         step_seconds=args.gradient_accumulation_steps * batch + seconds,
         evaluation_seconds=evaluation,
         save_seconds=write_seconds(saved),
-        final_seconds=evaluation * args.do_eval + test + write_seconds(4 * trained),
+        final_seconds=evaluation * args.do_eval
+        + test
+        + write_seconds(4 * trained)
+        + END_SECONDS,
         peak_bytes=held + kept,
         trial_seconds=trial.took,
     )

@@ -20,14 +20,13 @@ from transformers.trainer_callback import ExportableState
 from llmft.config.convert import duration
 from llmft.config.fields import TrainingArguments
 from llmft.console import say
-from llmft.machine.plan import Forecast
+from llmft.machine.plan import END_SECONDS, Forecast
 from llmft.train.resume import epoch_steps, events, saved_state
 
 UNPLANNED = 2**31 - 1  # max_steps until the first steps have been timed
 _TIMED = 4  # steps for the first plan without a trial; the first is slower
-# Of checkpoints with their hashes, and seconds of the end of a command beside what is
-# evaluated and saved (2 cores, AMD EPYC): where neither was measured.
-_BYTES_A_SECOND, _END_SECONDS = 500e6, 2.0
+# Of checkpoints with their hashes (2 cores, AMD EPYC), where that was not measured.
+_BYTES_A_SECOND = 500e6
 
 
 def seconds_left(limit: str) -> float:
@@ -232,8 +231,14 @@ class TimeLimit(TrainerCallback, ExportableState):
         skip = 1 if len(self._taken["step"]) > 1 else 0  # the first is slower
         timed, cells = self._taken["step"][skip:], self._step_cells[skip:]
         step = mean_step(timed, cells, self._mean_cells)
-        found = self.trial or self._guess(step, args)
-        measured = {"step_seconds": step}
+        found = self._guess(step, args)
+        if self.trial is not None:
+            # Samples before training come after it again.
+            evaluated = self._evaluated_before * self.trial.evaluation_seconds
+            samples = self._before - evaluated
+            final = self.trial.final_seconds + max(samples, 0.0)
+            found = replace(self.trial, final_seconds=final)
+        measured: dict[str, Any] = {"step_seconds": step}
         for name, kind in (("evaluation", "evaluate"), ("save", "save")):
             if self._taken[kind]:
                 measured[f"{name}_seconds"] = fmean(self._taken[kind])
@@ -248,7 +253,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         evaluation = step / 3 * self._evaluation_batches
         save = self._bytes / _BYTES_A_SECOND
         evaluations = args.do_eval + args.do_predict - self._evaluated_before
-        final = self._before + max(evaluations, 0) * evaluation + save + _END_SECONDS
+        final = self._before + max(evaluations, 0) * evaluation + save + END_SECONDS
         return Forecast(step, evaluation, save, final)
 
     def _say(self, steps: int, before: int, done: int, forecast: Forecast) -> None:

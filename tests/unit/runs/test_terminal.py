@@ -33,14 +33,26 @@ def test_the_plan_says_the_steps(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("trial", "train", "said"),
+    ("trial", "train", "said", "time"),
     [
-        (None, range(17), ""),
-        (Forecast(2.0, final_seconds=20), range(17), ": about 20, 6.67 epochs"),
-        (Forecast(2.0), iter([]), ": about 30, a stream"),
+        (None, range(17), "", ""),
+        (
+            Forecast(2.0, final_seconds=20),
+            range(17),
+            ": about 20, 6.67 epochs",
+            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s\n",
+        ),
+        (
+            Forecast(2.0, trial_seconds=3.25),
+            iter([]),
+            ": about 30, a stream",
+            "  time       about 60 s: training (2 s a step) 60 s; trying took 3.2 s\n",
+        ),
     ],
 )
-def test_the_plan_within_a_time(tmp_path, capsys, monkeypatch, trial, train, said):
+def test_the_plan_within_a_time(
+    tmp_path, capsys, monkeypatch, trial, train, said, time
+):
     monkeypatch.setattr(terminal, "seconds_left", lambda limit: 60.0)
     off = {"eval_strategy": "no", "save_strategy": "no"}
     off |= {"load_best_model_at_end": False}
@@ -49,7 +61,7 @@ def test_the_plan_within_a_time(tmp_path, capsys, monkeypatch, trial, train, sai
     terminal.plan(args, [], train, trial)
     assert capsys.readouterr().out == (
         "plan\n  training   as many steps of 8 examples as fit into 1m"
-        f"{said}, learning rate 5e-05\n"
+        f"{said}, learning rate 5e-05\n{time}"
     )
 
 
