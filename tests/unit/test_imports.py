@@ -124,7 +124,9 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.name
+)
 def test_a_recipe_sets_how_threads_wait_before_torch_loads(path):
     done = subprocess.run(
         [sys.executable, "-c", HEAD, path], cwd=ROOT, capture_output=True, text=True
