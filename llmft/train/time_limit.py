@@ -25,8 +25,8 @@ from llmft.train.resume import epoch_steps, saved_state
 
 UNPLANNED = 2**31 - 1  # max_steps until the first steps have been timed
 _TIMED = 4  # steps for the first plan without a trial; the first is slower
-# Of checkpoints with their hashes, and seconds of the end of a command beside what is
-# evaluated and saved (2 cores, AMD EPYC): where neither was measured.
+# Guesses, without a trial: of checkpoints with their hashes (350e6 to 420e6 seen on 2
+# cores of an AMD EPYC), and of the end of a command beside evaluating and saving.
 _BYTES_A_SECOND, _END_SECONDS = 500e6, 2.0
 
 
