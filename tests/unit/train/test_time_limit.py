@@ -181,7 +181,7 @@ def test_a_plan_is_corrected_and_the_rate_with_it(
     wordpiece, tmp_path, clock, capsys, name, kind, monkeypatch
 ):
     """More steps than an epoch has; 60 seconds, of which ten are for the end."""
-    monkeypatch.setattr(time_limit, "_END_SECONDS", 10.0)
+    monkeypatch.setattr(time_limit, "END_SECONDS", 10.0)
     monkeypatch.setattr(time_limit, "_BYTES_A_SECOND", math.inf)
     trial, planned, steps = FORECASTS[name]
     args = arguments(tmp_path, lr_scheduler_type=kind, warmup_steps=0.06)
