@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -17,12 +18,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmft.config.fields import GenerationModelArguments, ModelArguments
+from llmft.config.fields import (
+    GenerationModelArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from llmft.console import say, warn
 from llmft.data.read.labels import SINGLE
 from llmft.data.tokens.chat import read_template
-from llmft.errors import ConfigError, LlmftError
+from llmft.errors import ConfigError, EnvironmentFault, LlmftError
 from llmft.files import publish_folder
+from llmft.machine.detect import allowed_bytes, gib
 from llmft.model import new_weights, probes
 from llmft.model.adapters import apply_adapter, base_of
 from llmft.model.labels import set_names, untrained
@@ -107,6 +113,34 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     return target
+
+
+def require_memory_for_weights(
+    auto_class: Any, located: Located, args: TrainingArguments, lora: bool
+) -> None:
+    """Raise EnvironmentFault where not even the weights fit, before they are loaded.
+
+    With them count, in training, gradients and what AdamW keeps. ``lora``: few train.
+    """
+    if base_of(located.path_or_id):
+        return
+    config = from_pretrained(AutoConfig, located)
+    with torch.device("meta"):
+        weights = sum(p.nbytes for p in auto_class.from_config(config).parameters())
+    parts = {"weights": weights}
+    if args.do_train and not lora:
+        adam = str(getattr(args.optim, "value", args.optim)).startswith("adamw")
+        parts |= {"gradients": weights, "optimizer": 2 * weights * adam}
+    held, allowed = psutil.Process().memory_info().rss, allowed_bytes()
+    if held + sum(parts.values()) > allowed:
+        said = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+        raise EnvironmentFault(
+            f"{located.name} needs more memory than the {gib(allowed)} that may be"
+            f" used: {said}, and {gib(held)} for Python and its libraries",
+            hint="use a smaller model, or for generate.py --lora_r 8"
+            if args.do_train and not lora
+            else "use a smaller model",
+        )
 
 
 def load_tokenizer(located: Located, args: ModelArguments) -> PreTrainedTokenizerBase:

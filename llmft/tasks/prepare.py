@@ -11,7 +11,7 @@ from llmft.config.parse import Arguments
 from llmft.config.task import Task
 from llmft.data.split.splits import Splits, load_splits, needed_splits
 from llmft.machine import choose
-from llmft.model.load import load_tokenizer, locate
+from llmft.model.load import load_tokenizer, locate, require_memory_for_weights
 from llmft.runs.folder import check_output_dir
 from llmft.sources.hub import Located
 
@@ -32,6 +32,10 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     check_output_dir(args.training)
     adapters = task.auto_class is AutoModelForCausalLM  # as LoRA trains them
     located = locate(args.model, task.embedded_model, adapters)
+    few = bool(getattr(args.model, "lora_r", None)) or getattr(
+        args.model, "freeze_backbone", False
+    )
+    require_memory_for_weights(task.auto_class, located, args.training, few)
     choices = choose.prepare_machine(args.training)
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))

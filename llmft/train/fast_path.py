@@ -24,7 +24,7 @@ from llmft.train.forecast import predicted
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
-from llmft.train.steps import Steps, set_candidate
+from llmft.train.steps import Steps, optimizer_cost, set_candidate
 from llmft.train.trials import GAINS, Trial, take_trial
 
 # The attention that likely wins is tried first: eager, in training, up to here.
@@ -76,6 +76,7 @@ def choose_fast_path(
         if training.do_train:
             micro_steps = training_steps(training, data["train"])
             micro_steps *= training.gradient_accumulation_steps
+        seconds, kept = optimizer_cost(training, model) if training.do_train else (0, 0)
         trial = take_trial(
             Steps(model, objective, collator, training),
             candidates,
@@ -83,9 +84,12 @@ def choose_fast_path(
             evaluated,
             micro_steps,
             may_compile=not as_written,
+            optimizer_bytes=kept,
         )
         tested = _batches(training, data, "test") if "test" in data else None
-        forecast = predicted(training, model, trial, batches, evaluated, tested)
+        forecast = predicted(
+            training, model, trial, (seconds, kept), batches, evaluated, tested
+        )
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)

@@ -11,7 +11,6 @@ from llmft.config.fields import TrainingArguments
 from llmft.machine.measure import write_seconds
 from llmft.machine.plan import END_SECONDS, Forecast
 from llmft.train.batches import Batches
-from llmft.train.steps import optimizer_cost
 from llmft.train.trials import Trial
 
 
@@ -19,6 +18,7 @@ def predicted(
     args: TrainingArguments,
     model: Any,
     trial: Trial,
+    optimizer: tuple[float, int],
     batches: Batches,
     evaluated: Batches | None,
     tested: Batches | None = None,
@@ -26,7 +26,7 @@ def predicted(
     """Return the seconds of a step, an evaluation and a checkpoint, and the memory.
 
     A batch takes time in proportion to its length, between and beyond those that were
-    tried; an optimizer step, in proportion to the weights that are trained.
+    tried. ``optimizer`` is what ``optimizer_cost`` gives.
     """
     held = psutil.Process().memory_info().rss
     if trial.took == 0.0:  # it was taken in an earlier process
@@ -35,7 +35,7 @@ def predicted(
     if not args.do_train:
         return Forecast(0.0, final_seconds=batch * len(batches), peak_bytes=held)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    seconds, kept = optimizer_cost(args, trained)
+    seconds, kept = optimizer
     evaluation, test = (_evaluation(trial, b) for b in (evaluated, tested))
     saved = 4 * trained + kept
     return Forecast(

@@ -106,11 +106,12 @@ def set_candidate(core: Any, candidate: Candidate, shape: tuple[int, ...]) -> No
         plain_layers(core)
 
 
-def optimizer_cost(args: TrainingArguments, weights: int) -> tuple[float, int]:
+def optimizer_cost(args: TrainingArguments, model: Any) -> tuple[float, int]:
     """Return the seconds of a step of the optimizer, and the bytes that it keeps.
 
     Tried on some weights of its own, in proportion to all that are trained.
     """
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     columns = 1024
     sample = nn.Parameter(torch.zeros(min(weights, _SAMPLE) // columns + 1, columns))

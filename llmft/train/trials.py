@@ -14,6 +14,7 @@ import transformers
 from llmft.machine import detect
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.train.batches import Batches
+from llmft.train.memory import require_memory
 from llmft.train.narrow import transformers_model
 from llmft.train.steps import Steps
 
@@ -60,6 +61,7 @@ def take_trial(
     evaluated: Batches | None,
     micro_steps: float,
     may_compile: bool,
+    optimizer_bytes: int = 0,
 ) -> Trial:
     """Try the candidates, or recall what trying the same gave before.
 
@@ -71,6 +73,7 @@ def take_trial(
         evaluated: those of evaluations in a training.
         micro_steps: how many batches the run has in all.
         may_compile: whether compiled layers are a candidate.
+        optimizer_bytes: see ``require_memory``, whose errors are raised.
     """
     machine = detect.detect()
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile]
@@ -79,6 +82,8 @@ def take_trial(
         return Trial(found, Candidate(*kept.pop("chosen")), **kept)
     start, held = time.perf_counter(), psutil.Process().memory_info().rss
     with steps.leaving_no_trace():
+        if steps.args.do_train:
+            require_memory(steps, candidates[0], batches, optimizer_bytes)
         seconds, is_whole = _compare(
             steps, candidates, batches, micro_steps, may_compile
         )

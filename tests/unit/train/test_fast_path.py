@@ -2,30 +2,40 @@
 
 import json
 import random
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
 from datasets import Dataset
 from unit.machine.test_detect import PLAIN
-from unit.train.test_trainer import arguments, blocks, causal_lm, masked_lm
+from unit.train.test_trainer import (
+    NO_DROPOUT,
+    arguments,
+    blocks,
+    causal_lm,
+    masked_lm,
+)
 
 from llmft.config.choice import Choice
 from llmft.config.fields import ModelArguments
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.errors import EnvironmentFault
 from llmft.machine import detect
 from llmft.machine.measure import Measurement
 from llmft.machine.trial import Candidate
 from llmft.model.compiled import compile_layers, plain_layers, why_not_compiled
 from llmft.train import fast_path as module
-from llmft.train import trials
+from llmft.train import memory, trials
 from llmft.train.batches import Batches, lengths_of
 from llmft.train.fast_path import choose_fast_path
 from llmft.train.forecast import _by_length
+from llmft.train.memory import saved_bytes
 from llmft.train.objectives import CausalLM, MaskedLM
 from llmft.train.steps import Steps, optimizer_cost
 from llmft.train.trials import Trial, winner
@@ -203,7 +213,9 @@ def test_seconds_by_length_follow_the_line():
 
 @pytest.mark.parametrize(("optim", "states"), [("adamw_torch_fused", 2), ("sgd", 0)])
 def test_the_optimizer_is_tried_on_weights_of_its_own(tmp_path, optim, states):
-    seconds, kept = optimizer_cost(arguments(tmp_path, optim=optim), 10_000_000)
+    seconds, kept = optimizer_cost(
+        arguments(tmp_path, optim=optim), torch.nn.Linear(10_000, 1_000, bias=False)
+    )
     assert seconds > 0
     assert kept == pytest.approx(states * 40_000_000, rel=0.01)
 
@@ -320,3 +332,48 @@ def test_precision_on_a_gpu_is_what_was_asked_for(wordpiece, given, value):
     assert found.choices == [Choice("precision", value, "not tried on cuda")]
     assert found.forecast is None
     assert training.bf16 is (value == "bf16")
+
+
+def test_memory_is_told_and_refused_before_it_is_taken(
+    wordpiece, tmp_path, monkeypatch
+):
+    def kept(steps, candidate, examples):
+        return 10**9 * len(examples)
+
+    model = tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    args = arguments(tmp_path, per_device_train_batch_size=8)
+    steps = Steps(model, MaskedLM(), collator, args)
+    batches = Batches(blocks(wordpiece), 8, "random", 42)
+    monkeypatch.setattr(memory, "saved_bytes", kept)
+    held, found = psutil.Process().memory_info().rss, []
+    for more in (100, 7, 0):  # GB beside what the optimizer keeps
+        allowed = held + 10**9 + more * 10**9
+        monkeypatch.setattr(memory, "allowed_bytes", lambda allowed=allowed: allowed)
+        try:
+            found.append(memory.require_memory(steps, EAGER, batches, 10**9))
+        except EnvironmentFault as refused:
+            found.append(refused)
+    needed, refused, hopeless = found
+    assert needed == pytest.approx(held + 1e9 + 8 * memory.MARGIN * 1e9, rel=0.05)
+    assert refused.exit_code == hopeless.exit_code == 5
+    assert re.fullmatch(
+        r"training would take about \d.* may be used \(weights, gradients and optimizer"
+        r" .* each example of 16 tokens 1.1 GiB\)",
+        refused.found,
+    )
+    fits = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 fits"
+    assert refused.hint.startswith(fits)
+    assert hopeless.hint.startswith("use a smaller model")
+
+
+def test_what_a_forward_pass_keeps_is_in_proportion_to_its_rows(wordpiece, tmp_path):
+    model = tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    steps = Steps(model, MaskedLM(), collator, arguments(tmp_path))
+    example = blocks(wordpiece)[8]
+    steps.run(EAGER, [example])
+    one, two, four = (saved_bytes(steps, EAGER, [example] * n) for n in (1, 2, 4))
+    assert two - one > 0
+    # Positions with a label are padded to a multiple of 64.
+    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
