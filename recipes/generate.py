@@ -27,7 +27,7 @@ from llmft.config.rules import ACTIONS
 from llmft.console import say
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.metrics.tokens import TokenPrediction
-from llmft.model.adapters import add_lora, merged
+from llmft.model.adapters import add_lora, lighten_base, merged
 from llmft.model.identity import fingerprint
 from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
@@ -120,6 +120,7 @@ def fine_tune(args: Arguments) -> None:
         before: list[list[str]] = []
         if training_args.do_train:
             before = generate.sample(model, tokenizer, model_args, training_args.seed)
+            lighten_base(model, training_args)  # after ``sample``, which is in fp32
             if run.held_out:
                 run.results["before"] = trainer.evaluate(
                     examples[run.held_out], metric_key_prefix="before"

@@ -84,7 +84,9 @@ def head_inputs(head: nn.Linear | None) -> Iterator[list[torch.Tensor]]:
 
     def keep(given: torch.Tensor) -> torch.Tensor:
         states.append(given)
-        return given[..., -1:, :][:1]
+        # By its strides, torch would not see that this is one row, and copy a frozen
+        # weight of SmolLM2 for it: 23 ms of a step (2 cores, AMD EPYC).
+        return given.flatten(0, -2)[-1:].unflatten(0, (1,) * (given.ndim - 1))
 
     with nullcontext() if head is None else changed_inputs(head, keep):
         yield states

@@ -1,6 +1,7 @@
 """LoRA trains its factors alone, and both ways of saving load with transformers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,7 +12,8 @@ from unit.train.test_trainer import arguments, causal_lm
 
 from llmft.config.fields import GenerationModelArguments
 from llmft.errors import ConfigError
-from llmft.model.adapters import add_lora, merged
+from llmft.model.adapters import add_lora, lighten, lighten_base, merged
+from llmft.train.objectives import CausalLM
 
 
 def trained(tmp_path, base, args):
@@ -159,3 +161,139 @@ def test_an_adapter_loads_from_every_folder(tmp_path, base, monkeypatch):
     add_lora(model, args).save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
+
+
+TIES = [("llama", False), ("llama", True), ("gpt2", True), ("phi", False)]
+
+
+def with_factors(kind, tied, **changes):
+    """A tiny model whose factors all differ from zero; Phi has a bias everywhere."""
+    model = tiny.model(kind, "causal-lm", 300, tie_word_embeddings=tied)
+    model = add_lora(model, GenerationModelArguments(lora_r=4, **changes))
+    generator = torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def loss_and_gradients(model):
+    ids = torch.randint(0, 300, (2, 9), generator=torch.manual_seed(2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = CausalLM().loss(model, {"input_ids": ids, "labels": ids})
+    return [loss, *torch.autograd.grad(loss, trained)]
+
+
+def same_bits(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert found[name].dtype == wanted[name].dtype, name
+        assert torch.equal(found[name], wanted[name]), name
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj"]], ids=["all", "some"])
+@pytest.mark.parametrize(("kind", "tied"), TIES)
+def test_a_light_base_gives_the_same_bits(tmp_path, kind, tied, targets):
+    if kind == "gpt2":
+        targets = targets and ["c_attn"]
+    plain, light = (
+        with_factors(kind, tied, lora_target_modules=targets) for _ in range(2)
+    )
+    frozen = lighten(light, tmp_path)
+    halves = [p for p in light.parameters() if p.dtype == torch.bfloat16]
+    assert 0 < frozen == sum(p.numel() for p in halves)
+    head, embeddings = light.get_output_embeddings(), light.get_input_embeddings()
+    assert embeddings.weight.dtype == torch.float32
+    assert (head.weight.dtype == torch.float32) is tied
+    for found, wanted in zip(
+        loss_and_gradients(light), loss_and_gradients(plain), strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, wanted)
+    args = GenerationModelArguments(lora_r=4)
+    alone = {n: p.clone() for n, p in plain.get_base_model().state_dict().items()}
+    factors = {n: p for n, p in plain.named_parameters() if p.requires_grad}
+    found = merged(light, args)
+    same_bits(found.state_dict(), merged(plain, args).state_dict())
+    # In fp32, from the original weights, by another formula than peft's.
+    name = next(n for n in alone if n.endswith("base_layer.weight"))
+    key = f"base_model.model.{name.removesuffix('.base_layer.weight')}"
+    a, b = (factors[f"{key}.lora_{x}.default.weight"].double() for x in "AB")
+    delta = 2 * (b @ a)
+    whole = alone[name].double() + (delta.T if kind == "gpt2" else delta)
+    sums = found.state_dict()[name.replace(".base_layer", "")].double()
+    torch.testing.assert_close(sums, whole, rtol=1e-6, atol=1e-7)
+    assert (found.get_output_embeddings().weight is embeddings.weight) is tied
+
+
+def test_an_adapter_on_an_adapter_keeps_its_base(tmp_path, base):
+    folder = save_adapter(tmp_path, base)
+    args = GenerationModelArguments(lora_r=4)
+    models = [add_lora(load(folder, "causal-lm"), args) for _ in range(2)]
+    assert lighten(models[1], tmp_path)
+    plain, light = (merged(model, args).state_dict() for model in models)
+    same_bits(light, plain)
+    first = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    assert any(not torch.equal(light[name], first[name]) for name in first)
+
+
+def test_a_training_ends_with_the_same_weights(tmp_path, base, capsys):
+    """Also one that went on from a checkpoint; the adapter alone has its base back."""
+    args = GenerationModelArguments(lora_r=4)
+
+    def train(folder, light, **changes):
+        more = {"bf16": True, "use_cpu": True, "save_steps": 2, "max_steps": 4}
+        more |= {"save_strategy": "steps", "learning_rate": 0.05}
+        trainer = causal_lm(arguments(tmp_path / folder, **more), "llama")
+        model = add_lora(AutoModelForCausalLM.from_pretrained(base), args)
+        trainer = type(trainer)(
+            objective=trainer.objective,
+            model=model,
+            args=trainer.args,
+            data_collator=trainer.data_collator,
+            train_dataset=trainer.train_dataset,
+            processing_class=trainer.processing_class,
+        )
+        if light:
+            lighten_base(model, trainer.args)
+            assert "weights in bf16" in capsys.readouterr().out
+        trainer.train(**changes)
+        return model
+
+    plain, light = train("plain", False), train("light", True)
+    resumed = train(
+        "more", True, resume_from_checkpoint=str(tmp_path / "light/checkpoint-2")
+    )
+    kept = merged(light, GenerationModelArguments(lora_r=4, lora_save="adapter"))
+    same_bits(kept.state_dict(), plain.state_dict())
+    assert not list((tmp_path / "light").glob("*tmp*"))
+    plain, light, resumed = (merged(m, args) for m in (plain, light, resumed))
+    same_bits(light.state_dict(), plain.state_dict())
+    same_bits(resumed.state_dict(), plain.state_dict())
+
+
+def test_a_base_that_must_not_be_light_stays(tmp_path, capsys, monkeypatch):
+    model = with_factors("llama", False)
+    start = {n: p.clone() for n, p in model.state_dict().items()}
+    args = SimpleNamespace(bf16=True, use_cpu=True, output_dir=str(tmp_path / "none"))
+    lighten_base(model, args)
+    assert "originals found no place" in capsys.readouterr().err
+    args.output_dir = str(tmp_path)
+    layer = model.get_base_model().model.layers[0].mlp.gate_proj
+    forward = layer.forward
+
+    def in_fp32(x):
+        with torch.autocast("cpu", enabled=False):
+            return forward(x)
+
+    monkeypatch.setattr(layer, "forward", in_fp32)
+    lighten_base(model, args)
+    assert "gives other logits" in capsys.readouterr().err
+    same_bits(model.state_dict(), start)
+    for bf16, use_cpu in [(False, True), (True, False)]:
+        args.bf16, args.use_cpu = bf16, use_cpu
+        lighten_base(model, args)
+    lighten_base(model.get_base_model(), SimpleNamespace(bf16=True, use_cpu=True))
+    assert capsys.readouterr() == ("", "")
+    same_bits(model.state_dict(), start)

@@ -250,6 +250,17 @@ def next_token_loss(states, head, labels, count=None):
     return labelled_cross_entropy(states[:, :-1], labels[:, 1:], count, head=head)
 
 
+def test_the_one_row_of_the_head_looks_like_one(causal):
+    """Torch copies a frozen weight for a row with the strides of more rows."""
+    ids, _ = causal_batch()
+    head, given = causal.get_output_embeddings(), []
+    with head_inputs(head):  # its hook comes first
+        handle = head.register_forward_pre_hook(lambda _, args: given.extend(args))
+        causal(input_ids=ids, use_cache=False)
+    handle.remove()
+    assert given[0].stride() == torch.empty(given[0].shape).stride()
+
+
 @pytest.mark.parametrize(
     ("rows", "ignored"),
     [(3, ()), (1, ()), (4, [(0, 5), (2, 1), (3, 0)]), (70, [(5, 4)])],
