@@ -359,7 +359,7 @@ def test_memory_is_told_and_refused_before_it_is_taken(
     assert refused.exit_code == hopeless.exit_code == 5
     assert re.fullmatch(
         r"training would take about \d.* may be used \(weights, gradients and optimizer"
-        r" .* each example of 16 tokens 1.1 GiB\)",
+        r" .* each example of 18 tokens 1.1 GiB\)",
         refused.found,
     )
     fits = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 fits"
