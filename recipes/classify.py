@@ -90,6 +90,8 @@ def main(argv: list[str]) -> None:
     objective = Classification(problem_type, weights)
     fast_path = choose_fast_path(args, model, objective, collator, examples)
     choices += fast_path.choices
+    # bf16 kernels are made and kept for each length: few lengths, few kernels.
+    collator.pad_to_multiple_of = 8 if training_args.bf16 else None
     choices += classify.choices(data_args, labels, weights, train)
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from llmft.machine import detect
+from llmft.machine.detect import allowed_bytes
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.train.batches import Batches
 from llmft.train.memory import require_memory
@@ -21,6 +22,9 @@ from llmft.train.steps import Steps
 # Tokens of the step that candidates are compared on; the best is also timed on whole
 # batches.
 TOKENS = 2048
+# What the heap of a training grows by beside that, in gaps between tensors that change
+# their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
+GAPS = 2**28
 # bf16 is less precise, and compiling takes its time: they must gain this much.
 GAINS = 1.05
 # A trial takes this part of a training, or 10 seconds where that is less than a quarter
@@ -41,7 +45,7 @@ class Trial:
         lengths, batches: seconds of a typical and of the longest batch of the chosen,
             by their padded length.
         evaluation: seconds of a typical batch of an evaluation, 0 without one.
-        grown: bytes that the process has grown by.
+        peak_bytes: what the process will hold, with what the optimizer keeps.
         took: seconds of the trial; 0 where the same was tried before.
     """
 
@@ -50,7 +54,7 @@ class Trial:
     lengths: list[int]
     batches: list[float]
     evaluation: float
-    grown: int
+    peak_bytes: int
     took: float = 0.0
 
 
@@ -77,19 +81,26 @@ def take_trial(
     """
     machine = detect.detect()
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile]
-    if kept := recall(key):
+    middle = len(batches) // 2
+    held, needed = psutil.Process().memory_info().rss, 0
+    kept = recall(key)
+    if kept and held + kept["grown"] <= allowed_bytes():
         found = {Candidate(*c): seconds for c, seconds in kept.pop("seconds")}
-        return Trial(found, Candidate(*kept.pop("chosen")), **kept)
-    start, held = time.perf_counter(), psutil.Process().memory_info().rss
+        peak = held + kept.pop("grown")
+        return Trial(found, Candidate(*kept.pop("chosen")), **kept, peak_bytes=peak)
+    start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
-            require_memory(steps, candidates[0], batches, optimizer_bytes)
+            needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
         seconds, is_whole = _compare(
             steps, candidates, batches, micro_steps, may_compile
         )
         chosen = winner(seconds)
-        whole, trains = {}, steps.args.do_train
-        for place in (len(batches) // 2, len(batches) - 1):
+        whole, trains = dict[int, float](), steps.args.do_train
+        length, rows = int(batches.lengths[middle]), len(batches.rows[middle])
+        if length * rows <= TOKENS:  # it was the contest's
+            whole[length] = seconds[chosen]
+        for place in (middle, len(batches) - 1):
             if (length := int(batches.lengths[place])) not in whole:
                 examples = batches.examples(place)
                 whole[length] = steps.timed(chosen, examples, trains)
@@ -97,18 +108,22 @@ def take_trial(
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
             evaluation = steps.timed(chosen, examples, trains=False)
+    grown = psutil.Process().memory_info().rss + optimizer_bytes
+    grown = max(grown, needed) + GAPS - held
     trial = Trial(
         seconds=seconds,
         chosen=chosen,
         lengths=list(whole),
         batches=list(whole.values()),
         evaluation=evaluation,
-        grown=max(psutil.Process().memory_info().rss - held, 0),
+        peak_bytes=held + grown,
         took=time.perf_counter() - start,
     )
     if is_whole and not machine.busy:
         tried = [[c, s] for c, s in seconds.items() if s != float("inf")]
-        keep(key, {**asdict(trial), "seconds": tried, "took": 0.0})
+        known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
+        del known["peak_bytes"]
+        keep(key, known)
     return trial
 
 
