@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ import psutil
 import torch
 import transformers
 
+from llmft.console import warn
+from llmft.errors import brief
 from llmft.machine import detect
 from llmft.machine.detect import allowed_bytes
 from llmft.machine.trial import Candidate, contest, keep, recall
@@ -24,7 +27,7 @@ from llmft.train.steps import Steps
 TOKENS = 2048
 # What the heap of a training grows by beside that, in gaps between tensors that change
 # their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
-GAPS = 2**28
+GAPS = 3 * 2**27
 # bf16 is less precise, and compiling takes its time: they must gain this much.
 GAINS = 1.05
 # A trial takes this part of a training, or 10 seconds where that is less than a quarter
@@ -80,8 +83,9 @@ def take_trial(
         optimizer_bytes: see ``require_memory``, whose errors are raised.
     """
     machine = detect.detect()
-    key = [_key(steps, machine, batches, evaluated), candidates, may_compile]
-    middle = len(batches) // 2
+    # Whether compiling pays depends on how long the run is.
+    size = int(math.log2(micro_steps)) if may_compile else None
+    key = [_key(steps, machine, batches, evaluated), candidates, size]
     held, needed = psutil.Process().memory_info().rss, 0
     kept = recall(key)
     if kept and held + kept["grown"] <= allowed_bytes():
@@ -92,18 +96,9 @@ def take_trial(
     with steps.leaving_no_trace():
         if steps.args.do_train:
             needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
-        seconds, is_whole = _compare(
-            steps, candidates, batches, micro_steps, may_compile
-        )
-        chosen = winner(seconds)
-        whole, trains = dict[int, float](), steps.args.do_train
-        length, rows = int(batches.lengths[middle]), len(batches.rows[middle])
-        if length * rows <= TOKENS:  # it was the contest's
-            whole[length] = seconds[chosen]
-        for place in (middle, len(batches) - 1):
-            if (length := int(batches.lengths[place])) not in whole:
-                examples = batches.examples(place)
-                whole[length] = steps.timed(chosen, examples, trains)
+        seconds, is_whole = _compare(steps, candidates, batches, micro_steps)
+        pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
+        chosen, whole = _whole_batches(steps, seconds, batches, pays / micro_steps)
         evaluation = 0.0
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
@@ -120,11 +115,44 @@ def take_trial(
         took=time.perf_counter() - start,
     )
     if is_whole and not machine.busy:
-        tried = [[c, s] for c, s in seconds.items() if s != float("inf")]
+        tried = [[c, s] for c, s in seconds.items() if math.isfinite(s)]
         known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
         del known["peak_bytes"]
         keep(key, known)
     return trial
+
+
+def _whole_batches(
+    steps: Steps,
+    seconds: dict[Candidate, float],
+    batches: Batches,
+    compile_from: float,
+) -> tuple[Candidate, dict[int, float]]:
+    """Time the winner on a typical and on the longest batch, then compiled.
+
+    Args:
+        seconds: of the contest; compiled layers are added, in proportion.
+        compile_from: seconds of a batch from which on compiling may pay.
+
+    Returns:
+        what is best in the end, and its seconds by the length of the batch.
+    """
+    chosen, whole, trains = winner(seconds), dict[int, float](), steps.args.do_train
+    for place in (len(batches) // 2, len(batches) - 1):
+        if (length := int(batches.lengths[place])) not in whole:
+            whole[length] = steps.timed(chosen, batches.examples(place), trains)
+    if whole[length] < compile_from:
+        return chosen, whole
+    compiled = chosen._replace(compiled=True)
+    try:
+        took = steps.timed(compiled, batches.examples(len(batches) // 2), trains)
+    except Exception as error:  # of the compiler, of torch
+        warn(f"layers stay as written: compiling them failed: {brief(error, None)}")
+        return chosen, whole
+    seconds[compiled] = seconds[chosen] * took / whole[length]
+    if winner(seconds) == compiled:
+        chosen, whole[length] = compiled, took
+    return chosen, whole
 
 
 def _compare(
@@ -132,12 +160,16 @@ def _compare(
     candidates: Sequence[Candidate],
     batches: Batches,
     micro_steps: float,
-    may_compile: bool,
 ) -> tuple[dict[Candidate, float], bool]:
-    """Hold the contest, on a part of a typical batch; see ``contest``."""
+    """Hold the contest; see there.
+
+    It is on half a batch at the most: what is never given back of the memory of a
+    candidate that loses is then less than the winner needs on a whole one.
+    """
     middle = len(batches) // 2
-    part = batches.examples(middle, TOKENS)
-    times = micro_steps * len(batches.rows[middle]) / len(part)
+    rows, length = len(batches.rows[middle]), int(batches.lengths[middle])
+    part = batches.examples(middle, min(TOKENS, rows * length // 2))
+    times = micro_steps * rows / len(part)
 
     def run(candidate: Candidate) -> None:
         steps.run(candidate, part, steps.args.do_train)
@@ -145,12 +177,7 @@ def _compare(
     def budget(best: float) -> float:
         return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
 
-    seconds, is_whole = contest(candidates, run, budget)
-    best = winner(seconds)
-    if may_compile and COMPILED_SAVES * seconds[best] * times > 2 * COMPILING:
-        found, _ = contest([best._replace(compiled=True)], run, budget)
-        seconds |= found
-    return seconds, is_whole
+    return contest(candidates, run, budget)
 
 
 def winner(seconds: Mapping[Candidate, float]) -> Candidate:

@@ -259,11 +259,14 @@ def test_whether_layers_are_compiled(
     tried = []
 
     def contest(candidates, run, budget):
-        tried.extend(candidates)
-        return {c: 0.5 if c.compiled else 1.0 for c in candidates}, True
+        return dict.fromkeys(candidates, 1.0), True
+
+    def timed(steps, candidate, examples, trains):
+        tried.append(candidate)
+        return 0.5 if candidate.compiled else 1.0
 
     monkeypatch.setattr(trials, "contest", contest)
-    monkeypatch.setattr(Steps, "timed", lambda *given, **named: 1.0)
+    monkeypatch.setattr(Steps, "timed", timed)
     trainer, data = causal(tmp_path, compile_layers=flag, per_device_train_batch_size=1)
     data["train"] = Dataset.from_dict(
         {"input_ids": [[3, 4, 5, 6]] * 8 + [[3] * lengths] * 8}
@@ -377,3 +380,23 @@ def test_what_a_forward_pass_keeps_is_in_proportion_to_its_rows(wordpiece, tmp_p
     assert two - one > 0
     # Positions with a label are padded to a multiple of 64.
     assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+
+
+def test_layers_that_cannot_be_compiled_stay_as_written(tmp_path, monkeypatch, capsys):
+    def compile_layers(core, batch_size, length):
+        raise RuntimeError("no space for the compiler")
+
+    monkeypatch.setattr(trials, "COMPILED_SAVES", 1e6)
+    monkeypatch.setattr("llmft.train.steps.compile_layers", compile_layers)
+    monkeypatch.setattr(module, "why_not_compiled", lambda core: "")
+    trainer, data = causal(tmp_path)
+    args = SimpleNamespace(training=trainer.args, model=ModelArguments())
+    found = choose_fast_path(
+        args, trainer.model, CausalLM(), trainer.data_collator, data
+    )
+    (layers,) = [choice for choice in found.choices if choice.name == "layers"]
+    assert layers.value == "as written"
+    assert capsys.readouterr().err == (
+        "llmft: warning: layers stay as written: compiling them failed: no space for"
+        " the compiler\n"
+    )
