@@ -20,6 +20,8 @@ from llmft.sources import catalog
 # A candidate this many times as slow as the best in its first run has lost; that run
 # also makes kernels and fills caches, which is seldom half of it.
 LOST = 2.0
+# A run of so many seconds is not warmed up for: what that changes is little of it.
+LONG = 5.0
 # What is so near the best is tried once more.
 NEAR = 1.15
 ROUNDS = 3
@@ -81,7 +83,7 @@ def contest(
             continue
         first = timed(candidate)
         lost = math.isinf(first) or first > LOST * best
-        seconds[candidate] = first if lost else timed(candidate)
+        seconds[candidate] = first if lost or first > LONG else timed(candidate)
     if all(map(math.isinf, seconds.values())):
         raise errors[0]
     for _ in range(1, ROUNDS):

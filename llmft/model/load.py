@@ -125,8 +125,12 @@ def require_memory_for_weights(
     if base_of(located.path_or_id):
         return
     config = from_pretrained(AutoConfig, located)
-    with torch.device("meta"):
-        weights = sum(p.nbytes for p in auto_class.from_config(config).parameters())
+    try:
+        with torch.device("meta"):
+            model = auto_class.from_config(config)
+    except Exception:  # of another kind of model, which loading says in its own words
+        return
+    weights = sum(p.nbytes for p in model.parameters())
     parts = {"weights": weights}
     if args.do_train and not lora:
         adam = str(getattr(args.optim, "value", args.optim)).startswith("adamw")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import Trainer
 
 from llmft.config.fields import TrainingArguments
 from llmft.machine.measure import best_seconds
-from llmft.machine.trial import Candidate
+from llmft.machine.trial import LONG, Candidate
 from llmft.model.compiled import compile_layers, plain_layers
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import Objective
@@ -79,7 +80,10 @@ class Steps:
             nullcontext() if trains else torch.no_grad(),
         ):
             if not trains:
-                self.objective.evaluate(self.model, batch)
+                if "labels" in batch:
+                    self.objective.evaluate(self.model, batch)
+                else:
+                    self.model(**batch)
                 return
             smoothing = self.args.label_smoothing_factor
             loss = self.objective.loss(self.model, batch, None, smoothing)
@@ -87,8 +91,14 @@ class Steps:
         self.model.zero_grad(set_to_none=True)
 
     def timed(self, candidate: Candidate, examples: list[Any], trains: bool) -> float:
-        """Return the seconds of ``run``, after one to warm up."""
-        (seconds,) = best_seconds([lambda: self.run(candidate, examples, trains)], 0.0)
+        """Return the seconds of ``run``, after one to warm up unless it is long."""
+        seconds = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            self.run(candidate, examples, trains)
+            seconds = time.perf_counter() - start
+            if seconds > LONG:
+                break
         return seconds
 
 

@@ -80,12 +80,14 @@ def test_a_stream_of_the_hub_is_that_of_a_file(texts, tiny_bert, tmp_path):
 
 def test_a_bad_row_stops_the_run_and_is_named(texts, tiny_bert, tmp_path):
     with open(texts, "a") as stream:
+        # Behind what the trial reads, which finds earlier ones before there is a run.
+        stream.write('{"text": "the film was very good and funny"}\n' * 2000)
         stream.write('{"txt": "late"}\n')
     flags = ["--model_name_or_path", tiny_bert, "--train_file", texts, *STREAM]
     flags += ["--max_steps", 500, "--per_device_train_batch_size", 8]
     done = run("mlm", *flags, cwd=tmp_path / "w")
     assert done.returncode == 3
     (line,) = problems(done.stderr)
-    assert f"SchemaError {texts}:601: no 'text' in this row; it has 'txt'" in line
+    assert f"SchemaError {texts}:2601: no 'text' in this row; it has 'txt'" in line
     record = read_json(only_run(tmp_path / "w", "mlm") / "run.json")
     assert record["status"] == "failed"

@@ -31,9 +31,9 @@ def held(monkeypatch, times, budget=math.inf, candidates=ALL):
 
 
 def test_the_first_run_warms_up_and_the_slow_are_left(monkeypatch):
-    times = {BF16: [9, 2], FP32: [5], BF16_SDPA: [4, 3], FP32_SDPA: []}
+    times = {BF16: [4.5, 2], FP32: [4.5], BF16_SDPA: [4, 3], FP32_SDPA: []}
     found, order = held(monkeypatch, times)
-    assert found == ({BF16: 2, FP32: 5, BF16_SDPA: 3}, True)
+    assert found == ({BF16: 2, FP32: 4.5, BF16_SDPA: 3}, True)
     # fp32 lost with one attention and is not tried with the other.
     assert order == [BF16, BF16, FP32, BF16_SDPA, BF16_SDPA]
 
@@ -58,6 +58,13 @@ def test_the_budget_ends_it(monkeypatch, budget, tried, is_whole):
     (seconds, whole), order = held(monkeypatch, times, budget)
     assert (len(seconds), whole) == (tried, is_whole)
     assert order[0] == BF16
+
+
+def test_long_runs_are_not_warmed_up_for(monkeypatch):
+    times = {BF16: [60], FP32: [70], BF16_SDPA: [100], FP32_SDPA: [110]}
+    found, order = held(monkeypatch, times, budget=250)
+    assert found == ({BF16: 60, FP32: 70, BF16_SDPA: 100}, False)
+    assert order == ALL[:3]
 
 
 def test_what_fails_takes_for_ever(monkeypatch):
