@@ -49,8 +49,9 @@ _HINTS = {  # by the names of errno
 # (libgomp), milliseconds (Intel, LLVM; not measured). Masked LM in samples/s, alone,
 # beside a busy program, and the sum of two trainings at once, on 2 cores of an AMD EPYC
 # with AVX512-BF16: libgomp's own 51, 2, 4; 10,000 51, 17, 34; 3,000 49, 24, 48; 1,000
-# 49, 27, 53; 0 44, 30, 55. The fewest of these that cost nothing alone are taken.
-SPINNING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+# 49, 27, 53; 0 44, 30, 55. In turns on a quiet machine, alone: libgomp's own 49.8 and
+# 48.1, 1,000 50.9 and 50.6: the fewest that cost nothing.
+SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 WAITING_VARIABLES = ("OMP_WAIT_POLICY", *SPINNING)
 
 

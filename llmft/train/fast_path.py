@@ -13,6 +13,8 @@ import torch
 
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
+from llmft.console import warn
+from llmft.errors import ConfigError
 from llmft.machine import detect
 from llmft.machine.choose import choices_of, compared
 from llmft.machine.measure import measure
@@ -57,11 +59,17 @@ def choose_fast_path(
         model: as it will be trained or evaluated.
         objective, collator: as the trainer gets them.
         data: the examples by split.
+
+    Raises:
+        ConfigError: layers are to be compiled whose model is no causal one.
+        EnvironmentFault: see ``require_memory``.
     """
     training, core = args.training, transformers_model(model)
     before = choices_of(training.resume_from_checkpoint)
     if training.device.type != "cpu":
         return FastPath([compared(_on_gpu(training), before)])
+    if training.compile_layers and not isinstance(objective, CausalLM):
+        raise ConfigError("compile_layers is of causal models, in generate.py")
     split = "train" if training.do_train else next(iter(data))
     batches = _batches(training, data, split)
     longest = int(batches.lengths[-1])
@@ -69,27 +77,8 @@ def choose_fast_path(
     as_written = _why_as_written(args, before, core, objective, batches)
     trial = forecast = None
     if _tries(args):
-        evaluated = None
-        if training.do_train and training.do_eval and "validation" in data:
-            evaluated = _batches(training, data, "validation")
-        micro_steps = float(len(batches))
-        if training.do_train:
-            micro_steps = training_steps(training, data["train"])
-            micro_steps *= training.gradient_accumulation_steps
-        seconds, kept = optimizer_cost(training, model) if training.do_train else (0, 0)
-        trial = take_trial(
-            Steps(model, objective, collator, training),
-            candidates,
-            batches,
-            evaluated,
-            micro_steps,
-            may_compile=not as_written,
-            optimizer_bytes=kept,
-        )
-        tested = _batches(training, data, "test") if "test" in data else None
-        forecast = predicted(
-            training, model, trial, (seconds, kept), batches, evaluated, tested
-        )
+        steps = Steps(model, objective, collator, training)
+        trial, forecast = _tried(steps, candidates, batches, data, not as_written)
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)
@@ -97,6 +86,33 @@ def choose_fast_path(
     if chosen.precision == "bf16":
         training.bf16, training.mixed_precision = True, "bf16"
     return FastPath([compared(choice, before) for choice in choices], forecast)
+
+
+def _tried(
+    steps: Steps,
+    candidates: list[Candidate],
+    batches: Batches,
+    data: Mapping[str, Any],
+    may_compile: bool,
+) -> tuple[Trial, Forecast]:
+    """Return what the trial gave, and what follows for the whole run."""
+    training, micro_steps, optimizer = steps.args, float(len(batches)), (0.0, 0)
+    held_out: list[Batches | None] = [None, None]
+    if training.do_train:
+        micro_steps = training_steps(training, data["train"])
+        micro_steps *= training.gradient_accumulation_steps
+        optimizer = optimizer_cost(training, steps.model)
+        asked = {"validation": training.do_eval, "test": training.do_predict}
+        held_out = [
+            _batches(training, data, split) if on and split in data else None
+            for split, on in asked.items()
+        ]
+    trial = take_trial(
+        *(steps, candidates, batches, held_out[0], micro_steps),
+        may_compile=may_compile,
+        optimizer_bytes=optimizer[1],
+    )
+    return trial, predicted(training, steps.model, trial, optimizer, batches, *held_out)
 
 
 def _tries(args: Arguments) -> bool:
@@ -135,10 +151,15 @@ def _candidates(
     if precision == "auto" and kept in ("fp32", "bf16"):  # fp16 was on a GPU
         precision = kept
     precisions: list[str] = [precision]
+    if precision != "fp32":
+        m = measure(detect.detect(), torch.get_num_threads())
+        gain = m.bf16_gflops / m.fp32_gflops
     if precision == "auto":
-        precisions, m = ["fp32"], measure(detect.detect(), torch.get_num_threads())
-        if tries and m.bf16_gflops > EMULATED * m.fp32_gflops:
-            precisions.insert(m.bf16_gflops < GAINS * m.fp32_gflops, "bf16")
+        precisions = ["fp32"]
+        if tries and gain > EMULATED:
+            precisions.insert(gain < GAINS, "bf16")
+    elif precision == "bf16" and gain < 1:
+        warn(f"precision is bf16, which multiplies {gain:.2g} times as fast as fp32")
     current = core.config._attn_implementation
     attention = args.model.attn_implementation or before.get("attention")
     attentions = [attention or current]
@@ -205,7 +226,7 @@ def _choices(
 def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
     """Return the seconds of the chosen, and the best with another ``field``."""
     if trial is None:
-        return "nothing is tried: fast_path is off"
+        return "nothing was tried"
     best: dict[Any, float] = {}
     for candidate, seconds in trial.seconds.items():
         value = getattr(candidate, field)

@@ -172,7 +172,9 @@ def _compare(
     times = micro_steps * rows / len(part)
 
     def run(candidate: Candidate) -> None:
-        steps.run(candidate, part, steps.args.do_train)
+        # Compiled, each shape would take its time: layers are on whole batches.
+        plain = candidate._replace(compiled=False)
+        steps.run(plain, part, steps.args.do_train)
 
     def budget(best: float) -> float:
         return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))

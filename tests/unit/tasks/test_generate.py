@@ -1,5 +1,6 @@
 """Sampling is a function of the seed; what is printed is what is returned."""
 
+import copy
 import io
 import itertools
 import re
@@ -8,9 +9,12 @@ import sys
 import pytest
 import tiny
 import torch
+from unit.machine.test_detect import PLAIN
 
-from llmft.config.fields import GenerationModelArguments
+from llmft.config.choice import Choice
+from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
+from llmft.machine import detect
 from llmft.tasks import generate
 
 EOS = "<|endoftext|>"
@@ -263,3 +267,38 @@ class _Elsewhere:
 
 def test_prompts_go_to_the_device_of_the_model(bpe):
     assert len(generate.sample(_Elsewhere(), bpe, arguments(), 1)) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "faster", "value", "reason"),
+    [
+        ({}, "bf16", "bf16", "tokens/s, tried: fp32 6.0, bf16 24.0"),
+        ({}, "fp32", "fp32", "tokens/s, tried: fp32 24.0, bf16 6.0"),
+        ({"precision": "bf16"}, "fp32", "bf16", "was given"),
+        ({"bf16": True}, "fp32", "bf16", "was given"),
+        ({"precision": "fp32"}, "bf16", "fp32", "was given"),
+        ({"fast_path": "off"}, "bf16", "fp32", "nothing is tried"),
+    ],
+)
+def test_the_precision_that_writes_faster(
+    writer, tmp_path, monkeypatch, given, faster, value, reason
+):
+    """Tried once; the second time the figures are recalled."""
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path))
+    monkeypatch.setattr(detect, "detect", lambda: PLAIN)
+    written = []
+
+    def contest(candidates, write, budget):
+        for candidate in candidates:
+            write(candidate)
+            written.append(candidate.precision)
+        return {c: 0.5 if c.precision == faster else 2.0 for c in candidates}, True
+
+    monkeypatch.setattr(generate, "contest", contest)
+    for _ in range(2):
+        model, _ = copy.deepcopy(writer)
+        args = TrainingArguments(output_dir=str(tmp_path / "x"), **given)
+        found, choice = generate.in_fastest_precision(model, args)
+        assert choice == Choice("precision", value, reason)
+        assert found.dtype == generate.DTYPES[value]
+        assert written == ([] if given else ["fp32", "bf16"])

@@ -25,7 +25,7 @@ from unit.train.test_trainer import (
 from llmft.config.choice import Choice
 from llmft.config.fields import ModelArguments
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
-from llmft.errors import EnvironmentFault
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.machine import detect
 from llmft.machine.measure import Measurement
 from llmft.machine.trial import Candidate
@@ -142,7 +142,9 @@ def test_figures_of_a_busy_machine_are_not_kept(wordpiece, tmp_path, monkeypatch
         ({"fast_path": "off", "precision": "bf16"}, 390, None),
     ],
 )
-def test_candidates(wordpiece, tmp_path, monkeypatch, given, bf16_gflops, tried):
+def test_candidates(
+    wordpiece, tmp_path, monkeypatch, capsys, given, bf16_gflops, tried
+):
     seen = []
 
     def contest(candidates, run, budget):
@@ -154,6 +156,8 @@ def test_candidates(wordpiece, tmp_path, monkeypatch, given, bf16_gflops, tried)
     monkeypatch.setattr(trials, "contest", contest)
     args, model, found = try_out(wordpiece, tmp_path, **given)
     assert seen == ([tried] if tried else [])
+    slow = "warning: precision is bf16, which multiplies 0.013 times as fast as fp32"
+    assert (slow in capsys.readouterr().err) is (given == {"precision": "bf16"})
     if tried is None:
         assert found.forecast is None
         assert model.config._attn_implementation == "sdpa"
@@ -400,3 +404,9 @@ def test_layers_that_cannot_be_compiled_stay_as_written(tmp_path, monkeypatch, c
         "llmft: warning: layers stay as written: compiling them failed: no space for"
         " the compiler\n"
     )
+
+
+def test_layers_of_other_models_are_not_compiled(wordpiece, tmp_path):
+    """A hook inside of them, which drops positions, would be passed over."""
+    with pytest.raises(ConfigError, match="compile_layers is of causal models"):
+        try_out(wordpiece, tmp_path, compile_layers=True)
