@@ -156,7 +156,7 @@ def test_a_dry_run_writes_nothing(given: Path, tmp_path: Path) -> None:
         "BertForSequenceClassification",
         "new weights, to be trained: bert.pooler.dense, classifier",
         "threads    1 (num_threads was given)",
-        "precision  fp32 (was given; bf16 multiplies ",
+        "precision  fp32 (was given)",
         "30 steps of 8 examples, 3 epochs, learning rate 0.001",
     ):
         assert text in said
