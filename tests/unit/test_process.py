@@ -114,6 +114,7 @@ def test_other_ends(error, code, said, capsys):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("could not create a primitive"),  # oneDNN, under RLIMIT_AS
         OSError(errno.ENOMEM, "x"),
     ],
 )
