@@ -35,11 +35,6 @@ class Candidate(NamedTuple):
     attention: str  # eager, sdpa, ...
     compiled: bool = False  # whether its repeated layers are
 
-    @property
-    def label(self) -> str:
-        """Its name in the cache."""
-        return "/".join([*self[:2], *["compiled"] * self.compiled])
-
 
 def contest(
     candidates: Sequence[Candidate],

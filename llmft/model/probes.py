@@ -15,6 +15,7 @@ from llmft.console import say
 from llmft.data.tokens.collate import IGNORED
 from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError
+from llmft.model.compiled import repeated_layers
 
 Blocks: TypeAlias = Dataset | Stream
 # Where all positions meet for the last time in the last layer, by the name of the
@@ -179,9 +180,8 @@ def last_meeting(
         every: in the trial each position that is a multiple of it is needed; None:
             the first of a row only.
     """
-    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
-    layers = next((found for found in lists if len(found)), None)
-    modules = {} if layers is None else dict(layers[-1].named_modules())
+    layers = repeated_layers(model)
+    modules = dict(layers[-1].named_modules()) if layers else {}
     point = next((modules[n] for n in _LAST_MEETINGS if n in modules), None)
     if point is None:
         return None

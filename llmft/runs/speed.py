@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pyarrow.compute as pc
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from llmft.train.batches import lengths_of
 from llmft.train.resume import epoch_steps
 
 
@@ -89,5 +89,5 @@ def _mean_length(train: Any) -> float | None:
     """Return the tokens of an example; None for a stream, and for cached features."""
     if not hasattr(train, "__len__"):
         return None
-    lengths = pc.list_value_length(train.with_format("arrow")["input_ids"][:])
-    return pc.mean(lengths).as_py() if pc.max(lengths).as_py() > 1 else None
+    lengths = lengths_of(train)
+    return float(lengths.mean()) if lengths.max() > 1 else None

@@ -24,7 +24,7 @@ def held(monkeypatch, times, budget=math.inf, candidates=ALL):
         order.append(candidate)
         took = next(left[candidate])
         if took is None:
-            raise RuntimeError(f"{candidate.label} cannot")
+            raise RuntimeError(f"{candidate.precision}/{candidate.attention} cannot")
         clock[0] += took
 
     return contest(candidates, run, lambda best: budget), order

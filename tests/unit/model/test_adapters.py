@@ -16,19 +16,24 @@ from llmft.model.adapters import add_lora, lighten, lighten_base, merged
 from llmft.train.objectives import CausalLM
 
 
-def trained(tmp_path, base, args):
-    trainer = causal_lm(arguments(tmp_path, max_steps=3, learning_rate=0.05), "llama")
-    model = add_lora(AutoModelForCausalLM.from_pretrained(base), args)
-    trainer = type(trainer)(
+def lora_trainer(base, args, training):
+    """Return the trainer of ``causal_lm`` for the base with new factors."""
+    trainer = causal_lm(training, "llama")
+    return type(trainer)(
         objective=trainer.objective,
-        model=model,
+        model=add_lora(AutoModelForCausalLM.from_pretrained(base), args),
         args=trainer.args,
         data_collator=trainer.data_collator,
         train_dataset=trainer.train_dataset,
         processing_class=trainer.processing_class,
     )
+
+
+def trained(tmp_path, base, args):
+    training = arguments(tmp_path, max_steps=3, learning_rate=0.05)
+    trainer = lora_trainer(base, args, training)
     trainer.train()
-    return model.eval()
+    return trainer.model.eval()
 
 
 @pytest.fixture
@@ -245,16 +250,9 @@ def test_a_training_ends_with_the_same_weights(tmp_path, base, capsys):
     def train(folder, light, **changes):
         more = {"bf16": True, "use_cpu": True, "save_steps": 2, "max_steps": 4}
         more |= {"save_strategy": "steps", "learning_rate": 0.05}
-        trainer = causal_lm(arguments(tmp_path / folder, **more), "llama")
-        model = add_lora(AutoModelForCausalLM.from_pretrained(base), args)
-        trainer = type(trainer)(
-            objective=trainer.objective,
-            model=model,
-            args=trainer.args,
-            data_collator=trainer.data_collator,
-            train_dataset=trainer.train_dataset,
-            processing_class=trainer.processing_class,
-        )
+        training = arguments(tmp_path / folder, **more)
+        trainer = lora_trainer(base, args, training)
+        model = trainer.model
         if light:
             lighten_base(model, trainer.args)
             assert "weights in bf16" in capsys.readouterr().out

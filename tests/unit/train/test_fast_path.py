@@ -148,7 +148,7 @@ def test_candidates(
     seen = []
 
     def contest(candidates, run, budget):
-        seen.append([candidate.label for candidate in candidates])
+        seen.append([f"{c.precision}/{c.attention}" for c in candidates])
         return {candidates[0]: 1.0}, False
 
     speeds = replace(SPEEDS, bf16_gflops=bf16_gflops)
