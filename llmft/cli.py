@@ -173,9 +173,23 @@ def _report_data(arguments: argparse.Namespace) -> None:
     data_report.report_data(arguments.files, flags, arguments.html)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_plan)
+    parser.add_argument("recipe", metavar="RECIPE.py", help="as recipes/mlm.py")
+    rest = argparse.REMAINDER
+    parser.add_argument("arguments", metavar="...", nargs=rest, help="its arguments")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from llmft.tasks.plan import plan
+
+    plan(arguments.recipe, arguments.arguments, quiet=False)
+
+
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
+    "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
 }

@@ -150,20 +150,22 @@ def run_script(path: str, argv: list[str]) -> int:
     so it begins with this call, above its other imports.
     """
 
-    def main(argv: list[str]) -> None:
-        # By this name, a worker in a new process finds what the script defines.
-        loader = SourceFileLoader(Path(path).stem, path)
-        spec = importlib.util.spec_from_file_location(loader.name, loader=loader)
-        assert spec is not None  # as it could be without a loader
-        script = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
-        loader.exec_module(script)
-        quiet_libraries()  # those that came with it
-        if stopped := stopped_by():  # and an import has swallowed it
-            raise stopped
-        script.main(argv)
-
     limit_spinning()
-    return run_command(main, argv)
+    return run_command(lambda argv: load_script(path).main(argv), argv)
+
+
+def load_script(path: str) -> Any:
+    """Import the script at ``path`` and return it as a module."""
+    # By this name, a worker in a new process finds what the script defines.
+    loader = SourceFileLoader(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(loader.name, loader=loader)
+    assert spec is not None  # as it could be without a loader
+    script = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
+    loader.exec_module(script)
+    quiet_libraries()  # those that came with it
+    if stopped := stopped_by():  # and an import has swallowed it
+        raise stopped
+    return script
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:

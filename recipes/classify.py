@@ -33,6 +33,7 @@ from llmft.model.labels import label_names
 from llmft.model.load import load_model, set_token_type_ids
 from llmft.model.new_weights import init_regression_head
 from llmft.runs.folder import Run
+from llmft.runs.plan import Plan
 from llmft.tasks import classify
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
@@ -42,7 +43,7 @@ from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> Plan:
     args = parse(
         argv,
         ClassificationModelArguments,
@@ -95,9 +96,9 @@ def main(argv: list[str]) -> None:
     choices += classify.choices(data_args, labels, weights, train)
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan(choices, train, fast_path.forecast)
+    plan = run.plan(choices, train, fast_path.forecast)
     if training_args.dry_run:
-        return
+        return plan
 
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
@@ -137,3 +138,4 @@ def main(argv: list[str]) -> None:
             keep=classify.arguments_to_keep(data_args),
             notes=classify.baseline_notes(data_args, splits, labels, run),
         )
+    return plan

@@ -31,8 +31,8 @@ from llmft.model.adapters import add_lora, lighten_base, merged
 from llmft.model.identity import fingerprint
 from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
-from llmft.runs import terminal
 from llmft.runs.folder import Run
+from llmft.runs.plan import Plan, make_plan, show
 from llmft.tasks import generate
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
@@ -41,7 +41,7 @@ from llmft.train.objectives import CausalLM
 from llmft.train.trainer import LlmftTrainer
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> Plan:
     args = parse(
         argv,
         GenerationModelArguments,
@@ -52,12 +52,11 @@ def main(argv: list[str]) -> None:
         check=generate.check,
     )
     if any(getattr(args.training, action) for action in ACTIONS):
-        fine_tune(args)
-    else:
-        continue_prompts(args)
+        return fine_tune(args)
+    return continue_prompts(args)
 
 
-def continue_prompts(args: Arguments) -> None:
+def continue_prompts(args: Arguments) -> Plan:
     """Write on with the model as it is; no file is written."""
     located, choices, tokenizer = prepare(args, generate.TASK)
     model = load_model(
@@ -66,13 +65,15 @@ def continue_prompts(args: Arguments) -> None:
     require_causal(model, located.name)
     # Writes some tokens in each precision where none was given.
     model, precision = generate.in_fastest_precision(model, args.training)
-    terminal.plan(args, [*choices, precision], None)
+    plan = make_plan(args.training, [*choices, precision], None)
+    show(plan, args.training)
     if not args.training.dry_run:
         say()
         generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
+    return plan
 
 
-def fine_tune(args: Arguments) -> None:
+def fine_tune(args: Arguments) -> Plan:
     """Train on the user's texts; show the same prompts before and after."""
     model_args, data_args, training_args = args.model, args.data, args.training
 
@@ -101,9 +102,9 @@ def fine_tune(args: Arguments) -> None:
     choices += fast_path.choices
     run = Run(__file__, generate.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan(choices, examples.get("train"), fast_path.forecast)
+    plan = run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:
-        return
+        return plan
 
     with run.start():  # makes the folder of the run, and run.callbacks
         trainer = LlmftTrainer(
@@ -144,3 +145,4 @@ def fine_tune(args: Arguments) -> None:
             [] if given else ["--prompt", "Once upon a time"],
             keep=["apply_chat_template", *given],
         )
+    return plan

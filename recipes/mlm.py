@@ -29,6 +29,7 @@ from llmft.model.new_weights import (
     init_output_bias_from_frequencies,
 )
 from llmft.runs.folder import Run
+from llmft.runs.plan import Plan
 from llmft.tasks import mlm
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
@@ -37,7 +38,7 @@ from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> Plan:
     args = parse(
         argv,
         ModelArguments,
@@ -80,9 +81,9 @@ def main(argv: list[str]) -> None:
     choices += fast_path.choices
     run = Run(__file__, mlm.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    run.plan(choices, blocks.get("train"), fast_path.forecast)
+    plan = run.plan(choices, blocks.get("train"), fast_path.forecast)
     if training_args.dry_run:
-        return
+        return plan
 
     with run.start():  # makes the folder of the run, and run.callbacks
         trainer = LlmftTrainer(
@@ -127,3 +128,4 @@ def main(argv: list[str]) -> None:
         run.report(
             list(mlm.TASK.metrics), "classify", next_flags, keep=["max_seq_length"]
         )
+    return plan

@@ -65,10 +65,6 @@ _REFUSED = {
     "enable_jit_checkpoint": (
         "would end a run that SIGTERM stops as if it were complete; use save_steps"
     ),
-    "auto_find_batch_size": (
-        "would start again with weights already trained; lower"
-        " per_device_train_batch_size"
-    ),
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
 # Facts about the fields that are not in fields.py: transformers takes learning_rate=-1
@@ -76,8 +72,18 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passi
 _BY_NAMES: dict[str, dict[str, Any]] = {
     "do_train do_eval do_predict max_steps debug": about(most_used=True),
     "greater_is_better": about(most_used=True),
-    "per_device_train_batch_size gradient_accumulation_steps": about(
-        "[1, inf)", most_used=True, resume=MUST_AGREE
+    "per_device_train_batch_size": about(
+        "[1, inf)",
+        most_used=True,
+        resume=MUST_AGREE,
+        help="Examples of a batch; auto: auto_find_batch_size.",
+    ),
+    "gradient_accumulation_steps": about("[1, inf)", most_used=True, resume=MUST_AGREE),
+    "auto_find_batch_size": about(
+        most_used=True,
+        help="Before training, make the batch as large as memory allows, and"
+        " gradient_accumulation_steps such that a step learns from as many examples as"
+        " both say now.",
     ),
     "per_device_eval_batch_size": about("[1, inf)", most_used=True),
     "num_train_epochs": about("(0, inf)", most_used=True),

@@ -112,6 +112,7 @@ def parse(
     path = Path(file_name) if file_name else default_file
     from_file, unknown = read_json(path, fields) if path else ({}, [])
     _replace(from_file, flags, fields, file_name)
+    _find_batch_size(flags, from_file)
     origins = {name: str(path) for name in from_file}
     origins |= dict.fromkeys(flags, COMMAND_LINE)
     values, wrong = _converted({**from_file, **flags}, fields, origins)
@@ -187,6 +188,20 @@ def _replace(
     if file_name and lost:
         by = " and ".join(f"--{name}" for name in named)
         say(f"note: {by} replaces of {file_name}: {', '.join(lost)}")
+
+
+def _find_batch_size(flags: dict[str, Any], from_file: dict[str, Any]) -> None:
+    """Take ``auto`` as a batch size for auto_find_batch_size, from the number beside.
+
+    That is the one of the file, or the default.
+    """
+    name = "per_device_train_batch_size"
+    for given in (flags, from_file):
+        if str(given.get(name)) == "auto":
+            del given[name]
+            given.setdefault("auto_find_batch_size", True)
+        elif name in given:  # a number that goes before an auto of the file
+            break
 
 
 def read_command_line(

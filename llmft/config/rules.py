@@ -86,6 +86,7 @@ def relations(
     files = [name for name in FILES if v[name]]
     reading = [n for n in _OF_FILES if n not in FILES and v[n] not in (None, "minimal")]
     resumes = v["resume_from_checkpoint"]
+    on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {
         f"metric_for_best_model is {best}, this task has "
         f"{', '.join(metrics)}{nearest(best, metrics)}": best not in metrics,
@@ -102,12 +103,16 @@ def relations(
             v["fp16"] and v["precision"] != "auto"
         ),
         "fp16 needs a GPU and use_cpu false; on a CPU use precision bf16 or auto": (
-            v["fp16"] and (v["use_cpu"] or not torch.accelerator.is_available())
+            v["fp16"] and not on_gpu
         ),
         f"max_steps is {v['max_steps']}, expected -1 or at least 1": (
             v["max_steps"] == 0 or v["max_steps"] < -1
         ),
         "time_limit needs do_train": v["time_limit"] and not v["do_train"],
+        "auto_find_batch_size is of training, on the CPU, of the whole model": (
+            v["auto_find_batch_size"]
+            and (not v["do_train"] or on_gpu or v.get("freeze_backbone"))
+        ),
         "time_limit and max_steps exclude each other": (
             v["time_limit"] and v["max_steps"] > 0
         ),

@@ -22,7 +22,7 @@ from llmft.machine.detect import Machine
 
 # They decide in which order and how precisely numbers add up: a resume with others does
 # not go on to the same bytes.
-_OF_SUMS = ("threads", "precision", "attention", "layers")
+_OF_SUMS = ("threads", "batch", "precision", "attention", "layers")
 
 
 def choose_threads(machine: Machine, given: int | None) -> Choice:

@@ -180,8 +180,8 @@ def warnings(machine: Machine) -> list[str]:
 
 
 def gib(count: float) -> str:
-    """Return bytes in words: ``1.5 GiB``."""
-    return f"{count / 2**30:.1f} GiB"
+    """Return bytes in words: ``1.5 GiB``, ``30 MiB``."""
+    return f"{count / 2**30:.1f} GiB" if count > 10**8 else f"{count / 2**20:.0f} MiB"
 
 
 def allowed_bytes(root: Path = Path("/")) -> int:

@@ -20,6 +20,7 @@ class Forecast:
         save_seconds: one checkpoint.
         final_seconds: what follows the training.
         peak_bytes: the most memory that the process will hold; 0 where not known.
+        checkpoint_bytes, model_bytes: what a checkpoint, and the model need on disk.
         trial_seconds: what finding out took.
     """
 
@@ -28,6 +29,8 @@ class Forecast:
     save_seconds: float = 0.0
     final_seconds: float = 0.0
     peak_bytes: int = 0
+    checkpoint_bytes: int = 0
+    model_bytes: int = 0
     trial_seconds: float = 0.0
 
 

@@ -48,6 +48,7 @@ from llmft.machine.plan import Forecast, compared_with
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
+from llmft.runs.plan import Plan, make_plan, show
 from llmft.runs.speed import StepClock, training_speed
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
@@ -105,7 +106,7 @@ class Run:
         choices: Sequence[Choice],
         train: Any | None,
         forecast: Forecast | None = None,
-    ) -> None:
+    ) -> Plan:
         """Say what is going to happen; check the checkpoint that is resumed.
 
         Args:
@@ -114,15 +115,16 @@ class Run:
 
         Raises:
             CheckpointError: it is not of this run, or nothing is left to do.
+            EnvironmentFault: there is not enough disk for it.
         """
         resume.require_match(self.task.recipe, self.args, self.record, train)
-        terminal.plan(self.args, choices, train, forecast)
+        plan = make_plan(self.args.training, choices, train, forecast)
+        show(plan, self.args.training)
         self.forecast = forecast
-        if forecast is not None:
-            self.record["plan"] = asdict(forecast)
-        self.record["choices"] = {
-            c.name: {"value": c.value, "reason": c.reason} for c in choices
-        }
+        self.record["plan"] = asdict(plan)
+        chosen = self.record["plan"].pop("choices")
+        self.record["choices"] = {choice.pop("name"): choice for choice in chosen}
+        return plan
 
     @contextmanager
     def start(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a run prints: its plan, its results, and the commands that follow."""
+"""What a run prints at its end: results, and the commands that follow."""
 
 from __future__ import annotations
 
@@ -11,84 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmft.config.choice import Choice
-from llmft.config.parse import Arguments
 from llmft.console import say, table
-from llmft.machine import detect
-from llmft.machine.detect import gib
-from llmft.machine.plan import Forecast, duration_text
-from llmft.train.resume import epoch_steps, events, training_steps
-from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
-
-
-def plan(
-    args: Arguments,
-    choices: Iterable[Choice],
-    train: Any | None,
-    forecast: Forecast | None = None,
-) -> None:
-    """Say what is going to happen: the choices with their reasons, steps, and time."""
-    say("plan")
-    for choice in choices:
-        say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
-    t = args.training
-    steps, per_epoch = 0, None
-    if train is not None and t.do_train:
-        per_epoch = epoch_steps(t, train) if hasattr(train, "__len__") else None
-        steps = _steps(t, train, per_epoch, forecast)
-        shown = _steps_text(t, steps, per_epoch)
-        say(f"  {'training':<10} {shown}, learning rate {t.learning_rate:g}")
-    if forecast is not None:
-        say(f"  {'time':<10} {_time(t, forecast, steps, per_epoch)}")
-        if forecast.peak_bytes:
-            allowed = gib(detect.allowed_bytes())
-            said = f"about {gib(forecast.peak_bytes)} at the most, of {allowed}"
-            say(f"  {'memory':<10} {said} that may be used")
-    if t.dry_run:
-        say("\ndry run    all checks passed; nothing was written outside the cache")
-
-
-def _steps(t: Any, train: Any, per_epoch: int | None, forecast: Forecast | None) -> int:
-    """Return the steps of a training; UNPLANNED where a time limit is to tell them."""
-    if not t.time_limit or t.resume_from_checkpoint:
-        return training_steps(t, train)
-    if forecast is None:
-        return UNPLANNED
-    return steps_within(seconds_left(t.time_limit), forecast, per_epoch, t)
-
-
-def _steps_text(t: Any, steps: int, per_epoch: int | None) -> str:
-    """Return the steps and epochs of a training in words."""
-    batch = t.train_batch_size * t.gradient_accumulation_steps
-    epochs = f"{steps / per_epoch:.3g} epochs" if per_epoch else "a stream"
-    if not t.time_limit:
-        return f"{steps:,} steps of {batch} examples, {epochs}"
-    said = f"as many steps of {batch} examples as fit into {t.time_limit}"
-    if steps == UNPLANNED:
-        return said
-    about = "" if t.resume_from_checkpoint else "about "
-    return f"{said}: {about}{steps:,}, {epochs}"
-
-
-def _time(t: Any, forecast: Forecast, steps: int, per_epoch: int | None) -> str:
-    """Return how long the run will take, and for what."""
-    evaluations = events(t.eval_strategy, t.eval_steps, steps, per_epoch)
-    saves = events(t.save_strategy, t.save_steps, steps, per_epoch)
-    parts = {
-        f"training ({forecast.step_seconds:.3g} s a step)": steps
-        * forecast.step_seconds,
-        "evaluating": evaluations * forecast.evaluation_seconds,
-        "checkpoints": saves * forecast.save_seconds,
-        "the end": forecast.final_seconds,
-    }
-    shown = ", ".join(f"{n} {duration_text(s)}" for n, s in parts.items() if s >= 0.5)
-    total = duration_text(sum(parts.values()))
-    tried = f"; trying took {duration_text(forecast.trial_seconds)}"
-    return f"about {total}: {shown or 'next to nothing'}" + tried * bool(
-        forecast.trial_seconds
-    )
 
 
 def results(

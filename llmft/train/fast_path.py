@@ -23,6 +23,7 @@ from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
+from llmft.train.memory import fit_batch_size, need_of
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
@@ -51,7 +52,7 @@ def choose_fast_path(
 ) -> FastPath:
     """Choose precision, attention and compiled layers of a run, and set them.
 
-    Precision is set in ``args.training`` (bf16, mixed_precision), the others in the
+    Precision and batch are set in ``args.training``, the others in the
     model, whose weights and gradients are afterwards as before; so are random numbers.
     A run that is resumed keeps its choices. ``fast_path`` off tries nothing.
 
@@ -74,18 +75,43 @@ def choose_fast_path(
     batches = _batches(training, data, split)
     longest = int(batches.lengths[-1])
     candidates = _candidates(args, before, core, longest)
+    steps, choices = Steps(model, objective, collator, training), list[Choice]()
+    if training.auto_find_batch_size:
+        choices.append(_batch_size(args, steps, candidates[0], batches, before))
+        batches = _batches(training, data, split)
     as_written = _why_as_written(args, before, core, objective, batches)
     trial = forecast = None
     if _tries(args):
-        steps = Steps(model, objective, collator, training)
         trial, forecast = _tried(steps, candidates, batches, data, not as_written)
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)
-    choices = _choices(args, chosen, trial, as_written if said else None)
+    choices += _choices(args, chosen, trial, as_written if said else None)
     if chosen.precision == "bf16":
         training.bf16, training.mixed_precision = True, "bf16"
     return FastPath([compared(choice, before) for choice in choices], forecast)
+
+
+def _batch_size(
+    args: Arguments,
+    steps: Steps,
+    candidate: Candidate,
+    batches: Batches,
+    before: Mapping[str, str],
+) -> Choice:
+    """Set the batch size that fits, or that of before the resume."""
+    training = steps.args
+    training.auto_find_batch_size = False  # Trainer's begins again with other weights
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    args.origins.update(dict.fromkeys(names, "auto_find_batch_size"))
+    if "batch" in before:
+        for name, value in zip(names, before["batch"].split(" x "), strict=True):
+            setattr(training, name, int(value))
+        return Choice("batch", before["batch"], "as before the resume")
+    with steps.leaving_no_trace():
+        kept = optimizer_cost(training, steps.model)[1]
+        need = need_of(steps, candidate, batches, kept)
+    return fit_batch_size(need, training)
 
 
 def _tried(

@@ -47,6 +47,8 @@ def predicted(
         + write_seconds(4 * trained)
         + END_SECONDS,
         peak_bytes=trial.peak_bytes,
+        checkpoint_bytes=saved,
+        model_bytes=4 * sum(p.numel() for p in model.parameters()),
         trial_seconds=trial.took,
     )
 

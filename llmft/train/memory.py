@@ -1,12 +1,14 @@
-"""The memory that a training needs, before it is taken."""
+"""The memory that a training needs, before it is taken, and the batch that fits."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, gib
@@ -14,8 +16,28 @@ from llmft.machine.trial import Candidate
 from llmft.train.batches import Batches
 from llmft.train.steps import Steps
 
-# Of what is counted here: the rest are intermediate results, and gaps in the heap.
+# Of what is counted here: the rest are intermediate results.
 MARGIN = 1.15
+# What the heap of a training grows by beside that, in gaps between tensors that change
+# their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
+GAPS = 3 * 2**27
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training holds whatever its batch, and more for each example."""
+
+    fixed: int
+    example: int
+
+    def of(self, examples: int) -> int:
+        """Return the bytes with a batch of so many examples."""
+        return self.fixed + examples * self.example
+
+    def fitting(self, allowed: int, among: int) -> int:
+        """Return the largest divisor of ``among`` that fits as a batch; 0: none."""
+        fits = [n for n in range(1, among + 1) if self.of(n) <= allowed]
+        return max((n for n in fits if among % n == 0), default=0)
 
 
 def saved_bytes(steps: Steps, candidate: Candidate, examples: list[Any]) -> int:
@@ -34,53 +56,60 @@ def saved_bytes(steps: Steps, candidate: Candidate, examples: list[Any]) -> int:
     return sum(kept.values())
 
 
-def require_memory(
+def need_of(
     steps: Steps, candidate: Candidate, batches: Batches, optimizer_bytes: int
-) -> int:
-    """Return the bytes that the process will hold in training, by one and two examples.
-
-    What a forward pass keeps grows with the examples of a batch; two of the longest
-    are tried.
+) -> Need:
+    """Return what the training needs, from what one and two of the longest examples do.
 
     Args:
         optimizer_bytes: what the optimizer will keep.
-
-    Raises:
-        EnvironmentFault: that is more than this process may hold; says what fits.
     """
-    longest, size = len(batches) - 1, steps.args.train_batch_size
-    examples = batches.examples(longest)
+    examples = batches.examples(len(batches) - 1)
     steps.run(candidate, examples[:1])  # the first of a model also tries what it allows
     one = saved_bytes(steps, candidate, examples[:1])
     two = saved_bytes(steps, candidate, (examples * 2)[:2])
     row = max(two - one, 1)
     gradients = sum(p.nbytes for p in steps.model.parameters() if p.requires_grad)
-    fixed = psutil.Process().memory_info().rss + gradients + optimizer_bytes
-    fixed += max(one - row, 0)
-    allowed = allowed_bytes()
-    needed = fixed + int(MARGIN * row * size)
+    fixed = psutil.Process().memory_info().rss + gradients + optimizer_bytes + GAPS
+    return Need(fixed + max(one - row, 0), int(MARGIN * row))
+
+
+def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
+    """Return the bytes that the process will hold with the batch that was asked for.
+
+    Args:
+        length: tokens of the longest example.
+
+    Raises:
+        EnvironmentFault: that is more than this process may hold; says what fits.
+    """
+    allowed, needed = allowed_bytes(), need.of(args.train_batch_size)
     if needed <= allowed:
         return needed
-    fits = int((allowed - fixed) / (MARGIN * row))
+    total = args.train_batch_size * args.gradient_accumulation_steps
+    hint = "use a smaller model, or --lora_r 8 of generate.py, which trains few weights"
+    if rows := need.fitting(allowed, total):
+        hint = (
+            f"--per_device_train_batch_size {rows} --gradient_accumulation_steps"
+            f" {total // rows} fits, and learns the same (auto finds it); shorter"
+            " max_seq_length or --activation_checkpointing true help, too"
+        )
     raise EnvironmentFault(
         f"training would take about {gib(needed)} of memory, {gib(allowed)} may be used"
-        f" (weights, gradients and optimizer {gib(fixed)}, each example of"
-        f" {batches.lengths[longest]} tokens {gib(MARGIN * row)})",
-        hint=_what_fits(steps.args, fits),
+        f" (weights, gradients and optimizer {gib(need.fixed)}, each example of"
+        f" {length} tokens {gib(need.example)})",
+        hint=hint,
     )
 
 
-def _what_fits(args: TrainingArguments, rows: int) -> str:
-    """Return what to change, where so many examples fit at once."""
+def fit_batch_size(need: Need, args: TrainingArguments) -> Choice:
+    """Set the largest batch that fits, and the parts that make up the same step.
+
+    Where not even one example fits, all stays, for ``require_memory`` to refuse.
+    """
     total = args.train_batch_size * args.gradient_accumulation_steps
-    smaller = [n for n in range(rows, 0, -1) if total % n == 0]
-    if smaller:
-        parts = total // smaller[0]
-        return (
-            f"--per_device_train_batch_size {smaller[0]} --gradient_accumulation_steps"
-            f" {parts} fits, and learns the same; shorter max_seq_length or"
-            " --activation_checkpointing true help, too"
-        )
-    return (
-        "use a smaller model, or for generate.py --lora_r 8, which trains few weights"
-    )
+    rows = need.fitting(allowed_bytes(), total) or args.train_batch_size
+    args.per_device_train_batch_size = rows
+    args.gradient_accumulation_steps = total // rows
+    said = f"{rows} fit at once: {gib(need.fixed)}, and {gib(need.example)} an example"
+    return Choice("batch", f"{rows} x {total // rows}", said)

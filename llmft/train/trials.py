@@ -18,16 +18,13 @@ from llmft.machine import detect
 from llmft.machine.detect import allowed_bytes
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.train.batches import Batches
-from llmft.train.memory import require_memory
+from llmft.train.memory import GAPS, need_of, require_memory
 from llmft.train.narrow import transformers_model
 from llmft.train.steps import Steps
 
 # Tokens of the step that candidates are compared on; the best is also timed on whole
 # batches.
 TOKENS = 2048
-# What the heap of a training grows by beside that, in gaps between tensors that change
-# their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
-GAPS = 3 * 2**27
 # bf16 is less precise, and compiling takes its time: they must gain this much.
 GAINS = 1.05
 # A trial takes this part of a training, or 10 seconds where that is less than a quarter
@@ -95,7 +92,8 @@ def take_trial(
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
-            needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
+            need = need_of(steps, candidates[0], batches, optimizer_bytes)
+            needed = require_memory(need, steps.args, int(batches.lengths[-1]))
         seconds, is_whole = _compare(steps, candidates, batches, micro_steps)
         pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
         chosen, whole = _whole_batches(steps, seconds, batches, pays / micro_steps)
@@ -104,7 +102,7 @@ def take_trial(
             examples = evaluated.examples(len(evaluated) // 2)
             evaluation = steps.timed(chosen, examples, trains=False)
     grown = psutil.Process().memory_info().rss + optimizer_bytes
-    grown = max(grown, needed) + GAPS - held
+    grown = max(grown + GAPS, needed) - held
     trial = Trial(
         seconds=seconds,
         chosen=chosen,

@@ -565,6 +565,23 @@ def test_steps_of_a_file_that_the_user_named_stay(read):
     assert args.data.dataset_name is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "file", "size", "finds"),
+    [
+        (["--per_device_train_batch_size", "auto"], {}, 8, True),
+        (["--per_device_train_batch_size", "auto"], 16, 16, True),
+        (["--per_device_train_batch_size", "4"], "auto", 4, False),
+        ([], "auto", 8, True),
+        (["--auto_find_batch_size"], 16, 16, True),
+    ],
+)
+def test_a_batch_size_that_is_found(read, flags, file, size, finds):
+    given = {"per_device_train_batch_size": file} if file else {}
+    training = read("--do_train", *flags, file=given).training
+    assert training.per_device_train_batch_size == size
+    assert training.auto_find_batch_size is finds
+
+
 @pytest.mark.parametrize("flag", ["--hub_token", "--hub-token"])
 def test_a_secret_is_not_taken(problems, flag):
     said = ["hub_token would be seen by other users of this machine: set HF_TOKEN"]

@@ -47,7 +47,10 @@ def test_the_facts_about_transformers_are_of_fields_that_it_has():
         ("--dataloader_drop_last", "would leave examples out, also of an evaluation"),
         ("--bf16_full_eval", "would leave the model in that precision; use precision"),
         ("--enable_jit_checkpoint", "would end a run that SIGTERM stops as if it were"),
-        ("--auto_find_batch_size", "would start again with weights already trained"),
+        (
+            "--auto_find_batch_size --do_train false --do_eval",
+            "auto_find_batch_size is of training, on the CPU, of the whole model",
+        ),
         ("--train_sampling_strategy x", "expected one of random, sequential, group_by"),
         ("--include_num_input_tokens_seen x", "expected one of all, non_padding, no"),
         ("--log_level loud", "log_level is loud, expected one of debug, info,"),

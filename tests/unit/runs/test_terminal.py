@@ -1,18 +1,10 @@
-"""What a run prints: its plan, its results, and commands that can be copied."""
+"""What a run prints at its end: results, and commands that can be copied."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from llmft.config.choice import Choice
-from llmft.config.fields import (
-    ClassificationDataArguments,
-    ModelArguments,
-    TrainingArguments,
-)
-from llmft.config.parse import Arguments
-from llmft.machine.plan import Forecast
 from llmft.runs import terminal
 
 
@@ -20,49 +12,6 @@ from llmft.runs import terminal
 def _work(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-
-
-def test_the_plan_says_the_steps(tmp_path, capsys):
-    training = TrainingArguments(str(tmp_path), do_train=True, num_train_epochs=2.5)
-    args = Arguments(ModelArguments(), ClassificationDataArguments(), training, {}, [])
-    terminal.plan(args, [Choice("threads", "1", "for the test")], range(17))
-    assert capsys.readouterr().out == (
-        "plan\n  threads    1 (for the test)\n"
-        "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("trial", "train", "said", "time"),
-    [
-        (None, range(17), "", ""),
-        (
-            Forecast(2.0, final_seconds=20),
-            range(17),
-            ": about 20, 6.67 epochs",
-            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s\n",
-        ),
-        (
-            Forecast(2.0, trial_seconds=3.25),
-            iter([]),
-            ": about 30, a stream",
-            "  time       about 60 s: training (2 s a step) 60 s; trying took 3.2 s\n",
-        ),
-    ],
-)
-def test_the_plan_within_a_time(
-    tmp_path, capsys, monkeypatch, trial, train, said, time
-):
-    monkeypatch.setattr(terminal, "seconds_left", lambda limit: 60.0)
-    off = {"eval_strategy": "no", "save_strategy": "no"}
-    off |= {"load_best_model_at_end": False}
-    training = TrainingArguments(str(tmp_path), do_train=True, time_limit="1m", **off)
-    args = Arguments(ModelArguments(), ClassificationDataArguments(), training, {}, [])
-    terminal.plan(args, [], train, trial)
-    assert capsys.readouterr().out == (
-        "plan\n  training   as many steps of 8 examples as fit into 1m"
-        f"{said}, learning rate 5e-05\n{time}"
-    )
 
 
 def test_results_say_what_they_were_measured_on():

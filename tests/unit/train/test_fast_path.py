@@ -25,7 +25,7 @@ from unit.train.test_trainer import (
 from llmft.config.choice import Choice
 from llmft.config.fields import ModelArguments
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
-from llmft.errors import ConfigError, EnvironmentFault
+from llmft.errors import EnvironmentFault
 from llmft.machine import detect
 from llmft.machine.measure import Measurement
 from llmft.machine.trial import Candidate
@@ -35,7 +35,6 @@ from llmft.train import memory, trials
 from llmft.train.batches import Batches, lengths_of
 from llmft.train.fast_path import choose_fast_path
 from llmft.train.forecast import _by_length
-from llmft.train.memory import saved_bytes
 from llmft.train.objectives import CausalLM, MaskedLM
 from llmft.train.steps import Steps, optimizer_cost
 from llmft.train.trials import Trial, winner
@@ -67,6 +66,7 @@ def try_out(wordpiece, folder, model=None, **changes):
     args = SimpleNamespace(
         training=arguments(folder, **changes),
         model=ModelArguments(attn_implementation=attention),
+        origins={},
     )
     found = choose_fast_path(
         args, model, MaskedLM(), collator, {"train": blocks(wordpiece)}
@@ -341,28 +341,43 @@ def test_precision_on_a_gpu_is_what_was_asked_for(wordpiece, given, value):
     assert training.bf16 is (value == "bf16")
 
 
-def test_memory_is_told_and_refused_before_it_is_taken(
-    wordpiece, tmp_path, monkeypatch
-):
+@pytest.fixture
+def needs(wordpiece, tmp_path, monkeypatch):
+    """Sets what may be used: so many GB beside what is held, and 1 for the optimizer.
+
+    Each example takes 1 GB. Returns the bytes that are held by now.
+    """
+
     def kept(steps, candidate, examples):
         return 10**9 * len(examples)
 
+    def needs(more):
+        held = psutil.Process().memory_info().rss
+        monkeypatch.setattr(memory, "saved_bytes", kept)
+        allowed = held + memory.GAPS + 10**9 + int(more * 10**9)
+        monkeypatch.setattr(memory, "allowed_bytes", lambda: allowed)
+        return held
+
+    return needs
+
+
+def test_memory_is_told_and_refused_before_it_is_taken(wordpiece, tmp_path, needs):
     model = tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT)
     collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     args = arguments(tmp_path, per_device_train_batch_size=8)
     steps = Steps(model, MaskedLM(), collator, args)
     batches = Batches(blocks(wordpiece), 8, "random", 42)
-    monkeypatch.setattr(memory, "saved_bytes", kept)
-    held, found = psutil.Process().memory_info().rss, []
-    for more in (100, 7, 0):  # GB beside what the optimizer keeps
-        allowed = held + 10**9 + more * 10**9
-        monkeypatch.setattr(memory, "allowed_bytes", lambda allowed=allowed: allowed)
+    found = []
+    for more in (100, 7, 0):
+        held = needs(more)
+        need = memory.need_of(steps, EAGER, batches, 10**9)
         try:
-            found.append(memory.require_memory(steps, EAGER, batches, 10**9))
+            found.append(memory.require_memory(need, args, 18))
         except EnvironmentFault as refused:
             found.append(refused)
     needed, refused, hopeless = found
-    assert needed == pytest.approx(held + 1e9 + 8 * memory.MARGIN * 1e9, rel=0.05)
+    wanted = held + memory.GAPS + 1e9 + 8 * memory.MARGIN * 1e9
+    assert needed == pytest.approx(wanted, rel=0.05)
     assert refused.exit_code == hopeless.exit_code == 5
     assert re.fullmatch(
         r"training would take about \d.* may be used \(weights, gradients and optimizer"
@@ -374,39 +389,46 @@ def test_memory_is_told_and_refused_before_it_is_taken(
     assert hopeless.hint.startswith("use a smaller model")
 
 
-def test_what_a_forward_pass_keeps_is_in_proportion_to_its_rows(wordpiece, tmp_path):
-    model = tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT)
-    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
-    steps = Steps(model, MaskedLM(), collator, arguments(tmp_path))
-    example = blocks(wordpiece)[8]
-    steps.run(EAGER, [example])
-    one, two, four = (saved_bytes(steps, EAGER, [example] * n) for n in (1, 2, 4))
-    assert two - one > 0
-    # Positions with a label are padded to a multiple of 64.
-    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
-
-
-def test_layers_that_cannot_be_compiled_stay_as_written(tmp_path, monkeypatch, capsys):
-    def compile_layers(core, batch_size, length):
-        raise RuntimeError("no space for the compiler")
-
-    monkeypatch.setattr(trials, "COMPILED_SAVES", 1e6)
-    monkeypatch.setattr("llmft.train.steps.compile_layers", compile_layers)
-    monkeypatch.setattr(module, "why_not_compiled", lambda core: "")
-    trainer, data = causal(tmp_path)
-    args = SimpleNamespace(training=trainer.args, model=ModelArguments())
-    found = choose_fast_path(
-        args, trainer.model, CausalLM(), trainer.data_collator, data
+@pytest.mark.parametrize(
+    ("more", "parts", "found"),
+    [
+        (100, 1, "8 x 1"),
+        (100, 2, "16 x 1"),
+        (7, 1, "4 x 2"),
+        (7, 3, "6 x 4"),
+        (0.5, 1, "1 x 8"),
+    ],
+)
+def test_the_batch_that_fits(wordpiece, tmp_path, needs, more, parts, found):
+    """However it is cut, a step learns from the same examples."""
+    needs(more)
+    flags = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": parts}
+    args, _, chosen = try_out(
+        wordpiece, tmp_path, auto_find_batch_size=True, fast_path="off", **flags
     )
-    (layers,) = [choice for choice in found.choices if choice.name == "layers"]
-    assert layers.value == "as written"
-    assert capsys.readouterr().err == (
-        "llmft: warning: layers stay as written: compiling them failed: no space for"
-        " the compiler\n"
+    assert chosen.choices[0].value == found
+    training = args.training
+    rows, times = (
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
     )
-
-
-def test_layers_of_other_models_are_not_compiled(wordpiece, tmp_path):
-    """A hook inside of them, which drops positions, would be passed over."""
-    with pytest.raises(ConfigError, match="compile_layers is of causal models"):
-        try_out(wordpiece, tmp_path, compile_layers=True)
+    assert f"{rows} x {times}" == found
+    assert rows * times == 8 * parts
+    assert training.auto_find_batch_size is False
+    assert args.origins["per_device_train_batch_size"] == "auto_find_batch_size"
+    # A resume has the batch of before, whatever memory there is then.
+    needs(2)
+    (tmp_path / "run.json").write_text(
+        json.dumps({"choices": {"batch": {"value": found}}})
+    )
+    args, _, chosen = try_out(
+        wordpiece,
+        tmp_path / "x",
+        auto_find_batch_size=True,
+        fast_path="off",
+        resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-3"),
+        **flags,
+    )
+    assert chosen.choices[0] == Choice("batch", found, "as before the resume")
+    assert args.training.per_device_train_batch_size == rows
+    assert args.training.gradient_accumulation_steps == times

@@ -1,0 +1,183 @@
+"""The plan of a run: what was chosen, its steps, and the time, memory and disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmft.config.choice import Choice
+from llmft.config.fields import TrainingArguments
+from llmft.console import say
+from llmft.errors import EnvironmentFault
+from llmft.machine.detect import allowed_bytes, gib
+from llmft.machine.plan import Forecast, duration_text
+from llmft.train.resume import epoch_steps, events, saved_state, training_steps
+from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
+
+# What a training held beside what was expected of it (2 cores, AMD EPYC; nine runs).
+LEAST, MOST = 0.9, 1.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, and what it is expected to take.
+
+    Attributes:
+        choices: what was chosen for it, with reasons.
+        steps: optimizer steps up to its end; UNPLANNED where only a time limit tells.
+        epochs: those; None of a stream.
+        seconds: by what they go to; empty where nothing was tried.
+        step_seconds: of an optimizer step.
+        memory_bytes: the least and the most that the process will hold at its peak;
+            (0, 0) where that is not known.
+        allowed_bytes: how much it may hold.
+        disk_bytes, free_bytes: what checkpoints and model need, and what there is.
+    """
+
+    choices: list[Choice]
+    steps: int = 0
+    epochs: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    step_seconds: float = 0.0
+    memory_bytes: tuple[int, int] = (0, 0)
+    allowed_bytes: int = 0
+    disk_bytes: int = 0
+    free_bytes: int = 0
+    trial_seconds: float = 0.0
+
+
+def make_plan(
+    args: TrainingArguments,
+    choices: Sequence[Choice],
+    train: Any | None,
+    forecast: Forecast | None = None,
+) -> Plan:
+    """Return the plan of a run on the training examples ``train``.
+
+    Raises:
+        EnvironmentFault: checkpoints and model do not fit on the disk.
+    """
+    done, steps, per_epoch = 0, 0, None
+    if train is not None and args.do_train:
+        per_epoch = epoch_steps(args, train) if hasattr(train, "__len__") else None
+        steps = _steps(args, train, per_epoch, forecast)
+        if args.resume_from_checkpoint:
+            done = saved_state(args).global_step
+    epochs = steps / per_epoch if per_epoch else None
+    if forecast is None:
+        return Plan(list(choices), steps, epochs)
+    strategies = {
+        "eval": (args.eval_strategy, args.eval_steps),
+        "save": (args.save_strategy, args.save_steps),
+    }
+    times = {
+        name: events(*strategy, steps, per_epoch, done)
+        for name, strategy in strategies.items()
+    }
+    seconds = {
+        "training": (steps - done) * forecast.step_seconds,
+        "evaluating": times["eval"] * forecast.evaluation_seconds,
+        "checkpoints": times["save"] * forecast.save_seconds,
+        "the end": forecast.final_seconds,
+    }
+    peak = forecast.peak_bytes
+    plan = Plan(
+        choices=list(choices),
+        steps=steps,
+        epochs=epochs,
+        seconds=seconds,
+        step_seconds=forecast.step_seconds,
+        memory_bytes=(int(LEAST * peak), int(MOST * peak)),
+        allowed_bytes=allowed_bytes(),
+        disk_bytes=_disk(args, forecast, times["save"]) if args.do_train else 0,
+        free_bytes=_free(args),
+        trial_seconds=forecast.trial_seconds,
+    )
+    if plan.disk_bytes > plan.free_bytes:
+        raise EnvironmentFault(
+            f"checkpoints and model need {gib(plan.disk_bytes)} on the disk, which has"
+            f" {gib(plan.free_bytes)}",
+            hint="name an --output_dir elsewhere, lower --save_total_limit, or give"
+            " --save_only_model",
+            path=Path(args.output_dir or "outputs"),
+        )
+    return plan
+
+
+def show(plan: Plan, args: TrainingArguments) -> None:
+    """Print the plan."""
+    say("plan")
+    for choice in plan.choices:
+        say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
+    if plan.steps:
+        rate = f"learning rate {args.learning_rate:g}"
+        say(f"  {'training':<10} {_steps_text(args, plan)}, {rate}")
+    if plan.seconds:
+        say(f"  {'time':<10} {_time(plan)}")
+    if plan.memory_bytes[1]:
+        low, high = (size / 2**30 for size in plan.memory_bytes)
+        allowed = gib(plan.allowed_bytes)
+        said = f"{low:.1f} to {high:.1f} GiB at the most, of {allowed}"
+        say(f"  {'memory':<10} {said} that may be used")
+    if plan.disk_bytes:
+        free = gib(plan.free_bytes)
+        say(f"  {'disk':<10} up to {gib(plan.disk_bytes)}, of {free} that are free")
+    if args.dry_run:
+        say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def _steps(
+    args: TrainingArguments, train: Any, per_epoch: int | None, forecast: Any
+) -> int:
+    """Return the steps of a training; UNPLANNED where a time limit is to tell them."""
+    if not args.time_limit or args.resume_from_checkpoint:
+        return training_steps(args, train)
+    if forecast is None:
+        return UNPLANNED
+    return steps_within(seconds_left(args.time_limit), forecast, per_epoch, args)
+
+
+def _disk(args: TrainingArguments, forecast: Forecast, saves: int) -> int:
+    """Return the bytes of the model and of the checkpoints that are there at once."""
+    limit = args.save_total_limit
+    if limit is not None:
+        # The best stays beside the last; the next is written before one goes.
+        saves = min(saves, max(limit, 1 + bool(args.load_best_model_at_end)) + 1)
+    return saves * forecast.checkpoint_bytes + forecast.model_bytes
+
+
+def _free(args: TrainingArguments) -> int:
+    folder = Path(args.output_dir or "outputs").expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _steps_text(args: TrainingArguments, plan: Plan) -> str:
+    """Return the steps and epochs of a training in words."""
+    batch = args.train_batch_size * args.gradient_accumulation_steps
+    epochs = "a stream" if plan.epochs is None else f"{plan.epochs:.3g} epochs"
+    if not args.time_limit:
+        return f"{plan.steps:,} steps of {batch} examples, {epochs}"
+    said = f"as many steps of {batch} examples as fit into {args.time_limit}"
+    if plan.steps == UNPLANNED:
+        return said
+    about = "" if args.resume_from_checkpoint else "about "
+    return f"{said}: {about}{plan.steps:,}, {epochs}"
+
+
+def _time(plan: Plan) -> str:
+    """Return how long the run will take, and for what."""
+    names = {"training": f"training ({plan.step_seconds:.3g} s a step)"}
+    parts = [
+        f"{names.get(name, name)} {duration_text(seconds)}"
+        for name, seconds in plan.seconds.items()
+        if seconds >= 0.5
+    ]
+    said = f"about {duration_text(sum(plan.seconds.values()))}: "
+    said += ", ".join(parts) or "next to nothing"
+    if plan.trial_seconds:
+        said += f"; trying took {duration_text(plan.trial_seconds)}"
+    return said

@@ -1,0 +1,35 @@
+"""The plan of a run, ahead of it: ``llmft plan``, and a function for programs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from llmft.errors import ConfigError
+from llmft.process import load_script
+from llmft.runs.plan import Plan
+
+
+def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Plan:
+    """Return what a run of a recipe would choose and take, as its ``--dry_run`` says.
+
+    Nothing is trained, and nothing written outside the cache.
+
+        plan("recipes/mlm.py", ["--args", "recipes/mlm_cpu.json"]).seconds
+
+    Args:
+        recipe: its file. argv: its arguments, as on the command line.
+        quiet: whether to keep what the recipe prints off standard output.
+
+    Raises:
+        LlmftError: what the run would end with before it starts.
+    """
+    if not Path(recipe).is_file():
+        raise ConfigError("there is no such recipe; name its file", path=recipe)
+    arguments = [*argv, "--dry_run"]
+    if not quiet:
+        return load_script(str(recipe)).main(arguments)
+    with redirect_stdout(io.StringIO()):
+        return load_script(str(recipe)).main(arguments)

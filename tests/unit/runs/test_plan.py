@@ -1,0 +1,129 @@
+"""The plan of a run: steps, time, memory and disk, as printed and for programs."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerState
+
+from llmft.config.choice import Choice
+from llmft.config.fields import TrainingArguments
+from llmft.errors import ConfigError, EnvironmentFault
+from llmft.machine.plan import Forecast
+from llmft.runs import plan as module
+from llmft.runs.plan import make_plan, show
+from llmft.tasks.plan import plan
+
+OFF = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+}
+FULL = Forecast(
+    step_seconds=2.0,
+    evaluation_seconds=5.0,
+    save_seconds=1.0,
+    final_seconds=20.0,
+    peak_bytes=10 * 2**30,
+    checkpoint_bytes=3 * 2**30,
+    model_bytes=2**30,
+)
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch):
+    monkeypatch.setattr(module, "allowed_bytes", lambda: 16 * 2**30)
+    disk = SimpleNamespace(free=99 * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
+    monkeypatch.setattr(module, "seconds_left", lambda limit: 60.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "forecast", "train", "said"),
+    [
+        (
+            {"num_train_epochs": 2.5},
+            None,
+            range(17),
+            "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n",
+        ),
+        (
+            {"time_limit": "1m"},
+            None,
+            range(17),
+            "  training   as many steps of 8 examples as fit into 1m, learning rate"
+            " 5e-05\n",
+        ),
+        (
+            {"time_limit": "1m"},
+            Forecast(2.0, final_seconds=20),
+            range(17),
+            "  training   as many steps of 8 examples as fit into 1m: about 20, 6.67"
+            " epochs, learning rate 5e-05\n"
+            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s\n",
+        ),
+        (
+            {"time_limit": "1m"},
+            Forecast(2.0, trial_seconds=3.25),
+            iter([]),
+            "  training   as many steps of 8 examples as fit into 1m: about 30, a"
+            " stream, learning rate 5e-05\n"
+            "  time       about 60 s: training (2 s a step) 60 s; trying took 3.2 s\n",
+        ),
+        (
+            {"num_train_epochs": 4, "save_strategy": "epoch", "eval_strategy": "epoch"},
+            FULL,
+            range(17),  # four checkpoints, of which three are there at once
+            "  training   12 steps of 8 examples, 4 epochs, learning rate 5e-05\n"
+            "  time       about 68 s: training (2 s a step) 24 s, evaluating 20 s,"
+            " checkpoints 4 s, the end 20 s\n"
+            "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB that may be used\n"
+            "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",
+        ),
+        ({"do_train": False}, FULL, None, None),
+    ],
+)
+def test_what_the_plan_says(tmp_path, capsys, given, forecast, train, said):
+    args = TrainingArguments(str(tmp_path), **{"do_train": True, **OFF, **given})
+    chosen = [Choice("threads", "1", "for the test")]
+    made = make_plan(args, chosen, train, forecast)
+    show(made, args)
+    printed = capsys.readouterr().out
+    begin = "plan\n  threads    1 (for the test)\n"
+    if said is None:  # an evaluation alone
+        assert (made.steps, made.disk_bytes) == (0, 0)
+        assert sum(made.seconds.values()) == forecast.final_seconds
+    else:
+        assert printed == begin + said
+
+
+def test_what_is_left_of_a_resumed_run(tmp_path, monkeypatch):
+    state = TrainerState(global_step=9, max_steps=12)
+    monkeypatch.setattr(module, "saved_state", lambda args: state)
+    args = TrainingArguments(
+        str(tmp_path), do_train=True, num_train_epochs=4, resume_from_checkpoint="c"
+    )
+    seconds = make_plan(args, [], range(17), FULL).seconds
+    assert seconds["training"] == 3 * FULL.step_seconds
+    assert seconds["checkpoints"] == FULL.save_seconds
+    assert seconds["evaluating"] == FULL.evaluation_seconds
+
+
+def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
+    disk = SimpleNamespace(free=2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
+    args = TrainingArguments(str(tmp_path / "a" / "b"), do_train=True)
+    with pytest.raises(EnvironmentFault) as refused:
+        make_plan(args, [], range(17), FULL)
+    assert refused.value.exit_code == 5
+    assert "need 10.0 GiB on the disk, which has 1.0 GiB" in refused.value.found
+    make_plan(TrainingArguments(str(tmp_path), do_train=True, **OFF), [], None, FULL)
+
+
+def test_the_plan_for_programs(tmp_path, capsys):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def main(argv):\n    print(argv)\n    return argv\n")
+    assert plan(recipe, ["--seed", "1"]) == ["--seed", "1", "--dry_run"]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ConfigError, match="no such recipe"):
+        plan(tmp_path / "other.py")
