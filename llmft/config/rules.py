@@ -108,6 +108,12 @@ def relations(
             v["max_steps"] == 0 or v["max_steps"] < -1
         ),
         "time_limit needs do_train": v["time_limit"] and not v["do_train"],
+        "time_limit and freeze_backbone exclude each other: the head takes seconds": (
+            v["time_limit"] and v.get("freeze_backbone")
+        ),
+        "time_limit is planned by steps on the CPU: leave use_cpu false out": (
+            v["time_limit"] and not v["use_cpu"] and torch.accelerator.is_available()
+        ),
         "time_limit and max_steps exclude each other": (
             v["time_limit"] and v["max_steps"] > 0
         ),

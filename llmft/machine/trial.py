@@ -25,7 +25,7 @@ LONG = 5.0
 # What is so near the best is tried once more.
 NEAR = 1.15
 ROUNDS = 3
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 class Candidate(NamedTuple):

@@ -18,7 +18,7 @@ from llmft.machine import detect
 from llmft.machine.detect import gib
 from llmft.machine.plan import Forecast, duration_text
 from llmft.train.resume import epoch_steps, events, training_steps
-from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
+from llmft.train.time_limit import seconds_left, steps_within
 
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
@@ -51,11 +51,10 @@ def plan(
 
 
 def _steps(t: Any, train: Any, per_epoch: int | None, forecast: Forecast | None) -> int:
-    """Return the steps of a training; UNPLANNED where a time limit is to tell them."""
+    """Return the steps of a training, about those that fit into a time limit."""
     if not t.time_limit or t.resume_from_checkpoint:
         return training_steps(t, train)
-    if forecast is None:
-        return UNPLANNED
+    assert forecast is not None
     return steps_within(seconds_left(t.time_limit), forecast, per_epoch, t)
 
 
@@ -66,8 +65,6 @@ def _steps_text(t: Any, steps: int, per_epoch: int | None) -> str:
     if not t.time_limit:
         return f"{steps:,} steps of {batch} examples, {epochs}"
     said = f"as many steps of {batch} examples as fit into {t.time_limit}"
-    if steps == UNPLANNED:
-        return said
     about = "" if t.resume_from_checkpoint else "about "
     return f"{said}: {about}{steps:,}, {epochs}"
 

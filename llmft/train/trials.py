@@ -69,6 +69,7 @@ def take_trial(
     micro_steps: float,
     may_compile: bool,
     optimizer_bytes: int = 0,
+    limit: float | None = None,
 ) -> Trial:
     """Try the candidates, or recall what trying the same gave before.
 
@@ -79,12 +80,14 @@ def take_trial(
         batches: those to train on, or to evaluate where nothing is trained.
         evaluated: those of evaluations in a training.
         micro_steps: how many batches the run has in all.
+        limit: seconds of the run, where they say how many batches it has.
         may_compile: whether compiled layers are a candidate.
         optimizer_bytes: see ``require_memory``, whose errors are raised.
     """
     machine = detect.detect()
     # Whether compiling pays depends on how long the run is.
-    size = int(math.log2(micro_steps)) if may_compile else None
+    long = -math.log2(max(limit, 1.0)) if limit else math.log2(micro_steps)
+    size = int(long) if may_compile else None
     key = [_key(steps, machine, batches, evaluated), candidates, size]
     held, needed = psutil.Process().memory_info().rss, 0
     kept = recall(key)
@@ -96,9 +99,12 @@ def take_trial(
     with steps.leaving_no_trace():
         if steps.args.do_train:
             needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
-        seconds, is_whole = _compare(steps, candidates, batches, micro_steps)
+        seconds, is_whole = _compare(steps, candidates, batches, micro_steps, limit)
         pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
-        chosen, whole = _whole_batches(steps, seconds, batches, pays / micro_steps)
+        compile_from = pays / micro_steps
+        if limit:
+            compile_from = 0.0 if limit > pays else math.inf
+        chosen, whole = _whole_batches(steps, seconds, batches, compile_from)
         evaluation = 0.0
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
@@ -160,6 +166,7 @@ def _compare(
     candidates: Sequence[Candidate],
     batches: Batches,
     micro_steps: float,
+    limit: float | None,
 ) -> tuple[dict[Candidate, float], bool]:
     """Hold the contest; see there.
 
@@ -177,7 +184,8 @@ def _compare(
         steps.run(plain, part, steps.args.do_train)
 
     def budget(best: float) -> float:
-        return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
+        whole = limit or best * times
+        return max(SHARE * whole, min(SECONDS, OF_SHORT * whole))
 
     return contest(candidates, run, budget)
 

@@ -35,7 +35,6 @@ def test_the_plan_says_the_steps(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("trial", "train", "said", "time"),
     [
-        (None, range(17), "", ""),
         (
             Forecast(2.0, final_seconds=20),
             range(17),
