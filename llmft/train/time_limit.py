@@ -97,12 +97,13 @@ def mean_step(
         mean_cells: of all steps: where the longest come first, the first have more.
     """
     degree = int(len(seconds) > _TIMED and np.std(cells) > 0.05 * np.mean(cells))
-    line, covariance = np.polyfit(np.array(cells) - mean_cells, seconds, degree, cov=True)
+    x = np.array(cells) - mean_cells
+    line, covariance = np.polyfit(x, seconds, degree, cov=True)
     return float(line[-1]), math.sqrt(covariance[-1, -1])
 
 
 class TimeLimit(TrainerCallback, ExportableState):
-    """Lays out the steps of a training, and corrects them after a tenth of them.
+    """Lays out the steps of a training; corrects them after a tenth, and at half.
 
     Args:
         limit: such as 5m.
@@ -169,7 +170,9 @@ class TimeLimit(TrainerCallback, ExportableState):
             lay_out(kw["lr_scheduler"], args, state.max_steps, self._warmup_steps)
             self.correct_at = kept.get("correct_at")
             if self.correct_at is not None:
-                self.correct_at = max(self.correct_at, state.global_step + _TIMED)
+                early = _is_early(self.correct_at, state.max_steps)
+                at = max(self.correct_at, state.global_step + _TIMED)
+                self.correct_at = at if early else None  # once corrected, they stay
         self._since = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -177,13 +180,13 @@ class TimeLimit(TrainerCallback, ExportableState):
         done, before = state.global_step, state.max_steps
         if self.correct_at is None or done < self.correct_at:
             return
-        self.correct_at, forecast = None, self._measured()
-        left = self.deadline - time.time()
+        left, forecast = self.deadline - time.time(), self._measured()
         steps = steps_within(left, forecast, self.steps_per_epoch, args, done)
         warmup_steps = args.get_warmup_steps(steps)
         if warmup_steps > done:  # else it is over in either plan
             warmup_steps = min(warmup_steps, self._warmup_steps or 0)
         self._warmup_steps = warmup_steps
+        self.correct_at = steps // 2 if _is_early(done, steps) else None
         args.max_steps = state.max_steps = steps
         state.compute_steps(args, steps)
         epochs = ""
@@ -239,6 +242,10 @@ class TimeLimit(TrainerCallback, ExportableState):
         now = time.perf_counter()
         self._taken[kind].append(now - self._since)
         self._since = now
+
+
+def _is_early(done: int, steps: int) -> bool:
+    return 4 * done <= steps
 
 
 def _mean_cells(trainer: Any) -> float:

@@ -33,9 +33,9 @@ from llmft.data.tokens.collate import (
 )
 from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
+from llmft.machine.plan import Forecast
 from llmft.metrics import classes
 from llmft.metrics.tokens import TokenPrediction
-from llmft.machine.plan import Forecast
 from llmft.train import checkpoint, time_limit
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
