@@ -100,10 +100,7 @@ def take_trial(
         if steps.args.do_train:
             needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
         seconds, is_whole = _compare(steps, candidates, batches, micro_steps, limit)
-        pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
-        compile_from = pays / micro_steps
-        if limit:
-            compile_from = 0.0 if limit > pays else math.inf
+        compile_from = _compile_from(micro_steps, limit) if may_compile else math.inf
         chosen, whole = _whole_batches(steps, seconds, batches, compile_from)
         evaluation = 0.0
         if evaluated is not None:
@@ -126,6 +123,14 @@ def take_trial(
         del known["peak_bytes"]
         keep(key, known)
     return trial
+
+
+def _compile_from(micro_steps: float, limit: float | None) -> float:
+    """Return the seconds of a batch from which on compiling may pay; see there."""
+    pays = 2 * COMPILING / COMPILED_SAVES
+    if limit:
+        return 0.0 if limit > pays else math.inf
+    return pays / micro_steps
 
 
 def _whole_batches(
