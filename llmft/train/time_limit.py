@@ -182,11 +182,11 @@ class TimeLimit(TrainerCallback, ExportableState):
             return
         left, forecast = self.deadline - time.time(), self._measured()
         steps = steps_within(left, forecast, self.steps_per_epoch, args, done)
-        warmup_steps = args.get_warmup_steps(steps)
-        if warmup_steps > done:  # else it is over in either plan
+        warmup_steps, early = args.get_warmup_steps(steps), _is_early(done, steps)
+        if warmup_steps > done or not early:  # else it is over in either plan
             warmup_steps = min(warmup_steps, self._warmup_steps or 0)
         self._warmup_steps = warmup_steps
-        self.correct_at = steps // 2 if _is_early(done, steps) else None
+        self.correct_at = steps // 2 if early else None
         args.max_steps = state.max_steps = steps
         state.compute_steps(args, steps)
         epochs = ""

@@ -77,8 +77,7 @@ def take_trial(
 
     Args:
         candidates: as ``contest`` takes them.
-        batches: those to train on, or to evaluate where nothing is trained.
-        evaluated: those of evaluations in a training.
+        batches: those to train on, or to evaluate. evaluated: of evaluations between.
         micro_steps: how many batches the run has in all.
         limit: seconds of the run, where they say how many batches it has.
         may_compile: whether compiled layers are a candidate.
@@ -86,9 +85,8 @@ def take_trial(
     """
     machine = detect.detect()
     # Whether compiling pays depends on how long the run is.
-    long = -math.log2(max(limit, 1.0)) if limit else math.log2(micro_steps)
-    size = int(long) if may_compile else None
-    key = [_key(steps, machine, batches, evaluated), candidates, size]
+    long = (-1 if limit else 1) * int(math.log2(max(limit or micro_steps, 1.0)))
+    key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
     kept = recall(key)
     if kept and held + kept["grown"] <= allowed_bytes():
@@ -100,8 +98,8 @@ def take_trial(
         if steps.args.do_train:
             needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
         seconds, is_whole = _compare(steps, candidates, batches, micro_steps, limit)
-        compile_from = _compile_from(micro_steps, limit) if may_compile else math.inf
-        chosen, whole = _whole_batches(steps, seconds, batches, compile_from)
+        pays = _compile_from(micro_steps, limit) if may_compile else math.inf
+        chosen, whole = _whole_batches(steps, seconds, batches, pays)
         evaluation = 0.0
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
