@@ -100,6 +100,8 @@ def main(argv: list[str]) -> Plan:
     if training_args.dry_run:
         return plan
 
+    # Before training, so that a time limit knows what it took.
+    baseline = classify.baseline(data_args, splits, labels)
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
@@ -136,6 +138,6 @@ def main(argv: list[str]) -> Plan:
             "classify",
             ["--do_predict", "--test_file", "NEW.csv"],
             keep=classify.arguments_to_keep(data_args),
-            notes=classify.baseline_notes(data_args, splits, labels, run),
+            notes=classify.baseline_notes(baseline, run),
         )
     return plan

@@ -312,7 +312,8 @@ class TrainingArguments(transformers.TrainingArguments):
     fast_path: Literal["auto", "off"] = arg(
         "auto",
         "auto: try steps of this run with each precision and attention, and take the"
-        " fastest; off: try none, train in fp32 with transformers' own attention.",
+        " fastest; off: choose none, train in fp32 with transformers' own attention"
+        " (time_limit times some steps of that).",
     )
     num_threads: int | None = arg(
         None, "Threads of torch; none: the cores this process may use.", "[1, 1024]"

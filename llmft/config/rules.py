@@ -113,6 +113,12 @@ def relations(
             v["auto_find_batch_size"]
             and (not v["do_train"] or on_gpu or v.get("freeze_backbone"))
         ),
+        "time_limit and freeze_backbone exclude each other: the head takes seconds": (
+            v["time_limit"] and v.get("freeze_backbone")
+        ),
+        "time_limit is planned by steps on the CPU: leave use_cpu false out": (
+            v["time_limit"] and on_gpu
+        ),
         "time_limit and max_steps exclude each other": (
             v["time_limit"] and v["max_steps"] > 0
         ),

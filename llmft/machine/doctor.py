@@ -6,10 +6,12 @@ import torch
 
 from llmft.config.choice import Choice
 from llmft.console import say, table
-from llmft.machine import detect, waiting
+from llmft.machine import detect, trial, waiting
 from llmft.machine.choose import choose_threads
 from llmft.machine.detect import Machine, gib
 from llmft.machine.measure import Measurement, measure
+
+_TRIED = ["job", "chosen", "speed"]
 
 
 def report() -> None:
@@ -23,8 +25,11 @@ def report() -> None:
     say(
         f"\nmeasured ({how})\n" + table(_measured(found) + waiting.rows(), ["", "", ""])
     )
-    say("\nWhat is fast is found by each run, which tries some of its own steps before")
-    say("it starts: a recipe with --dry_run shows what it would choose, and its time.")
+    tried = trial.rows(machine)
+    say("\ntried by runs on this machine, which choose by it\n" + table(tried, _TRIED))
+    if not tried:
+        say("  nothing yet")
+    say("`llmft plan RECIPE.py ...` tries another job, and tells its time and memory")
     missing = detect.warnings(machine)
     say("\nwhat holds this machine back")
     for line in missing or ["nothing that was found"]:

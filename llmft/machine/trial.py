@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmft.files import read_object, write_json
+from llmft.machine.detect import Machine
 from llmft.sources import catalog
 
 # A candidate this many times as slow as the best in its first run has lost; that run
@@ -25,7 +26,7 @@ LONG = 5.0
 # What is so near the best is tried once more.
 NEAR = 1.15
 ROUNDS = 3
-_CACHE_VERSION = 1
+_CACHE_VERSION = 3
 
 
 class Candidate(NamedTuple):
@@ -94,18 +95,46 @@ def contest(
 
 def recall(key: Any) -> dict[str, Any]:
     """Return what ``keep`` stored for ``key``; {} where nothing is."""
-    return read_object(_path(key))
+    return read_object(_path(key)).get("found", {})
 
 
-def keep(key: Any, found: Mapping[str, Any]) -> None:
-    """Store in the cache folder what was found for ``key``, which is any JSON."""
+def keep(
+    key: Any, found: Mapping[str, Any], machine: Machine, row: Sequence[str]
+) -> None:
+    """Store in the cache folder what was found for ``key``, which is any JSON.
+
+    Nothing is stored of a busy machine.
+
+    Args:
+        row: for ``llmft doctor``: the job, what was chosen for it, and its speed.
+    """
+    if machine.busy:
+        return
     with suppress(OSError):  # a cache that cannot be written costs a trial a run
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dict(found))
+        known = {"machine": _name(machine), "row": list(row), "found": dict(found)}
+        write_json(path, known)
+
+
+def rows(machine: Machine) -> list[list[str]]:
+    """Return the rows that were kept on this machine, the oldest first."""
+    files = sorted(
+        _folder().glob("trial-*.json"), key=lambda path: path.stat().st_mtime
+    )
+    stored = [read_object(path) for path in files]
+    return [s["row"] for s in stored if s.get("machine") == _name(machine)]
+
+
+def _name(machine: Machine) -> str:
+    return f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.features)}"
+
+
+def _folder() -> Path:
+    return catalog.cache_home() / "hardware"
 
 
 def _path(key: Any) -> Path:
     text = json.dumps([_CACHE_VERSION, key], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return catalog.cache_home() / "hardware" / f"trial-{digest}.json"
+    return _folder() / f"trial-{digest}.json"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,30 +28,40 @@ _WORD = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
 _NAMES = {MULTI: "logistic regression of each label", REGRESSION: "ridge regression"}
 
 
-def baseline_note(
-    train: Dataset,
-    test: Dataset,
-    split: str,
-    labels: LabelNames,
-    threshold: float,
-    reached: Mapping[str, float],
-) -> str:
-    """Return the line of the report with ``tfidf_baseline``, or why there is none.
+@dataclass(frozen=True)
+class Baseline:
+    """The line of a report with a ``tfidf_baseline``, or why there is none."""
 
-    ``reached`` are the metrics of the trained model.
-    """
-    try:
-        metric, value = tfidf_baseline(train, test, labels, threshold)
-    except ValueError as error:  # no word in train, or a single class
-        return f"baseline   not computed: {error}"
-    name = _NAMES.get(labels.problem_type, "logistic regression")
-    note = f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
-    if value > reached[metric]:
-        note += (
-            ", more than the model has; more epochs may help, or a model that was made"
-            " for this language and subject"
+    line: str
+    metric: str = ""
+    value: float = -math.inf
+
+    @classmethod
+    def of(
+        cls,
+        train: Dataset,
+        test: Dataset,
+        split: str,
+        labels: LabelNames,
+        threshold: float,
+    ) -> Baseline:
+        """Train it, and measure it on ``test``, which is called ``split``."""
+        try:
+            metric, value = tfidf_baseline(train, test, labels, threshold)
+        except ValueError as error:  # no word in train, or a single class
+            return cls(f"baseline   not computed: {error}")
+        name = _NAMES.get(labels.problem_type, "logistic regression")
+        line = f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
+        return cls(line, metric, value)
+
+    def beside(self, reached: Mapping[str, float]) -> str:
+        """Return the line, beside what the trained model has ``reached``, by metric."""
+        if self.value <= reached.get(self.metric, math.inf):
+            return self.line
+        return (
+            f"{self.line}, more than the model has; more epochs may help, or a model"
+            " that was made for this language and subject"
         )
-    return note
 
 
 def tfidf_baseline(

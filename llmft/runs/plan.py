@@ -15,7 +15,7 @@ from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, gib
 from llmft.machine.plan import Forecast, duration_text
 from llmft.train.resume import epoch_steps, events, saved_state, training_steps
-from llmft.train.time_limit import UNPLANNED, seconds_left, steps_within
+from llmft.train.time_limit import seconds_left, steps_within
 
 # What a training held beside what was expected of it (2 cores, AMD EPYC; nine runs).
 LEAST, MOST = 0.9, 1.1
@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         choices: what was chosen for it, with reasons.
-        steps: optimizer steps up to its end; UNPLANNED where only a time limit tells.
+        steps: optimizer steps up to its end, about those that a time limit allows.
         epochs: those; None of a stream.
         seconds: by what they go to; empty where nothing was tried.
         step_seconds: of an optimizer step.
@@ -132,11 +132,10 @@ def show(plan: Plan, args: TrainingArguments) -> None:
 def _steps(
     args: TrainingArguments, train: Any, per_epoch: int | None, forecast: Any
 ) -> int:
-    """Return the steps of a training; UNPLANNED where a time limit is to tell them."""
+    """Return the steps of a training, about those that fit into a time limit."""
     if not args.time_limit or args.resume_from_checkpoint:
         return training_steps(args, train)
-    if forecast is None:
-        return UNPLANNED
+    assert forecast is not None
     return steps_within(seconds_left(args.time_limit), forecast, per_epoch, args)
 
 
@@ -162,8 +161,6 @@ def _steps_text(args: TrainingArguments, plan: Plan) -> str:
     if not args.time_limit:
         return f"{plan.steps:,} steps of {batch} examples, {epochs}"
     said = f"as many steps of {batch} examples as fit into {args.time_limit}"
-    if plan.steps == UNPLANNED:
-        return said
     about = "" if args.resume_from_checkpoint else "about "
     return f"{said}: {about}{plan.steps:,}, {epochs}"
 

@@ -20,7 +20,7 @@ from llmft.data.read.store import Source
 from llmft.data.split.splits import Splits
 from llmft.errors import ConfigError, LabelError
 from llmft.metrics import classes, multilabel, regression
-from llmft.metrics.baseline import baseline_note
+from llmft.metrics.baseline import Baseline
 from llmft.model.labels import trained_problem_type
 from llmft.runs.folder import Run
 from llmft.sources.hub import Located
@@ -183,23 +183,25 @@ def arguments_to_keep(data: Any) -> list[str]:
     return [name for name in names if getattr(data, name) != getattr(default, name)]
 
 
-def baseline_notes(
-    data: Any, splits: Splits, labels: LabelNames, run: Run
-) -> list[str]:
-    """Return what a linear model reaches on the same splits, where that is asked for.
+def baseline(data: Any, splits: Splits, labels: LabelNames) -> Baseline | None:
+    """Return what a linear model reaches on the splits, where that is asked for.
 
-    Args:
-        data: the data arguments. run: with the results of the trained model.
+    ``data`` are the data arguments.
     """
-    train = splits.parts.get("train")
-    if not data.baseline or train is None or run.held_out is None:
+    train, held_out = splits.parts.get("train"), splits.held_out()
+    if not data.baseline or train is None or held_out is None:
+        return None
+    test, threshold = splits.parts[held_out], data.multi_label_threshold
+    return Baseline.of(train, test, held_out, labels, threshold)
+
+
+def baseline_notes(baseline: Baseline | None, run: Run) -> list[str]:
+    """Return the line of the baseline beside the results of the trained model."""
+    if baseline is None:
         return []
-    reached = {
-        name.removeprefix(f"{run.metric_key_prefix}_"): value
-        for name, value in run.results[run.metric_key_prefix].items()
-    }
-    held_out, threshold = splits.parts[run.held_out], data.multi_label_threshold
-    return [baseline_note(train, held_out, run.held_out, labels, threshold, reached)]
+    prefix = f"{run.metric_key_prefix}_"
+    results = run.results[run.metric_key_prefix].items()
+    return [baseline.beside({n.removeprefix(prefix): value for n, value in results})]
 
 
 def title(labels: LabelNames) -> str:

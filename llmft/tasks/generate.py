@@ -184,8 +184,11 @@ def in_fastest_precision(model: Any, args: TrainingArguments) -> tuple[Any, Choi
         pair = [Candidate(name, "own") for name in models]
         found, _ = contest(pair, write, lambda best: SECONDS)
         seconds = {c.precision: took for c, took in found.items()}
-        if not machine.busy:
-            keep(key, seconds)
+        best = min(found, key=lambda candidate: found[candidate])
+        weights = sum(p.numel() for p in model.parameters()) / 1e6
+        job = f"writing, {model.config.model_type} of {weights:.0f} M"
+        row = job, best.precision, f"{TRIED / found[best]:.1f} tokens/s"
+        keep(key, seconds, machine, row)
     value = min(seconds, key=lambda name: seconds[name])
     rates = ", ".join(f"{n} {TRIED / took:.1f}" for n, took in seconds.items())
     chosen = Choice("precision", value, f"tokens/s, tried: {rates}")

@@ -18,7 +18,7 @@ from llmft.files import to_json
 from llmft.machine.plan import Forecast
 from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
-from llmft.train.time_limit import UNPLANNED, TimeLimit
+from llmft.train.time_limit import TimeLimit, seconds_left
 
 _REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
 
@@ -31,8 +31,7 @@ class Progress(ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Open the bar."""
-        total = None if state.max_steps == UNPLANNED else state.max_steps
-        self.training_bar = _bar(total, "training", "step")
+        self.training_bar = _bar(state.max_steps, "training", "step")
         self._started, self._first_step = time.perf_counter(), state.global_step
         self.training_bar.update(state.global_step)
         self.current_step = state.global_step
@@ -45,8 +44,7 @@ class Progress(ProgressCallback):
         seconds = time.perf_counter() - self._started
         self._shown["samples/s"] = f"{examples / seconds:.1f}"
         self.training_bar.set_postfix(self._shown, refresh=False)
-        if state.max_steps != UNPLANNED:  # a time limit plans and corrects them
-            self.training_bar.total = state.max_steps
+        self.training_bar.total = state.max_steps  # a time limit corrects them
         super().on_step_end(args, state, control, **kw)
 
     def on_prediction_step(
@@ -316,7 +314,7 @@ def for_run(
     Args:
         folder: of the run. leg: see ``MetricsLog``.
         args: its ``llmft.config.fields.TrainingArguments``.
-        trial: what a trial says of its time, for ``TimeLimit``.
+        trial: what a trial says of its time; ``TimeLimit`` needs it.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
     found.append(MetricsLog(folder / "metrics.jsonl", leg))
@@ -327,4 +325,8 @@ def for_run(
     found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
     found.append(Checkpoints(folder / "checkpoints"))
     # The last one, so that what the others do is in the time that it takes.
-    return [*found, TimeLimit.from_args(args, trial)] if args.time_limit else found
+    if args.time_limit:
+        assert trial is not None
+        left = seconds_left(args.time_limit)
+        found.append(TimeLimit(args.time_limit, left, trial))
+    return found

@@ -28,6 +28,7 @@ from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
 from llmft.train.steps import Steps, optimizer_cost, set_candidate
+from llmft.train.time_limit import seconds_left
 from llmft.train.trials import GAINS, Trial, take_trial
 
 # The attention that likely wins is tried first: eager, in training, up to here.
@@ -54,7 +55,8 @@ def choose_fast_path(
 
     Precision and batch are set in ``args.training``, the others in the
     model, whose weights and gradients are afterwards as before; so are random numbers.
-    A run that is resumed keeps its choices. ``fast_path`` off tries nothing.
+    A run that is resumed keeps its choices. With ``fast_path`` off nothing is chosen,
+    and tried only within a time, which needs a forecast.
 
     Args:
         model: as it will be trained or evaluated.
@@ -81,12 +83,14 @@ def choose_fast_path(
         batches = _batches(training, data, split)
     as_written = _why_as_written(args, before, core, objective, batches)
     trial = forecast = None
-    if _tries(args):
+    chooses = _chooses(args)
+    if chooses or training.time_limit:
         trial, forecast = _tried(steps, candidates, batches, data, not as_written)
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)
-    choices += _choices(args, chosen, trial, as_written if said else None)
+    shown = trial if chooses else None
+    choices += _choices(args, chosen, shown, as_written if said else None)
     if chosen.precision == "bf16":
         training.bf16, training.mixed_precision = True, "bf16"
     return FastPath([compared(choice, before) for choice in choices], forecast)
@@ -133,16 +137,18 @@ def _tried(
             _batches(training, data, split) if on and split in data else None
             for split, on in asked.items()
         ]
+    limit = seconds_left(training.time_limit) if training.time_limit else None
     trial = take_trial(
-        *(steps, candidates, batches, held_out[0], micro_steps),
+        *(steps, candidates, batches, held_out[0]),
+        lasts=lambda batch: limit or micro_steps * batch,
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],
     )
     return trial, predicted(training, steps.model, trial, optimizer, batches, *held_out)
 
 
-def _tries(args: Arguments) -> bool:
-    """Return whether to try anything: not where an encoder runs just once."""
+def _chooses(args: Arguments) -> bool:
+    """Return whether to choose by trying: not where an encoder runs just once."""
     frozen = getattr(args.model, "freeze_backbone", False)
     return args.training.fast_path == "auto" and not frozen
 
@@ -171,7 +177,7 @@ def _candidates(
 
     Where nothing is to be tried, that is what plain Trainer does first.
     """
-    training, tries = args.training, _tries(args)
+    training, tries = args.training, _chooses(args)
     precision: str = "bf16" if training.bf16 else training.precision
     kept = before.get("precision")
     if precision == "auto" and kept in ("fp32", "bf16"):  # fp16 was on a GPU
@@ -211,6 +217,8 @@ def _why_as_written(
         return "compile_layers was given"
     if before:
         return "as before the resume"
+    if not _chooses(args):
+        return "nothing was tried"
     if not training.do_train or not isinstance(objective, CausalLM):
         return "gains nothing but in the training of causal models"
     if batches.lengths[0] != batches.lengths[-1]:

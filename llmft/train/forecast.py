@@ -57,8 +57,8 @@ def _evaluation(trial: Trial, batches: Batches | None) -> float:
     """Return the seconds of an evaluation on all of ``batches``, 0 without them."""
     if batches is None:
         return 0.0
-    share = batches.lengths / batches.lengths[len(batches) // 2]
-    return MEAN * trial.evaluation * float(share.sum())
+    cells = batches.lengths * np.array([len(rows) for rows in batches.rows])
+    return trial.evaluation * float(cells.sum() / cells[len(batches) // 2])
 
 
 def _by_length(trial: Trial, lengths: np.ndarray) -> np.ndarray:

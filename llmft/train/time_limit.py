@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -20,13 +19,13 @@ from transformers.trainer_callback import ExportableState
 from llmft.config.convert import duration
 from llmft.config.fields import TrainingArguments
 from llmft.console import say
-from llmft.machine.plan import END_SECONDS, Forecast
+from llmft.machine.plan import Forecast
+from llmft.train.batches import Batches
 from llmft.train.resume import epoch_steps, events, saved_state
 
-UNPLANNED = 2**31 - 1  # max_steps until the first steps have been timed
-_TIMED = 4  # steps for the first plan without a trial; the first is slower
-# Of checkpoints with their hashes (2 cores, AMD EPYC), where that was not measured.
-_BYTES_A_SECOND = 500e6
+ENDLESS = 2**31 - 1  # more steps than any training has
+_TIMED = 4  # steps that a correction is made from, at the least; the first is slower
+_ERRORS = 2.0  # standard errors that a step has to be below the planned one
 
 
 def seconds_left(limit: str) -> float:
@@ -64,7 +63,7 @@ def steps_within(
             + forecast.final_seconds
         )
 
-    most = min(int(max(seconds, 0.0) / forecast.step_seconds), UNPLANNED - 1 - done)
+    most = min(int(max(seconds, 0.0) / forecast.step_seconds), ENDLESS - 1 - done)
     fitting = bisect_right(range(done + 1, done + most + 1), seconds, key=taken)
     return done + max(fitting, 1)
 
@@ -89,94 +88,77 @@ def lay_out(scheduler: Any, args: Any, steps: int, warmup_steps: int) -> None:
 
 
 def mean_step(
-    seconds: Sequence[float], cells: Sequence[int], mean_cells: float | None
-) -> float:
-    """Return the seconds of a mean step from those of the first ones.
+    seconds: list[float], cells: list[int], mean_cells: float
+) -> tuple[float, float]:
+    """Return the seconds of a mean step from those of the first ones, and its error.
 
     Args:
         cells: tokens of each step, with padding.
-        mean_cells: of all steps; None: those that were timed are like the others.
+        mean_cells: of all steps: where the longest come first, the first have more.
     """
-    if mean_cells is None:
-        return fmean(seconds)
-    if len(seconds) > 2 * _TIMED and np.std(cells) > 0.05 * np.mean(cells):
-        slope, intercept = np.polyfit(cells, seconds, 1)
-        if slope > 0 and intercept > 0:
-            return float(intercept + slope * mean_cells)
-    return sum(seconds) / sum(cells) * mean_cells
+    degree = int(len(seconds) > _TIMED and np.std(cells) > 0.05 * np.mean(cells))
+    x = np.array(cells) - mean_cells
+    line, covariance = np.polyfit(x, seconds, degree, cov=True)
+    return float(line[-1]), math.sqrt(covariance[-1, -1])
 
 
 class TimeLimit(TrainerCallback, ExportableState):
-    """Plans the steps of a training, and corrects the plan once after a tenth of them.
+    """Lays out the steps of a training; corrects them after a tenth, and at half.
 
     Args:
         limit: such as 5m.
         seconds: what is left of it.
-        trial: what a trial has found; None: the first steps are the trial.
+        trial: what steps that were tried say of the whole run.
 
     Attributes:
         cells: tokens of all batches so far, with padding; the trainer counts them.
-        plan_at: the step after which the plan is made or corrected; None when it stays.
+        correct_at: the step after which steps are corrected; None when they stay.
     """
 
     cells = 0
-    plan_at: int | None = None
+    correct_at: int | None = None
 
-    def __init__(
-        self, limit: str, seconds: float, trial: Forecast | None = None
-    ) -> None:
-        self.limit, self.trial = limit, trial
+    def __init__(self, limit: str, seconds: float, trial: Forecast) -> None:
+        self.limit, self.forecast = limit, trial
         self._made = time.time()
         self.deadline = self._made + seconds
         self._warmup_steps: int | None = None
-        self._since, self._cells_before = 0.0, 0
-        self._evaluated_before = False
+        self._since, self._evaluated_before, self._cells_before = 0.0, 0.0, 0
         self._step_cells: list[int] = []
         self._taken: dict[str, list[float]] = {"step": [], "evaluate": [], "save": []}
-
-    @classmethod
-    def from_args(cls, args: Any, trial: Forecast | None = None) -> TimeLimit:
-        """Return the one that ``TrainingArguments`` of llmft ask for."""
-        return cls(args.time_limit, seconds_left(args.time_limit), trial)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         kept = {
             "seconds_left": self.deadline - time.time(),
-            "plan_at": self.plan_at,
+            "correct_at": self.correct_at,
             "warmup_steps": self._warmup_steps,
-            "trial": self.trial and asdict(self.trial),
         }
         return {"args": {}, "attributes": kept}
 
     def begin(self, trainer: Any) -> None:
-        """Set ``max_steps`` of the trainer's arguments, from what is known by now.
+        """Set ``max_steps`` of the trainer's arguments, from what was tried.
 
         A run that is resumed keeps that of its checkpoint.
         """
         args, train = trainer.args, trainer.train_dataset
-        self._batch = args.train_batch_size * args.gradient_accumulation_steps
         has_length = hasattr(train, "__len__")
         self.steps_per_epoch = epoch_steps(args, train) if has_length else None
-        self._mean_cells = None
-        if args.train_sampling_strategy == "group_by_length" and has_length:
-            if "length" in train.column_names:  # the longest come first
-                self._mean_cells = fmean(train["length"][:]) * self._batch
-        self._evaluation_batches = len(trainer.eval_dataset or ()) / self._batch
-        weights = [(p.nbytes, p.requires_grad) for p in trainer.model.parameters()]
-        self._bytes = sum(size * (1 + 2 * trained) for size, trained in weights)
+        self._mean_cells = _mean_cells(trainer) if has_length else None
+        # Samples before training come after it again.
+        samples = max(time.time() - self._made - self._evaluated_before, 0.0)
+        final = self.forecast.final_seconds + samples
+        self.forecast = replace(self.forecast, final_seconds=final)
         if args.resume_from_checkpoint:
             args.max_steps = saved_state(args).max_steps
             return
-        args.max_steps, self.plan_at = UNPLANNED, _TIMED
-        if self.trial is not None:
-            left = self.deadline - time.time()
-            args.max_steps = steps_within(left, self.trial, self.steps_per_epoch, args)
-            self._correct_after_a_tenth(args.max_steps, 0)
+        left = self.deadline - time.time()
+        steps = steps_within(left, self.forecast, self.steps_per_epoch, args)
+        tenth = max(math.ceil(steps / 10), _TIMED)
+        args.max_steps, self.correct_at = steps, tenth if tenth < steps else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Begin to time; take over what the checkpoint to resume has."""
-        self._before = time.time() - self._made
         if self._warmup_steps is None:
             self._warmup_steps = args.get_warmup_steps(state.max_steps)
         # Trainer saves the state of those only that the checkpoint has.
@@ -185,89 +167,54 @@ class TimeLimit(TrainerCallback, ExportableState):
         if state.global_step and kept:
             self.deadline += kept["seconds_left"] - duration(self.limit)
             self._warmup_steps = kept["warmup_steps"]
-            if kept["trial"] and not self.trial:
-                self.trial = Forecast(**kept["trial"])
             lay_out(kw["lr_scheduler"], args, state.max_steps, self._warmup_steps)
-            self.plan_at = kept["plan_at"]
-            if self.plan_at is not None:
-                self.plan_at = max(self.plan_at, state.global_step + _TIMED)
-        self._first = state.global_step
-        self._train_seconds = self.deadline - time.time()
+            self.correct_at = kept.get("correct_at")
+            if self.correct_at is not None:
+                early = _is_early(self.correct_at, state.max_steps)
+                at = max(self.correct_at, state.global_step + _TIMED)
+                self.correct_at = at if early else None  # once corrected, they stay
         self._since = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Make or correct the plan where it is time."""
-        if self.plan_at is None or state.global_step == self._first:
-            return
-        left = self.deadline - time.time()
-        slow = state.max_steps == UNPLANNED and left < 0.9 * self._train_seconds
-        if state.global_step >= self.plan_at or slow:
-            self._plan(left, args, state, kw["lr_scheduler"])
-
-    def _plan(self, left: float, args: Any, state: Any, scheduler: Any) -> None:
+        """Correct the steps where it is time."""
         done, before = state.global_step, state.max_steps
-        forecast = self._forecast(args)
+        if self.correct_at is None or done < self.correct_at:
+            return
+        left, forecast = self.deadline - time.time(), self._measured()
         steps = steps_within(left, forecast, self.steps_per_epoch, args, done)
-        warmup_steps = args.get_warmup_steps(steps)
-        if warmup_steps > done:  # else it is over in either plan
+        warmup_steps, early = args.get_warmup_steps(steps), _is_early(done, steps)
+        if warmup_steps > done or not early:  # else it is over in either plan
             warmup_steps = min(warmup_steps, self._warmup_steps or 0)
         self._warmup_steps = warmup_steps
+        self.correct_at = steps // 2 if early else None
         args.max_steps = state.max_steps = steps
         state.compute_steps(args, steps)
-        if self.steps_per_epoch:
-            state.num_train_epochs = math.ceil(steps / self.steps_per_epoch)
-        lay_out(scheduler, args, steps, warmup_steps)
-        self.plan_at = None
-        if before == UNPLANNED:
-            self._correct_after_a_tenth(steps, done)
-        self._say(steps, before, done, forecast)
-
-    def _correct_after_a_tenth(self, steps: int, done: int) -> None:
-        tenth = max(math.ceil(steps / 10), done + _TIMED)
-        self.plan_at = tenth if tenth < steps else None
-
-    def _forecast(self, args: Any) -> Forecast:
-        """Return what was measured, and of the trial, or guessed, what was not."""
-        skip = 1 if len(self._taken["step"]) > 1 else 0  # the first is slower
-        timed, cells = self._taken["step"][skip:], self._step_cells[skip:]
-        step = mean_step(timed, cells, self._mean_cells)
-        found = self._guess(step, args)
-        if self.trial is not None:
-            # Samples before training come after it again.
-            evaluated = self._evaluated_before * self.trial.evaluation_seconds
-            samples = self._before - evaluated
-            final = self.trial.final_seconds + max(samples, 0.0)
-            found = replace(self.trial, final_seconds=final)
-        measured: dict[str, Any] = {"step_seconds": step}
-        for name, kind in (("evaluation", "evaluate"), ("save", "save")):
-            if self._taken[kind]:
-                measured[f"{name}_seconds"] = fmean(self._taken[kind])
-        return replace(found, **measured)
-
-    def _guess(self, step: float, args: Any) -> Forecast:
-        """Return what else takes time, if one step takes so many seconds.
-
-        A forward pass is a third of a step; what came before training, such as samples
-        of the model, comes after it again.
-        """
-        evaluation = step / 3 * self._evaluation_batches
-        save = self._bytes / _BYTES_A_SECOND
-        evaluations = args.do_eval + args.do_predict - self._evaluated_before
-        final = self._before + max(evaluations, 0) * evaluation + save + END_SECONDS
-        return Forecast(step, evaluation, save, final)
-
-    def _say(self, steps: int, before: int, done: int, forecast: Forecast) -> None:
-        if steps == before:
-            return
         epochs = ""
         if self.steps_per_epoch:
+            state.num_train_epochs = math.ceil(steps / self.steps_per_epoch)
             epochs = f", {steps / self.steps_per_epoch:.3g} epochs"
-        verb = "fit into" if before == UNPLANNED else f"(not {before:,}) fit into"
-        with tqdm.external_write_mode():  # takes the bar away meanwhile
-            say(
-                f"  step {done:,}: {steps:,} steps {verb} {self.limit}{epochs}, at"
-                f" {forecast.step_seconds:.3g} s a step"
-            )
+        lay_out(kw["lr_scheduler"], args, steps, warmup_steps)
+        if steps != before:
+            with tqdm.external_write_mode():  # takes the bar away meanwhile
+                say(
+                    f"  step {done:,}: {steps:,} steps (not {before:,}) fit into"
+                    f" {self.limit}{epochs}, at {forecast.step_seconds:.3g} s a step"
+                )
+
+    def _measured(self) -> Forecast:
+        """Return the forecast with what was measured by now.
+
+        A step is taken for shorter than planned only as far as that is no chance.
+        """
+        timed, cells = self._taken["step"][1:], self._step_cells[1:]  # the first: slow
+        mean, error = mean_step(timed, cells, self._mean_cells or fmean(cells))
+        planned = self.forecast.step_seconds
+        step = max(mean, min(mean + _ERRORS * error, planned))
+        found: dict[str, Any] = {"step_seconds": step}
+        for name, kind in (("evaluation", "evaluate"), ("save", "save")):
+            if self._taken[kind]:
+                found[f"{name}_seconds"] = fmean(self._taken[kind])
+        return replace(self.forecast, **found)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Time the step, and count its tokens."""
@@ -279,12 +226,14 @@ class TimeLimit(TrainerCallback, ExportableState):
         """Leave out what stood before the epoch."""
         self._since = time.perf_counter()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Time the evaluation, if it is one in training."""
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
+    ) -> None:
+        """Time the evaluation."""
         if self._since:
             self._lap("evaluate")
-        else:
-            self._evaluated_before = True
+        else:  # is among what follows the training already
+            self._evaluated_before += metrics["before_runtime"]
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Time the checkpoint."""
@@ -294,3 +243,18 @@ class TimeLimit(TrainerCallback, ExportableState):
         now = time.perf_counter()
         self._taken[kind].append(now - self._since)
         self._since = now
+
+
+def _is_early(done: int, steps: int) -> bool:
+    return 4 * done <= steps
+
+
+def _mean_cells(trainer: Any) -> float:
+    """Return the tokens of a mean step, with padding."""
+    args = trainer.args
+    strategy = args.train_sampling_strategy
+    batches = Batches(trainer.train_dataset, args.train_batch_size, strategy, args.seed)
+    multiple = getattr(trainer.data_collator, "pad_to_multiple_of", None) or 1
+    lengths = -(-batches.lengths // multiple) * multiple
+    cells = lengths * np.array([len(rows) for rows in batches.rows])
+    return float(cells.mean()) * args.gradient_accumulation_steps

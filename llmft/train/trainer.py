@@ -22,7 +22,7 @@ from llmft.errors import NonFiniteError
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.objectives import Objective
-from llmft.train.time_limit import UNPLANNED, TimeLimit
+from llmft.train.time_limit import ENDLESS, TimeLimit
 
 
 class LlmftTrainer(Trainer):
@@ -58,7 +58,7 @@ class LlmftTrainer(Trainer):
         limits = [c for c in given if isinstance(c, TimeLimit)]
         self.time_limit = limits[0] if limits else None
         if self.time_limit:  # of a stream, Trainer wants them here
-            kwargs["args"].max_steps = UNPLANNED
+            kwargs["args"].max_steps = ENDLESS
         self.objective: Objective = objective
         super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
@@ -92,8 +92,8 @@ class LlmftTrainer(Trainer):
         if self.time_limit:
             epochs = sys.maxsize
             if self.time_limit.steps_per_epoch is None:  # a stream is one epoch
-                others[0] = UNPLANNED
-                others[4] = UNPLANNED * args.gradient_accumulation_steps
+                others[0] = ENDLESS
+                others[4] = ENDLESS * args.gradient_accumulation_steps
         if resume.is_over(args, max_steps):
             epochs = 0
         return epochs, *others, max_steps

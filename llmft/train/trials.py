@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def take_trial(
     candidates: Sequence[Candidate],
     batches: Batches,
     evaluated: Batches | None,
-    micro_steps: float,
+    lasts: Callable[[float], float],
     may_compile: bool,
     optimizer_bytes: int = 0,
 ) -> Trial:
@@ -73,16 +73,15 @@ def take_trial(
 
     Args:
         candidates: as ``contest`` takes them.
-        batches: those to train on, or to evaluate where nothing is trained.
-        evaluated: those of evaluations in a training.
-        micro_steps: how many batches the run has in all.
+        batches: those to train on, or to evaluate. evaluated: of evaluations between.
+        lasts: the seconds of the run by those of a batch; a time limit is the same.
         may_compile: whether compiled layers are a candidate.
         optimizer_bytes: see ``require_memory``, whose errors are raised.
     """
     machine = detect.detect()
     # Whether compiling pays depends on how long the run is.
-    size = int(math.log2(micro_steps)) if may_compile else None
-    key = [_key(steps, machine, batches, evaluated), candidates, size]
+    long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
+    key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
     kept = recall(key)
     if kept and held + kept["grown"] <= allowed_bytes():
@@ -94,9 +93,8 @@ def take_trial(
         if steps.args.do_train:
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
             needed = require_memory(need, steps.args, int(batches.lengths[-1]))
-        seconds, is_whole = _compare(steps, candidates, batches, micro_steps)
-        pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
-        chosen, whole = _whole_batches(steps, seconds, batches, pays / micro_steps)
+        seconds, is_whole = _compare(steps, candidates, batches, lasts)
+        chosen, whole = _whole_batches(steps, seconds, batches, lasts, may_compile)
         evaluation = 0.0
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
@@ -112,25 +110,39 @@ def take_trial(
         peak_bytes=held + grown,
         took=time.perf_counter() - start,
     )
-    if is_whole and not machine.busy:
+    if is_whole:
         tried = [[c, s] for c, s in seconds.items() if math.isfinite(s)]
         known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
         del known["peak_bytes"]
-        keep(key, known)
+        keep(key, known, machine, _row(steps, batches, trial))
     return trial
+
+
+def _row(steps: Steps, batches: Batches, trial: Trial) -> list[str]:
+    """Return what ``llmft doctor`` shows of a trial."""
+    rows, kind = len(batches.rows[len(batches) // 2]), type(steps.objective).__name__
+    model = transformers_model(steps.model).config.model_type
+    job = "training" if steps.args.do_train else "evaluating"
+    precision, attention, compiled = trial.chosen
+    return [
+        f"{job} {kind}, {model}, {rows} x {trial.lengths[0]} tokens",
+        f"{precision}, {attention}{', compiled' * compiled}",
+        f"{1e3 * trial.batches[0]:,.0f} ms a batch",
+    ]
 
 
 def _whole_batches(
     steps: Steps,
     seconds: dict[Candidate, float],
     batches: Batches,
-    compile_from: float,
+    lasts: Callable[[float], float],
+    may_compile: bool,
 ) -> tuple[Candidate, dict[int, float]]:
     """Time the winner on a typical and on the longest batch, then compiled.
 
     Args:
         seconds: of the contest; compiled layers are added, in proportion.
-        compile_from: seconds of a batch from which on compiling may pay.
+        lasts, may_compile: as above.
 
     Returns:
         what is best in the end, and its seconds by the length of the batch.
@@ -139,7 +151,8 @@ def _whole_batches(
     for place in (len(batches) // 2, len(batches) - 1):
         if (length := int(batches.lengths[place])) not in whole:
             whole[length] = steps.timed(chosen, batches.examples(place), trains)
-    if whole[length] < compile_from:
+    run = lasts(whole[length])
+    if not may_compile or COMPILED_SAVES * run < 2 * COMPILING:
         return chosen, whole
     compiled = chosen._replace(compiled=True)
     try:
@@ -148,7 +161,7 @@ def _whole_batches(
         warn(f"layers stay as written: compiling them failed: {brief(error, None)}")
         return chosen, whole
     seconds[compiled] = seconds[chosen] * took / whole[length]
-    if winner(seconds) == compiled:
+    if (1 - took / whole[length]) * run > COMPILING:
         chosen, whole[length] = compiled, took
     return chosen, whole
 
@@ -157,7 +170,7 @@ def _compare(
     steps: Steps,
     candidates: Sequence[Candidate],
     batches: Batches,
-    micro_steps: float,
+    lasts: Callable[[float], float],
 ) -> tuple[dict[Candidate, float], bool]:
     """Hold the contest; see there.
 
@@ -167,7 +180,7 @@ def _compare(
     middle = len(batches) // 2
     rows, length = len(batches.rows[middle]), int(batches.lengths[middle])
     part = batches.examples(middle, min(TOKENS, rows * length // 2))
-    times = micro_steps * rows / len(part)
+    share = rows / len(part)
 
     def run(candidate: Candidate) -> None:
         # Compiled, each shape would take its time: layers are on whole batches.
@@ -175,7 +188,8 @@ def _compare(
         steps.run(plain, part, steps.args.do_train)
 
     def budget(best: float) -> float:
-        return max(SHARE * best * times, min(SECONDS, OF_SHORT * best * times))
+        whole = lasts(best * share)
+        return max(SHARE * whole, min(SECONDS, OF_SHORT * whole))
 
     return contest(candidates, run, budget)
 

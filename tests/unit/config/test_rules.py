@@ -3,9 +3,11 @@
 import shlex
 
 import pytest
+import torch
 
 from llmft.config import facts
 from llmft.config.fields import (
+    ClassificationModelArguments,
     LanguageModelingDataArguments,
     ModelArguments,
     TrainingArguments,
@@ -14,10 +16,10 @@ from llmft.config.parse import parse
 from llmft.errors import ConfigError
 
 
-def read(flags):
+def read(flags, model=ModelArguments):
     return parse(
         ["--do_train", *shlex.split(flags)],
-        ModelArguments,
+        model,
         LanguageModelingDataArguments,
         description="",
         metrics={"loss": False, "accuracy": True},
@@ -160,3 +162,20 @@ def test_several_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     with pytest.raises(ConfigError, match="finds 2 GPUs, and llmft trains on one; set"):
         read("--model_name_or_path x --dataset_name y --use_cpu false")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--freeze_backbone", "time_limit and freeze_backbone exclude each other"),
+        ("--use_cpu false", "time_limit is planned by steps on the CPU: leave use_cpu"),
+    ],
+)
+def test_where_steps_are_not_tried_no_time_is_laid_out(flags, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 1)
+    data = "--model_name_or_path x --dataset_name y"
+    with pytest.raises(ConfigError) as caught:
+        read(f"{data} --time_limit 1m {flags}", ClassificationModelArguments)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(expected)

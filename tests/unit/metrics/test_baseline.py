@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, r2_score
 
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
-from llmft.metrics.baseline import _WORD, baseline_note, tfidf_baseline
+from llmft.metrics.baseline import _WORD, Baseline, tfidf_baseline
 
 TWO = LabelNames(("no", "yes"))
 TRAIN = ["good film here", "a bad film here"] * 10
@@ -33,8 +33,8 @@ def test_accuracy():
     test = data(TEST, ["yes", "no", "no", "no"])
     assert tfidf_baseline(train, test, TWO) == ("accuracy", 0.75)
     said = "baseline   TF-IDF + logistic regression, on test: accuracy 0.75"
-    assert baseline_note(train, test, "test", TWO, 0.5, {"accuracy": 0.75}) == said
-    assert baseline_note(train, test, "test", TWO, 0.5, {"accuracy": 0.7}) == (
+    assert Baseline.of(train, test, "test", TWO, 0.5).beside({"accuracy": 0.75}) == said
+    assert Baseline.of(train, test, "test", TWO, 0.5).beside({"accuracy": 0.7}) == (
         f"{said}, more than the model has; more epochs may help, or a model that was"
         " made for this language and subject"
     )
@@ -81,7 +81,7 @@ def test_micro_f1_of_several_labels(threshold):
     metric, found = tfidf_baseline(train, test, names, threshold)
     assert (metric, found) == ("f1_micro", pytest.approx(f1))
     assert "TF-IDF + logistic regression of each label, on test: f1_micro" in (
-        baseline_note(train, test, "test", names, threshold, {"f1_micro": 1})
+        Baseline.of(train, test, "test", names, threshold).beside({"f1_micro": 1})
     )
 
 
@@ -96,7 +96,7 @@ def test_r2_of_numbers():
         for texts, y in ((TRAIN, numbers), (TEST, wanted))
     )
     assert tfidf_baseline(train, test, labels) == ("r2", pytest.approx(r2))
-    assert baseline_note(train, test, "validation", labels, 0.5, {"r2": 1}) == (
+    assert Baseline.of(train, test, "validation", labels, 0.5).beside({"r2": 1}) == (
         f"baseline   TF-IDF + ridge regression, on validation: r2 {r2:.4g}"
     )
 
@@ -118,6 +118,6 @@ def test_r2_of_numbers():
 )
 def test_a_baseline_that_cannot_be(texts, labels, why):
     rows = data(texts, labels)
-    said = baseline_note(rows, rows, "test", LabelNames(("x", "y")), 0.5, {})
+    said = Baseline.of(rows, rows, "test", LabelNames(("x", "y")), 0.5).beside({})
     assert said.startswith(f"baseline   not computed: {why}")
     assert "\n" not in said

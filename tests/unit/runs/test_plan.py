@@ -49,13 +49,6 @@ def _machine(monkeypatch):
         ),
         (
             {"time_limit": "1m"},
-            None,
-            range(17),
-            "  training   as many steps of 8 examples as fit into 1m, learning rate"
-            " 5e-05\n",
-        ),
-        (
-            {"time_limit": "1m"},
             Forecast(2.0, final_seconds=20),
             range(17),
             "  training   as many steps of 8 examples as fit into 1m: about 20, 6.67"

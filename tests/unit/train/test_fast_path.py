@@ -140,6 +140,7 @@ def test_figures_of_a_busy_machine_are_not_kept(wordpiece, tmp_path, monkeypatch
         ({"attn_implementation": "sdpa"}, 390, ["bf16/sdpa", "fp32/sdpa"]),
         ({"fast_path": "off"}, 390, None),
         ({"fast_path": "off", "precision": "bf16"}, 390, None),
+        ({"fast_path": "off", "time_limit": "1m"}, 390, ["fp32/sdpa"]),
     ],
 )
 def test_candidates(
@@ -158,8 +159,10 @@ def test_candidates(
     assert seen == ([tried] if tried else [])
     slow = "warning: precision is bf16, which multiplies 0.013 times as fast as fp32"
     assert (slow in capsys.readouterr().err) is (given == {"precision": "bf16"})
-    if tried is None:
-        assert found.forecast is None
+    assert (found.forecast is None) is (tried is None)
+    if "fast_path" in given:
+        whys = {choice.reason for choice in found.choices}
+        assert whys <= {"was given", "nothing was tried"}
         assert model.config._attn_implementation == "sdpa"
         assert args.training.bf16 is (given.get("precision") == "bf16")
     given_ones = [c.name for c in found.choices if c.reason == "was given"]

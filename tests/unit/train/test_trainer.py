@@ -33,6 +33,7 @@ from llmft.data.tokens.collate import (
 )
 from llmft.data.tokens.stream import Stream
 from llmft.errors import NonFiniteError
+from llmft.machine.plan import Forecast
 from llmft.metrics import classes
 from llmft.metrics.tokens import TokenPrediction
 from llmft.train import checkpoint, time_limit
@@ -554,7 +555,7 @@ def streamed(wordpiece, folder, **changes):
         train_dataset=Stream(rows, data, wordpiece, 1, 0),
         eval_dataset=blocks(wordpiece, 3),
         processing_class=wordpiece,
-        callbacks=for_run(run, args),
+        callbacks=for_run(run, args, trial=Forecast(1.0)),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer, seen
@@ -600,7 +601,7 @@ def test_the_end_of_a_pass_is_one_of_an_epoch(wordpiece, tmp_path):
 
 
 def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
-    """The end of a pass is known when it comes; the plan, after the fourth step."""
+    """The end of a pass is known when it comes."""
     monkeypatch.setattr(time_limit, "steps_within", lambda *given: 7)
     options = {"time_limit": "1h", "max_steps": -1}
     options |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
