@@ -9,12 +9,13 @@ Intel's processors.
 
 Each job on each machine is a process that runs a shipped recipe with --dry_run and a
 cache without trials. Once the trial has chosen, all candidates take turns: precision,
-attention, and compiled layers, but those only where the trial tried them: whether
-compiling pays also depends on how long the run is. A figure is the mean of three whole
-batches, in the middle of the shorter, middle and longer third of an epoch, each the
-median of --rounds, as it is trained on or evaluated (without the optimizer, which is
-the same for all). What takes 1.5 times as long as the best after a warm-up is run no
-more, nor is a precision that does so on one example, as bf16 where it is emulated.
+attention, and compiled layers, those only where the trial tried them: whether compiling
+pays also depends on how long the run is. A figure is for whole batches as they are
+trained on or evaluated, without the optimizer: the mean over those in the middle of the
+short, the middle and the long third of an epoch, where they differ in length, each the
+median of --rounds. What takes 1.5 times as long as the best after a warm-up is run no
+more, and bf16 not at all where it takes 3 times as long as fp32 on one example, as
+where it is emulated.
 
 Right is a choice that takes at the most 1.03 times as long as the best, and 1.01 times
 as long as the stock Trainer's settings: fp32, sdpa, layers as written. The exit code
@@ -25,12 +26,13 @@ import argparse
 import importlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from llmft.process import limit_spinning
@@ -64,12 +66,13 @@ JOBS = {
     "lora": ("generate", "--lora_r", "8"),
     "evaluation": ("mlm", "--do_train", "false", "--do_predict", "false"),
 }
+TYPES, ATTENTIONS = ("fp32", "bf16"), ("eager", "sdpa")
 STOCK = Candidate("fp32", "sdpa")
 FAR, NEAR, NOISE = 1.5, 1.03, 1.01
 
 
 def private_cache(folder: Path) -> dict[str, str]:
-    """Return the environment of a cache in ``folder`` with all but what was measured."""
+    """Return the environment of a cache in ``folder``, which knows no figures yet."""
     for entry in catalog.cache_home().iterdir():
         if entry.name != "hardware":
             (folder / entry.name).symlink_to(entry)
@@ -114,66 +117,48 @@ def thorough(
     steps: Steps, batches: Batches, trial: Trial, rounds: int
 ) -> dict[Candidate, float]:
     """Return the seconds of a batch with each candidate; see above."""
-    trains = steps.args.do_train
+    trains, found = steps.args.do_train, dict[Candidate, float]()
     thirds = [len(batches) * part // 6 for part in (1, 3, 5)]
-    places = {int(batches.lengths[i]): i for i in thirds}  # many have one length
-    weights = [int(batches.lengths[i]) for i in thirds]
+    places = {int(batches.lengths[i]): i for i in thirds}
+    whole = [batches.examples(i) for i in places.values()]
 
-    def mean(seconds: dict[int, float]) -> float:
-        return statistics.mean(seconds[length] for length in weights)
-
-    def warmed_up(candidates: list[Candidate]) -> dict[Candidate, float]:
-        return {
-            c: mean(
-                {
-                    length: steps.timed(c, batches.examples(i), trains)
-                    for length, i in places.items()
-                }
-            )
-            for c in candidates
-        }
+    def warm_up(candidates: list[Candidate]) -> list[Candidate]:
+        for c in candidates:
+            found[c] = mean(steps.timed(c, examples, trains) for examples in whole)
+        return [c for c in found if found[c] < FAR * min(found.values())]
 
     one = batches.examples(thirds[1], 1)
-    probe = {
-        p: steps.timed(Candidate(p, "sdpa"), one, trains) for p in ("fp32", "bf16")
-    }
-    precisions = [p for p in probe if p == "fp32" or probe[p] < 3 * probe["fp32"]]
-    found = warmed_up([Candidate(p, a) for p in precisions for a in ("eager", "sdpa")])
+    probe = {p: steps.timed(STOCK._replace(precision=p), one, trains) for p in TYPES}
+    types = [p for p in TYPES if p == "fp32" or probe[p] < 3 * probe["fp32"]]
+    near = warm_up([Candidate(p, a) for p in types for a in ATTENTIONS])
     if any(candidate.compiled for candidate in trial.seconds):
-        near = [c for c in found if found[c] < FAR * min(found.values())]
-        found |= warmed_up([c._replace(compiled=True) for c in near])
-    near = [c for c in found if found[c] < FAR * min(found.values())]
-    took: dict[Candidate, dict[int, list[float]]] = {
-        c: {length: [] for length in places} for c in near
-    }
+        near = warm_up([c._replace(compiled=True) for c in near])
+    if trial.chosen not in found:
+        warm_up([trial.chosen])
+    took = {c: [list[float]() for _ in whole] for c in near}
     for turn in range(rounds):
         for candidate in near if turn % 2 == 0 else near[::-1]:
-            for length, place in places.items():
-                examples = batches.examples(place)
+            for seconds, examples in zip(took[candidate], whole, strict=True):
                 start = time.perf_counter()
                 steps.run(candidate, examples, trains)
-                took[candidate][length].append(time.perf_counter() - start)
-    return found | {
-        c: mean({length: statistics.median(x) for length, x in all_.items()})
-        for c, all_ in took.items()
-    }
+                seconds.append(time.perf_counter() - start)
+    return found | {c: mean(map(median, seconds)) for c, seconds in took.items()}
 
 
 def row(machine: str, job: str, found: dict[str, Any]) -> tuple[list[str], bool, bool]:
     """Return the line of the table; whether the choice is near the best, and slow."""
     seconds = {Candidate(*c): took for c, took in found["seconds"]}
     chosen = Candidate(*found["chosen"])
-    cells = []
-    for compiled in (False, True):
-        for precision in ("fp32", "bf16"):
-            of = [Candidate(precision, a, compiled) for a in ("eager", "sdpa")]
-            shown = [f"{1e3 * seconds[c]:,.0f}" if c in seconds else "-" for c in of]
-            marked = [s + "*" * (c == chosen) for s, c in zip(shown, of, strict=True)]
-            cells.append(" ".join(marked))
-    over, gain = (
-        seconds[chosen] / min(seconds.values()),
-        seconds[STOCK] / seconds[chosen],
-    )
+    shown = {
+        c: f"{1e3 * took:,.0f}" + "*" * (c == chosen) for c, took in seconds.items()
+    }
+    cells = [
+        " ".join(shown.get(Candidate(p, a, compiled), "-") for a in ATTENTIONS)
+        for compiled in (False, True)
+        for p in TYPES
+    ]
+    over = seconds[chosen] / min(seconds.values())
+    gain = seconds[STOCK] / seconds[chosen]
     line = [machine, job, *cells, f"{over:.3f}", f"{gain:.2f}"]
     return line, over <= NEAR, gain < 1 / NOISE
 
@@ -194,14 +179,14 @@ def main() -> None:
     if args.one:
         return measure(args.one, args.rounds)
     rows = []
-    for machine in args.machines:
-        for job in args.jobs:
-            found = play(machine, job, args.rounds)
-            rows.append(row(machine, job, found))
-            trial = ", ".join(
-                f"{' '.join(map(str, c))} {1e3 * s:,.0f}" for c, s in found["trial"]
-            )
-            say(f"{' | '.join(rows[-1][0])} | trial, ms: {trial}")
+    for machine, job in product(args.machines, args.jobs):
+        found = play(machine, job, args.rounds)
+        rows.append(row(machine, job, found))
+        tried = (
+            f"{p} {a}{' compiled' * compiled} {1e3 * took:,.0f}"
+            for (p, a, compiled), took in found["trial"]
+        )
+        say(f"{machine}, {job}: the trial had {', '.join(tried)} ms")
     header = ["machine", "job", "fp32: eager sdpa", "bf16", "fp32 compiled"]
     header += ["bf16 compiled", "chosen/best", "stock/chosen"]
     say("\nms of a batch, eager and sdpa; * was chosen\n")
