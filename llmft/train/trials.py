@@ -28,7 +28,7 @@ TOKENS = 2048
 # What the heap of a training grows by beside that, in gaps between tensors that change
 # their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
 GAPS = 3 * 2**27
-# bf16 is less precise, and compiling takes its time: they must gain this much.
+# bf16 is less precise: it must gain this much.
 GAINS = 1.05
 # A trial takes this part of a training, or 10 seconds where that is less than a quarter
 # of it.
@@ -97,8 +97,8 @@ def take_trial(
         if steps.args.do_train:
             needed = require_memory(steps, candidates[0], batches, optimizer_bytes)
         seconds, is_whole = _compare(steps, candidates, batches, micro_steps)
-        pays = 2 * COMPILING / COMPILED_SAVES if may_compile else math.inf
-        chosen, whole = _whole_batches(steps, seconds, batches, pays / micro_steps)
+        compiled_for = micro_steps if may_compile else 0.0
+        chosen, whole = _whole_batches(steps, seconds, batches, compiled_for)
         evaluation = 0.0
         if evaluated is not None:
             examples = evaluated.examples(len(evaluated) // 2)
@@ -126,13 +126,13 @@ def _whole_batches(
     steps: Steps,
     seconds: dict[Candidate, float],
     batches: Batches,
-    compile_from: float,
+    compiled_for: float,
 ) -> tuple[Candidate, dict[int, float]]:
     """Time the winner on a typical and on the longest batch, then compiled.
 
     Args:
         seconds: of the contest; compiled layers are added, in proportion.
-        compile_from: seconds of a batch from which on compiling may pay.
+        compiled_for: batches that compiling must pay for itself in; 0: not tried.
 
     Returns:
         what is best in the end, and its seconds by the length of the batch.
@@ -141,7 +141,7 @@ def _whole_batches(
     for place in (len(batches) // 2, len(batches) - 1):
         if (length := int(batches.lengths[place])) not in whole:
             whole[length] = steps.timed(chosen, batches.examples(place), trains)
-    if whole[length] < compile_from:
+    if whole[length] * COMPILED_SAVES * compiled_for < 2 * COMPILING:
         return chosen, whole
     compiled = chosen._replace(compiled=True)
     try:
@@ -150,7 +150,7 @@ def _whole_batches(
         warn(f"layers stay as written: compiling them failed: {brief(error, None)}")
         return chosen, whole
     seconds[compiled] = seconds[chosen] * took / whole[length]
-    if winner(seconds) == compiled:
+    if (whole[length] - took) * compiled_for > COMPILING:
         chosen, whole[length] = compiled, took
     return chosen, whole
 
@@ -183,11 +183,10 @@ def _compare(
 
 
 def winner(seconds: Mapping[Candidate, float]) -> Candidate:
-    """Return the fastest, if it gains enough over what is simpler or more precise."""
+    """Return the fastest, if it gains enough over what is more precise."""
 
     def cost(candidate: Candidate) -> float:
-        plain = candidate.precision == "fp32", not candidate.compiled
-        return seconds[candidate] * GAINS ** (2 - sum(plain))
+        return seconds[candidate] * (1 if candidate.precision == "fp32" else GAINS)
 
     return min(seconds, key=cost)
 
