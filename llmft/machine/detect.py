@@ -18,6 +18,11 @@ import torch
 
 # What decides the speed of a matrix multiplication, in torch's names, best first.
 _FEATURES = "amx_bf16 avx512_fp16 avx512_bf16 avx512_f avx2 sve2 sve bf16 neon".split()
+# What hides some of them from the libraries: another machine, as to speed.
+_LIMITS = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS"),
+)
 _LAUNCHER_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -35,7 +40,8 @@ class Machine:
     total_bytes: int  # of the machine
     available_bytes: int  # free now
     swap_bytes: int  # of the machine's memory, swapped out
-    features: tuple[str, ...]  # those of the CPU that matter here, in torch's names
+    # Those of the CPU that matter here, in torch's names; what hides some, NAME=value.
+    features: tuple[str, ...]
     emulated: bool  # whether another processor plays this one
     variables: dict[str, str]  # settings of threads, as OMP_NUM_THREADS=1
     load: float  # cores that other programs keep busy just now
@@ -66,7 +72,10 @@ def detect(root: Path = Path("/")) -> Machine:
         total_bytes=memory.total,
         available_bytes=min(memory.available, limit or memory.available),
         swap_bytes=psutil.swap_memory().used,
-        features=tuple(f for f in _FEATURES if has.get(f)),
+        features=(
+            *(f for f in _FEATURES if has.get(f)),
+            *(f"{n}={os.environ[n]}" for n in _LIMITS if n in os.environ),
+        ),
         emulated=_emulated(name),
         variables={n: os.environ[n] for n in _LAUNCHER_VARIABLES if n in os.environ},
         load=psutil.cpu_percent(0.1) / 100 * (os.cpu_count() or 1),

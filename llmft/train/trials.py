@@ -25,7 +25,7 @@ from llmft.train.steps import Steps
 # Tokens of the step that candidates are compared on; the best is also timed on whole
 # batches.
 TOKENS = 2048
-# bf16 is less precise, and compiling takes its time: they must gain this much.
+# bf16 is less precise: it must gain this much.
 GAINS = 1.05
 # A trial takes this part of a training, or 10 seconds where that is less than a quarter
 # of it.
@@ -195,11 +195,10 @@ def _compare(
 
 
 def winner(seconds: Mapping[Candidate, float]) -> Candidate:
-    """Return the fastest, if it gains enough over what is simpler or more precise."""
+    """Return the fastest, if it gains enough over what is more precise."""
 
     def cost(candidate: Candidate) -> float:
-        plain = candidate.precision == "fp32", not candidate.compiled
-        return seconds[candidate] * GAINS ** (2 - sum(plain))
+        return seconds[candidate] * (GAINS if candidate.precision != "fp32" else 1.0)
 
     return min(seconds, key=cost)
 

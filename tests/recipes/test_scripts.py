@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -207,3 +208,27 @@ def test_the_bench_leaves_the_threads_of_stock_alone() -> None:
     assert done.returncode == 0, done.stderr
     own = SPINNING["GOMP_SPINCOUNT"]
     assert done.stdout.splitlines()[-1] == f"scripts/stock.py None {own}"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "judged"),
+    [
+        (("fp32", "sdpa", False), ["1.050", "1.00", False, False]),
+        (("bf16", "eager", False), ["1.020", "1.03", True, False]),
+        (("bf16", "sdpa", True), ["2.100", "0.50", False, True]),
+    ],
+)
+def test_a_choice_is_judged_by_all_candidates(
+    chosen: tuple[str, str, bool], judged: list[object]
+) -> None:
+    seconds = {
+        ("fp32", "sdpa", False): 1.05,
+        ("bf16", "eager", False): 1.02,
+        ("fp32", "eager", False): 1.0,
+        ("bf16", "sdpa", True): 2.1,
+    }
+    row = runpy.run_path(str(ROOT / "scripts" / "candidates.py"))["row"]
+    line, near, slow = row("", "", {"seconds": [*seconds.items()], "chosen": chosen})
+    assert [*line[-2:], near, slow] == judged
+    shown = f"{1e3 * seconds[chosen]:,.0f}*"
+    assert [word for word in " ".join(line).split() if "*" in word] == [shown]

@@ -55,6 +55,14 @@ def test_cores_where_there_is_no_affinity(tmp_path, monkeypatch):
     assert detect.usable_cores(tmp_path) == 1
 
 
+def test_instructions_that_are_hidden_make_another_machine(monkeypatch):
+    """Its figures are kept apart: features are in the keys of what was measured."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    hidden = detect.detect().features
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert hidden == (*detect.detect().features, "ONEDNN_MAX_CPU_ISA=AVX2")
+
+
 @pytest.mark.parametrize(
     ("affinity", "physical"), [({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({3}, 1)]
 )

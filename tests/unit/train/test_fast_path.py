@@ -176,13 +176,21 @@ def test_candidates(
     ]
 
 
-def test_what_is_more_precise_or_simpler_wins_near_ties():
-    compiled = EAGER._replace(compiled=True)
+def test_what_is_more_precise_wins_near_ties():
     bf16 = EAGER._replace(precision="bf16")
     assert winner({bf16: 1.0, EAGER: 1.04}) == EAGER
     assert winner({bf16: 1.0, EAGER: 1.06}) == bf16
-    assert winner({EAGER: 1.04, compiled: 1.0}) == EAGER
-    assert winner({EAGER: 1.06, compiled: 1.0}) == compiled
+
+
+@pytest.mark.parametrize(("compiled", "runs"), [(False, 1), (True, 2)])
+def test_compiling_is_not_timed(monkeypatch, compiled, runs):
+    """A long step is not repeated; a first one that compiles says nothing."""
+    ran = []
+    monkeypatch.setattr("llmft.train.steps.LONG", -1.0)
+    monkeypatch.setattr(Steps, "run", lambda *args: ran.append(args))
+    steps = Steps(None, CausalLM(), None, None)
+    steps.timed(EAGER._replace(compiled=compiled), [], True)
+    assert len(ran) == runs
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
@@ -248,21 +256,23 @@ def causal(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("flag", "lengths", "compiler", "why"),
+    ("flag", "lengths", "compiler", "took", "why"),
     [
-        (None, 4, True, None),
-        (True, 4, True, "compile_layers was given"),
-        (False, 4, True, "compile_layers was given"),
-        (None, 5, True, "batches of many lengths"),
-        (None, 4, False, "there is no C++ compiler"),
+        (None, 4, True, 0.5, None),
+        (None, 4, True, 0.8, None),  # three steps do not save a second
+        (True, 4, True, 0.5, "compile_layers was given"),
+        (False, 4, True, 0.5, "compile_layers was given"),
+        (None, 5, True, 0.5, "batches of many lengths"),
+        (None, 4, False, 0.5, "there is no C++ compiler"),
     ],
 )
 def test_whether_layers_are_compiled(
-    tmp_path, monkeypatch, flag, lengths, compiler, why
+    tmp_path, monkeypatch, flag, lengths, compiler, took, why
 ):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
-    monkeypatch.setattr(trials, "COMPILED_SAVES", 1e6)  # it always pays
+    monkeypatch.setattr(trials, "COMPILED_SAVES", 1e6)  # it is tried
+    monkeypatch.setattr(trials, "COMPILING", 1.0)
     tried = []
 
     def contest(candidates, run, budget):
@@ -270,7 +280,7 @@ def test_whether_layers_are_compiled(
 
     def timed(steps, candidate, examples, trains):
         tried.append(candidate)
-        return 0.5 if candidate.compiled else 1.0
+        return took if candidate.compiled else 1.0
 
     monkeypatch.setattr(trials, "contest", contest)
     monkeypatch.setattr(Steps, "timed", timed)
@@ -283,12 +293,13 @@ def test_whether_layers_are_compiled(
         args, trainer.model, CausalLM(), trainer.data_collator, data
     )
     (layers,) = [choice for choice in found.choices if choice.name == "layers"]
-    wanted = "compiled" if flag or why is None else "as written"
+    pays = flag or (why is None and took < 0.6)
+    wanted = "compiled" if pays else "as written"
     assert layers.value == wanted
-    assert layers.reason == (
-        why or "a step was tried: compiled 500 ms, as written 1,000 ms"
-    )
-    assert any(c.compiled for c in tried) is (wanted == "compiled")
+    figures = ["compiled 500 ms", "as written 1,000 ms"]
+    figures = figures if pays else [figures[1], "compiled 800 ms"]
+    assert layers.reason == (why or f"a step was tried: {', '.join(figures)}")
+    assert any(c.compiled for c in tried) is (flag or why is None)
     replaced = ["forward" in vars(x) for x in trainer.model.base_model.layers]
     assert replaced == [wanted == "compiled"] * 2
 
