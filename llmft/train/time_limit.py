@@ -209,7 +209,8 @@ class TimeLimit(TrainerCallback, ExportableState):
         timed, cells = self._taken["step"][1:], self._step_cells[1:]  # the first: slow
         mean, error = mean_step(timed, cells, self._mean_cells or fmean(cells))
         planned = self.forecast.step_seconds
-        found = {"step_seconds": max(mean, min(mean + _ERRORS * error, planned))}
+        step = max(mean, min(mean + _ERRORS * error, planned))
+        found: dict[str, Any] = {"step_seconds": step}
         for name, kind in (("evaluation", "evaluate"), ("save", "save")):
             if self._taken[kind]:
                 found[f"{name}_seconds"] = fmean(self._taken[kind])
