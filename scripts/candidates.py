@@ -102,7 +102,7 @@ def measure(job: str, rounds: int) -> None:
 
     def take(steps: Steps, candidates: Any, batches: Batches, *rest: Any, **named: Any):
         trial = take_trial(steps, candidates, batches, *rest, **named)
-        compiling = COMPILING / rest[1]  # of the steps of the run
+        compiling = COMPILING / named["lasts"](1.0)  # of the batches of the run
         with steps.leaving_no_trace():
             seconds = thorough(steps, batches, trial, rounds)
         seconds = {c: took + compiling * c.compiled for c, took in seconds.items()}

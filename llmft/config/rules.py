@@ -108,22 +108,9 @@ def relations(
         f"max_steps is {v['max_steps']}, expected -1 or at least 1": (
             v["max_steps"] == 0 or v["max_steps"] < -1
         ),
-        "time_limit needs do_train": v["time_limit"] and not v["do_train"],
         "auto_find_batch_size is of training, on the CPU, of the whole model": (
             v["auto_find_batch_size"]
             and (not v["do_train"] or on_gpu or v.get("freeze_backbone"))
-        ),
-        "time_limit and freeze_backbone exclude each other: the head takes seconds": (
-            v["time_limit"] and v.get("freeze_backbone")
-        ),
-        "time_limit is planned by steps on the CPU: leave use_cpu false out": (
-            v["time_limit"] and on_gpu
-        ),
-        "time_limit and max_steps exclude each other": (
-            v["time_limit"] and v["max_steps"] > 0
-        ),
-        "time_limit and num_train_epochs exclude each other": (
-            v["time_limit"] and given.get("num_train_epochs") == COMMAND_LINE
         ),
         f"dataset_name and {', '.join(files)} exclude each other": (
             v["dataset_name"] and files
@@ -139,7 +126,24 @@ def relations(
     }
     problems = _evaluation(v, given) if v["do_train"] else []
     problems += [said for said, wrong in faults.items() if wrong]
+    problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _time_limit(v: dict[str, Any], given: Mapping[str, str], on_gpu: bool) -> list[str]:
+    """Return what does not go together with a time limit."""
+    faults = {
+        "needs do_train": not v["do_train"],
+        "and freeze_backbone exclude each other: the head takes seconds": (
+            v.get("freeze_backbone")
+        ),
+        "is planned by steps on the CPU: leave use_cpu false out": on_gpu,
+        "and max_steps exclude each other": v["max_steps"] > 0,
+        "and num_train_epochs exclude each other": (
+            given.get("num_train_epochs") == COMMAND_LINE
+        ),
+    }
+    return [f"time_limit {said}" for said, wrong in faults.items() if wrong]
 
 
 def _streaming(v: dict[str, Any], given: Collection[str]) -> list[str]:

@@ -9,6 +9,7 @@ from unit.machine.test_detect import PLAIN
 from llmft import cli
 from llmft.machine import detect, doctor, waiting
 from llmft.machine.measure import Measurement
+from llmft.machine.trial import keep
 
 SPEEDS = Measurement(2, fp32_gflops=160, bf16_gflops=390, bandwidth_gb_s=20)
 
@@ -45,13 +46,19 @@ def test_the_whole_table(monkeypatch, capsys):
         "has AMX, which the virtual machine",
     ):
         assert part in said
-    assert said.index("found") < said.index("measured") < said.index("--dry_run")
+    assert said.index("found") < said.index("measured") < said.index("llmft plan")
 
 
-def test_no_speed_of_a_job_is_foretold(monkeypatch, capsys):
+def test_no_speed_of_a_job_is_foretold(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path))
     said = told(monkeypatch, capsys, PLAIN, SPEEDS)
     assert "nothing that was found" in said
     assert "tokens/s" not in said
+    assert "nothing yet" in said
+    keep("a key", {}, PLAIN, ["writing, llama of 135 M", "bf16", "44.0 tokens/s"])
+    said = told(monkeypatch, capsys, PLAIN, SPEEDS)
+    assert "  writing, llama of 135 M  bf16    44.0 tokens/s\n" in said
+    assert "nothing yet" not in said
 
 
 def test_threads_that_share_cores(monkeypatch, capsys):

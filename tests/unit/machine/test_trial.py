@@ -1,12 +1,14 @@
 """A contest of candidates: turns, what leaves early, the budget, and the cache."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from unit.machine.test_detect import PLAIN
 
 from llmft.machine import trial as module
-from llmft.machine.trial import Candidate, contest, keep, recall
+from llmft.machine.trial import Candidate, contest, keep, recall, rows
 
 BF16, FP32 = Candidate("bf16", "eager"), Candidate("fp32", "eager")
 BF16_SDPA, FP32_SDPA = Candidate("bf16", "sdpa"), Candidate("fp32", "sdpa")
@@ -79,14 +81,20 @@ def test_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMFT_HOME", str(tmp_path))
     key = {"threads": 2, "candidates": [BF16, FP32]}
     assert recall(key) == {}
-    keep(key, {"seconds": [[BF16, 1.5]]})
+    row = ["writing", "bf16", "1.5 s"]
+    keep(key, {}, replace(PLAIN, load=6.0), row)  # other programs had the cores
+    assert not (tmp_path / "hardware").exists()
+    keep(key, {"seconds": [[BF16, 1.5]]}, PLAIN, row)
     assert recall(key) == {"seconds": [[["bf16", "eager", False], 1.5]]}
     assert recall({**key, "threads": 3}) == {}
+    assert rows(PLAIN) == [row]
+    assert rows(replace(PLAIN, cpu="another")) == []
     (path,) = (tmp_path / "hardware").iterdir()
     path.write_text("{damaged")
     assert recall(key) == {}
+    assert rows(PLAIN) == []
     path.unlink()
     path.parent.rmdir()
     path.parent.write_text("a file in the way")
-    keep(key, {})  # costs a trial a run, and no more
+    keep(key, {}, PLAIN, row)  # costs a trial a run, and no more
     assert recall(key) == {}

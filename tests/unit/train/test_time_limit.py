@@ -15,7 +15,7 @@ from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import CheckpointError
 from llmft.files import write_json
 from llmft.machine.plan import Forecast
-from llmft.runs import terminal
+from llmft.runs import plan
 from llmft.train import callbacks, checkpoint, resume, time_limit
 from llmft.train.objectives import Classification
 from llmft.train.time_limit import TimeLimit, mean_step, steps_within
@@ -352,7 +352,7 @@ def test_a_resume_keeps_the_plan(tmp_path, capsys):
     args = saved(tmp_path, {"status": "interrupted"})
     resume.require_match("mlm", args, {}, range(20))
     assert resume.training_steps(args.training, range(20)) == 20
-    terminal.plan(args, [], range(20))
+    plan.show(plan.make_plan(args.training, [], range(20)), args.training)
     out, err = capsys.readouterr()
     assert "as many steps of 2 examples as fit into 60s: 20, 2 epochs, lear" in out
     assert err == ""
