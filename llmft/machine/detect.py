@@ -107,21 +107,39 @@ def _physical_cores(root: Path) -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Return the CPUs that a cgroup (v2 or v1) grants, None where unlimited."""
-    cgroup = root / "sys/fs/cgroup"
-    v1 = (cgroup / f"cpu/cpu.cfs_{part}_us" for part in ("quota", "period"))
-    words = (_text(cgroup / "cpu.max") or " ".join(map(_text, v1))).split()
-    if len(words) < 2 or words[0] in ("max", "-1"):
-        return None
-    return int(words[0]) / int(words[1])
+    """Return the CPUs that cgroups (v2 or v1) grant, None where unlimited."""
+    granted = []
+    for folder in _cgroups(root, "cpu"):
+        v1 = (folder / f"cpu.cfs_{part}_us" for part in ("quota", "period"))
+        words = (_text(folder / "cpu.max") or " ".join(map(_text, v1))).split()
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            granted.append(int(words[0]) / int(words[1]))
+    return min(granted, default=None)
 
 
 def _cgroup_memory(root: Path) -> int | None:
-    """Return the bytes that a cgroup (v2 or v1) grants, None where unlimited."""
-    cgroup = root / "sys/fs/cgroup"
-    v1 = cgroup / "memory/memory.limit_in_bytes"
-    limit = (_text(cgroup / "memory.max") or _text(v1)).strip()
-    return int(limit) if limit.isdecimal() and int(limit) < 2**60 else None
+    """Return the bytes that cgroups (v2 or v1) grant, None where unlimited."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    said = [_text(f / n).strip() for f in _cgroups(root, "memory") for n in names]
+    sizes = [int(text) for text in said if text.isdecimal()]
+    return min((size for size in sizes if size < 2**60), default=None)
+
+
+def _cgroups(root: Path, controller: str) -> list[Path]:
+    """Return the folders of this process's cgroup and of all above it, of v2 and v1.
+
+    A container sees its own at the top; that of a job of systemd or of a batch system
+    is further down.
+    """
+    paths = {"": "", controller: ""}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        paths |= dict.fromkeys(names.split(","), path)
+    top, found = root / "sys/fs/cgroup", []
+    for base, path in ((top, paths[""]), (top / controller, paths[controller])):
+        parts = [] if ".." in path else [part for part in path.split("/") if part]
+        found += [base.joinpath(*parts[:i]) for i in range(len(parts) + 1)]
+    return found
 
 
 def _text(path: Path) -> str:

@@ -23,6 +23,10 @@ def v1(quota, period="100000"):
     return files | ({"cpu/cpu.cfs_period_us": f"{period}\n"} if period else {})
 
 
+# Of a job of a batch system: its cgroup is not at the top.
+OWN = {"../../../proc/self/cgroup": "5:cpu,cpuacct:/c\n4:memory:/c\n0::/a/b\n"}
+
+
 @pytest.mark.parametrize(
     ("files", "quota", "cores"),
     [
@@ -37,7 +41,10 @@ def v1(quota, period="100000"):
         (v1(50000), 0.5, 1),
         (v1(250000), 2.5, 3),
         (v1(50000, period=None), None, 6),
-        ({"cpu.max": "200000 100000\n", **v1(50000)}, 2.0, 2),
+        ({"cpu.max": "200000 100000\n", **v1(50000)}, 0.5, 1),
+        ({**OWN, "a/b/cpu.max": "150000 100000\n"}, 1.5, 2),
+        ({**OWN, "a/cpu.max": "150000 100000\n"}, 1.5, 2),
+        ({**OWN, "cpu/c/cpu.cfs_quota_us": "-1"}, None, 6),
     ],
 )
 def test_quota_and_affinity(tmp_path, monkeypatch, files, quota, cores):
@@ -90,6 +97,9 @@ def test_physical_cores_without_a_topology(tmp_path, monkeypatch):
         ({"memory.max": "2147483648\n"}, 2**31),
         ({"memory/memory.limit_in_bytes": "1073741824\n"}, 2**30),
         ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({**OWN, "a/b/memory.max": "max\n", "a/memory.max": "2147483648\n"}, 2**31),
+        ({**OWN, "memory/c/memory.limit_in_bytes": "1073741824\n"}, 2**30),
+        ({"../../../proc/self/cgroup": "0::/../x\n", "memory.max": "9\n"}, 9),
     ],
 )
 def test_memory_limit(tmp_path, files, limit):
