@@ -65,13 +65,17 @@ def need_of(
         optimizer_bytes: what the optimizer will keep.
     """
     examples = batches.examples(len(batches) - 1)
+    before = psutil.Process().memory_info().rss
     steps.run(candidate, examples[:1])  # the first of a model also tries what it allows
     one = saved_bytes(steps, candidate, examples[:1])
     two = saved_bytes(steps, candidate, (examples * 2)[:2])
     row = max(two - one, 1)
     gradients = sum(p.nbytes for p in steps.model.parameters() if p.requires_grad)
-    fixed = psutil.Process().memory_info().rss + gradients + optimizer_bytes + GAPS
-    return Need(fixed + max(one - row, 0), int(MARGIN * row))
+    # The heap keeps what it held at the most, where it is glibc's.
+    held = max(
+        psutil.Process().memory_info().rss - 2 * row, before + gradients + one - row
+    )
+    return Need(held + optimizer_bytes + GAPS, int(MARGIN * row))
 
 
 def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
@@ -87,7 +91,7 @@ def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
     if needed <= allowed:
         return needed
     total = args.train_batch_size * args.gradient_accumulation_steps
-    hint = "use a smaller model, or --lora_r 8 of generate.py, which trains few weights"
+    hint = "use a smaller model, a shorter max_seq_length, or --lora_r of generate.py"
     if rows := need.fitting(allowed, total):
         hint = (
             f"--per_device_train_batch_size {rows} --gradient_accumulation_steps"

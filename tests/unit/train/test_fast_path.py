@@ -400,7 +400,7 @@ def test_memory_is_told_and_refused_before_it_is_taken(wordpiece, tmp_path, need
     )
     fits = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 fits"
     assert refused.hint.startswith(fits)
-    assert hopeless.hint.startswith("use a smaller model")
+    assert hopeless.hint.startswith("use a smaller model, ")
 
 
 @pytest.mark.parametrize(
