@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,27 @@ def restore_base(model: Any) -> None:
     originals.close()
     _cast_inputs(model, True)
     del model.originals
+
+
+@contextmanager
+def light_base(model: Any, in_bf16: bool) -> Iterator[None]:
+    """Let a LoRA model run in the block as ``lighten_base`` will have it, for a trial.
+
+    What is compiled for such a model is compiled again where its weights change type.
+    """
+    weights = []
+    if in_bf16 and isinstance(model, PeftModel):
+        weights = _weights_of_products(model)
+    originals = [weight.data for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.bfloat16()
+    _cast_inputs(model, not weights)
+    try:
+        yield
+    finally:
+        for weight, whole in zip(weights, originals, strict=True):
+            weight.data = whole
+        _cast_inputs(model, True)
 
 
 def _weights_of_products(model: nn.Module) -> list[nn.Parameter]:

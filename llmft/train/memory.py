@@ -65,6 +65,7 @@ def need_of(
         optimizer_bytes: what the optimizer will keep.
     """
     examples = batches.examples(len(batches) - 1)
+    candidate = candidate._replace(compiled=False)  # not for batches of one and two
     before = psutil.Process().memory_info().rss
     steps.run(candidate, examples[:1])  # the first of a model also tries what it allows
     one = saved_bytes(steps, candidate, examples[:1])

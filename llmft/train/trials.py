@@ -17,6 +17,7 @@ from llmft.errors import brief
 from llmft.machine import detect
 from llmft.machine.detect import allowed_bytes
 from llmft.machine.trial import Candidate, contest, keep, recall
+from llmft.model.adapters import light_base
 from llmft.train.batches import Batches
 from llmft.train.memory import GAPS, need_of, require_memory
 from llmft.train.narrow import transformers_model
@@ -94,11 +95,12 @@ def take_trial(
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
             needed = require_memory(need, steps.args, int(batches.lengths[-1]))
         seconds, is_whole = _compare(steps, candidates, batches, lasts)
-        chosen, whole = _whole_batches(steps, seconds, batches, lasts, may_compile)
-        evaluation = 0.0
-        if evaluated is not None:
-            examples = evaluated.examples(len(evaluated) // 2)
-            evaluation = steps.timed(chosen, examples, trains=False)
+        with light_base(steps.model, winner(seconds).precision == "bf16"):
+            chosen, whole = _whole_batches(steps, seconds, batches, lasts, may_compile)
+            evaluation = 0.0
+            if evaluated is not None:
+                examples = evaluated.examples(len(evaluated) // 2)
+                evaluation = steps.timed(chosen, examples, trains=False)
     grown = psutil.Process().memory_info().rss + optimizer_bytes
     grown = max(grown + GAPS, needed) - held
     trial = Trial(

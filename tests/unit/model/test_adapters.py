@@ -12,7 +12,13 @@ from unit.train.test_trainer import arguments, causal_lm
 
 from llmft.config.fields import GenerationModelArguments
 from llmft.errors import ConfigError
-from llmft.model.adapters import add_lora, lighten, lighten_base, merged
+from llmft.model.adapters import (
+    add_lora,
+    light_base,
+    lighten,
+    lighten_base,
+    merged,
+)
 from llmft.train.objectives import CausalLM
 
 
@@ -230,6 +236,22 @@ def test_a_light_base_gives_the_same_bits(tmp_path, kind, tied, targets):
     sums = found.state_dict()[name.replace(".base_layer", "")].double()
     torch.testing.assert_close(sums, whole, rtol=1e-6, atol=1e-7)
     assert (found.get_output_embeddings().weight is embeddings.weight) is tied
+
+
+def test_a_trial_runs_on_the_light_base_and_leaves_it_whole(tmp_path):
+    """Of the types that a training has, so that nothing is compiled once more."""
+    model, light = (with_factors("llama", True) for _ in range(2))
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    lighten(light, tmp_path)
+    wanted = [(p.dtype, p.requires_grad) for p in light.parameters()]
+    with light_base(model, True):
+        assert [(p.dtype, p.requires_grad) for p in model.parameters()] == wanted
+        found = loss_and_gradients(model)
+        for one, other in zip(found, loss_and_gradients(light), strict=True):
+            assert torch.equal(one, other)
+    same_bits(model.state_dict(), before)
+    with light_base(model, False):
+        same_bits(model.state_dict(), before)
 
 
 def test_an_adapter_on_an_adapter_keeps_its_base(tmp_path, base):
