@@ -32,7 +32,9 @@ from llmft.errors import EnvironmentFault, LlmftError, escape
 
 INTERRUPTED, TERMINATED = 130, 143
 _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
-_NO_MEMORY = "DefaultCPUAllocator|out of memory|could not create a primitive"  # oneDNN
+_NO_MEMORY = (  # of torch, oneDNN and safetensors
+    "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
+)
 _SPACE, _NETWORK = "free some space", "check network and proxy"
 _HINTS = {  # by the names of errno
     "ENOSPC EDQUOT": _SPACE,

@@ -76,7 +76,8 @@ _BY_NAMES: dict[str, dict[str, Any]] = {
         "[1, inf)",
         most_used=True,
         resume=MUST_AGREE,
-        help="Examples of a batch; auto: auto_find_batch_size.",
+        help="Examples of a batch; auto: as many as memory allows, as with"
+        " auto_find_batch_size.",
     ),
     "gradient_accumulation_steps": about("[1, inf)", most_used=True, resume=MUST_AGREE),
     "auto_find_batch_size": about(

@@ -49,7 +49,7 @@ def prepare_machine(args: TrainingArguments) -> list[Choice]:
     choices = [compared(threads, before), waiting.choice()]
     if machine.busy:
         held = f"{machine.load:.1f} of {machine.logical_cores} cores"
-        said = f"other programs keep {held}: this run will be slower"
+        said = f"other programs keep {held}: this run is slower, what it tries not kept"
         choices.append(Choice("machine", "busy", said))
     if not args.use_cpu:
         choices.append(Choice("device", "cpu", "use_cpu is false, but there is no GPU"))

@@ -212,22 +212,36 @@ def gib(count: float) -> str:
 
 
 def allowed_bytes(root: Path = Path("/")) -> int:
-    """Return how much memory this process may hold in all, in bytes.
+    """Return how much memory this process may hold in all, in bytes."""
+    return min(_limits(root).values())
+
+
+def allowed_text(root: Path = Path("/")) -> str:
+    """Return the same in words, with what limits it: ``1.5 GiB (cgroup)``."""
+    limits = _limits(root)
+    least = min(limits, key=lambda name: limits[name])
+    return f"{gib(limits[least])} ({least})"
+
+
+def _limits(root: Path) -> dict[str, int]:
+    """Return what limits the memory of this process, each with bytes.
 
     That is what is free beside what it holds already, the limit of a cgroup, and
     RLIMIT_AS, which also counts what is reserved and never touched.
     """
     held = psutil.Process().memory_info()
-    allowed = [psutil.virtual_memory().available + held.rss]
+    limits = {"what is free": psutil.virtual_memory().available + held.rss}
     if limit := _cgroup_memory(root):
-        allowed.append(limit)
+        limits["a cgroup grants it"] = limit
     if sys.platform != "win32":
         import resource
 
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            allowed.append(soft - held.vms + held.rss)
-    return min(allowed)
+            limits["ulimit -v, less what libraries reserve"] = (
+                soft - held.vms + held.rss
+            )
+    return limits
 
 
 def peak_rss_bytes() -> int:

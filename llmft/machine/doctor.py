@@ -22,9 +22,8 @@ def report() -> None:
     found = measure(machine, torch.get_num_threads())
     say("found\n" + table(_found(machine, threads), ["", ""]))
     how = "disturbed by other programs" if found.busy else "best of a few runs"
-    say(
-        f"\nmeasured ({how})\n" + table(_measured(found) + waiting.rows(), ["", "", ""])
-    )
+    measured = _measured(found) + waiting.rows(machine.busy)
+    say(f"\nmeasured ({how})\n" + table(measured, ["", "", ""]))
     tried = trial.rows(machine)
     say("\ntried by runs on this machine, which choose by it\n" + table(tried, _TRIED))
     if not tried:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmft.machine.detect import gib
-
 # The end of a command, beside what is evaluated and saved (2 cores, AMD EPYC).
 END_SECONDS = 2.0
 
@@ -42,12 +40,3 @@ def duration_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def compared_with(forecast: Forecast, steps: int, seconds: float, peak: int) -> str:
-    """Return what a training took beside what was expected, in a line."""
-    planned = duration_text(steps * forecast.step_seconds)
-    line = f"training {duration_text(seconds)} (plan: {planned})"
-    if forecast.peak_bytes:
-        line += f", memory {gib(peak)} at the most (plan: {gib(forecast.peak_bytes)})"
-    return line

@@ -30,17 +30,14 @@ def choice() -> Choice:
     return Choice("waiting", "spins", said)
 
 
-def rows() -> list[tuple[str, str, str]]:
-    """Measure for 0.3 s; return rows for ``llmft doctor``."""
-    share, found = share_beside_a_program(), choice()
-    return [
-        (
-            "beside others",
-            f"{share:.0%}",
-            "of the speed of a step alone, with a program busy",
-        ),
-        (found.name, found.value, found.reason),
-    ]
+def rows(busy: bool) -> list[tuple[str, str, str]]:
+    """Measure for 0.3 s, unless ``busy``; return rows for ``llmft doctor``."""
+    found = choice()
+    row = found.name, found.value, found.reason
+    if busy:  # alone is what cannot be measured
+        return [row]
+    said = "of the speed of a step alone, with a program busy"
+    return [("beside others", f"{share_beside_a_program():.0%}", said), row]
 
 
 def share_beside_a_program(seconds: float = _SECONDS) -> float:

@@ -28,7 +28,7 @@ from llmft.data.read.labels import SINGLE
 from llmft.data.tokens.chat import read_template
 from llmft.errors import ConfigError, EnvironmentFault, LlmftError
 from llmft.files import publish_folder
-from llmft.machine.detect import allowed_bytes, gib
+from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.model import new_weights, probes
 from llmft.model.adapters import apply_adapter, base_of
 from llmft.model.labels import set_names, untrained
@@ -139,10 +139,10 @@ def require_memory_for_weights(
     if held + sum(parts.values()) > allowed:
         said = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
         raise EnvironmentFault(
-            f"{located.name} needs more memory than the {gib(allowed)} that may be"
-            f" used: {said}, and {gib(held)} for Python and its libraries",
-            hint="use a smaller model, or for generate.py --lora_r 8"
-            if args.do_train and not lora
+            f"{located.name} needs more memory than it may use, {allowed_text()}:"
+            f" {said}, and {gib(held)} for Python and its libraries",
+            hint="use a smaller model, or --lora_r 8, which trains few weights"
+            if args.do_train and not lora and auto_class is AutoModelForCausalLM
             else "use a smaller model",
         )
 

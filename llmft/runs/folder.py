@@ -44,11 +44,11 @@ from llmft.files import (
     write_text,
 )
 from llmft.machine import detect
-from llmft.machine.plan import Forecast, compared_with
+from llmft.machine.plan import Forecast
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
-from llmft.runs.plan import Plan, make_plan, show
+from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.speed import StepClock, training_speed
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
@@ -120,7 +120,7 @@ class Run:
         resume.require_match(self.task.recipe, self.args, self.record, train)
         plan = make_plan(self.args.training, choices, train, forecast)
         show(plan, self.args.training)
-        self.forecast = forecast
+        self.forecast, self.planned = forecast, plan
         self.record["plan"] = asdict(plan)
         chosen = self.record["plan"].pop("choices")
         self.record["choices"] = {choice.pop("name"): choice for choice in chosen}
@@ -260,8 +260,8 @@ class Run:
         given = {name: a["value"] for name, a in self.record["arguments"].items()}
         if self.forecast and self.clock.seconds and self.args.training.do_train:
             steps = self.steps - self.clock.first_step
-            took, peak = self.clock.seconds, detect.peak_rss_bytes()
-            say(f"\ntook       {compared_with(self.forecast, steps, took, peak)}")
+            seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
+            say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)

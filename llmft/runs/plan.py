@@ -10,15 +10,13 @@ from typing import Any
 
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
-from llmft.console import say
+from llmft.console import say, warn
 from llmft.errors import EnvironmentFault
-from llmft.machine.detect import allowed_bytes, gib
+from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
+from llmft.train.memory import LEAST, MOST
 from llmft.train.resume import epoch_steps, events, saved_state, training_steps
 from llmft.train.time_limit import seconds_left, steps_within
-
-# What a training held beside what was expected of it (2 cores, AMD EPYC; nine runs).
-LEAST, MOST = 0.9, 1.1
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,32 @@ def show(plan: Plan, args: TrainingArguments) -> None:
     if plan.seconds:
         say(f"  {'time':<10} {_time(plan)}")
     if plan.memory_bytes[1]:
-        low, high = (size / 2**30 for size in plan.memory_bytes)
-        allowed = gib(plan.allowed_bytes)
-        said = f"{low:.1f} to {high:.1f} GiB at the most, of {allowed}"
-        say(f"  {'memory':<10} {said} that may be used")
+        said = f"{_range(plan)} at the most, of {allowed_text()}"
+        say(f"  {'memory':<10} {said}")
     if plan.disk_bytes:
         free = gib(plan.free_bytes)
         say(f"  {'disk':<10} up to {gib(plan.disk_bytes)}, of {free} that are free")
+    if plan.memory_bytes[1] > plan.allowed_bytes:
+        warn(
+            "memory may run out: --per_device_train_batch_size auto finds a batch that"
+            " leaves some"
+        )
     if args.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def took(plan: Plan, steps: int, seconds: float, peak: int) -> str:
+    """Return what a training of ``steps`` took beside what was planned, in a line."""
+    planned = duration_text(steps * plan.step_seconds)
+    line = f"training {duration_text(seconds)} (plan of {steps:,} steps: {planned})"
+    if plan.memory_bytes[1]:
+        line += f", memory {gib(peak)} at the most (plan: {_range(plan)})"
+    return line
+
+
+def _range(plan: Plan) -> str:
+    low, high = (size / 2**30 for size in plan.memory_bytes)
+    return f"{low:.1f} to {high:.1f} GiB"
 
 
 def _steps(
@@ -175,6 +190,5 @@ def _time(plan: Plan) -> str:
     ]
     said = f"about {duration_text(sum(plan.seconds.values()))}: "
     said += ", ".join(parts) or "next to nothing"
-    if plan.trial_seconds:
-        said += f"; trying took {duration_text(plan.trial_seconds)}"
-    return said
+    tried = f"trying took {duration_text(plan.trial_seconds)}"
+    return f"{said}; {tried if plan.trial_seconds else 'tried before'}"

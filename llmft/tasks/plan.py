@@ -27,7 +27,9 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
         LlmftError: what the run would end with before it starts.
     """
     if not Path(recipe).is_file():
-        raise ConfigError("there is no such recipe; name its file", path=recipe)
+        raise ConfigError(
+            "no such file; name a recipe's, as recipes/mlm.py", path=recipe
+        )
     arguments = [*argv, "--dry_run"]
     if not quiet:
         return load_script(str(recipe)).main(arguments)

@@ -270,10 +270,10 @@ def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
     if len(best) == 1:
         if field == "compiled":
             return "compiling would take longer than it saves"
-        return "the only one that there was time to try, or that can be"
+        return "tried alone: the run is short, or it cannot have another"
     names = {True: "compiled", False: "as written"}
     shown = [
         f"{names.get(value, value)} {1e3 * seconds:,.0f} ms"
         for value, seconds in sorted(best.items(), key=lambda item: item[0] != own)
     ]
-    return f"a step was tried: {', '.join(shown)}"
+    return f"part of a batch took: {', '.join(shown)}"

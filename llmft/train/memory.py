@@ -11,9 +11,10 @@ import torch
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.errors import EnvironmentFault
-from llmft.machine.detect import allowed_bytes, gib
+from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.trial import Candidate
 from llmft.train.batches import Batches
+from llmft.train.objectives import CausalLM
 from llmft.train.steps import Steps
 
 # Of what is counted here: the rest are intermediate results.
@@ -21,6 +22,8 @@ MARGIN = 1.15
 # What the heap of a training grows by beside that, in gaps between tensors that change
 # their size (2 cores, AMD EPYC; masked LM, classification, causal LM: 0.1 to 0.4 GiB).
 GAPS = 3 * 2**27
+# What a training held beside what was expected of it (2 cores, AMD EPYC; nine runs).
+LEAST, MOST = 0.9, 1.1
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def need_of(
     return Need(held + optimizer_bytes + GAPS, int(MARGIN * row))
 
 
-def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
+def require_memory(need: Need, steps: Steps, length: int) -> int:
     """Return the bytes that the process will hold with the batch that was asked for.
 
     Args:
@@ -88,11 +91,14 @@ def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
     Raises:
         EnvironmentFault: that is more than this process may hold; says what fits.
     """
-    allowed, needed = allowed_bytes(), need.of(args.train_batch_size)
+    args, allowed = steps.args, allowed_bytes()
+    needed = need.of(args.train_batch_size)
     if needed <= allowed:
         return needed
     total = args.train_batch_size * args.gradient_accumulation_steps
-    hint = "use a smaller model, a shorter max_seq_length, or --lora_r of generate.py"
+    hint = "use a smaller model or a shorter max_seq_length"
+    if isinstance(steps.objective, CausalLM):
+        hint += ", or --lora_r 8, which trains few weights"
     if rows := need.fitting(allowed, total):
         hint = (
             f"--per_device_train_batch_size {rows} --gradient_accumulation_steps"
@@ -100,9 +106,9 @@ def require_memory(need: Need, args: TrainingArguments, length: int) -> int:
             " max_seq_length or --activation_checkpointing true help, too"
         )
     raise EnvironmentFault(
-        f"training would take about {gib(needed)} of memory, {gib(allowed)} may be used"
-        f" (weights, gradients and optimizer {gib(need.fixed)}, each example of"
-        f" {length} tokens {gib(need.example)})",
+        f"training would take about {gib(needed)} of memory, and may use"
+        f" {allowed_text()}: {gib(need.fixed)} whatever the batch, with Python and its"
+        f" libraries, and {gib(need.example)} for each example of {length} tokens",
         hint=hint,
     )
 
@@ -113,8 +119,9 @@ def fit_batch_size(need: Need, args: TrainingArguments) -> Choice:
     Where not even one example fits, all stays, for ``require_memory`` to refuse.
     """
     total = args.train_batch_size * args.gradient_accumulation_steps
-    rows = need.fitting(allowed_bytes(), total) or args.train_batch_size
+    rows = need.fitting(int(allowed_bytes() / MOST), total) or args.train_batch_size
     args.per_device_train_batch_size = rows
     args.gradient_accumulation_steps = total // rows
-    said = f"{rows} fit at once: {gib(need.fixed)}, and {gib(need.example)} an example"
+    said = f"{rows} of {total} fit at once" if rows < total else "all fit at once"
+    said += f": {gib(need.fixed)}, and {gib(need.example)} an example"
     return Choice("batch", f"{rows} x {total // rows}", said)

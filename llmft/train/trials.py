@@ -12,7 +12,7 @@ import psutil
 import torch
 import transformers
 
-from llmft.console import warn
+from llmft.console import say, warn
 from llmft.errors import brief
 from llmft.machine import detect
 from llmft.machine.detect import allowed_bytes
@@ -89,11 +89,12 @@ def take_trial(
         found = {Candidate(*c): seconds for c, seconds in kept.pop("seconds")}
         peak = held + kept.pop("grown")
         return Trial(found, Candidate(*kept.pop("chosen")), **kept, peak_bytes=peak)
+    say("trying     some steps of this run, for what is fastest, time and memory")
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
-            needed = require_memory(need, steps.args, int(batches.lengths[-1]))
+            needed = require_memory(need, steps, int(batches.lengths[-1]))
         seconds, is_whole = _compare(steps, candidates, batches, lasts)
         with light_base(steps.model, winner(seconds).precision == "bf16"):
             chosen, whole = _whole_batches(steps, seconds, batches, lasts, may_compile)

@@ -80,7 +80,9 @@ def test_a_busy_machine_is_in_the_plan(monkeypatch):
         monkeypatch.setattr(detect, "detect", lambda machine=machine: machine)
         choices = prepare_machine(TrainingArguments())
         found[load] = [choice for choice in choices if choice.name == "machine"]
-    said = "other programs keep 2.5 of 8 cores: this run will be slower"
+    said = (
+        "other programs keep 2.5 of 8 cores: this run is slower, what it tries not kept"
+    )
     assert found == {1.9: [], 2.5: [Choice("machine", "busy", said)]}
 
 

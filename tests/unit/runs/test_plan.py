@@ -11,7 +11,7 @@ from llmft.config.fields import TrainingArguments
 from llmft.errors import ConfigError, EnvironmentFault
 from llmft.machine.plan import Forecast
 from llmft.runs import plan as module
-from llmft.runs.plan import make_plan, show
+from llmft.runs.plan import make_plan, show, took
 from llmft.tasks.plan import plan
 
 OFF = {
@@ -33,6 +33,7 @@ FULL = Forecast(
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
     monkeypatch.setattr(module, "allowed_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr(module, "allowed_text", lambda: "16.0 GiB (what is free)")
     disk = SimpleNamespace(free=99 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
     monkeypatch.setattr(module, "seconds_left", lambda limit: 60.0)
@@ -53,7 +54,8 @@ def _machine(monkeypatch):
             range(17),
             "  training   as many steps of 8 examples as fit into 1m: about 20, 6.67"
             " epochs, learning rate 5e-05\n"
-            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s\n",
+            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s;"
+            " tried before\n",
         ),
         (
             {"time_limit": "1m"},
@@ -69,8 +71,8 @@ def _machine(monkeypatch):
             range(17),  # four checkpoints, of which three are there at once
             "  training   12 steps of 8 examples, 4 epochs, learning rate 5e-05\n"
             "  time       about 68 s: training (2 s a step) 24 s, evaluating 20 s,"
-            " checkpoints 4 s, the end 20 s\n"
-            "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB that may be used\n"
+            " checkpoints 4 s, the end 20 s; tried before\n"
+            "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB (what is free)\n"
             "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",
         ),
         ({"do_train": False}, FULL, None, None),
@@ -118,5 +120,22 @@ def test_the_plan_for_programs(tmp_path, capsys):
     recipe.write_text("def main(argv):\n    print(argv)\n    return argv\n")
     assert plan(recipe, ["--seed", "1"]) == ["--seed", "1", "--dry_run"]
     assert capsys.readouterr().out == ""
-    with pytest.raises(ConfigError, match="no such recipe"):
+    with pytest.raises(ConfigError, match="no such file"):
         plan(tmp_path / "other.py")
+
+
+@pytest.mark.parametrize(("allowed", "warned"), [(12, False), (10, True)])
+def test_memory_that_may_run_out(tmp_path, monkeypatch, capsys, allowed, warned):
+    monkeypatch.setattr(module, "allowed_bytes", lambda: allowed * 2**30)
+    args = TrainingArguments(str(tmp_path), do_train=True, **OFF)
+    show(make_plan(args, [], range(17), FULL), args)
+    assert ("memory may run out" in capsys.readouterr().err) is warned
+
+
+def test_what_it_took_stands_beside_the_plan(tmp_path):
+    args = TrainingArguments(str(tmp_path), do_train=True, **OFF)
+    made = make_plan(args, [], range(17), FULL)
+    assert took(made, 5, 12.0, 9 * 2**30) == (
+        "training 12 s (plan of 5 steps: 10 s), memory 9.0 GiB at the most (plan: 9.0"
+        " to 11.0 GiB)"
+    )

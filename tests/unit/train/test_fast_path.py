@@ -115,8 +115,12 @@ def test_what_was_chosen_is_set_and_recalled(wordpiece, tmp_path, monkeypatch):
         assert model.config._attn_implementation == "sdpa"
         assert (args.training.bf16, args.training.mixed_precision) == (True, "bf16")
         assert found.choices == [
-            Choice("precision", "bf16", "a step was tried: bf16 250 ms, fp32 750 ms"),
-            Choice("attention", "sdpa", "a step was tried: sdpa 250 ms, eager 500 ms"),
+            Choice(
+                "precision", "bf16", "part of a batch took: bf16 250 ms, fp32 750 ms"
+            ),
+            Choice(
+                "attention", "sdpa", "part of a batch took: sdpa 250 ms, eager 500 ms"
+            ),
         ]
         monkeypatch.setattr(trials, "contest", None)  # not called again
     assert found.forecast.trial_seconds == 0
@@ -298,7 +302,7 @@ def test_whether_layers_are_compiled(
     assert layers.value == wanted
     figures = ["compiled 500 ms", "as written 1,000 ms"]
     figures = figures if pays else [figures[1], "compiled 800 ms"]
-    assert layers.reason == (why or f"a step was tried: {', '.join(figures)}")
+    assert layers.reason == (why or f"part of a batch took: {', '.join(figures)}")
     assert any(c.compiled for c in tried) is (flag or why is None)
     replaced = ["forward" in vars(x) for x in trainer.model.base_model.layers]
     assert replaced == [wanted == "compiled"] * 2
@@ -370,6 +374,7 @@ def needs(wordpiece, tmp_path, monkeypatch):
         monkeypatch.setattr(memory, "saved_bytes", kept)
         allowed = held + memory.GAPS + 10**9 + int(more * 10**9)
         monkeypatch.setattr(memory, "allowed_bytes", lambda: allowed)
+        monkeypatch.setattr(memory, "MOST", 1.0)
         return held
 
     return needs
@@ -386,7 +391,7 @@ def test_memory_is_told_and_refused_before_it_is_taken(wordpiece, tmp_path, need
         held = needs(more)
         need = memory.need_of(steps, EAGER, batches, 10**9)
         try:
-            found.append(memory.require_memory(need, args, 18))
+            found.append(memory.require_memory(need, steps, 18))
         except EnvironmentFault as refused:
             found.append(refused)
     needed, refused, hopeless = found
@@ -394,13 +399,13 @@ def test_memory_is_told_and_refused_before_it_is_taken(wordpiece, tmp_path, need
     assert needed == pytest.approx(wanted, rel=0.05)
     assert refused.exit_code == hopeless.exit_code == 5
     assert re.fullmatch(
-        r"training would take about \d.* may be used \(weights, gradients and optimizer"
-        r" .* each example of 18 tokens 1.1 GiB\)",
+        r"training would take about \d.* of memory, and may use .* whatever the batch,"
+        r" .* and 1.1 GiB for each example of 18 tokens",
         refused.found,
     )
     fits = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 fits"
     assert refused.hint.startswith(fits)
-    assert hopeless.hint.startswith("use a smaller model, ")
+    assert hopeless.hint.startswith("use a smaller model or")
 
 
 @pytest.mark.parametrize(
