@@ -44,9 +44,9 @@ def contest(
 ) -> tuple[dict[Candidate, float], bool]:
     """Return the seconds of each candidate that was tried, and whether all were.
 
-    Each runs once to warm up and once in earnest, those near the best again. What
-    raises takes for ever; where all do, the first one's error is raised. A precision
-    that has lost with one attention is not tried with others.
+    Each runs once to warm up and once in earnest, those near the best again; one alone
+    runs once. What raises takes for ever; where all do, the first one's error is
+    raised. A precision that has lost with one attention is not tried with others.
 
     Args:
         candidates: the likely best first: it is tried whatever it costs.
@@ -54,6 +54,9 @@ def contest(
         budget: how many seconds all of it may take, of the seconds of the best.
     """
     began, seconds = time.perf_counter(), dict[Candidate, float]()
+    if len(candidates) == 1:
+        run(candidates[0])
+        return {candidates[0]: time.perf_counter() - began}, True
     errors: list[Exception] = []
 
     def timed(candidate: Candidate) -> float:
@@ -118,12 +121,9 @@ def keep(
 
 
 def rows(machine: Machine) -> list[list[str]]:
-    """Return the rows that were kept on this machine, the oldest first."""
-    files = sorted(
-        _folder().glob("trial-*.json"), key=lambda path: path.stat().st_mtime
-    )
-    stored = [read_object(path) for path in files]
-    return [s["row"] for s in stored if s.get("machine") == _name(machine)]
+    """Return the rows that were kept on this machine, by their jobs."""
+    stored = [read_object(path) for path in _folder().glob("trial-*.json")]
+    return sorted(s["row"] for s in stored if s.get("machine") == _name(machine))
 
 
 def _name(machine: Machine) -> str:

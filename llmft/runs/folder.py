@@ -54,6 +54,7 @@ from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
+_ELSEWHERE = "choose --output_dir"
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -330,6 +331,9 @@ def _require_free(args: TrainingArguments) -> None:
     folder = Path(args.output_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise EnvironmentFault("output_dir is a file", path=folder)
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if there.is_dir() and not os.access(there, os.W_OK):
+        raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
     if entries and folder.resolve() not in resumed.parents:
@@ -353,7 +357,7 @@ def _make_folder(recipe: str, args: TrainingArguments) -> Path:
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write there: {error.strerror}",
-            hint="choose --output_dir",
+            hint=_ELSEWHERE,
             path=folder,
         ) from error
     return folder

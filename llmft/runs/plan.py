@@ -15,7 +15,12 @@ from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
 from llmft.train.memory import LEAST, MOST
-from llmft.train.resume import epoch_steps, events, saved_state, training_steps
+from llmft.train.resume import (
+    epoch_steps,
+    evaluations_and_saves,
+    saved_state,
+    training_steps,
+)
 from llmft.train.time_limit import seconds_left, steps_within
 
 
@@ -67,18 +72,13 @@ def make_plan(
     epochs = steps / per_epoch if per_epoch else None
     if forecast is None:
         return Plan(list(choices), steps, epochs)
-    strategies = {
-        "eval": (args.eval_strategy, args.eval_steps),
-        "save": (args.save_strategy, args.save_steps),
-    }
-    times = {
-        name: events(*strategy, steps, per_epoch, done)
-        for name, strategy in strategies.items()
-    }
+    evaluations, saves = 0, 0
+    if steps:
+        evaluations, saves = evaluations_and_saves(args, steps, per_epoch, done)
     seconds = {
         "training": (steps - done) * forecast.step_seconds,
-        "evaluating": times["eval"] * forecast.evaluation_seconds,
-        "checkpoints": times["save"] * forecast.save_seconds,
+        "evaluating": evaluations * forecast.evaluation_seconds,
+        "checkpoints": saves * forecast.save_seconds,
         "the end": forecast.final_seconds,
     }
     peak = forecast.peak_bytes
@@ -90,7 +90,7 @@ def make_plan(
         step_seconds=forecast.step_seconds,
         memory_bytes=(int(LEAST * peak), int(MOST * peak)),
         allowed_bytes=allowed_bytes(),
-        disk_bytes=_disk(args, forecast, times["save"]) if args.do_train else 0,
+        disk_bytes=_disk(args, forecast, saves) if args.do_train else 0,
         free_bytes=_free(args),
         trial_seconds=forecast.trial_seconds,
     )

@@ -26,10 +26,8 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
     Raises:
         LlmftError: what the run would end with before it starts.
     """
-    if not Path(recipe).is_file():
-        raise ConfigError(
-            "no such file; name a recipe's, as recipes/mlm.py", path=recipe
-        )
+    if not (Path(recipe).is_file() and Path(recipe).suffix == ".py"):
+        raise ConfigError("no recipe; name its file, as recipes/mlm.py", path=recipe)
     arguments = [*argv, "--dry_run"]
     if not quiet:
         return load_script(str(recipe)).main(arguments)

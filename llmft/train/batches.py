@@ -47,9 +47,9 @@ class Batches:
         else:
             order = torch.randperm(len(lengths), generator=generator).tolist()
         cut = [order[i : i + size] for i in range(0, len(order), size)]
-        # The last one may have fewer examples.
         longest = np.array([lengths[rows].max() for rows in cut])
-        by_length = np.lexsort((-np.array(list(map(len, cut))), longest))
+        # The last one may have fewer examples: it is not typical, nor the longest.
+        by_length = np.lexsort((np.array(list(map(len, cut))), longest))
         self.rows = [cut[i] for i in by_length]
         self.lengths = longest[by_length]
 

@@ -6,6 +6,7 @@ will take. What the user gave always wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -109,8 +110,13 @@ def _batch_size(
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     args.origins.update(dict.fromkeys(names, "auto_find_batch_size"))
     if "batch" in before:
-        for name, value in zip(names, before["batch"].split(" x "), strict=True):
-            setattr(training, name, int(value))
+        asked = training.train_batch_size * training.gradient_accumulation_steps
+        rows, parts = map(int, before["batch"].split(" x "))
+        if rows * parts != asked:
+            said = f"{asked} examples a step were asked for"
+            warn(f"{said}; the batch stays {before['batch']}, as before this resume")
+        for name, value in zip(names, (rows, parts), strict=True):
+            setattr(training, name, value)
         return Choice("batch", before["batch"], "as before the resume")
     with steps.leaving_no_trace():
         kept = optimizer_cost(training, steps.model)[1]
@@ -126,25 +132,28 @@ def _tried(
     may_compile: bool,
 ) -> tuple[Trial, Forecast]:
     """Return what the trial gave, and what follows for the whole run."""
-    training, micro_steps, optimizer = steps.args, float(len(batches)), (0.0, 0)
-    held_out: list[Batches | None] = [None, None]
+    training, optimizer, limit = steps.args, (0.0, 0), math.inf
+    asked = {"validation": training.do_eval, "test": training.do_predict}
+    held_out = {
+        split: _batches(training, data, split)
+        for split, on in asked.items()
+        if on and split in data
+    }
+    micro_steps = float(sum(map(len, held_out.values())))
     if training.do_train:
-        micro_steps = training_steps(training, data["train"])
-        micro_steps *= training.gradient_accumulation_steps
         optimizer = optimizer_cost(training, steps.model)
-        asked = {"validation": training.do_eval, "test": training.do_predict}
-        held_out = [
-            _batches(training, data, split) if on and split in data else None
-            for split, on in asked.items()
-        ]
-    limit = seconds_left(training.time_limit) if training.time_limit else None
+        if training.time_limit:
+            limit, micro_steps = seconds_left(training.time_limit), math.inf
+        else:
+            micro_steps = training_steps(training, data["train"])
+            micro_steps *= training.gradient_accumulation_steps
     trial = take_trial(
-        *(steps, candidates, batches, held_out[0]),
-        lasts=lambda batch: limit or micro_steps * batch,
+        *(steps, candidates, batches, held_out.get("validation")),
+        lasts=lambda batch: min(limit, micro_steps * batch),
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],
     )
-    return trial, predicted(training, steps.model, trial, optimizer, batches, *held_out)
+    return trial, predicted(training, steps.model, trial, optimizer, batches, held_out)
 
 
 def _chooses(args: Arguments) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,35 @@ def predicted(
     trial: Trial,
     optimizer: tuple[float, int],
     batches: Batches,
-    evaluated: Batches | None,
-    tested: Batches | None = None,
+    held_out: Mapping[str, Batches],
 ) -> Forecast:
     """Return the seconds of a step, an evaluation and a checkpoint, and the memory.
 
     A batch takes time in proportion to its length, between and beyond those that were
-    tried. ``optimizer`` is what ``optimizer_cost`` gives.
+    tried.
+
+    Args:
+        optimizer: what ``optimizer_cost`` gives.
+        batches: those to train on. held_out: by split, those to evaluate on.
     """
-    batch = MEAN * float(np.mean(_by_length(trial, batches.lengths)))
     if not args.do_train:
-        seconds = batch * len(batches) + END_SECONDS
-        return Forecast(0.0, final_seconds=seconds, peak_bytes=trial.peak_bytes)
+        parts = [_by_length(trial, b.lengths).sum() for b in held_out.values()]
+        return Forecast(
+            step_seconds=0.0,
+            final_seconds=float(sum(parts)) + END_SECONDS,
+            peak_bytes=trial.peak_bytes,
+            trial_seconds=trial.took,
+        )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds, kept = optimizer
-    evaluation, test = (_evaluation(trial, b) for b in (evaluated, tested))
-    saved = 4 * trained + kept
+    batch = MEAN * float(np.mean(_by_length(trial, batches.lengths)))
+    evaluations = {split: _evaluation(trial, b) for split, b in held_out.items()}
+    saved = 4 * trained + (0 if args.save_only_model else kept)
     return Forecast(
         step_seconds=args.gradient_accumulation_steps * batch + seconds,
-        evaluation_seconds=evaluation,
+        evaluation_seconds=evaluations.get("validation", 0.0),
         save_seconds=write_seconds(saved),
-        final_seconds=evaluation * args.do_eval
-        + test
+        final_seconds=sum(evaluations.values())
         + write_seconds(4 * trained)
         + END_SECONDS,
         peak_bytes=trial.peak_bytes,
@@ -53,10 +61,8 @@ def predicted(
     )
 
 
-def _evaluation(trial: Trial, batches: Batches | None) -> float:
-    """Return the seconds of an evaluation on all of ``batches``, 0 without them."""
-    if batches is None:
-        return 0.0
+def _evaluation(trial: Trial, batches: Batches) -> float:
+    """Return the seconds of an evaluation on all of ``batches``."""
     cells = batches.lengths * np.array([len(rows) for rows in batches.rows])
     return trial.evaluation * float(cells.sum() / cells[len(batches) // 2])
 

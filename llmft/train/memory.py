@@ -62,17 +62,17 @@ def saved_bytes(steps: Steps, candidate: Candidate, examples: list[Any]) -> int:
 def need_of(
     steps: Steps, candidate: Candidate, batches: Batches, optimizer_bytes: int
 ) -> Need:
-    """Return what the training needs, from what one and two of the longest examples do.
+    """Return what the training needs, from what one and two of the longest do.
 
     Args:
         optimizer_bytes: what the optimizer will keep.
     """
-    examples = batches.examples(len(batches) - 1)
+    among = batches.examples(len(batches) - 1)
+    longest = max(among, key=lambda example: len(example["input_ids"]))
     candidate = candidate._replace(compiled=False)  # not for batches of one and two
     before = psutil.Process().memory_info().rss
-    steps.run(candidate, examples[:1])  # the first of a model also tries what it allows
-    one = saved_bytes(steps, candidate, examples[:1])
-    two = saved_bytes(steps, candidate, (examples * 2)[:2])
+    steps.run(candidate, [longest])  # the first of a model also tries what it allows
+    one, two = (saved_bytes(steps, candidate, [longest] * n) for n in (1, 2))
     row = max(two - one, 1)
     gradients = sum(p.nbytes for p in steps.model.parameters() if p.requires_grad)
     # The heap keeps what it held at the most, where it is glibc's.

@@ -195,25 +195,30 @@ def training_steps(args: TrainingArguments, train: Any) -> int:
     return math.ceil(args.num_train_epochs * epoch_steps(args, train))
 
 
-def events(
-    strategy: str,
-    every: float | None,
-    steps: int,
-    steps_per_epoch: int | None,
-    done: int = 0,
-) -> int:
-    """Return how often steps ``done`` to ``steps`` are evaluated, or saved.
+def evaluations_and_saves(
+    args: TrainingArguments, steps: int, steps_per_epoch: int | None, done: int = 0
+) -> tuple[int, int]:
+    """Return how often steps ``done`` to ``steps`` are evaluated, and saved at most.
+
+    Each evaluation may be the best so far, which is saved.
 
     Args:
-        strategy: eval_strategy or save_strategy. every: eval_steps or save_steps.
         steps_per_epoch: None for a stream, which counts as one epoch.
     """
-    if strategy == "epoch":
-        every = steps_per_epoch or steps
-    if strategy == "no" or not every:
-        return 0
-    every = math.ceil(steps * every) if every < 1 else every
-    return math.ceil(steps / every) - int(done // every)
+
+    def times(strategy: str, every: float | None) -> int:
+        if strategy == "epoch":
+            every = steps_per_epoch or steps
+        if strategy in ("no", "best") or not every:
+            return 0
+        every = math.ceil(steps * every) if every < 1 else every
+        return math.ceil(steps / every) - int(done // every)
+
+    evaluations = times(args.eval_strategy, args.eval_steps)
+    saves = times(args.save_strategy, args.save_steps)
+    if args.save_strategy == "best" or args.load_best_model_at_end:
+        saves = max(saves, evaluations)
+    return evaluations, saves
 
 
 def epoch_steps(args: TrainingArguments, train: Sized) -> int:

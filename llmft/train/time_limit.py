@@ -21,7 +21,7 @@ from llmft.config.fields import TrainingArguments
 from llmft.console import say
 from llmft.machine.plan import Forecast
 from llmft.train.batches import Batches
-from llmft.train.resume import epoch_steps, events, saved_state
+from llmft.train.resume import epoch_steps, evaluations_and_saves, saved_state
 
 ENDLESS = 2**31 - 1  # more steps than any training has
 _TIMED = 4  # steps that a correction is made from, at the least; the first is slower
@@ -50,12 +50,7 @@ def steps_within(
     """
 
     def taken(last: int) -> float:
-        evaluations = events(
-            args.eval_strategy, args.eval_steps, last, steps_per_epoch, done
-        )
-        saves = events(args.save_strategy, args.save_steps, last, steps_per_epoch, done)
-        if args.save_strategy == "best" or args.load_best_model_at_end:
-            saves = max(saves, evaluations)  # if each is the best so far
+        evaluations, saves = evaluations_and_saves(args, last, steps_per_epoch, done)
         return (
             (last - done) * forecast.step_seconds
             + evaluations * forecast.evaluation_seconds

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from torch.nn import Dropout
 
 from llmft.console import say, warn
 from llmft.errors import brief
@@ -84,51 +85,74 @@ def take_trial(
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
-    kept = recall(key)
-    if kept and held + kept["grown"] <= allowed_bytes():
-        found = {Candidate(*c): seconds for c, seconds in kept.pop("seconds")}
-        peak = held + kept.pop("grown")
-        return Trial(found, Candidate(*kept.pop("chosen")), **kept, peak_bytes=peak)
+    before = _recalled(recall(key), held + optimizer_bytes)
+    if before and before.peak_bytes <= allowed_bytes():
+        return before
     say("trying     some steps of this run, for what is fastest, time and memory")
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
             needed = require_memory(need, steps, int(batches.lengths[-1]))
-        seconds, is_whole = _compare(steps, candidates, batches, lasts)
-        with light_base(steps.model, winner(seconds).precision == "bf16"):
-            chosen, whole = _whole_batches(steps, seconds, batches, lasts, may_compile)
+        seconds, is_whole, share = _compare(steps, candidates, batches, lasts)
+        best = winner(seconds)
+        until = start + _budget(lasts(share * seconds[best]))
+        with light_base(steps.model, best.precision == "bf16"):
+            chosen, whole = _whole_batches(
+                steps, seconds, batches, lasts if may_compile else None, until
+            )
             evaluation = 0.0
             if evaluated is not None:
                 examples = evaluated.examples(len(evaluated) // 2)
-                evaluation = steps.timed(chosen, examples, trains=False)
-    grown = psutil.Process().memory_info().rss + optimizer_bytes
-    grown = max(grown + GAPS, needed) - held
+                evaluation = steps.timed(chosen, examples, False, until)
+    grown = psutil.Process().memory_info().rss + GAPS
+    grown = max(grown, needed - optimizer_bytes) - held
     trial = Trial(
         seconds=seconds,
         chosen=chosen,
         lengths=list(whole),
         batches=list(whole.values()),
         evaluation=evaluation,
-        peak_bytes=held + grown,
+        peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
     )
     if is_whole:
-        tried = [[c, s] for c, s in seconds.items() if math.isfinite(s)]
-        known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
-        del known["peak_bytes"]
+        known = _to_keep(trial) | {"grown": grown}
         keep(key, known, machine, _row(steps, batches, trial))
     return trial
 
 
+def _to_keep(trial: Trial) -> dict[str, Any]:
+    """Return what of a trial holds in other processes, too; see ``_recalled``."""
+    tried = [[c, s] for c, s in trial.seconds.items() if math.isfinite(s)]
+    known = {**asdict(trial), "seconds": tried, "took": 0.0}
+    del known["peak_bytes"]
+    return known
+
+
+def _recalled(known: dict[str, Any], held: int) -> Trial | None:
+    """Return the trial that ``take_trial`` kept, in a process that holds so much."""
+    try:
+        found = {Candidate(*c): seconds for c, seconds in known.pop("seconds")}
+        chosen, peak = Candidate(*known.pop("chosen")), held + known.pop("grown")
+        return Trial(found, chosen, **known, peak_bytes=peak)
+    except (AttributeError, KeyError, TypeError, ValueError):  # none, or damaged
+        return None
+
+
+def _budget(run: float) -> float:
+    """Return how many seconds the trial of a run may take that lasts ``run`` ones."""
+    return max(SHARE * run, min(SECONDS, OF_SHORT * run))
+
+
 def _row(steps: Steps, batches: Batches, trial: Trial) -> list[str]:
     """Return what ``llmft doctor`` shows of a trial."""
-    rows, kind = len(batches.rows[len(batches) // 2]), type(steps.objective).__name__
+    (rows, length), kind = _typical(batches), type(steps.objective).__name__
     model = transformers_model(steps.model).config.model_type
     job = "training" if steps.args.do_train else "evaluating"
     precision, attention, compiled = trial.chosen
     return [
-        f"{job} {kind}, {model}, {rows} x {trial.lengths[0]} tokens",
+        f"{job} {kind}, {model}, {rows} x {length} tokens",
         f"{precision}, {attention}{', compiled' * compiled}",
         f"{1e3 * trial.batches[0]:,.0f} ms a batch",
     ]
@@ -138,14 +162,15 @@ def _whole_batches(
     steps: Steps,
     seconds: dict[Candidate, float],
     batches: Batches,
-    lasts: Callable[[float], float],
-    may_compile: bool,
+    lasts: Callable[[float], float] | None,
+    until: float,
 ) -> tuple[Candidate, dict[int, float]]:
     """Time the winner on a typical and on the longest batch, then compiled.
 
     Args:
         seconds: of the contest; compiled layers are added, in proportion.
-        lasts, may_compile: as above.
+        lasts: as above; None where layers are not to be compiled.
+        until: see ``Steps.timed``.
 
     Returns:
         what is best in the end, and its seconds by the length of the batch.
@@ -153,9 +178,9 @@ def _whole_batches(
     chosen, whole, trains = winner(seconds), dict[int, float](), steps.args.do_train
     for place in (len(batches) // 2, len(batches) - 1):
         if (length := int(batches.lengths[place])) not in whole:
-            whole[length] = steps.timed(chosen, batches.examples(place), trains)
-    run = lasts(whole[length])
-    if not may_compile or COMPILED_SAVES * run < 2 * COMPILING:
+            whole[length] = steps.timed(chosen, batches.examples(place), trains, until)
+    run = lasts(whole[length]) if lasts else 0.0
+    if COMPILED_SAVES * run < 2 * COMPILING:
         return chosen, whole
     compiled = chosen._replace(compiled=True)
     try:
@@ -174,8 +199,8 @@ def _compare(
     candidates: Sequence[Candidate],
     batches: Batches,
     lasts: Callable[[float], float],
-) -> tuple[dict[Candidate, float], bool]:
-    """Hold the contest; see there.
+) -> tuple[dict[Candidate, float], bool, float]:
+    """Hold the contest; see there. Return how many such parts are a batch, too.
 
     It is on half a batch at the most: what is never given back of the memory of a
     candidate that loses is then less than the winner needs on a whole one.
@@ -190,11 +215,8 @@ def _compare(
         plain = candidate._replace(compiled=False)
         steps.run(plain, part, steps.args.do_train)
 
-    def budget(best: float) -> float:
-        whole = lasts(best * share)
-        return max(SHARE * whole, min(SECONDS, OF_SHORT * whole))
-
-    return contest(candidates, run, budget)
+    found = contest(candidates, run, lambda best: _budget(lasts(best * share)))
+    return *found, share
 
 
 def winner(seconds: Mapping[Candidate, float]) -> Candidate:
@@ -206,6 +228,12 @@ def winner(seconds: Mapping[Candidate, float]) -> Candidate:
     return min(seconds, key=cost)
 
 
+def _typical(batches: Batches) -> list[int]:
+    """Return the rows and the tokens of the batch in the middle."""
+    middle = len(batches) // 2
+    return [len(batches.rows[middle]), int(batches.lengths[middle])]
+
+
 def _key(
     steps: Steps,
     machine: detect.Machine,
@@ -214,15 +242,24 @@ def _key(
 ) -> dict[str, Any]:
     """Return what the figures of a trial depend on, ready for JSON."""
     args, core = steps.args, transformers_model(steps.model)
-    places = [len(batches) // 2, len(batches) - 1]
     return {
         "machine": [machine.cpu, machine.features, machine.cores],
         "threads": torch.get_num_threads(),
         "versions": [torch.__version__, transformers.__version__],
         "model": {**core.config.to_dict(), "_name_or_path": None},
-        "weights": [[*p.shape, p.requires_grad] for p in steps.model.parameters()],
+        "weights": [
+            [*p.shape, str(p.dtype), p.requires_grad] for p in steps.model.parameters()
+        ],
+        "dropout": sorted(
+            {m.p for m in steps.model.modules() if isinstance(m, Dropout)}
+        ),
         "objective": [type(steps.objective).__name__, args.do_train],
-        "batches": [[len(batches.rows[i]), int(batches.lengths[i])] for i in places],
-        "evaluated": evaluated and [args.eval_batch_size, int(evaluated.lengths[-1])],
-        "with": [args.activation_checkpointing, args.label_smoothing_factor],
+        "masked": getattr(steps.collator, "mlm_probability", None),
+        "batches": [_typical(batches), int(batches.lengths[-1])],
+        "evaluated": evaluated and _typical(evaluated),
+        "with": [
+            args.activation_checkpointing,
+            args.activation_checkpointing_kwargs,
+            args.label_smoothing_factor,
+        ],
     }

@@ -154,7 +154,7 @@ def refused(output_dir, **changes):
     return str(caught.value)
 
 
-def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
     full, file = tmp_path / "full", tmp_path / "file"
     (full / "checkpoints").mkdir(parents=True)
     (full / "mine.txt").write_text("keep")
@@ -170,6 +170,10 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     assert refused(file / "below") == (
         f"EnvironmentFault {file / 'below'}: cannot write there: Not a directory;"
         " choose --output_dir"
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert refused(tmp_path / "a" / "b") == (
+        f"EnvironmentFault {tmp_path}: cannot write there; choose --output_dir"
     )
     assert (full / "mine.txt").read_text() == file.read_text() == "keep"
     assert sorted(os.listdir(full)) == ["checkpoints", "mine.txt"]

@@ -75,6 +75,17 @@ def _machine(monkeypatch):
             "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB (what is free)\n"
             "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",
         ),
+        (
+            # Each evaluation may be the best so far, whatever save_steps is.
+            {"num_train_epochs": 4, "save_strategy": "best", "eval_strategy": "epoch"},
+            FULL,
+            range(17),
+            "  training   12 steps of 8 examples, 4 epochs, learning rate 5e-05\n"
+            "  time       about 68 s: training (2 s a step) 24 s, evaluating 20 s,"
+            " checkpoints 4 s, the end 20 s; tried before\n"
+            "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB (what is free)\n"
+            "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",
+        ),
         ({"do_train": False}, FULL, None, None),
     ],
 )
@@ -120,8 +131,11 @@ def test_the_plan_for_programs(tmp_path, capsys):
     recipe.write_text("def main(argv):\n    print(argv)\n    return argv\n")
     assert plan(recipe, ["--seed", "1"]) == ["--seed", "1", "--dry_run"]
     assert capsys.readouterr().out == ""
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no recipe"):
         plan(tmp_path / "other.py")
+    (tmp_path / "args.json").write_text('{"do_train": true}')
+    with pytest.raises(ConfigError, match="no recipe"):
+        plan(tmp_path / "args.json")
 
 
 @pytest.mark.parametrize(("allowed", "warned"), [(12, False), (10, True)])

@@ -23,8 +23,12 @@ from unit.train.test_trainer import (
 )
 
 from llmft.config.choice import Choice
-from llmft.config.fields import ModelArguments
+from llmft.config.fields import MaskedLMDataArguments, ModelArguments
+from llmft.data.read.columns import Columns
+from llmft.data.read.files import Reading
+from llmft.data.read.rows import streamed_files
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.data.tokens.stream import Stream
 from llmft.errors import EnvironmentFault
 from llmft.machine import detect
 from llmft.machine.measure import Measurement
@@ -282,7 +286,7 @@ def test_whether_layers_are_compiled(
     def contest(candidates, run, budget):
         return dict.fromkeys(candidates, 1.0), True
 
-    def timed(steps, candidate, examples, trains):
+    def timed(steps, candidate, examples, trains, until=0.0):
         tried.append(candidate)
         return took if candidate.compiled else 1.0
 
@@ -451,3 +455,89 @@ def test_the_batch_that_fits(wordpiece, tmp_path, needs, more, parts, found):
     assert chosen.choices[0] == Choice("batch", found, "as before the resume")
     assert args.training.per_device_train_batch_size == rows
     assert args.training.gradient_accumulation_steps == times
+
+
+def test_a_batch_of_before_with_other_parts_is_said(wordpiece, tmp_path, needs, capsys):
+    needs(100)
+    (tmp_path / "run.json").write_text(
+        json.dumps({"choices": {"batch": {"value": "8 x 1"}}})
+    )
+    flags = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    flags["resume_from_checkpoint"] = str(tmp_path / "checkpoints" / "checkpoint-3")
+    try_out(
+        *(wordpiece, tmp_path / "x"),
+        **{"auto_find_batch_size": True, "fast_path": "off", **flags},
+    )
+    said = (
+        "warning: 32 examples a step were asked for; the batch stays 8 x 1, as before"
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_memory_is_that_of_the_longest_example(wordpiece, tmp_path, monkeypatch):
+    """Whichever stands first in its batch."""
+    seen = []
+
+    def kept(steps, candidate, examples):
+        seen.append([len(example["input_ids"]) for example in examples])
+        return len(examples)
+
+    monkeypatch.setattr(memory, "saved_bytes", kept)
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    steps = Steps(model, MaskedLM(), collator, arguments(tmp_path))
+    data = Dataset.from_dict(
+        {"input_ids": [[5, 6, 7], [5] * 9, [5, 6]], "row": [0, 1, 2]}
+    )
+    memory.need_of(steps, EAGER, Batches(data, 3, "random", 1), 0)
+    assert seen == [[9], [9, 9]]
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_a_partial_batch_is_not_typical(strategy):
+    data = Dataset.from_dict({"input_ids": [[3] * 5] * 17})
+    found = Batches(data, 16, strategy, 1)
+    assert [len(rows) for rows in found.rows] == [1, 16]
+
+
+def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
+    """Whose length nobody knows."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(tiny.sentences(40, 1)))
+    data = MaskedLMDataArguments(train_file=str(texts), max_seq_length=16)
+    stream = Stream(
+        streamed_files(data.train_file, Columns(), Reading.of(data)),
+        data,
+        wordpiece,
+        1,
+        0,
+    )
+    monkeypatch.setattr(module, "seconds_left", lambda limit: 60.0)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    args = SimpleNamespace(
+        training=arguments(tmp_path, time_limit="60s"), model=ModelArguments()
+    )
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    found = choose_fast_path(args, model, MaskedLM(), collator, {"train": stream})
+    assert found.forecast.step_seconds > 0
+
+
+@pytest.mark.parametrize("held", ['{"grown": 1}', "[1]", "7"])
+def test_a_trial_that_was_damaged_is_taken_again(wordpiece, tmp_path, held):
+    long = {"max_steps": 99_999}  # there is time to try all
+    try_out(wordpiece, tmp_path, **long)
+    (path,) = (tmp_path / "cache" / "hardware").glob("trial-*.json")
+    path.write_text(f'{{"found": {held}, "machine": "", "row": []}}')
+    _, _, found = try_out(wordpiece, tmp_path, **long)
+    assert found.forecast.trial_seconds > 0
+
+
+def test_a_trial_of_another_evaluation_is_no_trial_of_this(wordpiece, tmp_path):
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    steps = Steps(model, MaskedLM(), None, arguments(tmp_path))
+    train = Batches(blocks(wordpiece), 4, "random", 1)
+    keys = [
+        trials._key(steps, PLAIN, train, Batches(blocks(wordpiece, n), 8, "random", 1))
+        for n in (2, 16)
+    ]
+    assert keys[0] != keys[1]
