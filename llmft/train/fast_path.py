@@ -24,7 +24,7 @@ from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
-from llmft.train.memory import fit_batch_size, need_of
+from llmft.train.memory import fit_batch_size, later_bytes, need_of
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
@@ -120,7 +120,8 @@ def _batch_size(
         return Choice("batch", before["batch"], "as before the resume")
     with steps.leaving_no_trace():
         kept = optimizer_cost(training, steps.model)[1]
-        need = need_of(steps, candidate, batches, kept)
+        later = later_bytes(training, steps.model, kept)
+        need = need_of(steps, candidate, batches, later)
     return fit_batch_size(need, training)
 
 
@@ -151,7 +152,7 @@ def _tried(
         *(steps, candidates, batches, held_out.get("validation")),
         lasts=lambda batch: min(limit, micro_steps * batch),
         may_compile=may_compile,
-        optimizer_bytes=optimizer[1],
+        later_bytes=later_bytes(training, steps.model, optimizer[1]),
     )
     return trial, predicted(training, steps.model, trial, optimizer, batches, held_out)
 

@@ -67,7 +67,7 @@ def take_trial(
     evaluated: Batches | None,
     lasts: Callable[[float], float],
     may_compile: bool,
-    optimizer_bytes: int = 0,
+    later_bytes: int = 0,
 ) -> Trial:
     """Try the candidates, or recall what trying the same gave before.
 
@@ -78,21 +78,21 @@ def take_trial(
         batches: those to train on, or to evaluate. evaluated: of evaluations between.
         lasts: the seconds of the run by those of a batch; a time limit is the same.
         may_compile: whether compiled layers are a candidate.
-        optimizer_bytes: see ``require_memory``, whose errors are raised.
+        later_bytes: of memory, see there; errors of ``require_memory`` are raised.
     """
     machine = detect.detect()
     # Whether compiling pays depends on how long the run is.
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
-    before = _recalled(recall(key), held + optimizer_bytes)
+    before = _recalled(recall(key), held + later_bytes)
     if before and before.peak_bytes <= allowed_bytes():
         return before
     say("trying     some steps of this run, for what is fastest, time and memory")
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
-            need = need_of(steps, candidates[0], batches, optimizer_bytes)
+            need = need_of(steps, candidates[0], batches, later_bytes)
             needed = require_memory(need, steps, int(batches.lengths[-1]))
         seconds, is_whole, share = _compare(steps, candidates, batches, lasts)
         best = winner(seconds)
@@ -106,14 +106,14 @@ def take_trial(
                 examples = evaluated.examples(len(evaluated) // 2)
                 evaluation = steps.timed(chosen, examples, False, until)
     grown = psutil.Process().memory_info().rss + GAPS
-    grown = max(grown, needed - optimizer_bytes) - held
+    grown = max(grown, needed - later_bytes) - held
     trial = Trial(
         seconds=seconds,
         chosen=chosen,
         lengths=list(whole),
         batches=list(whole.values()),
         evaluation=evaluation,
-        peak_bytes=held + grown + optimizer_bytes,
+        peak_bytes=held + grown + later_bytes,
         took=time.perf_counter() - start,
     )
     if is_whole:
