@@ -88,7 +88,7 @@ def take_trial(
     before = _recalled(recall(key), held + later_bytes)
     if before and before.peak_bytes <= allowed_bytes():
         return before
-    say("trying     some steps of this run, for what is fastest, time and memory")
+    say("trying     this run for a few steps: what is fastest, time and memory")
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:

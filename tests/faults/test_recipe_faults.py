@@ -160,12 +160,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(
     free: int, flags: tuple[str, ...], given: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    """It fills up in the first checkpoint, early or late, or in the model."""
+    """It fills up in the first checkpoint, early or late, or in the model.
+
+    Nothing is foretold with ``--fast_path off``; else the run does not start.
+    """
     (small_disk / "others").write_bytes(b"x" * (2 * 1024 * 1024 - free))
     run = small_disk / "run"
-    done = process.run(
-        *classify(given, *flags, "--output_dir", run), cwd=tmp_path / "work"
-    )
+    command = (*classify(given, *flags), "--output_dir", run)
+    if free > 100_000:
+        done = process.run(*command, cwd=tmp_path / "work")
+        assert done.returncode == 5, done.stderr
+        (refused,) = process.problems(done.stderr)
+        assert "checkpoints and model need" in refused
+        assert not run.exists()
+    done = process.run(*command, "--fast_path", "off", cwd=tmp_path / "work")
     said = process.problems(done.stderr)
     assert done.returncode == 5, done.stderr
     assert len(said) == 1
