@@ -77,7 +77,6 @@ class Run:
     """
 
     folder: Path
-    trial: Forecast | None = None
     callbacks: list[TrainerCallback]
 
     def __init__(

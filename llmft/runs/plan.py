@@ -14,6 +14,7 @@ from llmft.console import say, warn
 from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
+from llmft.train.checkpoint import checkpoints
 from llmft.train.memory import LEAST, MOST
 from llmft.train.resume import (
     epoch_steps,
@@ -160,6 +161,10 @@ def _disk(args: TrainingArguments, forecast: Forecast, saves: int) -> int:
     if limit is not None:
         # The best stays beside the last; the next is written before one goes.
         saves = min(saves, max(limit, 1 + bool(args.load_best_model_at_end)) + 1)
+        if resumed := args.resume_from_checkpoint:  # those of before make room
+            saves = max(
+                saves - len(checkpoints(Path(str(resumed)).parent)), min(saves, 1)
+            )
     return saves * forecast.checkpoint_bytes + forecast.model_bytes
 
 

@@ -54,8 +54,8 @@ def choose_fast_path(
 ) -> FastPath:
     """Choose precision, attention and compiled layers of a run, and set them.
 
-    Precision and batch are set in ``args.training``, the others in the
-    model, whose weights and gradients are afterwards as before; so are random numbers.
+    Precision and batch are set in ``args.training``, the others in the model, whose
+    weights and gradients are afterwards as before; so are random numbers.
     A run that is resumed keeps its choices. With ``fast_path`` off nothing is chosen,
     and tried only within a time, which needs a forecast.
 

@@ -13,8 +13,8 @@ from llmft.machine.plan import END_SECONDS, Forecast
 from llmft.train.batches import Batches
 from llmft.train.trials import Trial
 
-# What Trainer does beside each batch, its loader included (2 cores, AMD EPYC: 9 to 13
-# ms; with a model of two layers a sixth of the step).
+# What Trainer does beside each batch, its loader included (2 cores, AMD EPYC: about 9
+# ms with a model of two layers, a sixth of its step).
 LOOP_SECONDS = 0.01
 
 

@@ -104,15 +104,22 @@ def test_what_the_plan_says(tmp_path, capsys, given, forecast, train, said):
 
 
 def test_what_is_left_of_a_resumed_run(tmp_path, monkeypatch):
-    state = TrainerState(global_step=9, max_steps=12)
+    state = TrainerState(global_step=3, max_steps=12)
+    for step in (2, 3):  # which make room for those to come
+        (last := tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
     monkeypatch.setattr(module, "saved_state", lambda args: state)
     args = TrainingArguments(
-        str(tmp_path), do_train=True, num_train_epochs=4, resume_from_checkpoint="c"
+        str(tmp_path),
+        do_train=True,
+        num_train_epochs=4,
+        resume_from_checkpoint=str(last),
     )
-    seconds = make_plan(args, [], range(17), FULL).seconds
-    assert seconds["training"] == 3 * FULL.step_seconds
-    assert seconds["checkpoints"] == FULL.save_seconds
-    assert seconds["evaluating"] == FULL.evaluation_seconds
+    made = make_plan(args, [], range(17), FULL)
+    seconds = made.seconds
+    assert made.disk_bytes == FULL.checkpoint_bytes + FULL.model_bytes
+    assert seconds["training"] == 9 * FULL.step_seconds
+    assert seconds["checkpoints"] == 3 * FULL.save_seconds
+    assert seconds["evaluating"] == 3 * FULL.evaluation_seconds
 
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
