@@ -64,7 +64,7 @@ def continue_prompts(args: Arguments) -> Plan:
     )
     require_causal(model, located.name)
     # Writes some tokens in each precision where none was given.
-    model, precision = generate.in_fastest_precision(model, args.training)
+    model, precision = generate.made_fast(model, args.training)
     plan = make_plan(args.training, [*choices, precision], None)
     show(plan, args.training)
     if not args.training.dry_run:

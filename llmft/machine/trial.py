@@ -26,7 +26,7 @@ LONG = 5.0
 # What is so near the best is tried once more.
 NEAR = 1.15
 ROUNDS = 3
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
 
 class Candidate(NamedTuple):
@@ -35,6 +35,7 @@ class Candidate(NamedTuple):
     precision: str  # fp32 or bf16
     attention: str  # eager, sdpa, ...
     compiled: bool = False  # whether its repeated layers are
+    packed: bool = False  # whether its linear layers are, to write text
 
 
 def contest(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -39,10 +41,11 @@ from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.metrics.tokens import CAUSAL_LM
+from llmft.model.packed import pack_linear_layers
 from llmft.model.probes import in_own_precision, position_limit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Tokens that are written to compare precisions, and seconds for all of it.
+# Tokens that are written to compare forms, and seconds for two of them.
 TRIED, SECONDS = 12, 10.0
 TASK = Task(
     name="causal-lm",
@@ -153,46 +156,82 @@ def generation_config(
     )
 
 
-def in_fastest_precision(model: Any, args: TrainingArguments) -> tuple[Any, Choice]:
-    """Return the model in the precision in which it writes faster, and why.
+def made_fast(model: Any, args: TrainingArguments) -> tuple[Any, Choice]:
+    """Return the model in the form in which it writes fastest, and why.
 
-    Reading the weights is what takes the time of a token, so bf16 halves it on some
-    machines; on others (2 cores with AMX) it is slower. Some tokens are written in
-    both, unless a precision was given, or this was tried before.
+    Reading the weights is what takes the time of a token: bf16 halves them, and packed
+    layers read them faster. Some machines write slower in bf16. Some tokens are written
+    in each form, unless this was tried before.
     """
     asked = "bf16" if args.bf16 else args.precision
-    if args.device.type != "cpu" or asked != "auto" or args.fast_path == "off":
-        why = "was given" if asked != "auto" else "nothing is tried"
-        value = "bf16" if asked == "bf16" else "fp32"
-        return model.to(DTYPES[value]), Choice("precision", value, why)
+    copies = 2 * sum(p.nbytes for p in model.parameters())
+    why = ""
+    if args.device.type != "cpu" or args.fast_path == "off":
+        why = "nothing is tried"
+    elif detect.allowed_bytes() < detect.peak_rss_bytes() + copies:
+        why = "no memory to try others"
+    if why:
+        form = Candidate("bf16" if asked == "bf16" else "fp32", "own")
+        return _made(model, form), Choice("precision", form.precision, why)
+    precisions = ["fp32", "bf16"] if asked == "auto" else [asked]
+    forms = [Candidate(p, "own", packed=k) for k in (False, True) for p in precisions]
     machine = detect.detect()
     of_machine = [machine.cpu, machine.features, machine.cores, torch.get_num_threads()]
     of_software = [torch.__version__, transformers.__version__]
-    key = ["sampling", of_machine, of_software, model.config.to_dict()]
-    seconds = recall(key)
-    if not seconds:
-        models = {"fp32": model, "bf16": deepcopy(model).to(torch.bfloat16)}
-        config = GenerationConfig(
-            min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False
-        )
-        ids = torch.zeros(1, 4, dtype=torch.int64)
-
-        def write(candidate: Candidate) -> None:
-            with torch.inference_mode():
-                models[candidate.precision].generate(ids, generation_config=config)
-
-        pair = [Candidate(name, "own") for name in models]
-        found, _ = contest(pair, write, lambda best: SECONDS)
-        seconds = {c.precision: took for c, took in found.items()}
-        best = min(found, key=lambda candidate: found[candidate])
+    key = ["sampling", of_machine, of_software, model.config.to_dict(), precisions]
+    known = recall(key)
+    seconds = {form: known[_name(form)] for form in forms if _name(form) in known}
+    if seconds:
+        best = min(seconds, key=lambda form: seconds[form])
+        made = _made(model, best)
+    else:
+        best, made, seconds = _tried(model, forms)
         weights = sum(p.numel() for p in model.parameters()) / 1e6
         job = f"writing, {model.config.model_type} of {weights:.0f} M"
-        row = job, best.precision, f"{TRIED / found[best]:.1f} tokens/s"
-        keep(key, seconds, machine, row)
-    value = min(seconds, key=lambda name: seconds[name])
-    rates = ", ".join(f"{n} {TRIED / took:.1f}" for n, took in seconds.items())
-    chosen = Choice("precision", value, f"tokens/s, tried: {rates}")
-    return model.to(DTYPES[value]), chosen
+        row = job, _name(best), f"{TRIED / seconds[best]:.1f} tokens/s"
+        finite = {_name(f): s for f, s in seconds.items() if math.isfinite(s)}
+        keep(key, finite, machine, row)
+    rates = ", ".join(f"{_name(f)} {TRIED / took:.1f}" for f, took in seconds.items())
+    return made, Choice("precision", _name(best), f"tokens/s, tried: {rates}")
+
+
+def _tried(
+    model: Any, forms: Sequence[Candidate]
+) -> tuple[Candidate, Any, dict[Candidate, float]]:
+    """Return the fastest of ``forms``, the model in it, and the seconds of each.
+
+    No more than two copies are there at once, beside the model as it is.
+    """
+    best, seconds = forms[0], dict[Candidate, float]()
+    made = _made(model, best)
+    config = GenerationConfig(
+        min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False
+    )
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    for form in forms[1:]:
+        models = {best: made}
+
+        def write(candidate: Candidate, models: dict[Candidate, Any] = models) -> None:
+            if candidate not in models:  # may fail
+                models[candidate] = _made(deepcopy(model), candidate)
+            with torch.inference_mode():
+                models[candidate].generate(ids, generation_config=config)
+
+        found, _ = contest([best, form], write, lambda took: SECONDS)
+        seconds |= found
+        if seconds.get(form, math.inf) < seconds[best]:
+            best, made = form, models[form]
+    return best, made, seconds
+
+
+def _made(model: Any, form: Candidate) -> Any:
+    """Bring the model into a form, and return it."""
+    model = model.to(DTYPES[form.precision])
+    return pack_linear_layers(model) if form.packed else model
+
+
+def _name(form: Candidate) -> str:
+    return f"{form.precision}{' packed' * form.packed}"
 
 
 def check_prompts(

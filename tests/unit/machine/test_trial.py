@@ -85,7 +85,7 @@ def test_the_cache(tmp_path, monkeypatch):
     keep(key, {}, replace(PLAIN, load=6.0), row)  # other programs had the cores
     assert not (tmp_path / "hardware").exists()
     keep(key, {"seconds": [[BF16, 1.5]]}, PLAIN, row)
-    assert recall(key) == {"seconds": [[["bf16", "eager", False], 1.5]]}
+    assert recall(key) == {"seconds": [[["bf16", "eager", False, False], 1.5]]}
     assert recall({**key, "threads": 3}) == {}
     assert rows(PLAIN) == [row]
     assert rows(replace(PLAIN, cpu="another")) == []

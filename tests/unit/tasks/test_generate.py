@@ -15,6 +15,7 @@ from llmft.config.choice import Choice
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
+from llmft.model.packed import PackedLinear
 from llmft.tasks import generate
 
 EOS = "<|endoftext|>"
@@ -269,18 +270,29 @@ def test_prompts_go_to_the_device_of_the_model(bpe):
     assert len(generate.sample(_Elsewhere(), bpe, arguments(), 1)) == len(PROMPTS)
 
 
+ALL = "fp32 6.0, bf16 6.0, fp32 packed 6.0, bf16 packed 6.0"
+
+
+def tried(faster):
+    return "tokens/s, tried: " + ALL.replace(f"{faster} 6.0", f"{faster} 24.0", 1)
+
+
 @pytest.mark.parametrize(
     ("given", "faster", "value", "reason"),
     [
-        ({}, "bf16", "bf16", "tokens/s, tried: fp32 6.0, bf16 24.0"),
-        ({}, "fp32", "fp32", "tokens/s, tried: fp32 24.0, bf16 6.0"),
-        ({"precision": "bf16"}, "fp32", "bf16", "was given"),
-        ({"bf16": True}, "fp32", "bf16", "was given"),
-        ({"precision": "fp32"}, "bf16", "fp32", "was given"),
+        ({}, "bf16 packed", "bf16 packed", tried("bf16 packed")),
+        ({}, "fp32", "fp32", tried("fp32")),
+        (
+            {"precision": "fp32"},
+            *("fp32 packed", "fp32 packed"),
+            "tokens/s, tried: fp32 6.0, fp32 packed 24.0",
+        ),
+        ({"bf16": True}, "bf16", "bf16", "tokens/s, tried: bf16 24.0, bf16 packed 6.0"),
         ({"fast_path": "off"}, "bf16", "fp32", "nothing is tried"),
+        ({"fast_path": "off", "precision": "bf16"}, "", "bf16", "nothing is tried"),
     ],
 )
-def test_the_precision_that_writes_faster(
+def test_the_form_that_writes_faster(
     writer, tmp_path, monkeypatch, given, faster, value, reason
 ):
     """Tried once; the second time the figures are recalled."""
@@ -291,14 +303,25 @@ def test_the_precision_that_writes_faster(
     def contest(candidates, write, budget):
         for candidate in candidates:
             write(candidate)
-            written.append(candidate.precision)
-        return {c: 0.5 if c.precision == faster else 2.0 for c in candidates}, True
+        written.append(candidates[1])
+        return {c: 0.5 if generate._name(c) == faster else 2.0 for c in candidates}, 1
 
     monkeypatch.setattr(generate, "contest", contest)
     for _ in range(2):
         model, _ = copy.deepcopy(writer)
         args = TrainingArguments(output_dir=str(tmp_path / "x"), **given)
-        found, choice = generate.in_fastest_precision(model, args)
+        found, choice = generate.made_fast(model, args)
         assert choice == Choice("precision", value, reason)
-        assert found.dtype == generate.DTYPES[value]
-        assert written == ([] if given else ["fp32", "bf16"])
+        assert found.dtype == generate.DTYPES[value.split()[0]]
+        packed = [m for m in found.modules() if isinstance(m, PackedLinear)]
+        assert bool(packed) == ("packed" in value)
+        assert len(written) == max(reason.count(",") - 1, 0)
+
+
+def test_a_model_is_as_it_was_where_copies_of_it_do_not_fit(
+    writer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(detect, "allowed_bytes", lambda: 2**20)
+    args = TrainingArguments(output_dir=str(tmp_path / "x"))
+    _, choice = generate.made_fast(copy.deepcopy(writer[0]), args)
+    assert choice == Choice("precision", "fp32", "no memory to try others")
