@@ -96,3 +96,14 @@ def tune_allocator() -> bool:
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 64 * 2**20)
     return bool(mallopt(mmap_max, 0))
+
+
+def release_memory() -> bool:
+    """Give free memory of the heap back, which ``tune_allocator`` keeps; once a while.
+
+    Before batches of other sizes: the gaps that the last ones left do not fit them.
+    """
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):
+        return False

@@ -24,7 +24,7 @@ from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
-from llmft.train.memory import fit_batch_size, later_bytes, need_of
+from llmft.train.memory import fit_batch_size, need_of
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
@@ -120,8 +120,7 @@ def _batch_size(
         return Choice("batch", before["batch"], "as before the resume")
     with steps.leaving_no_trace():
         kept = optimizer_cost(training, steps.model)[1]
-        later = later_bytes(training, steps.model, kept)
-        need = need_of(steps, candidate, batches, later)
+        need = need_of(steps, candidate, batches, kept)
     return fit_batch_size(need, training)
 
 
@@ -152,7 +151,7 @@ def _tried(
         *(steps, candidates, batches, held_out.get("validation")),
         lasts=lambda batch: min(limit, micro_steps * batch),
         may_compile=may_compile,
-        later_bytes=later_bytes(training, steps.model, optimizer[1]),
+        optimizer_bytes=optimizer[1],
     )
     return trial, predicted(training, steps.model, trial, optimizer, batches, held_out)
 

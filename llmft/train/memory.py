@@ -20,10 +20,10 @@ from llmft.train.steps import Steps
 # Of what is counted here: the rest are intermediate results.
 MARGIN = 1.15
 # What the heap of a training grows by beside that, in gaps between tensors that change
-# their size (2 cores, AMD EPYC; seven of nine runs: 0 to 0.2 GiB).
-GAPS = 3 * 2**26
-# What a training held beside what was expected of it (2 cores, AMD EPYC; seven of
-# nine runs: the others held more, in an evaluation of long texts and in TF-IDF).
+# their size.
+GAPS = 2**26
+# What a training held beside what was expected of it (2 cores, AMD EPYC; eight of nine
+# runs: the other one held more, in evaluations of 32 texts of 512 tokens).
 LEAST, MOST = 0.9, 1.1
 
 
@@ -61,12 +61,12 @@ def saved_bytes(steps: Steps, candidate: Candidate, examples: list[Any]) -> int:
 
 
 def need_of(
-    steps: Steps, candidate: Candidate, batches: Batches, later_bytes: int
+    steps: Steps, candidate: Candidate, batches: Batches, optimizer_bytes: int
 ) -> Need:
     """Return what the training needs, from what one and two of the longest do.
 
     Args:
-        later_bytes: see ``later_bytes``.
+        optimizer_bytes: what the optimizer keeps.
     """
     among = batches.examples(len(batches) - 1)
     longest = max(among, key=lambda example: len(example["input_ids"]))
@@ -80,17 +80,7 @@ def need_of(
     held = max(
         psutil.Process().memory_info().rss - 2 * row, before + gradients + one - row
     )
-    return Need(held + later_bytes + GAPS, int(MARGIN * row))
-
-
-def later_bytes(args: TrainingArguments, model: Any, optimizer_bytes: int) -> int:
-    """Return the bytes that a training takes after its first steps.
-
-    That is what the optimizer keeps, and the best weights where they are read at the
-    end, while the heap still holds what it held (SmolLM2-135M, full: 0.5 of 5.1 GiB).
-    """
-    best = [p.nbytes for p in model.parameters() if p.requires_grad]
-    return optimizer_bytes + sum(best) * bool(args.load_best_model_at_end)
+    return Need(held + optimizer_bytes + GAPS, int(MARGIN * row))
 
 
 def require_memory(need: Need, steps: Steps, length: int) -> int:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import NonFiniteError
+from llmft.machine.choose import release_memory
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.objectives import Objective
@@ -159,6 +160,7 @@ class LlmftTrainer(Trainer):
         Raises:
             NonFiniteError: a loss or, without labels, a prediction is not a number.
         """
+        release_memory()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = output.metrics or {}
         losses = {n: x for n, x in found.items() if n.endswith("_loss")}

@@ -16,6 +16,7 @@ from torch.nn import Dropout
 from llmft.console import say, warn
 from llmft.errors import brief
 from llmft.machine import detect
+from llmft.machine.choose import release_memory
 from llmft.machine.detect import allowed_bytes
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.model.adapters import light_base
@@ -67,7 +68,7 @@ def take_trial(
     evaluated: Batches | None,
     lasts: Callable[[float], float],
     may_compile: bool,
-    later_bytes: int = 0,
+    optimizer_bytes: int = 0,
 ) -> Trial:
     """Try the candidates, or recall what trying the same gave before.
 
@@ -78,46 +79,46 @@ def take_trial(
         batches: those to train on, or to evaluate. evaluated: of evaluations between.
         lasts: the seconds of the run by those of a batch; a time limit is the same.
         may_compile: whether compiled layers are a candidate.
-        later_bytes: of memory, see there; errors of ``require_memory`` are raised.
+        optimizer_bytes: what the optimizer keeps; raises as ``require_memory``.
     """
     machine = detect.detect()
-    # Whether compiling pays depends on how long the run is.
+    # Whether compiling pays depends on the length of the run.
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
-    before = _recalled(recall(key), held + later_bytes)
+    before = _recalled(recall(key), held + optimizer_bytes)
     if before and before.peak_bytes <= allowed_bytes():
         return before
     say("trying     this run for a few steps: what is fastest, time and memory")
     start = time.perf_counter()
     with steps.leaving_no_trace():
         if steps.args.do_train:
-            need = need_of(steps, candidates[0], batches, later_bytes)
+            need = need_of(steps, candidates[0], batches, optimizer_bytes)
             needed = require_memory(need, steps, int(batches.lengths[-1]))
         seconds, is_whole, share = _compare(steps, candidates, batches, lasts)
         best = winner(seconds)
         until = start + _budget(lasts(share * seconds[best]))
         with light_base(steps.model, best.precision == "bf16"):
-            chosen, whole = _whole_batches(
-                steps, seconds, batches, lasts if may_compile else None, until
-            )
+            compiling = lasts if may_compile else None
+            found = _whole_batches(steps, seconds, batches, compiling, until)
             evaluation = 0.0
-            if evaluated is not None:
+            if evaluated:
                 examples = evaluated.examples(len(evaluated) // 2)
-                evaluation = steps.timed(chosen, examples, False, until)
-    grown = psutil.Process().memory_info().rss + GAPS
-    grown = max(grown, needed - later_bytes) - held
+                evaluation = steps.timed(found[0], examples, False, until)
+    peak = psutil.Process().memory_info().rss + GAPS
+    grown = max(peak, needed - optimizer_bytes) - held
+    release_memory()  # other gaps would be left for the training
     trial = Trial(
         seconds=seconds,
-        chosen=chosen,
-        lengths=list(whole),
-        batches=list(whole.values()),
+        chosen=found[0],
+        lengths=list(found[1]),
+        batches=list(found[1].values()),
         evaluation=evaluation,
-        peak_bytes=held + grown + later_bytes,
+        peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
     )
     if is_whole:
-        known = _to_keep(trial) | {"grown": grown}
+        known = {**_to_keep(trial), "grown": grown}
         keep(key, known, machine, _row(steps, batches, trial))
     return trial
 
@@ -150,10 +151,10 @@ def _row(steps: Steps, batches: Batches, trial: Trial) -> list[str]:
     (rows, length), kind = _typical(batches), type(steps.objective).__name__
     model = transformers_model(steps.model).config.model_type
     job = "training" if steps.args.do_train else "evaluating"
-    precision, attention, compiled = trial.chosen
+    best = trial.chosen
     return [
         f"{job} {kind}, {model}, {rows} x {length} tokens",
-        f"{precision}, {attention}{', compiled' * compiled}",
+        f"{best.precision}, {best.attention}{', compiled' * best.compiled}",
         f"{1e3 * trial.batches[0]:,.0f} ms a batch",
     ]
 
