@@ -35,6 +35,7 @@ from llmft.model.new_weights import init_regression_head
 from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
 from llmft.tasks import classify
+from llmft.tasks.ladder import Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.class_weights import class_weights
@@ -100,12 +101,13 @@ def main(argv: list[str]) -> Plan:
     if training_args.dry_run:
         return plan
 
-    # Before training, so that a time limit knows what it took.
-    baseline = classify.baseline(data_args, splits, labels)
+    # TF-IDF, before training: a time limit knows what it took.
+    ladder = Ladder(data_args, splits, labels)
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
         threshold = data_args.multi_label_threshold
+        metric = classify.compute_metrics(problem_type, threshold)
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
@@ -114,11 +116,13 @@ def main(argv: list[str]) -> Plan:
             train_dataset=examples.get("train"),
             eval_dataset=examples.get("validation"),
             processing_class=tokenizer,
-            compute_metrics=classify.compute_metrics(problem_type, threshold),
+            compute_metrics=metric,
             callbacks=[EarlyStoppingCallback.from_args(training_args), *run.callbacks],
         )
         if training_args.do_train:
+            ladder.start_from_probe(trainer, examples, run)
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            ladder.keep_best(trainer, examples, run)
         if training_args.do_eval and run.held_out == "test":
             run.results["eval"] = trainer.evaluate()
         if run.held_out:
@@ -128,6 +132,7 @@ def main(argv: list[str]) -> Plan:
             texts = splits.parts[run.held_out]
             rows = predictions.rows(texts, predicted, labels, threshold)
             run.write_predictions(rows)
+            ladder.finish(predicted, run, metric)
 
         restore_backbone(model)
         run.finish(trainer, classify.title(labels))
@@ -138,6 +143,6 @@ def main(argv: list[str]) -> Plan:
             "classify",
             ["--do_predict", "--test_file", "NEW.csv"],
             keep=classify.arguments_to_keep(data_args),
-            notes=classify.baseline_notes(baseline, run),
+            notes=ladder.notes,
         )
     return plan

@@ -103,7 +103,7 @@ JOBS = {
     "mlm": Job("mlm", "mlm", 2700, 300, ("--num_examples", "0")),
     "classify": Job(
         *("classify", "classify", 2048, 128),
-        ("--baseline", "false"),
+        ("--ladder", "false"),
         quality_size=10_283,
     ),
     "causal": Job("generate", "generate", 240, 28, GENERATE),

@@ -245,8 +245,10 @@ class ClassificationDataArguments(DataArguments):
         "[0, inf)",
         kept=True,
     )
-    baseline: bool = arg(
-        True, "Fit TF-IDF with a linear model on the same split, to compare."
+    ladder: bool = _agreed(
+        True,
+        "Fit simpler methods on the same rows first: TF-IDF, and the output layer alone"
+        " on frozen features, which training then starts from; the best is saved.",
     )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from scipy.special import logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, r2_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.metrics.ladder import Rung
 
+_LEAST = 1e-6  # a probability
 # Letters of scripts without spaces (Thai, Lao, Tibetan, Myanmar, Khmer, Japanese,
 # Chinese) are words of their own, pairs of them then most of what is a word; all other
 # words are sklearn's. Of Chinese, sklearn takes a whole clause for a word.
@@ -25,71 +25,40 @@ _UNSPACED = (
     "\uf900-\ufad9\U00020000-\U0002fa1d"
 )
 _WORD = rf"(?u)[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
-_NAMES = {MULTI: "logistic regression of each label", REGRESSION: "ridge regression"}
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The line of a report with a ``tfidf_baseline``, or why there is none."""
+def tfidf(train: Dataset, test: Dataset, labels: LabelNames) -> Rung:
+    """Return the rung of a linear model on TF-IDF of words and pairs of words.
 
-    line: str
-    metric: str = ""
-    value: float = -math.inf
+    It takes seconds. The texts of a pair are joined. Of numbers it is a ridge
+    regression, else a logistic one of each label.
 
-    @classmethod
-    def of(
-        cls,
-        train: Dataset,
-        test: Dataset,
-        split: str,
-        labels: LabelNames,
-        threshold: float,
-    ) -> Baseline:
-        """Train it, and measure it on ``test``, which is called ``split``."""
-        try:
-            metric, value = tfidf_baseline(train, test, labels, threshold)
-        except ValueError as error:  # no word in train, or a single class
-            return cls(f"baseline   not computed: {error}")
-        name = _NAMES.get(labels.problem_type, "logistic regression")
-        line = f"baseline   TF-IDF + {name}, on {split}: {metric} {value:.4g}"
-        return cls(line, metric, value)
-
-    def beside(self, reached: Mapping[str, float]) -> str:
-        """Return the line, beside what the trained model has ``reached``, by metric."""
-        if self.value <= reached.get(self.metric, math.inf):
-            return self.line
-        return (
-            f"{self.line}, more than the model has; more epochs may help, or a model"
-            " that was made for this language and subject"
-        )
-
-
-def tfidf_baseline(
-    train: Dataset, test: Dataset, labels: LabelNames, threshold: float = 0.5
-) -> tuple[str, float]:
-    """Return what a linear model on TF-IDF of words and pairs reaches on ``test``.
-
-    It takes seconds. That is the accuracy, the micro F1 of several labels at
-    ``threshold``, or the R2 of a regression; the texts of a pair are joined. Raises
-    ValueError where train has no word of two letters, or a single class.
+    Raises:
+        ValueError: train has no word of two letters, or a single class.
     """
+    start = time.perf_counter()
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
-    logistic = LogisticRegression(C=10.0, max_iter=1000)
+    # Of all classes at once, 150 of them would take 1.3 GiB instead of 60 MiB, and 19 s
+    # instead of 4, for an accuracy of 0.910 instead of 0.911 (CLINC150, 2 cores).
+    logistic = OneVsRestClassifier(LogisticRegression(C=10.0, solver="liblinear"))
     texts, others = _texts(train), _texts(test)
-    if labels.problem_type == MULTI:
-        # A class that all rows have, or none, is told by itself.
-        model: Any = make_pipeline(words, OneVsRestClassifier(logistic))
-        model.fit(texts, labels.targets(train["label"][:], "train"))
-        guesses = model.predict_proba(others) >= threshold
-        wanted = labels.targets(test["label"][:], "test")
-        f1 = f1_score(wanted, guesses, average="micro", zero_division=0.0)
-        return "f1_micro", float(f1)
+    targets = labels.targets(train["label"][:], "train")
+    if labels.problem_type == SINGLE and len(np.unique(targets)) < 2:
+        raise ValueError("a single class to learn")
+    last: Any = Ridge() if labels.problem_type == REGRESSION else logistic
+    model = make_pipeline(words, last).fit(texts, targets)
     if labels.problem_type == REGRESSION:
-        numbers, wanted = (np.array(d["label"][:], float) for d in (train, test))
-        model = make_pipeline(words, Ridge()).fit(texts, numbers)
-        return "r2", float(r2_score(wanted, model.predict(others)))
-    model = make_pipeline(words, logistic).fit(texts, train["label"][:])
-    return "accuracy", float(model.score(others, test["label"][:]))
+        scores = model.predict(others)[:, None]
+    else:
+        found = model.predict_proba(others).clip(_LEAST, 1 - _LEAST)
+        scores = np.full((len(others), len(labels.names)), np.log(_LEAST))
+        if labels.problem_type == MULTI:
+            scores[:] = logit(found)
+        else:
+            scores[:, model.classes_] = np.log(found)
+    regression = "ridge" if labels.problem_type == REGRESSION else "logistic"
+    name = f"TF-IDF + {regression} regression"
+    return Rung(name, scores, time.perf_counter() - start)
 
 
 def _texts(data: Dataset) -> list[str]:

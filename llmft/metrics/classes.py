@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from llmft.metrics.standard_errors import F64S, Measure, Metric, members, with_errors
+from llmft.metrics.standard_errors import F64S, Measure, Metric, members
 
 # Whether greater is better.
 METRICS = {
@@ -30,11 +30,12 @@ class Classification(Metric):
 
     columns: ClassVar = {"predictions": F64S, "references": datasets.Value("int64")}
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def measure(self, predictions: Any, references: Any) -> Measure:
+        """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, dtype=np.float64)
         labels = np.asarray(references)
         nll = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
-        return with_errors(_measure(nll, labels, logits.argmax(-1)), len(labels))
+        return _measure(nll, labels, logits.argmax(-1))
 
 
 def _measure(nll: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Measure:

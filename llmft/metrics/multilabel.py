@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
-from llmft.metrics.standard_errors import F64S, Metric, with_errors
+from llmft.metrics.standard_errors import F64S, Measure, Metric
 
 # Whether greater is better.
 METRICS = {
@@ -35,7 +35,8 @@ class MultiLabel(Metric):
         super().__init__()
         self.threshold = threshold
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def measure(self, predictions: Any, references: Any) -> Measure:
+        """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, np.float64)
         labels = np.asarray(references, np.float64)
         guesses = (expit(logits) >= self.threshold).astype(np.float64)
@@ -57,4 +58,4 @@ class MultiLabel(Metric):
                 "log_loss": loss,
             }
 
-        return with_errors(measure, n)
+        return measure

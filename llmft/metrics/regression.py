@@ -13,7 +13,6 @@ from llmft.metrics.standard_errors import (
     Measure,
     Metric,
     members,
-    with_errors,
 )
 
 # Whether greater is better.
@@ -37,10 +36,13 @@ class Regression(Metric):
 
     columns: ClassVar = {"predictions": F64S, "references": F64}
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def measure(self, predictions: Any, references: Any) -> Measure:
+        """Return the metrics as functions of how often each text counts."""
         guesses = np.asarray(predictions, np.float64)[:, 0]  # of shape (n, 1)
-        labels = np.asarray(references, np.float64)
-        found = with_errors(_measure(guesses, labels), len(labels))
+        return _measure(guesses, np.asarray(references, np.float64))
+
+    def _compute(self, **columns: Any) -> dict[str, float]:
+        found = super()._compute(**columns)
         if math.isnan(found["mse"]):
             return found
         return {name: 0.0 if math.isnan(x) else x for name, x in found.items()}

@@ -31,10 +31,14 @@ _CHUNK = 10**6  # numbers of a chunk of draws
 class Metric(evaluate.Metric):
     """An ``evaluate.Metric`` that is ``compute_metrics`` of Trainer, as it is.
 
-    A subclass gives its ``columns`` and ``_compute``.
+    A subclass gives its ``columns`` and ``measure``.
     """
 
     columns: ClassVar[dict[str, Any]]
+
+    def measure(self, predictions: Any, references: Any) -> Measure:
+        """Return the metrics as functions of how often each text counts."""
+        raise NotImplementedError
 
     def __init__(self) -> None:
         # evaluate makes the folder, though nothing is kept there.
@@ -46,6 +50,10 @@ class Metric(evaluate.Metric):
         return self.compute(
             predictions=prediction.predictions, references=prediction.label_ids
         )
+
+    def _compute(self, **columns: Any) -> dict[str, float]:
+        predictions, references = columns["predictions"], columns["references"]
+        return with_errors(self.measure(predictions, references), len(references))
 
     def _info(self) -> evaluate.MetricInfo:
         columns = datasets.Features(self.columns)
@@ -59,6 +67,16 @@ def with_errors(measure: Measure, rows: int) -> dict[str, float]:
     (Efron 1979, doi:10.1214/aos/1176344552): the row, which is a text, is the unit.
     """
     found = {name: float(x[0]) for name, x in measure(np.ones((rows, 1))).items()}
+    errors = {f"{name}_stderr": _spread(x) for name, x in drawn(measure, rows).items()}
+    return {**found, **errors, "n": rows}
+
+
+def drawn(measure: Measure, rows: int) -> dict[str, np.ndarray]:
+    """Return the metrics in each draw of ``rows`` rows; the draws are always the same.
+
+    So what two models reach in a draw is on the same rows, and their difference has
+    the spread of a paired test.
+    """
     generator = np.random.default_rng(0)
     left, parts = int(np.clip(_ENOUGH // rows, _FEWEST, _DRAWS)), []
     while left > 0:
@@ -67,9 +85,7 @@ def with_errors(measure: Measure, rows: int) -> dict[str, float]:
         counts = [np.bincount(rows_of, minlength=rows) for rows_of in picked]
         parts.append(measure(np.stack(counts, axis=1).astype(np.float64)))
         left -= size
-    for name in list(found):
-        found[f"{name}_stderr"] = _spread(np.concatenate([p[name] for p in parts]))
-    return {**found, "n": rows}
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def _spread(draws: np.ndarray) -> float:

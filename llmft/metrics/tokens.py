@@ -32,8 +32,8 @@ class TokenPrediction(Metric):
         super().__init__()
         self.accuracy_name = accuracy_name
 
-    def _compute(self, predictions: Any) -> dict[str, float]:
-        nll, tokens, right = np.asarray(predictions, dtype=np.float64).T
+    def _compute(self, **columns: Any) -> dict[str, float]:
+        nll, tokens, right = np.asarray(columns["predictions"], dtype=np.float64).T
         total = tokens.sum()
         if not total:
             raise DataError(

@@ -72,6 +72,7 @@ class Run:
         held_out: the split that the result is judged on: test, else validation.
         results: metrics by the part they were measured on (``before``, ``eval``,
             ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
+        ladder: what simpler methods reached beside the model of a classifier.
         callbacks: for the trainer, once the run has started.
         folder, record: of the started run, and what its ``run.json`` holds.
     """
@@ -90,6 +91,7 @@ class Run:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
+        self.ladder: dict[str, Any] | None = None
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
             "data": splits.provenance,
@@ -221,7 +223,10 @@ class Run:
             "peak_rss_bytes": detect.peak_rss_bytes(),
             **training_speed(trainer, self.clock),
         }
-        write_json(self.folder / "metrics.json", {**self.measured, "run": speed})
+        found = {**self.measured, "run": speed}
+        if self.ladder:
+            found["ladder"] = self.ladder
+        write_json(self.folder / "metrics.json", found)
         if not trainer.args.do_train:
             return
         model: Any = trainer.model

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, EvalPrediction
+from transformers import AutoModelForSequenceClassification
 
 from llmft.config.choice import Choice
 from llmft.config.facts import fields_with
@@ -17,12 +17,10 @@ from llmft.config.rules import require_data, require_something_to_do
 from llmft.config.task import Task
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
-from llmft.data.split.splits import Splits
 from llmft.errors import ConfigError, LabelError
 from llmft.metrics import classes, multilabel, regression
-from llmft.metrics.baseline import Baseline
+from llmft.metrics.standard_errors import Metric
 from llmft.model.labels import trained_problem_type
-from llmft.runs.folder import Run
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 
@@ -131,9 +129,7 @@ def set_problem_type_from_labels(
     return str(kind)
 
 
-def compute_metrics(
-    problem_type: str, threshold: float
-) -> Callable[[EvalPrediction], dict[str, float]]:
+def compute_metrics(problem_type: str, threshold: float) -> Metric:
     """Return what measures predictions of ``problem_type``."""
     if problem_type == MULTI:
         return multilabel.MultiLabel(threshold)
@@ -181,27 +177,6 @@ def arguments_to_keep(data: Any) -> list[str]:
     default = type(data)()
     names = fields_with("kept", type(data))
     return [name for name in names if getattr(data, name) != getattr(default, name)]
-
-
-def baseline(data: Any, splits: Splits, labels: LabelNames) -> Baseline | None:
-    """Return what a linear model reaches on the splits, where that is asked for.
-
-    ``data`` are the data arguments.
-    """
-    train, held_out = splits.parts.get("train"), splits.held_out()
-    if not data.baseline or train is None or held_out is None:
-        return None
-    test, threshold = splits.parts[held_out], data.multi_label_threshold
-    return Baseline.of(train, test, held_out, labels, threshold)
-
-
-def baseline_notes(baseline: Baseline | None, run: Run) -> list[str]:
-    """Return the line of the baseline beside the results of the trained model."""
-    if baseline is None:
-        return []
-    prefix = f"{run.metric_key_prefix}_"
-    results = run.results[run.metric_key_prefix].items()
-    return [baseline.beside({n.removeprefix(prefix): value for n, value in results})]
 
 
 def title(labels: LabelNames) -> str:

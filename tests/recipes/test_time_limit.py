@@ -15,7 +15,7 @@ from recipe_process import (
 
 RECIPES = {
     "mlm": ("--num_examples", 2),
-    "classify": ("--train_sampling_strategy", "group_by_length", "--baseline", "no"),
+    "classify": ("--train_sampling_strategy", "group_by_length", "--ladder", "no"),
     "generate": ("--prompt", "a film", "--max_new_tokens", 4),
 }
 

@@ -79,7 +79,7 @@ def problems(read):
         (["--max_seq_length", "32"], "max_seq_length", 32),
         (["--max-seq-length=32"], "max_seq_length", 32),
         (["--learning-rate", "1e-3"], "learning_rate", 1e-3),
-        (["--no_baseline"], "baseline", False),
+        (["--no_ladder"], "ladder", False),
         (["--no-load-best-model-at-end"], "load_best_model_at_end", False),
         (["--do_train"], "do_train", True),
         (["--do_train", "no"], "do_train", False),

@@ -8,10 +8,9 @@ import pytest
 from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, r2_score
 
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
-from llmft.metrics.baseline import _WORD, Baseline, tfidf_baseline
+from llmft.metrics.baseline import _WORD, tfidf
 
 TWO = LabelNames(("no", "yes"))
 TRAIN = ["good film here", "a bad film here"] * 10
@@ -27,17 +26,23 @@ def vectors():
     return words.fit_transform(TRAIN), words.transform(TEST)
 
 
-def test_accuracy():
+def right(train, test, labels=TWO):
+    """Return the share of the test rows whose class the rung says."""
+    scores = tfidf(train, test, labels).scores
+    guesses = [labels.names[i] for i in scores.argmax(1)]
+    return np.mean(np.array(guesses) == np.array(test["label"]))
+
+
+def test_log_probabilities_of_classes():
     """On the test rows, of which one has a label that no word explains."""
     train = data(TRAIN, ["yes", "no"] * 10)
     test = data(TEST, ["yes", "no", "no", "no"])
-    assert tfidf_baseline(train, test, TWO) == ("accuracy", 0.75)
-    said = "baseline   TF-IDF + logistic regression, on test: accuracy 0.75"
-    assert Baseline.of(train, test, "test", TWO, 0.5).beside({"accuracy": 0.75}) == said
-    assert Baseline.of(train, test, "test", TWO, 0.5).beside({"accuracy": 0.7}) == (
-        f"{said}, more than the model has; more epochs may help, or a model that was"
-        " made for this language and subject"
-    )
+    assert right(train, test) == 0.75
+    rung = tfidf(train, test, LabelNames(("no", "other", "yes")))
+    assert rung.name == "TF-IDF + logistic regression"
+    sums = np.exp(rung.scores).sum(1)
+    assert np.allclose(sums, 1, atol=1e-5)
+    assert (rung.scores[:, 1] < -13).all()
 
 
 def test_words_of_scripts_without_spaces():
@@ -49,56 +54,38 @@ def test_words_of_scripts_without_spaces():
     rows = ["这部很好啊", "我觉得不好啊"] * 10
     train = data(rows, ["yes", "no"] * 10)
     test = data(["很好", "不好"], ["yes", "no"])
-    assert tfidf_baseline(train, test, TWO) == ("accuracy", 1.0)
+    assert right(train, test) == 1.0
 
 
 def test_pairs_are_read_whole():
     others = {"text_pair": ["so it is", "it is not"] * 10}
     train = data(["a film"] * 20, ["yes", "no"] * 10, **others)
-    assert tfidf_baseline(train, train, TWO) == ("accuracy", 1.0)
-    assert tfidf_baseline(train.remove_columns("text_pair"), train, TWO)[1] == 0.5
+    assert right(train, train) == 1.0
+    assert right(train.remove_columns("text_pair"), train) == 0.5
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.9])
-def test_micro_f1_of_several_labels(threshold):
+def test_log_odds_of_several_labels():
     names = LabelNames(("film", "good"), MULTI)
     having = np.array([[i % 3 > 0, i % 2 == 0] for i in range(20)])
-    wanted = np.array([[0, 1], [1, 0], [0, 0], [1, 1]])
-    spelled = [
-        [json.dumps(np.array(names.names)[row].tolist()) for row in rows.astype(bool)]
-        for rows in (having, wanted)
-    ]
-    train, test = data(TRAIN, spelled[0]), data(TEST, spelled[1])
+    spelled = [json.dumps(np.array(names.names)[row].tolist()) for row in having]
     x, z = vectors()
-    p = np.stack(
-        [
-            LogisticRegression(C=10.0, max_iter=1000).fit(x, y).predict_proba(z)[:, 1]
-            for y in having.T
-        ],
-        1,
-    )
-    f1 = f1_score(wanted, p >= threshold, average="micro", zero_division=0.0)
-    metric, found = tfidf_baseline(train, test, names, threshold)
-    assert (metric, found) == ("f1_micro", pytest.approx(f1))
-    assert "TF-IDF + logistic regression of each label, on test: f1_micro" in (
-        Baseline.of(train, test, "test", names, threshold).beside({"f1_micro": 1})
-    )
+    wanted = [
+        LogisticRegression(C=10.0, solver="liblinear").fit(x, y).decision_function(z)
+        for y in having.T
+    ]
+    found = tfidf(data(TRAIN, spelled), data(TEST, ["[]"] * 4), names)
+    np.testing.assert_allclose(found.scores, np.stack(wanted, 1), atol=1e-6)
 
 
-def test_r2_of_numbers():
+def test_numbers():
     labels = LabelNames(("LABEL_0",), REGRESSION)
     numbers = [1.5 + (i % 2) + 0.01 * i for i in range(20)]
-    wanted = [1.4, 2.5, 2.7, 1.6]
     x, z = vectors()
-    r2 = r2_score(wanted, Ridge().fit(x, numbers).predict(z))
-    train, test = (
-        data(texts, list(map(repr, y)))
-        for texts, y in ((TRAIN, numbers), (TEST, wanted))
-    )
-    assert tfidf_baseline(train, test, labels) == ("r2", pytest.approx(r2))
-    assert Baseline.of(train, test, "validation", labels, 0.5).beside({"r2": 1}) == (
-        f"baseline   TF-IDF + ridge regression, on validation: r2 {r2:.4g}"
-    )
+    train = data(TRAIN, list(map(repr, numbers)))
+    rung = tfidf(train, data(TEST, ["0"] * 4), labels)
+    wanted = Ridge().fit(x, numbers).predict(z)[:, None]
+    np.testing.assert_allclose(rung.scores, wanted, rtol=1e-5)
+    assert rung.name == "TF-IDF + ridge regression"
 
 
 @pytest.mark.parametrize(
@@ -112,12 +99,11 @@ def test_r2_of_numbers():
         (
             ["good", "bad"],
             ["x", "x"],
-            "This solver needs samples of at least 2 classes",
+            "a single class to learn",
         ),
     ],
 )
 def test_a_baseline_that_cannot_be(texts, labels, why):
     rows = data(texts, labels)
-    said = Baseline.of(rows, rows, "test", LabelNames(("x", "y")), 0.5).beside({})
-    assert said.startswith(f"baseline   not computed: {why}")
-    assert "\n" not in said
+    with pytest.raises(ValueError, match=why):
+        tfidf(rows, rows, LabelNames(("x", "y")))

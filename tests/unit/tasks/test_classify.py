@@ -180,7 +180,7 @@ def test_what_a_command_on_the_model_takes_over():
         max_seq_length=32,
         multi_label_threshold=0.3,
         train_file="a.csv",
-        baseline=False,
+        ladder=False,
     )
     kept = {"encoding", "delimiter", "quoting", "text_column_name", "max_seq_length"}
     assert {*classify.arguments_to_keep(data)} == {*kept, "multi_label_threshold"}

@@ -1,0 +1,120 @@
+"""The ladder: what simpler methods reach on the same texts as the trained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmft.console import table
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.metrics.standard_errors import Metric, drawn, with_errors
+
+# What rungs are compared by; greater is better.
+HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}
+# A difference of fewer standard errors is none.
+CLEAR = 2.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A method, and what it says of the held-out texts.
+
+    Attributes:
+        name: of the method.
+        scores: what a model's logits would be, shape (texts, outputs).
+        seconds: to fit it and to ask it; 0 where that is next to nothing.
+    """
+
+    name: str
+    scores: np.ndarray
+    seconds: float = 0.0
+
+
+def majority(train: np.ndarray, texts: int, labels: LabelNames) -> Rung:
+    """Return the rung that knows how frequent labels are, and reads no text.
+
+    Args:
+        train: class ids, (examples,); 0 and 1, (examples, labels); or numbers.
+        texts: the number of those that are held out.
+    """
+    if labels.problem_type == REGRESSION:
+        name, scores = "mean", np.array([train.mean()])
+    elif labels.problem_type == MULTI:
+        name, had = "label frequency", train.sum(0) + 0.5
+        scores = np.log(had / (len(train) + 1 - had))
+    else:
+        counts = np.bincount(train, minlength=len(labels.names))
+        name, scores = "majority", np.log(counts + 0.5)
+    return Rung(name, np.tile(scores, (texts, 1)))
+
+
+def climbed(
+    rungs: Sequence[Rung], references: Any, metric: Metric, name: str, saved: str
+) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of the ladder.
+
+    Each rung with the metric ``name``, its standard error and, where it is not the one
+    that is saved, by how much that one is above it: the standard error of this is of a
+    paired test, on the same draws of texts.
+    """
+    rows, found, draws = len(references), list[dict[str, Any]](), {}
+    for rung in rungs:
+        measure = metric.measure(rung.scores, references)
+        values = with_errors(measure, rows)
+        draws[rung.name] = drawn(measure, rows)[name]
+        found.append(
+            {
+                "name": rung.name,
+                "value": values[name],
+                "stderr": values[f"{name}_stderr"],
+                "seconds": round(rung.seconds, 1),
+            }
+        )
+    best = next(row for row in found if row["name"] == saved)
+    for row in found:
+        if row is not best:
+            spread = float(np.std(draws[saved] - draws[row["name"]], ddof=1))
+            row["below"] = {"value": best["value"] - row["value"], "stderr": spread}
+    return {"metric": name, "n": rows, "saved": saved, "rungs": found}
+
+
+def lines(ladder: dict[str, Any], split: str) -> list[str]:
+    """Return the table of a ladder, and what follows from it."""
+    rows = []
+    for rung in ladder["rungs"]:
+        below, shown = rung.get("below"), "saved"
+        if below is not None:
+            shown = f"{below['value']:+.4f} +- {below['stderr']:.4f}"
+        took = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
+        value, error = f"{rung['value']:.4f}", f"{rung['stderr']:.2g}"
+        rows.append((rung["name"], value, error, shown, took))
+    header = ["method", ladder["metric"], "+-", "saved is above by", "seconds"]
+    said = [f"\nladder, on {split}, n {ladder['n']:,}\n{table(rows, header)}"]
+    said += _conclusions(ladder)
+    return said
+
+
+def _conclusions(ladder: dict[str, Any]) -> list[str]:
+    above, alike = [], []
+    for rung in (r for r in ladder["rungs"] if "below" in r):
+        difference, error = rung["below"]["value"], rung["below"]["stderr"]
+        if difference < -error:
+            above.append(rung["name"])
+        elif difference < CLEAR * error or not math.isfinite(error):
+            alike.append(rung["name"])
+    said = []
+    if above:
+        said.append(
+            f"  {', '.join(above)} reached more here: a model that was made for this"
+            " language and subject may help"
+        )
+    if alike:
+        said.append(
+            f"  no clear difference (under {CLEAR:g} standard errors) to"
+            f" {', '.join(alike)}, which costs less"
+        )
+    return said

@@ -1,0 +1,158 @@
+"""The ladder of a classifier: simpler methods on the same texts; the best is saved.
+
+ladder = Ladder(data_args, splits, labels)
+with run.start():
+    ladder.start_from_probe(trainer, examples, run)
+    trainer.train()
+    ladder.keep_best(trainer, examples, run)
+    ...
+    ladder.finish(predicted, run)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PredictionOutput
+
+from llmft.config.fields import ClassificationDataArguments
+from llmft.console import say
+from llmft.data.read.labels import LabelNames
+from llmft.data.split.splits import Splits
+from llmft.metrics.baseline import tfidf
+from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
+from llmft.metrics.standard_errors import Metric
+from llmft.runs.folder import Run
+from llmft.train.linear_probe import fit_linear_probe, has_new_output
+from llmft.train.narrow import transformers_model
+from llmft.train.trainer import LlmftTrainer
+
+PROBE, TUNED = "linear probe", "fine-tuned"
+
+
+class Ladder:
+    """The rungs below a training, and which of its models is kept.
+
+    Empty where ``ladder`` is off, or nothing is trained: then nothing happens.
+
+    Args:
+        data: the data arguments. splits: the rows. labels: their names.
+
+    Attributes:
+        rungs: what was climbed so far. notes: what could not be, in words.
+        saved: the name of the one that the model is.
+    """
+
+    def __init__(
+        self, data: ClassificationDataArguments, splits: Splits, labels: LabelNames
+    ) -> None:
+        self.labels, self.saved = labels, TUNED
+        self.rungs: list[Rung] = []
+        self.notes: list[str] = []
+        self.reached: Mapping[str, float] = {}  # by the probe, on validation
+        self.file: Path | None = None  # the weights that it trains, meanwhile
+        train, held_out = splits.parts.get("train"), splits.held_out()
+        self.on = data.ladder and train is not None
+        if not data.ladder or train is None or held_out is None:
+            return
+        test = splits.parts[held_out]
+        targets = labels.targets(train["label"][:], "train")
+        self.rungs.append(majority(targets, len(test), labels))
+        try:
+            self.rungs.append(tfidf(train, test, labels))
+        except ValueError as error:  # no word in train, or a single class
+            self.notes.append(f"  TF-IDF not computed: {error}")
+
+    def start_from_probe(
+        self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
+    ) -> None:
+        """Fit the output layer of the trainer's model on frozen features, if it is new.
+
+        Its weights are kept in the folder of the run until ``keep_best``.
+        """
+        start, model = time.perf_counter(), transformers_model(trainer.model)
+        if not self.on or not trainer.args.do_train:
+            return
+        if not has_new_output(model):
+            self.notes.append(f"  no {PROBE}: the head had been trained before")
+            return
+        objective: Any = trainer.objective
+        args: Any = trainer.args
+        strength = fit_linear_probe(
+            model, objective, trainer.data_collator, examples["train"], args
+        )
+        if strength is None:
+            self.notes.append(f"  no {PROBE}: the head reads more than one vector")
+            return
+        say(f"  {PROBE} fitted (C {strength:g}): training starts from its head")
+        found = None
+        if "validation" in examples:
+            found = trainer.predict(examples["validation"], metric_key_prefix="eval")
+            self.reached = found.metrics or {}
+            self.file = run.folder / "probe.safetensors"
+            save_file(_trained(model), self.file)
+        if run.held_out == "test":
+            found = trainer.predict(examples["test"])
+        if found is not None and run.held_out:
+            scores = np.asarray(found.predictions)
+            self.rungs.append(Rung(PROBE, scores, time.perf_counter() - start))
+
+    def keep_best(
+        self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
+    ) -> None:
+        """Put the probe's weights back where validation says that they were better.
+
+        By the metric, and on the evaluation, by which the best checkpoint is chosen.
+        """
+        if self.file is None:
+            return
+        args: Any = trainer.args
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        probe, tuned = self.reached.get(name), trainer.state.best_metric
+        if args.load_best_model_at_end and probe is not None and tuned is not None:
+            if probe != tuned and (probe > tuned) is bool(args.greater_is_better):
+                data: Any = examples[str(run.held_out)]
+                self._add_tuned(trainer.predict(data), run)
+                self._restore(transformers_model(trainer.model))
+                said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"
+                say(f"  the {PROBE} is better on validation, and saved: {said}")
+        self.file.unlink()
+
+    def _restore(self, model: Any) -> None:
+        """Give the model the weights that it had before the training."""
+        assert self.file is not None
+        kept, self.saved = load_file(self.file), PROBE
+        with torch.no_grad():
+            for name, weight in _trained(model).items():
+                weight.copy_(kept[name])
+
+    def finish(self, predicted: PredictionOutput, run: Run, metric: Metric) -> None:
+        """Compare the rungs on the held-out texts, for ``metrics.json`` and the end.
+
+        Args:
+            predicted: what the saved model says of them. metric: measures it.
+        """
+        if not self.on or predicted.label_ids is None:
+            return
+        if self.saved == TUNED:
+            self._add_tuned(predicted, run)
+        name = HEADLINE[self.labels.problem_type]
+        run.ladder = climbed(
+            self.rungs, predicted.label_ids, metric, name, saved=self.saved
+        )
+        self.notes = [*lines(run.ladder, str(run.held_out)), *self.notes]
+
+    def _add_tuned(self, predicted: PredictionOutput, run: Run) -> None:
+        scores = np.asarray(predicted.predictions)
+        self.rungs.append(Rung(TUNED, scores, run.clock.seconds))
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,238 @@
+"""A linear probe: the output layer of a classifier, fitted on frozen features.
+
+Where fine-tuning starts from it (linear probing, then fine-tuning: Kumar et al. 2022,
+arXiv 2202.10054), the first steps have no random layer whose errors spoil the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import log_loss
+from sklearn.model_selection import KFold, StratifiedKFold
+from torch import nn
+from tqdm.auto import tqdm
+
+from llmft.config.fields import TrainingArguments
+from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.model.new_weights import in_body
+from llmft.model.probes import changed_inputs, evaluating
+from llmft.train.batches import Batches
+from llmft.train.narrow import transformers_model
+from llmft.train.objectives import Classification
+
+# Regularisations that are tried, as sklearn's C (of a ridge, 1 / alpha), with so many
+# folds on at the most so many rows.
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FOLDS, ROWS = 3, 3000
+
+
+def output_layer(model: Any) -> nn.Linear | None:
+    """Return the last linear layer of a classifier; None where it has none."""
+    core = transformers_model(model)
+    layers = [
+        module
+        for name, module in core.named_modules()
+        if isinstance(module, nn.Linear) and not in_body(core, name)
+        if module.out_features == core.config.num_labels
+    ]
+    return layers[-1] if layers else None
+
+
+def has_new_output(model: Any) -> bool:
+    """Return whether the output layer was never trained: its bias is still zero."""
+    layer = output_layer(model)
+    return layer is None or layer.bias is None or not layer.bias.any()
+
+
+def fit_linear_probe(
+    model: Any,
+    objective: Classification,
+    collator: Any,
+    train: Dataset,
+    args: TrainingArguments,
+) -> float | None:
+    """Fit the output layer of ``model`` on what it is given for the training examples.
+
+    All other weights stay as they are. The regularisation is the one with the lowest
+    loss in a cross-validation. Examples count as the class weights of the objective
+    say.
+
+    Returns:
+        the regularisation, one of ``STRENGTHS``; None for a model whose logits are not
+        what a linear layer makes of one vector a text.
+    """
+    layer = output_layer(model)
+    if layer is None or layer.bias is None:
+        return None
+    features = encode(model, layer, objective, collator, train, args)
+    if features is None:
+        return None
+    labels = np.asarray(train["labels"][:])
+    weights = None if objective.weights is None else objective.weights.numpy()
+    kind, outputs = objective.problem_type, layer.out_features
+    weight, bias, strength = fitted(features, labels, kind, outputs, weights)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return strength
+
+
+@torch.no_grad()
+def encode(
+    model: Any,
+    layer: nn.Linear,
+    objective: Classification,
+    collator: Any,
+    data: Dataset,
+    args: TrainingArguments,
+) -> np.ndarray | None:
+    """Return what ``layer`` is given for each example, float32 (examples, in_features).
+
+    None where it is given more than one vector a text, or is not what gives the logits.
+    """
+    batches = Batches(data, args.eval_batch_size, "longest_first", args.seed)
+    states = np.empty((len(data), layer.in_features), np.float32)
+    given: list[torch.Tensor] = []
+    bf16 = args.bf16 and args.device.type == "cpu"
+
+    def keep(inputs: torch.Tensor) -> torch.Tensor:
+        given.append(inputs.float())
+        return inputs
+
+    with (
+        evaluating(model),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        changed_inputs(layer, keep),
+    ):
+        for rows in tqdm(batches.rows, desc="encoding", unit="batch", disable=None):
+            batch = collator([data[i] for i in rows])
+            batch = {name: x.to(model.device) for name, x in batch.items()}
+            given.clear()
+            _, output = objective.evaluate(model, batch)
+            if not _gives(layer, given, output["logits"]):
+                return None
+            states[rows] = given[-1].cpu().numpy()
+    return states
+
+
+def _gives(layer: nn.Linear, given: list[torch.Tensor], logits: torch.Tensor) -> bool:
+    if not given or given[-1].ndim != 2:
+        return False
+    wanted = nn.functional.linear(given[-1], layer.weight, layer.bias)
+    near = 0.05 * wanted.norm() + 1e-3  # in bf16
+    return logits.shape == wanted.shape and bool((wanted - logits).norm() <= near)
+
+
+def fitted(
+    features: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    outputs: int,
+    class_weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return weight, bias and regularisation of a linear layer fitted to ``labels``.
+
+    Args:
+        features: (examples, in_features).
+        labels: class ids, (examples,); 0 and 1, (examples, outputs); or numbers.
+        class_weights: (outputs,), as the loss has them.
+    """
+    mean, spread = features.mean(0), features.std(0) + 1e-6
+    x = ((features - mean) / spread).astype(np.float64)
+    if problem_type == REGRESSION:
+        ridge = RidgeCV([1 / c for c in STRENGTHS[::-1]]).fit(x, labels.reshape(-1))
+        coefficients, constants = ridge.coef_[None], np.array([ridge.intercept_])
+        strength = float(1 / ridge.alpha_)
+    else:
+        strength = _strength(x, labels, problem_type, class_weights)
+        coefficients, constants = _logistic(
+            x, labels, problem_type, outputs, strength, class_weights
+        )
+    weight = coefficients / spread
+    bias = constants - weight @ mean
+    return weight.astype(np.float32), bias.astype(np.float32), strength
+
+
+def _strength(
+    x: np.ndarray, labels: np.ndarray, problem_type: str, weights: np.ndarray | None
+) -> float:
+    """Return the strength with the lowest loss on rows that were not learnt."""
+    rows = np.random.default_rng(0).permutation(len(x))[:ROWS]
+    x, labels = x[rows], labels[rows]
+    if len(x) < 2 * FOLDS:
+        return STRENGTHS[0]
+    folds: Any = KFold(FOLDS)
+    if problem_type != MULTI and np.unique(labels, return_counts=True)[1].min() > 1:
+        folds = StratifiedKFold(FOLDS)
+    parts, outputs = list(folds.split(x, labels)), int(labels.max()) + 1
+    if problem_type == MULTI:
+        outputs = labels.shape[1]
+    losses = []
+    for strength in STRENGTHS:
+        found = []
+        for learnt, held_out in parts:
+            weight, bias = _logistic(
+                x[learnt], labels[learnt], problem_type, outputs, strength, weights
+            )
+            logits = x[held_out] @ weight.T + bias
+            found.append(_loss(logits, labels[held_out], problem_type))
+        losses.append(np.mean(found))
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    if problem_type == MULTI:
+        return float(np.mean(np.logaddexp(0, logits) - labels * logits))
+    shifted = logits - logits.max(1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    return float(log_loss(labels, probabilities, labels=range(logits.shape[1])))
+
+
+def _logistic(
+    x: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    outputs: int,
+    strength: float,
+    class_weights: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients (outputs, in_features) and constants of the logits."""
+    weight, bias = np.zeros((outputs, x.shape[1])), np.zeros(outputs)
+    if problem_type == MULTI:
+        for i, column in enumerate(labels.T):
+            bias[i] = _log_odds(column)
+            if 0 < column.sum() < len(column):
+                each = None
+                if class_weights is not None:
+                    each = np.where(column > 0, class_weights[i], 1.0)
+                model = _model(strength).fit(x, column, each)
+                weight[i], bias[i] = model.coef_[0], model.intercept_[0]
+        return weight, bias
+    there = np.unique(labels)
+    if len(there) < 2:
+        bias[there] = _log_odds(np.ones(len(x)))
+        return weight, bias
+    each = None if class_weights is None else class_weights[labels]
+    model = _model(strength).fit(x, labels, each)
+    coefficients, constants = model.coef_, model.intercept_
+    if len(there) == 2:  # sklearn gives one row, of the second class
+        coefficients = np.vstack([-coefficients, coefficients]) / 2
+        constants = np.concatenate([-constants, constants]) / 2
+    # A class without an example is as unlikely as one that none of them had.
+    bias[:] = constants.min() - _log_odds(np.ones(len(x)))
+    weight[there], bias[there] = coefficients, constants
+    return weight, bias
+
+
+def _model(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+
+
+def _log_odds(column: np.ndarray) -> float:
+    """Return the log odds of a label, counted once more on either side."""
+    return float(np.log((column.sum() + 1) / (len(column) - column.sum() + 1)))

@@ -1,0 +1,63 @@
+"""Rungs of a ladder: frequencies, and differences on the same texts."""
+
+import numpy as np
+import pytest
+
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.metrics.classes import Classification
+from llmft.metrics.ladder import Rung, climbed, lines, majority
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "names", "wanted"),
+    [
+        (SINGLE, np.array([0, 1, 1]), ("a", "b", "c"), np.log([1.5, 2.5, 0.5])),
+        (
+            MULTI,
+            np.array([[1, 0], [1, 1], [1, 0]]),
+            ("a", "b"),
+            np.log([3.5 / 0.5, 1.5 / 2.5]),
+        ),
+        (REGRESSION, np.array([1.0, 2.0, 6.0]), ("LABEL_0",), [3.0]),
+    ],
+)
+def test_frequencies(kind, train, names, wanted):
+    rung = majority(train, 4, LabelNames(names, kind))
+    np.testing.assert_allclose(rung.scores, np.tile(wanted, (4, 1)))
+
+
+def scores(labels, right):
+    """Return scores whose largest is the label for the rows ``right``."""
+    guesses = np.where(right, labels, 1 - labels)
+    return np.eye(2)[guesses]
+
+
+def test_differences_are_paired(monkeypatch):
+    """Two that fail on the same texts differ by little, with a small error."""
+    labels = RNG.integers(0, 2, 400)
+    right = np.arange(400) % 5 > 0
+    also = right & (np.arange(400) % 200 != 1)
+    rungs = [
+        Rung("coin", scores(labels, RNG.integers(0, 2, 400) > 0)),
+        Rung("near", scores(labels, also), 3.21),
+        Rung("best", scores(labels, right), 60.0),
+    ]
+    found = climbed(rungs, labels, Classification(), "accuracy", "best")
+    _coin, near, best = found["rungs"]
+    assert (best["value"], near["value"]) == (0.8, also.mean())
+    below = right.astype(float) - also
+    assert near["below"]["value"] == pytest.approx(below.mean())
+    wanted = below.std() / np.sqrt(400)  # of a mean of differences
+    assert near["below"]["stderr"] == pytest.approx(wanted, rel=0.1)
+    assert "below" not in best
+    assert near["seconds"] == 3.2
+    text, said = lines(found, "test")
+    assert said == (
+        "  no clear difference (under 2 standard errors) to near, which costs less"
+    )
+    assert "ladder, on test, n 400" in text
+    assert "saved" in text
+    worse = climbed(rungs, labels, Classification(), "accuracy", "coin")
+    assert "near, best reached more here" in lines(worse, "test")[1]

@@ -1,0 +1,127 @@
+"""The output layer that is fitted on frozen features, against plain computations."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from llmft.config.fields import TrainingArguments
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
+from llmft.data.tokens.collate import DataCollatorForClassification
+from llmft.train import linear_probe
+from llmft.train.objectives import Classification
+
+RNG = np.random.default_rng(0)
+ROWS, WIDTH = 120, 5
+X = RNG.normal(size=(ROWS, WIDTH)) * [1, 10, 0.1, 1, 1] + [0, 3, 0, 0, 0]
+X = X.astype(np.float32)
+CLASSES = (X[:, 1] > 3).astype(int) + (X[:, 0] > 0)
+
+
+def standard():
+    return ((X - X.mean(0)) / (X.std(0) + 1e-6)).astype(np.float64)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0]])
+def test_classes_are_fitted_as_sklearn_does(weights):
+    weights = None if weights is None else np.array(weights)
+    weight, bias, strength = linear_probe.fitted(X, CLASSES, SINGLE, 3, weights)
+    assert strength in linear_probe.STRENGTHS
+    each = None if weights is None else weights[CLASSES]
+    plain = LogisticRegression(C=strength, max_iter=1000, tol=1e-8)
+    wanted = plain.fit(standard(), CLASSES, each).decision_function(standard())
+    found = X @ weight.T + bias
+    np.testing.assert_allclose(
+        log_softmax(found, 1), log_softmax(wanted, 1), atol=0.02, rtol=0.02
+    )
+
+
+def test_two_classes_have_a_row_each():
+    """As the minimum of the regularised loss of two logits."""
+    labels = (CLASSES > 0).astype(int)
+    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2)
+    z = standard()
+
+    def loss(v):
+        logits = z @ v[:WIDTH] + v[WIDTH]
+        nll = np.logaddexp(0, logits) - labels * logits
+        return strength * nll.sum() + (v[:WIDTH] ** 2).sum() / 2
+
+    best = minimize(loss, np.zeros(WIDTH + 1), tol=1e-10).x
+    found = X @ weight.T + bias
+    wanted = z @ best[:WIDTH] + best[WIDTH]
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], wanted, atol=0.02, rtol=0.02)
+    np.testing.assert_allclose(found.sum(1), 0, atol=1e-4)
+
+
+def test_a_class_without_an_example_is_unlikely():
+    weight, bias, _ = linear_probe.fitted(X, CLASSES, SINGLE, 5)
+    probabilities = np.exp(log_softmax(X @ weight.T + bias, 1))
+    assert probabilities[:, 3:].max() < 0.05
+    assert (probabilities.argmax(1) == CLASSES).mean() > 0.8
+
+
+def test_labels_and_numbers():
+    several = np.stack([CLASSES > 0, X[:, 2] > 0, np.ones(ROWS)], 1).astype(np.float32)
+    weight, bias, _ = linear_probe.fitted(X, several, MULTI, 3, np.array([1.0, 1, 1]))
+    logits = X @ weight.T + bias
+    assert ((logits[:, :2] > 0) == several[:, :2]).mean() > 0.9
+    assert not weight[2].any()
+    assert bias[2] == pytest.approx(np.log(ROWS + 1))
+    numbers = 80 + X @ np.array([1, 2, 3, 0, 0])
+    weight, bias, strength = linear_probe.fitted(X, numbers, REGRESSION, 1)
+    plain = Ridge(1 / strength).fit(standard(), numbers)
+    wanted = plain.predict(standard())[:, None]
+    np.testing.assert_allclose(X @ weight.T + bias, wanted, rtol=1e-3)
+
+
+def texts(tokenizer, rows=60):
+    found = tiny.sentences(rows)
+    ids = [tokenizer(text)["input_ids"] for text in found]
+    labels = [int("good" in text or "great" in text) for text in found]
+    return Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
+    """In the order of the data; the body stays as it was."""
+    tokenizer = tiny.wordpiece_tokenizer()
+    model = tiny.model(kind, "classification", len(tokenizer)).eval()
+    data, collator = texts(tokenizer), DataCollatorForClassification(tokenizer)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.per_device_eval_batch_size = 7
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    objective, layer = Classification(), linear_probe.output_layer(model)
+    assert linear_probe.has_new_output(model)
+    found = linear_probe.encode(model, layer, objective, collator, data, args)
+    strength = linear_probe.fit_linear_probe(model, objective, collator, data, args)
+    assert strength in linear_probe.STRENGTHS
+    assert not linear_probe.has_new_output(model)
+    with torch.no_grad():
+        alone = [
+            model(input_ids=torch.tensor([ids])).logits[0] for ids in data["input_ids"]
+        ]
+        wanted = layer(torch.from_numpy(found))
+    torch.testing.assert_close(torch.stack(alone), wanted, atol=1e-4, rtol=1e-4)
+    changed = {n for n, p in model.named_parameters() if not p.equal(before[n])}
+    own = {id(p) for p in layer.parameters()}
+    assert changed == {n for n, p in model.named_parameters() if id(p) in own}
+    loss = torch.nn.functional.cross_entropy(wanted, torch.tensor(data["labels"]))
+    assert loss < np.log(2)
+
+
+def test_a_head_that_runs_at_all_positions_is_left(tmp_path):
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = tiny.model("gpt2", "classification", len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    collator = DataCollatorForClassification(tokenizer)
+    data = texts(tokenizer, 8)
+    assert not linear_probe.fit_linear_probe(
+        model, Classification(), collator, data, args
+    )
