@@ -17,6 +17,7 @@ class Forecast:
         evaluation_seconds: one evaluation in training.
         save_seconds: one checkpoint.
         final_seconds: what follows the training.
+        probe_seconds: what comes before it, where a classifier starts from a probe.
         peak_bytes: the most memory that the process will hold; 0 where not known.
         checkpoint_bytes, model_bytes: what a checkpoint, and the model need on disk.
         trial_seconds: what finding out took.
@@ -26,6 +27,7 @@ class Forecast:
     evaluation_seconds: float = 0.0
     save_seconds: float = 0.0
     final_seconds: float = 0.0
+    probe_seconds: float = 0.0
     peak_bytes: int = 0
     checkpoint_bytes: int = 0
     model_bytes: int = 0

@@ -77,6 +77,7 @@ def make_plan(
     if steps:
         evaluations, saves = evaluations_and_saves(args, steps, per_epoch, done)
     seconds = {
+        "the probe": forecast.probe_seconds,
         "training": (steps - done) * forecast.step_seconds,
         "evaluating": evaluations * forecast.evaluation_seconds,
         "checkpoints": saves * forecast.save_seconds,
@@ -152,7 +153,8 @@ def _steps(
     if not args.time_limit or args.resume_from_checkpoint:
         return training_steps(args, train)
     assert forecast is not None
-    return steps_within(seconds_left(args.time_limit), forecast, per_epoch, args)
+    left = seconds_left(args.time_limit) - forecast.probe_seconds
+    return steps_within(left, forecast, per_epoch, args)
 
 
 def _disk(args: TrainingArguments, forecast: Forecast, saves: int) -> int:

@@ -86,7 +86,10 @@ def choose_fast_path(
     trial = forecast = None
     chooses = _chooses(args)
     if chooses or training.time_limit:
-        trial, forecast = _tried(steps, candidates, batches, data, not as_written)
+        trial, forecast = _tried(
+            *(steps, candidates, batches, data, not as_written),
+            probes=bool(getattr(args.data, "ladder", False)),
+        )
     chosen = trial.chosen if trial else candidates[0]
     set_candidate(core, chosen, (training.train_batch_size, longest))
     said = training.do_train and isinstance(objective, CausalLM)
@@ -130,6 +133,7 @@ def _tried(
     batches: Batches,
     data: Mapping[str, Any],
     may_compile: bool,
+    probes: bool,
 ) -> tuple[Trial, Forecast]:
     """Return what the trial gave, and what follows for the whole run."""
     training, optimizer, limit = steps.args, (0.0, 0), math.inf
@@ -153,7 +157,10 @@ def _tried(
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],
     )
-    return trial, predicted(training, steps.model, trial, optimizer, batches, held_out)
+    probed = batches if probes and training.do_train else None
+    return trial, predicted(
+        training, steps.model, trial, optimizer, batches, held_out, probed
+    )
 
 
 def _chooses(args: Arguments) -> bool:

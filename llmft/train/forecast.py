@@ -25,6 +25,7 @@ def predicted(
     optimizer: tuple[float, int],
     batches: Batches,
     held_out: Mapping[str, Batches],
+    probed: Batches | None = None,
 ) -> Forecast:
     """Return the seconds of a step, an evaluation and a checkpoint, and the memory.
 
@@ -34,6 +35,8 @@ def predicted(
     Args:
         optimizer: what ``optimizer_cost`` gives.
         batches: those to train on. held_out: by split, those to evaluate on.
+        probed: the training examples, where a linear probe encodes them first; it is
+            evaluated, too.
     """
     if not args.do_train:
         parts = [_by_length(trial, b.lengths).sum() for b in held_out.values()]
@@ -55,6 +58,9 @@ def predicted(
         final_seconds=sum(evaluations.values())
         + write_seconds(4 * trained)
         + END_SECONDS,
+        probe_seconds=sum(evaluations.values()) + _evaluation(trial, probed)
+        if probed
+        else 0.0,
         peak_bytes=trial.peak_bytes,
         checkpoint_bytes=saved,
         model_bytes=4 * sum(p.numel() for p in model.parameters()),

@@ -70,6 +70,7 @@ def try_out(wordpiece, folder, model=None, **changes):
     args = SimpleNamespace(
         training=arguments(folder, **changes),
         model=ModelArguments(attn_implementation=attention),
+        data=None,
         origins={},
     )
     found = choose_fast_path(
@@ -296,7 +297,7 @@ def test_whether_layers_are_compiled(
     data["train"] = Dataset.from_dict(
         {"input_ids": [[3, 4, 5, 6]] * 8 + [[3] * lengths] * 8}
     )
-    args = SimpleNamespace(training=trainer.args, model=ModelArguments())
+    args = SimpleNamespace(training=trainer.args, model=ModelArguments(), data=None)
     found = choose_fast_path(
         args, trainer.model, CausalLM(), trainer.data_collator, data
     )
@@ -355,7 +356,7 @@ def test_precision_on_a_gpu_is_what_was_asked_for(wordpiece, given, value):
     training = SimpleNamespace(fp16=False, bf16=False, precision="auto")
     vars(training).update(device=torch.device("cuda"), resume_from_checkpoint=None)
     vars(training).update(given)
-    args = SimpleNamespace(training=training, model=ModelArguments())
+    args = SimpleNamespace(training=training, model=ModelArguments(), data=None)
     model = tiny.model("bert", "masked-lm", len(wordpiece))
     found = choose_fast_path(args, model, MaskedLM(), None, {})
     assert found.choices == [Choice("precision", value, "not tried on cuda")]
@@ -515,7 +516,9 @@ def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "seconds_left", lambda limit: 60.0)
     collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     args = SimpleNamespace(
-        training=arguments(tmp_path, time_limit="60s"), model=ModelArguments()
+        training=arguments(tmp_path, time_limit="60s"),
+        model=ModelArguments(),
+        data=None,
     )
     model = tiny.model("bert", "masked-lm", len(wordpiece))
     found = choose_fast_path(args, model, MaskedLM(), collator, {"train": stream})

@@ -1,0 +1,150 @@
+"""How good is a classifier that the shipped recipe trains, on data it was not made on?
+
+python scripts/results_data.py DATA                 fetches the sets
+python scripts/bench_results.py DATA                each set, three seeds
+python scripts/bench_results.py DATA --grid         beside the best of a grid
+python scripts/bench_results.py DATA --sets sms_spam trec_fine --seeds 1
+
+Each NAME_train.jsonl of the folders, with NAME_test.jsonl and, where there is one,
+NAME_validation.jsonl, goes through recipes/classify.py with no flags but files and
+columns. The table shows what each rung of the ladder reached on the test set, in the
+mean over the seeds, and the seconds of the whole command. With --grid, nine plain
+trainings (rates by epochs, --ladder false) run on the same rows; the one that is best
+on validation is shown, and by how many of its standard errors the delivered model is
+above it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from llmft.console import say, table
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES, EPOCHS = ("5e-5", "1e-4", "2e-4"), ("1", "3", "8")
+
+
+def files_and_columns(folder: Path, name: str) -> list[str]:
+    """Return the flags that a user has to give for a set."""
+    flags = []
+    for part in ("train", "validation", "test"):
+        path = folder / f"{name}_{part}.jsonl"
+        if path.is_file():
+            flags += [f"--{part}_file", str(path)]
+    with (folder / f"{name}_train.jsonl").open(encoding="utf-8") as lines:
+        first = json.loads(next(lines))
+    label = "labels" if "labels" in first else "label"
+    flags += ["--text_column_name", "text", "--label_column_name", label]
+    if "text_pair" in first:
+        flags += ["--text_pair_column_name", "text_pair"]
+    return [*flags, "--allow", "leakage"]
+
+
+def train(flags: list[str], seed: int) -> dict[str, Any]:
+    """Run the recipe; return its final metrics, with the seconds of all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "recipes/classify.py", *flags]
+        command += ["--seed", str(seed), "--output_dir", folder]
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        found = json.loads((Path(folder) / "metrics.json").read_text())
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+def delivered(flags: list[str], seed: int) -> dict[str, Any]:
+    """Return what the recipe reaches by itself: each rung, and what was saved."""
+    found = train(flags, seed)
+    ladder = found["ladder"]
+    rungs = {rung["name"].split(" + ")[0]: rung for rung in ladder["rungs"]}
+    best = next(r for r in ladder["rungs"] if r["name"] == ladder["saved"])
+    return {
+        "metric": ladder["metric"],
+        "rungs": {name: rung["value"] for name, rung in rungs.items()},
+        "saved": ladder["saved"],
+        "value": best["value"],
+        "stderr": best["stderr"],
+        "seconds": found["seconds"],
+    }
+
+
+def best_of_grid(flags: list[str], seed: int, metric: str) -> dict[str, Any]:
+    """Return the plain training that is best on validation, with its test metric."""
+    runs = []
+    for rate, epochs in product(RATES, EPOCHS):
+        own = ["--ladder", "false", "--learning_rate", rate]
+        own += ["--num_train_epochs", epochs, "--metric_for_best_model", metric]
+        found = train([*flags, *own], seed)
+        runs.append(
+            {
+                "settings": f"{rate} x {epochs}",
+                "validation": found["eval"][metric]["value"],
+                "value": found["test"][metric]["value"],
+                "stderr": found["test"][metric]["stderr"],
+            }
+        )
+        say(f"    {rate} x {epochs}: {runs[-1]['value']:.4f}")
+    return max(runs, key=lambda run: run["validation"])
+
+
+def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    """Return the line of a set: means over its seeds."""
+
+    def mean(values: list[float]) -> str:
+        return f"{statistics.mean(values):.3f}" if values else "-"
+
+    names = ("TF-IDF", "linear probe", "fine-tuned")
+    cells = [name, runs[0]["metric"]]
+    cells += [mean([r["rungs"][n] for r in runs if n in r["rungs"]]) for n in names]
+    value, error = mean([r["value"] for r in runs]), mean([r["stderr"] for r in runs])
+    cells += [f"{value} +- {error}", mean([r["seconds"] for r in runs])]
+    if grids := [r for r in runs if "grid" in r]:
+        above = [(r["value"] - r["grid"]["value"]) / r["stderr"] for r in grids]
+        best = " ".join(sorted({r["grid"]["settings"] for r in grids}))
+        cells += [mean([r["grid"]["value"] for r in grids]), mean(above), best]
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DATA")
+    parser.add_argument("--sets", nargs="+", help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
+    parser.add_argument("--grid", action="store_true", help="also nine plain trainings")
+    parser.add_argument("--flags", default="", help="more for the recipe, in a string")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON")
+    args = parser.parse_args()
+    found = {
+        path.name.removesuffix("_train.jsonl"): path.parent
+        for folder in args.folders
+        for path in sorted(folder.glob("*_train.jsonl"))
+    }
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name in args.sets or found:
+        flags = [*files_and_columns(found[name].resolve(), name), *args.flags.split()]
+        results[name] = []
+        for seed in range(1, args.seeds + 1):
+            run = delivered(flags, seed)
+            if args.grid:
+                run["grid"] = best_of_grid(flags, seed, run["metric"])
+            results[name].append(run)
+            say(f"{name} seed {seed}: {run['saved']} {run['value']:.4f}")
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=2) + "\n")
+    header = ["set", "metric", "TF-IDF", "probe", "tuned", "delivered", "seconds"]
+    header += ["grid", "above it by", "its best"] if args.grid else []
+    say("\n" + table([row(name, runs) for name, runs in results.items()], header))
+
+
+if __name__ == "__main__":
+    main()

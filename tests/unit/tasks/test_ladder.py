@@ -1,0 +1,143 @@
+"""The ladder beside a training: where it starts, which model is kept, what is told."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.parse import Arguments
+from llmft.data.read.labels import LabelNames
+from llmft.data.tokens.collate import DataCollatorForClassification
+from llmft.metrics.classes import Classification as Metric
+from llmft.tasks.ladder import PROBE, TUNED, Ladder
+from llmft.train.objectives import Classification
+from llmft.train.trainer import LlmftTrainer
+
+NAMES = LabelNames(("no", "yes"))
+TOKENIZER = tiny.wordpiece_tokenizer()
+
+
+def rows(count, seed):
+    texts = tiny.sentences(count, seed)
+    labels = [NAMES.names[int("good" in t or "great" in t)] for t in texts]
+    return Dataset.from_dict({"text": texts, "label": labels})
+
+
+PARTS = {"train": rows(80, 0), "validation": rows(40, 1), "test": rows(50, 2)}
+EXAMPLES = {
+    split: Dataset.from_dict(
+        {
+            "input_ids": [TOKENIZER(text)["input_ids"] for text in part["text"]],
+            "labels": [NAMES.names.index(label) for label in part["label"]],
+        }
+    )
+    for split, part in PARTS.items()
+}
+
+
+def climb(folder, model, splits=("train", "validation", "test"), **changes):
+    """Train beside a ladder; return it, the run, and what it had before training."""
+    data = ClassificationDataArguments(ladder=changes.pop("ladder", True))
+    given = {"num_train_epochs": 10, "learning_rate": 1e-3, **changes}
+    training = TrainingArguments(
+        *(str(folder),), report_to="none", disable_tqdm=True, do_train=True, **given
+    )
+    if "validation" not in splits:
+        training.eval_strategy = training.save_strategy = "no"
+        training.load_best_model_at_end = False
+    examples = {split: EXAMPLES[split] for split in splits}
+    parts = {split: PARTS[split] for split in splits}
+    held_out = next((s for s in ("test", "validation") if s in splits), None)
+    ladder = Ladder(
+        data, SimpleNamespace(parts=parts, held_out=lambda: held_out), NAMES
+    )
+    args = Arguments(ModelArguments("tiny"), data, training, {}, [])
+    with tiny.started_run(args) as run:
+        run.held_out = held_out
+        trainer = LlmftTrainer(
+            model=model,
+            args=training,
+            objective=Classification(),
+            data_collator=DataCollatorForClassification(TOKENIZER),
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("validation"),
+            processing_class=TOKENIZER,
+            compute_metrics=Metric(),
+            callbacks=run.callbacks,
+        )
+        ladder.start_from_probe(trainer, examples, run)
+        start = {n: p.clone() for n, p in model.state_dict().items()}
+        trainer.train()
+        ladder.keep_best(trainer, examples, run)
+        if held_out:
+            ladder.finish(trainer.predict(examples[held_out]), run, Metric())
+        assert not list(run.folder.glob("*.safetensors"))
+    return ladder, run, start
+
+
+@pytest.fixture
+def model():
+    return tiny.model("bert", "classification", len(TOKENIZER))
+
+
+@pytest.mark.parametrize(
+    ("rate", "saved"), [(3e-3, TUNED), (10.0, PROBE)], ids=["learns", "spoils"]
+)
+def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
+    ladder, run, start = climb(tmp_path / "run", model, learning_rate=rate)
+    assert ladder.saved == saved
+    same = {n: p.equal(start[n]) for n, p in model.state_dict().items()}
+    assert all(same.values()) == (saved == PROBE)
+    said = capsys.readouterr().out
+    assert "linear probe fitted (C " in said
+    assert ("the linear probe is better on validation, and saved" in said) == (
+        saved == PROBE
+    )
+    found = run.ladder
+    assert (found["metric"], found["n"], found["saved"]) == ("accuracy", 50, saved)
+    names = [rung["name"] for rung in found["rungs"]]
+    assert names == ["majority", "TF-IDF + logistic regression", PROBE, TUNED]
+    labels = np.array(EXAMPLES["test"]["labels"])
+    majority = found["rungs"][0]["value"]
+    assert majority == (labels == np.bincount(labels).argmax()).mean()
+    with torch.no_grad():
+        model.eval()
+        guesses = [
+            int(model(input_ids=torch.tensor([ids])).logits.argmax())
+            for ids in EXAMPLES["test"]["input_ids"]
+        ]
+    kept = next(rung for rung in found["rungs"] if rung["name"] == saved)
+    assert kept["value"] == pytest.approx((labels == guesses).mean())
+    assert "ladder, on test, n 50" in ladder.notes[0]
+
+
+def test_the_last_model_is_kept_without_validation(model, tmp_path):
+    ladder, run, _ = climb(tmp_path / "run", model, ("train", "test"))
+    assert (ladder.saved, len(run.ladder["rungs"])) == (TUNED, 4)
+    again, other, _ = climb(tmp_path / "alone", model, ("train",))
+    assert other.ladder is None
+    assert again.rungs == []
+
+
+def test_a_trained_head_is_where_training_goes_on(model, tmp_path):
+    with torch.no_grad():
+        model.classifier.bias.fill_(0.5)
+    ladder, run, start = climb(tmp_path / "run", model)
+    assert start["classifier.bias"].tolist() == [0.5, 0.5]
+    assert [rung["name"] for rung in run.ladder["rungs"]][2:] == [TUNED]
+    assert ladder.notes[-1] == "  no linear probe: the head had been trained before"
+
+
+def test_off(model, tmp_path):
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    ladder, run, start = climb(tmp_path / "run", model, ladder=False)
+    assert all(p.equal(start[n]) for n, p in before.items())
+    assert (run.ladder, ladder.rungs, ladder.notes) == (None, [], [])
