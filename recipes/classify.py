@@ -40,6 +40,7 @@ from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.class_weights import class_weights
 from llmft.train.fast_path import choose_fast_path
+from llmft.train.linear_probe import has_new_output
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> Plan:
         problem_type=problem_type,
         will_train=training_args.do_train,
     )
+    new_head = has_new_output(model)
     init_regression_head(model, train)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> Plan:
         return plan
 
     # TF-IDF, before training: a time limit knows what it took.
-    ladder = Ladder(data_args, splits, labels)
+    ladder = Ladder(data_args, splits, labels, new_head)
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)

@@ -100,7 +100,8 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
 
 def _conclusions(ladder: dict[str, Any]) -> list[str]:
     above, alike = [], []
-    for rung in (r for r in ladder["rungs"] if "below" in r):
+    names = [rung["name"] for rung in ladder["rungs"]]
+    for rung in ladder["rungs"][: names.index(ladder["saved"])]:
         difference, error = rung["below"]["value"], rung["below"]["stderr"]
         if difference < -error:
             above.append(rung["name"])

@@ -1,6 +1,6 @@
 """The ladder of a classifier: simpler methods on the same texts; the best is saved.
 
-ladder = Ladder(data_args, splits, labels)
+ladder = Ladder(data_args, splits, labels, new_head)
 with run.start():
     ladder.start_from_probe(trainer, examples, run)
     trainer.train()
@@ -30,7 +30,7 @@ from llmft.metrics.baseline import tfidf
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
-from llmft.train.linear_probe import fit_linear_probe, has_new_output
+from llmft.train.linear_probe import fit_linear_probe
 from llmft.train.narrow import transformers_model
 from llmft.train.trainer import LlmftTrainer
 
@@ -44,6 +44,7 @@ class Ladder:
 
     Args:
         data: the data arguments. splits: the rows. labels: their names.
+        new_head: whether the model's head was never trained.
 
     Attributes:
         rungs: what was climbed so far. notes: what could not be, in words.
@@ -51,9 +52,13 @@ class Ladder:
     """
 
     def __init__(
-        self, data: ClassificationDataArguments, splits: Splits, labels: LabelNames
+        self,
+        data: ClassificationDataArguments,
+        splits: Splits,
+        labels: LabelNames,
+        new_head: bool,
     ) -> None:
-        self.labels, self.saved = labels, TUNED
+        self.labels, self.saved, self.new_head = labels, TUNED, new_head
         self.rungs: list[Rung] = []
         self.notes: list[str] = []
         self.reached: Mapping[str, float] = {}  # by the probe, on validation
@@ -80,7 +85,7 @@ class Ladder:
         start, model = time.perf_counter(), transformers_model(trainer.model)
         if not self.on or not trainer.args.do_train:
             return
-        if not has_new_output(model):
+        if not self.new_head:
             self.notes.append(f"  no {PROBE}: the head had been trained before")
             return
         objective: Any = trainer.objective
@@ -100,9 +105,11 @@ class Ladder:
             save_file(_trained(model), self.file)
         if run.held_out == "test":
             found = trainer.predict(examples["test"])
+        took = time.perf_counter() - start
+        if trainer.time_limit:
+            trainer.time_limit.not_again += took
         if found is not None and run.held_out:
-            scores = np.asarray(found.predictions)
-            self.rungs.append(Rung(PROBE, scores, time.perf_counter() - start))
+            self.rungs.append(Rung(PROBE, np.asarray(found.predictions), took))
 
     def keep_best(
         self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run

@@ -107,10 +107,13 @@ class TimeLimit(TrainerCallback, ExportableState):
 
     Attributes:
         cells: tokens of all batches so far, with padding; the trainer counts them.
+        not_again: seconds before the training of what does not come after it again, or
+            is among what follows it already.
         correct_at: the step after which steps are corrected; None when they stay.
     """
 
     cells = 0
+    not_again = 0.0
     correct_at: int | None = None
 
     def __init__(self, limit: str, seconds: float, trial: Forecast) -> None:
@@ -118,7 +121,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         self._made = time.time()
         self.deadline = self._made + seconds
         self._warmup_steps: int | None = None
-        self._since, self._evaluated_before, self._cells_before = 0.0, 0.0, 0
+        self._since, self._cells_before = 0.0, 0
         self._step_cells: list[int] = []
         self._taken: dict[str, list[float]] = {"step": [], "evaluate": [], "save": []}
 
@@ -141,7 +144,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         self.steps_per_epoch = epoch_steps(args, train) if has_length else None
         self._mean_cells = _mean_cells(trainer) if has_length else None
         # Samples before training come after it again.
-        samples = max(time.time() - self._made - self._evaluated_before, 0.0)
+        samples = max(time.time() - self._made - self.not_again, 0.0)
         final = self.forecast.final_seconds + samples
         self.forecast = replace(self.forecast, final_seconds=final)
         if args.resume_from_checkpoint:
@@ -227,8 +230,8 @@ class TimeLimit(TrainerCallback, ExportableState):
         """Time the evaluation."""
         if self._since:
             self._lap("evaluate")
-        else:  # is among what follows the training already
-            self._evaluated_before += metrics["before_runtime"]
+        else:
+            self.not_again += metrics["before_runtime"]
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Time the checkpoint."""

@@ -59,5 +59,8 @@ def test_differences_are_paired(monkeypatch):
     )
     assert "ladder, on test, n 400" in text
     assert "saved" in text
-    worse = climbed(rungs, labels, Classification(), "accuracy", "coin")
+    others = [*rungs[1:], rungs[0]]
+    worse = climbed(others, labels, Classification(), "accuracy", "coin")
     assert "near, best reached more here" in lines(worse, "test")[1]
+    alone = climbed(rungs, labels, Classification(), "accuracy", "coin")
+    assert len(lines(alone, "test")) == 1  # what stands above cost more

@@ -18,6 +18,7 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.metrics.classes import Classification as Metric
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
+from llmft.train.linear_probe import has_new_output
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -56,9 +57,8 @@ def climb(folder, model, splits=("train", "validation", "test"), **changes):
     examples = {split: EXAMPLES[split] for split in splits}
     parts = {split: PARTS[split] for split in splits}
     held_out = next((s for s in ("test", "validation") if s in splits), None)
-    ladder = Ladder(
-        data, SimpleNamespace(parts=parts, held_out=lambda: held_out), NAMES
-    )
+    splits = SimpleNamespace(parts=parts, held_out=lambda: held_out)
+    ladder = Ladder(data, splits, NAMES, has_new_output(model))
     args = Arguments(ModelArguments("tiny"), data, training, {}, [])
     with tiny.started_run(args) as run:
         run.held_out = held_out
