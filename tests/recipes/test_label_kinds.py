@@ -129,7 +129,7 @@ def test_several_labels(bert: Path, tmp_path: Path) -> None:
     ) in said
     assert "  weights    'blame' 1, 'praise' 1 (rows without the label / rows" in said
     assert re.search(
-        r"TF-IDF \+ logistic regression of each label, on vali.*f1_micro", said
+        r"ladder, on vali.*\n.* f1_micro (.|\n)*TF-IDF \+ logistic regression ", said
     )
     config = process.read_json(run / "model" / "config.json")
     assert config["problem_type"] == "multi_label_classification"
@@ -176,7 +176,7 @@ def test_numbers(bert: Path, tmp_path: Path) -> None:
     ) in said
     assert "the new head starts at the mean training label, 1.494\n" in said
     assert "\nlargest errors, 5 of 40\n" in said
-    assert re.search(r"TF-IDF \+ ridge regression, on validation: r2 0\.\d", said)
+    assert re.search(r"  TF-IDF \+ ridge regression +0\.\d", said)
     config = process.read_json(run / "model" / "config.json")
     assert config["problem_type"] == "regression"
     assert config["id2label"] == {"0": "LABEL_0"}
@@ -193,7 +193,7 @@ def test_numbers(bert: Path, tmp_path: Path) -> None:
     ):
         assert found[name]["value"] == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert found["spearman"]["value"] > 0.8
-    assert re.search(r"best  +checkpoint-\d+ .*: spearman 0\.[89]", said)
+    assert re.search(r"best  +checkpoint-\d+ .*: spearman ", said)
     classify = pipeline("text-classification", str(run / "model"), device="cpu")
     (score,) = classify(rows[3]["text"])
     assert score["score"] == pytest.approx(rows[3]["prediction"], rel=1e-4)

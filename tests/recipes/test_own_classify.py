@@ -215,7 +215,7 @@ def test_parquet(bert: Path, tmp_path: Path) -> None:
     process.run_well(
         "classify",
         *("--model_name_or_path", bert, "--train_file", tmp_path / "train.parquet"),
-        *("--output_dir", tmp_path / "run", *TOY),
+        *("--output_dir", tmp_path / "run", "--ladder", "false", *TOY),
         cwd=tmp_path / "work",
     )
     assert not list((tmp_path / "work").iterdir())

@@ -31,7 +31,9 @@ def classify(given: Path, *flags: object) -> tuple[object, ...]:
         *process.QUICK,
         *("--model_name_or_path", given / "bert", "--train_file"),
         *(given / "train.csv", "--validation_file", given / "valid.csv"),
-        *("--per_device_train_batch_size", 4, "--learning_rate", 1e-3, *flags),
+        *("--per_device_train_batch_size", 4, "--learning_rate", 1e-3),
+        # A probe that is better than so short a training would be saved each time.
+        *("--ladder", "false", *flags),
     )
 
 
