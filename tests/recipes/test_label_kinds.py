@@ -170,13 +170,13 @@ def test_several_labels(bert: Path, tmp_path: Path) -> None:
 def test_numbers(bert: Path, tmp_path: Path) -> None:
     cwd = write(tmp_path / "work", numbers)
     best = ("--metric_for_best_model", "spearman")
-    run, said = train(bert, cwd, "--label_column_name", "stars", *best)
+    plain = ("--ladder", "false")  # from the probe, a random model's states diverge
+    run, said = train(bert, cwd, "--label_column_name", "stars", *best, *plain)
     assert (
         "  labels     regression (from 0.5 to 2.5, mean 1.494, standard deviation 0.8"
     ) in said
     assert "the new head starts at the mean training label, 1.494\n" in said
     assert "\nlargest errors, 5 of 40\n" in said
-    assert re.search(r"  TF-IDF \+ ridge regression +0\.\d", said)
     config = process.read_json(run / "model" / "config.json")
     assert config["problem_type"] == "regression"
     assert config["id2label"] == {"0": "LABEL_0"}
@@ -193,7 +193,7 @@ def test_numbers(bert: Path, tmp_path: Path) -> None:
     ):
         assert found[name]["value"] == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert found["spearman"]["value"] > 0.8
-    assert re.search(r"best  +checkpoint-\d+ .*: spearman ", said)
+    assert re.search(r"best  +checkpoint-\d+ .*: spearman 0\.[89]", said)
     classify = pipeline("text-classification", str(run / "model"), device="cpu")
     (score,) = classify(rows[3]["text"])
     assert score["score"] == pytest.approx(rows[3]["prediction"], rel=1e-4)
