@@ -63,7 +63,7 @@ def continue_prompts(args: Arguments) -> Plan:
         AutoModelForCausalLM, located, args.model, tokenizer, will_train=False
     )
     require_causal(model, located.name)
-    # Writes some tokens in each precision where none was given.
+    # Writes some tokens in each form (precision, packed layers); takes the fastest.
     model, precision = generate.made_fast(model, args.training)
     plan = make_plan(args.training, [*choices, precision], None)
     show(plan, args.training)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
-from llmft.metrics.standard_errors import Metric, drawn, with_errors
+from llmft.metrics.standard_errors import Metric, drawn, spread
 
 # What rungs are compared by; greater is better.
 HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}
@@ -64,21 +64,20 @@ def climbed(
     rows, found, draws = len(references), list[dict[str, Any]](), {}
     for rung in rungs:
         measure = metric.measure(rung.scores, references)
-        values = with_errors(measure, rows)
         draws[rung.name] = drawn(measure, rows)[name]
         found.append(
             {
                 "name": rung.name,
-                "value": values[name],
-                "stderr": values[f"{name}_stderr"],
+                "value": float(measure(np.ones((rows, 1)))[name][0]),
+                "stderr": spread(draws[rung.name]),
                 "seconds": round(rung.seconds, 1),
             }
         )
     best = next(row for row in found if row["name"] == saved)
     for row in found:
         if row is not best:
-            spread = float(np.std(draws[saved] - draws[row["name"]], ddof=1))
-            row["below"] = {"value": best["value"] - row["value"], "stderr": spread}
+            error = spread(draws[saved] - draws[row["name"]])
+            row["below"] = {"value": best["value"] - row["value"], "stderr": error}
     return {"metric": name, "n": rows, "saved": saved, "rungs": found}
 
 

@@ -67,7 +67,7 @@ def with_errors(measure: Measure, rows: int) -> dict[str, float]:
     (Efron 1979, doi:10.1214/aos/1176344552): the row, which is a text, is the unit.
     """
     found = {name: float(x[0]) for name, x in measure(np.ones((rows, 1))).items()}
-    errors = {f"{name}_stderr": _spread(x) for name, x in drawn(measure, rows).items()}
+    errors = {f"{name}_stderr": spread(x) for name, x in drawn(measure, rows).items()}
     return {**found, **errors, "n": rows}
 
 
@@ -88,7 +88,8 @@ def drawn(measure: Measure, rows: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _spread(draws: np.ndarray) -> float:
+def spread(draws: np.ndarray) -> float:
+    """Return the standard error that draws show; of those without a value, NaN."""
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return math.nan

@@ -83,7 +83,7 @@ class Ladder:
         Its weights are kept in the folder of the run until ``keep_best``.
         """
         start, model = time.perf_counter(), transformers_model(trainer.model)
-        if not self.on or not trainer.args.do_train:
+        if not self.on:
             return
         if not self.new_head:
             self.notes.append(f"  no {PROBE}: the head had been trained before")

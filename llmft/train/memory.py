@@ -20,10 +20,10 @@ from llmft.train.steps import Steps
 # Of what is counted here: the rest are intermediate results.
 MARGIN = 1.15
 # What the heap of a training grows by beside that, in gaps between tensors that change
-# their size.
+# their size: a guess, not measured since free memory is given back.
 GAPS = 2**26
-# What a training held beside what was expected of it (2 cores, AMD EPYC; eight of nine
-# runs: the other one held more, in evaluations of 32 texts of 512 tokens).
+# What a training held beside what was expected of it (2 cores, AMD EPYC; before free
+# memory was given back, seven of nine runs: the others held more).
 LEAST, MOST = 0.9, 1.1
 
 

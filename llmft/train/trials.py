@@ -82,7 +82,7 @@ def take_trial(
         optimizer_bytes: what the optimizer keeps; raises as ``require_memory``.
     """
     machine = detect.detect()
-    # Whether compiling pays depends on the length of the run.
+    # Whether compiling pays depends on how long the run is.
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
     held, needed = psutil.Process().memory_info().rss, 0
@@ -100,25 +100,25 @@ def take_trial(
         until = start + _budget(lasts(share * seconds[best]))
         with light_base(steps.model, best.precision == "bf16"):
             compiling = lasts if may_compile else None
-            found = _whole_batches(steps, seconds, batches, compiling, until)
+            chosen, whole = _whole_batches(steps, seconds, batches, compiling, until)
             evaluation = 0.0
             if evaluated:
                 examples = evaluated.examples(len(evaluated) // 2)
-                evaluation = steps.timed(found[0], examples, False, until)
+                evaluation = steps.timed(chosen, examples, False, until)
     peak = psutil.Process().memory_info().rss + GAPS
     grown = max(peak, needed - optimizer_bytes) - held
     release_memory()  # other gaps would be left for the training
     trial = Trial(
         seconds=seconds,
-        chosen=found[0],
-        lengths=list(found[1]),
-        batches=list(found[1].values()),
+        chosen=chosen,
+        lengths=list(whole),
+        batches=list(whole.values()),
         evaluation=evaluation,
         peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
     )
     if is_whole:
-        known = {**_to_keep(trial), "grown": grown}
+        known = _to_keep(trial) | {"grown": grown}
         keep(key, known, machine, _row(steps, batches, trial))
     return trial
 

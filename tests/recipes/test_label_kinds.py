@@ -322,12 +322,22 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
 def test_a_regression_goes_on_where_it_was_stopped(bert: Path, tmp_path: Path) -> None:
     cwd = write(tmp_path / "work", numbers)
     flags = ("--label_column_name", "stars", "--save_total_limit", 9)
-    run, _ = train(bert, cwd, *flags)
+    run, said = train(bert, cwd, *flags)
+    assert re.search(r"  TF-IDF \+ ridge regression +0\.\d", said)
     checkpoint = run / "checkpoints" / "checkpoint-40"
     more = ("--resume_from_checkpoint", checkpoint, "--output_dir", "again")
     again, _ = train(bert, cwd, *flags, *more)
     name = "model/model.safetensors"
     assert (again / name).read_bytes() == (run / name).read_bytes()
+    # That may be the probe: what was trained is the same, too.
+    ladders = [process.read_json(f / "metrics.json")["ladder"] for f in (run, again)]
+    tuned, same = ([(r["name"], r["value"]) for r in x["rungs"]] for x in ladders)
+    assert tuned == same
+    assert tuned[-1][0] == "fine-tuned"
+    last = max((again / "checkpoints").iterdir(), key=lambda f: int(f.name[11:])).name
+    assert int(last[11:]) > 40
+    weights = [f / "checkpoints" / last / "model.safetensors" for f in (run, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     done = process.run(
         "classify",
         *("--model_name_or_path", bert, "--train_file", "train.csv", *FLAGS, *flags),

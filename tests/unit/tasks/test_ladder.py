@@ -49,7 +49,7 @@ def climb(folder, model, splits=("train", "validation", "test"), **changes):
     data = ClassificationDataArguments(ladder=changes.pop("ladder", True))
     given = {"num_train_epochs": 10, "learning_rate": 1e-3, **changes}
     training = TrainingArguments(
-        *(str(folder),), report_to="none", disable_tqdm=True, do_train=True, **given
+        str(folder), report_to="none", disable_tqdm=True, do_train=True, **given
     )
     if "validation" not in splits:
         training.eval_strategy = training.save_strategy = "no"
