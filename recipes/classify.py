@@ -23,7 +23,7 @@ from llmft.config.fields import (
     ClassificationModelArguments,
     TrainingArguments,
 )
-from llmft.config.parse import parse
+from llmft.config.parse import Arguments, parse
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.data.tokens.examples import classification_features
 from llmft.metrics import predictions
@@ -35,17 +35,19 @@ from llmft.model.new_weights import init_regression_head
 from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
 from llmft.tasks import classify
+from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.class_weights import class_weights
 from llmft.train.fast_path import choose_fast_path
-from llmft.train.linear_probe import has_new_output
+from llmft.train.hyperparameters import CLASSIFICATION, set_epochs_and_rate
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 
 def main(argv: list[str]) -> Plan:
+    """Parse the arguments, and train: with k_folds several times."""
     args = parse(
         argv,
         ClassificationModelArguments,
@@ -56,8 +58,12 @@ def main(argv: list[str]) -> Plan:
         default_file=Path(__file__).with_name("classify_cpu.json"),
         check=classify.check,
     )
-    model_args, data_args, training_args = args.model, args.data, args.training
+    return cross_validate(train, args) if args.data.k_folds else train(args)[0]
 
+
+def train(args: Arguments) -> tuple[Plan, Ladder | None]:
+    """Train, evaluate, predict and save, as far as the arguments say."""
+    model_args, data_args, training_args = args.model, args.data, args.training
     # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, classify.TASK)
     set_token_type_ids(tokenizer, located)
@@ -74,8 +80,9 @@ def main(argv: list[str]) -> Plan:
         split: classification_features(source, tokenizer, data_args, split, labels)
         for split, source in splits.sources.items()
     }
-    train = examples.get("train")
-    weights = class_weights(data_args.class_weights, labels, train)
+    train_dataset = examples.get("train")
+    weights = class_weights(data_args.class_weights, labels, train_dataset)
+    new: list[str] = []  # names of weights that were never trained
     model = load_model(
         AutoModelForSequenceClassification,
         located,
@@ -85,9 +92,10 @@ def main(argv: list[str]) -> Plan:
         label_names=labels.names,
         problem_type=problem_type,
         will_train=training_args.do_train,
+        init_new_weights=lambda _, names: new.extend(names),
     )
-    new_head = has_new_output(model)
-    init_regression_head(model, train)
+    init_regression_head(model, train_dataset)
+    choices += set_epochs_and_rate(args, model, CLASSIFICATION, examples)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     collator = DataCollatorForClassification(tokenizer)
@@ -96,15 +104,15 @@ def main(argv: list[str]) -> Plan:
     choices += fast_path.choices
     # bf16 kernels are made and kept for each length: few lengths, few kernels.
     collator.pad_to_multiple_of = 8 if training_args.bf16 else None
-    choices += classify.choices(data_args, labels, weights, train)
+    choices += classify.choices(data_args, labels, weights, train_dataset)
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    plan = run.plan(choices, train, fast_path.forecast)
+    plan = run.plan(choices, train_dataset, fast_path.forecast)
     if training_args.dry_run:
-        return plan
+        return plan, None
 
     # TF-IDF, before training: a time limit knows what it took.
-    ladder = Ladder(data_args, splits, labels, new_head)
+    ladder = Ladder(args, splits, labels, new)
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
@@ -147,4 +155,4 @@ def main(argv: list[str]) -> Plan:
             keep=classify.arguments_to_keep(data_args),
             notes=ladder.notes,
         )
-    return plan
+    return plan, ladder

@@ -37,6 +37,7 @@ from llmft.tasks import generate
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.fast_path import choose_fast_path
+from llmft.train.hyperparameters import CAUSAL_LM, set_epochs_and_rate
 from llmft.train.objectives import CausalLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -94,6 +95,7 @@ def fine_tune(args: Arguments) -> Plan:
     examples = drop_seq_lengths_if_unsupported(model, examples)
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)
+    choices += set_epochs_and_rate(args, model, CAUSAL_LM, examples)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)

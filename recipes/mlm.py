@@ -34,6 +34,7 @@ from llmft.tasks import mlm
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.fast_path import choose_fast_path
+from llmft.train.hyperparameters import MASKED_LM, set_epochs_and_rate
 from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> Plan:
         will_train=training_args.do_train,
         init_new_weights=init_mlm_head_as_identity,
     )
+    choices += set_epochs_and_rate(args, model, MASKED_LM, blocks)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     objective = MaskedLM()

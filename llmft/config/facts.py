@@ -30,7 +30,8 @@ def about(range: str | None = None, **facts: Any) -> dict[str, Any]:
     describes: hub, files, rows, or how they are split; the command line replaces all of
     a source. ``resume``: ``MUST_AGREE`` or ``MAY_DIFFER``. ``kept``: a command on the
     trained model takes it over. ``most_used``: ``--help`` shows it first. ``refused``:
-    why llmft does not take another value than the default.
+    why llmft does not take another value than the default. ``auto``: where it is not
+    given, it follows from the data and the model.
     """
     return {"range": range, **facts}
 
@@ -87,8 +88,21 @@ _BY_NAMES: dict[str, dict[str, Any]] = {
         " both say now.",
     ),
     "per_device_eval_batch_size": about("[1, inf)", most_used=True),
-    "num_train_epochs": about("(0, inf)", most_used=True),
-    "learning_rate": about("(0, 100]", most_used=True, resume=MUST_AGREE),
+    "num_train_epochs": about(
+        "(0, inf)",
+        most_used=True,
+        auto=True,
+        help="Passes over the data; auto, as for data or a model that are named on the"
+        " command line: what follows from them.",
+    ),
+    "learning_rate": about(
+        "(0, 100]",
+        most_used=True,
+        auto=True,
+        resume=MUST_AGREE,
+        help="The highest rate; auto, as for data or a model that are named on the"
+        " command line: what follows from them.",
+    ),
     "lr_scheduler_type": about(most_used=True, resume=MAY_DIFFER),
     "lr_scheduler_kwargs ignore_data_skip": about(resume=MAY_DIFFER),
     # Other kernels add up in another order.

@@ -250,6 +250,12 @@ class ClassificationDataArguments(DataArguments):
         "Fit simpler methods on the same rows first: TF-IDF, and the output layer alone"
         " on frozen features, which training then starts from; the best is saved.",
     )
+    k_folds: int | None = arg(
+        None,
+        "Cross-validation before: train so often without a part of train, measure on"
+        " each part, then train on all; for data that are small to validate on.",
+        "[2, 100]",
+    )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
 
 

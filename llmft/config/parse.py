@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft.config.convert import Text, choices_of, convert, items_of, kinds_of
-from llmft.config.facts import Argument, fields_of
+from llmft.config.facts import Argument, fields_of, fields_with
 from llmft.config.fields import TrainingArguments
+from llmft.config.fold import Fold
 from llmft.config.rules import (
     ACTIONS,
     COMMAND_LINE,
@@ -62,6 +63,7 @@ class Arguments:
     training: TrainingArguments
     origins: dict[str, str]  # of each value that is no default
     command: list[str] = dataclasses.field(default_factory=list)  # without the program
+    fold: Fold | None = None  # which training of a cross-validation it is
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Every argument with its value and origin, ready for JSON."""
@@ -113,6 +115,10 @@ def parse(
     from_file, unknown = read_json(path, fields) if path else ({}, [])
     _replace(from_file, flags, fields, file_name)
     _find_batch_size(flags, from_file)
+    for name in fields_with("auto", *classes):  # it is what is left where none is given
+        if str({**from_file, **flags}.get(name)) == "auto":
+            flags.pop(name, None)
+            from_file.pop(name, None)
     origins = {name: str(path) for name in from_file}
     origins |= dict.fromkeys(flags, COMMAND_LINE)
     values, wrong = _converted({**from_file, **flags}, fields, origins)
@@ -172,7 +178,8 @@ def _replace(
     Naming a data set or a training file on the command line replaces the file's data
     source with its columns, and its test where no other is named; that is said of a
     file that the user named. Asking for a step (--do_predict) replaces the steps of
-    the default file: it means just that step.
+    the default file: it means just that step. Naming data or a model replaces what the
+    default file says of epochs and rate, too, which is for its own.
     """
     asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
     gone = [n for n in from_file if n in ACTIONS and asked and not file_name]
@@ -184,6 +191,8 @@ def _replace(
         tests = {"test_file", "test_split_percentage", "test_split_name"}
         if not tests & flags.keys() and not from_file.get("test_split_percentage"):
             gone += ["do_predict"]
+    if not file_name and (named or "model_name_or_path" in flags):
+        gone += [n for n in from_file if fields[n].facts.get("auto")]
     lost = [n for n in gone if from_file.pop(n, None) is not None and n not in flags]
     if file_name and lost:
         by = " and ".join(f"--{name}" for name in named)
@@ -249,6 +258,9 @@ def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None
     said = argument.facts.get("help", "").split("\n\n")[0]
     said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
     shown = default.value if isinstance(default, enum.Enum) else default
+    shown = (
+        "auto" if argument.facts.get("auto") and shown == argument.default else shown
+    )
     said = " ".join(f"{said} (default: {shown})".split())
     said = said.replace("%%", "%").replace("%", "%%")
     said = argparse.SUPPRESS if argument.facts.get("refused") else said

@@ -54,6 +54,7 @@ from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
+FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
 _ELSEWHERE = "choose --output_dir"
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
@@ -91,6 +92,10 @@ class Run:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
+        self.folds: Mapping[str, Any] | None = None  # what a cross-validation gave
+        if args.fold and args.fold.results:
+            self.results["folds"] = args.fold.results["run"]
+            self.folds = args.fold.results["all"]
         self.ladder: dict[str, Any] | None = None
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
@@ -137,7 +142,7 @@ class Run:
         self.started, self.clock = time.perf_counter(), StepClock()
         training = self.args.training
         resumed = training.resume_from_checkpoint
-        self.folder = _make_folder(self.task.recipe, training)
+        self.folder = make_folder(self.task.recipe, training)
         training.output_dir = str(self.folder)
         script = terminal.short(Path(self.script))
         self.record |= {
@@ -153,7 +158,7 @@ class Run:
         }
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"
-        with _held(self.folder):
+        with held(self.folder):
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
             self.callbacks = [self.clock, *found]
@@ -205,6 +210,7 @@ class Run:
     def measured(self) -> dict[str, dict[str, Any]]:
         """The results as ``metrics.json`` has them."""
         splits = {"before": self.held_out, "eval": "validation", "test": "test"}
+        splits |= {"folds": "train"}  # each row held out once
         return {
             part: _with_errors(part, splits[part], found)
             for part, found in self.results.items()
@@ -226,6 +232,8 @@ class Run:
         found = {**self.measured, "run": speed}
         if self.ladder:
             found["ladder"] = self.ladder
+        if self.folds:
+            found["k_folds"] = self.folds
         write_json(self.folder / "metrics.json", found)
         if not trainer.args.do_train:
             return
@@ -303,12 +311,12 @@ def check_output_dir(args: TrainingArguments) -> None:
     resume.locate(args)
     _require_free(args)
     if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
-        with _held(folder):
+        with held(folder):
             pass
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Keep other processes out of the folder of a run, as long as this one lives."""
     if sys.platform == "win32":  # it opens no folders
         yield
@@ -339,6 +347,8 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if entries == [FOLDS]:  # before the training that comes after them
+        return
     resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
     if entries and folder.resolve() not in resumed.parents:
         raise EnvironmentFault(
@@ -349,7 +359,7 @@ def _require_free(args: TrainingArguments) -> None:
         )
 
 
-def _make_folder(recipe: str, args: TrainingArguments) -> Path:
+def make_folder(recipe: str, args: TrainingArguments) -> Path:
     """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
     _require_free(args)
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"

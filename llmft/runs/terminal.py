@@ -26,6 +26,7 @@ def results(
         split: what "before" was measured on.
     """
     on = {"eval": "validation", "before": f"{split}, before"}
+    on |= {"folds": "rows held out"}
     rows = []
     for part, metrics in measured.items():
         for name in (n for n in names if n in metrics):

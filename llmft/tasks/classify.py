@@ -50,6 +50,11 @@ def check(values: dict[str, Any]) -> list[str]:
     if weighs and values["problem_type"] == REGRESSION:
         problems.append("class_weights is of classes, problem_type is regression")
     problems += check_labels(values["label_delimiter"], values["problem_type"])
+    if values["k_folds"]:
+        beside = ("validation_file", "resume_from_checkpoint", "time_limit")
+        unfit = [name for name in beside if values[name]]
+        unfit += [] if values["do_train"] else ["do_train false"]
+        problems += [f"k_folds and {name} exclude each other" for name in unfit]
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")
     if values["text_pair_column_name"] and values["long_text"] == "split":

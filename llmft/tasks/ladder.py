@@ -1,6 +1,6 @@
 """The ladder of a classifier: simpler methods on the same texts; the best is saved.
 
-ladder = Ladder(data_args, splits, labels, new_head)
+ladder = Ladder(args, splits, labels, new)
 with run.start():
     ladder.start_from_probe(trainer, examples, run)
     trainer.train()
@@ -12,7 +12,7 @@ with run.start():
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PredictionOutput
 
-from llmft.config.fields import ClassificationDataArguments
+from llmft.config.parse import Arguments
 from llmft.console import say
 from llmft.data.read.labels import LabelNames
 from llmft.data.split.splits import Splits
@@ -30,7 +30,7 @@ from llmft.metrics.baseline import tfidf
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
-from llmft.train.linear_probe import fit_linear_probe
+from llmft.train.linear_probe import fit_linear_probe, has_new_output
 from llmft.train.narrow import transformers_model
 from llmft.train.trainer import LlmftTrainer
 
@@ -43,29 +43,33 @@ class Ladder:
     Empty where ``ladder`` is off, or nothing is trained: then nothing happens.
 
     Args:
-        data: the data arguments. splits: the rows. labels: their names.
-        new_head: whether the model's head was never trained.
+        args: of the run. splits: the rows. labels: their names.
+        new: the names of the model's weights that were never trained.
 
     Attributes:
         rungs: what was climbed so far. notes: what could not be, in words.
         saved: the name of the one that the model is.
+        references: the labels of the held-out texts, at the end.
     """
+
+    references: np.ndarray | None = None
 
     def __init__(
         self,
-        data: ClassificationDataArguments,
+        args: Arguments,
         splits: Splits,
         labels: LabelNames,
-        new_head: bool,
+        new: Collection[str],
     ) -> None:
-        self.labels, self.saved, self.new_head = labels, TUNED, new_head
+        self.labels, self.saved, self.new = labels, TUNED, new
         self.rungs: list[Rung] = []
         self.notes: list[str] = []
         self.reached: Mapping[str, float] = {}  # by the probe, on validation
         self.file: Path | None = None  # the weights that it trains, meanwhile
         train, held_out = splits.parts.get("train"), splits.held_out()
-        self.on = data.ladder and train is not None
-        if not data.ladder or train is None or held_out is None:
+        self.on = args.data.ladder and train is not None
+        self.keeps_probe = args.fold is not None and args.fold.keep == PROBE
+        if not args.data.ladder or train is None or held_out is None:
             return
         test = splits.parts[held_out]
         targets = labels.targets(train["label"][:], "train")
@@ -85,22 +89,24 @@ class Ladder:
         start, model = time.perf_counter(), transformers_model(trainer.model)
         if not self.on:
             return
-        if not self.new_head:
+        if not has_new_output(model, self.new):
             self.notes.append(f"  no {PROBE}: the head had been trained before")
             return
         objective: Any = trainer.objective
         args: Any = trainer.args
-        strength = fit_linear_probe(
+        probe = fit_linear_probe(
             model, objective, trainer.data_collator, examples["train"], args
         )
-        if strength is None:
+        if probe is None:
             self.notes.append(f"  no {PROBE}: the head reads more than one vector")
             return
-        say(f"  {PROBE} fitted (C {strength:g}): training starts from its head")
+        on = f"{probe.examples:,} of {len(examples['train']):,} examples"
+        say(f"  {PROBE} fitted on {on}: training starts from its head")
         found = None
         if "validation" in examples:
             found = trainer.predict(examples["validation"], metric_key_prefix="eval")
             self.reached = found.metrics or {}
+        if "validation" in examples or self.keeps_probe:
             self.file = run.folder / "probe.safetensors"
             save_file(_trained(model), self.file)
         if run.held_out == "test":
@@ -116,17 +122,20 @@ class Ladder:
     ) -> None:
         """Put the probe's weights back where validation says that they were better.
 
-        By the metric, and on the evaluation, by which the best checkpoint is chosen.
+        By the metric, and on the evaluation, by which the best checkpoint is chosen;
+        after a cross-validation, where its folds say so.
         """
         if self.file is None:
             return
         args: Any = trainer.args
         name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
         probe, tuned = self.reached.get(name), trainer.state.best_metric
-        if args.load_best_model_at_end and probe is not None and tuned is not None:
+        if self.keeps_probe:
+            self._add_tuned_of(trainer, examples, run)
+            self._restore(transformers_model(trainer.model))
+        elif args.load_best_model_at_end and probe is not None and tuned is not None:
             if probe != tuned and (probe > tuned) is bool(args.greater_is_better):
-                data: Any = examples[str(run.held_out)]
-                self._add_tuned(trainer.predict(data), run)
+                self._add_tuned_of(trainer, examples, run)
                 self._restore(transformers_model(trainer.model))
                 said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"
                 say(f"  the {PROBE} is better on validation, and saved: {said}")
@@ -146,15 +155,25 @@ class Ladder:
         Args:
             predicted: what the saved model says of them. metric: measures it.
         """
-        if not self.on or predicted.label_ids is None:
+        if predicted.label_ids is None:
             return
+        self.references = np.asarray(predicted.label_ids)
         if self.saved == TUNED:
             self._add_tuned(predicted, run)
+        if not self.on:
+            return
         name = HEADLINE[self.labels.problem_type]
         run.ladder = climbed(
             self.rungs, predicted.label_ids, metric, name, saved=self.saved
         )
         self.notes = [*lines(run.ladder, str(run.held_out)), *self.notes]
+
+    def _add_tuned_of(
+        self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
+    ) -> None:
+        if run.held_out:
+            data: Any = examples[run.held_out]
+            self._add_tuned(trainer.predict(data), run)
 
     def _add_tuned(self, predicted: PredictionOutput, run: Run) -> None:
         scores = np.asarray(predicted.predictions)

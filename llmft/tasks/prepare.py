@@ -43,5 +43,9 @@ def prepare(args: Arguments, task: Task) -> Prepared:
 
 def read_splits(args: Arguments, needs_label: bool = False) -> Splits:
     """Read train, validation and test, as far as the steps of the run need them."""
-    needed = needed_splits(args.training)
-    return load_splits(args.data, args.training.seed, needed, needs_label=needs_label)
+    training, fold = args.training, args.fold
+    held_out = None if fold is None else fold.place
+    needed = needed_splits(training) if held_out is None else {"train"}
+    return load_splits(
+        args.data, training.seed, needed, needs_label=needs_label, fold=held_out
+    )

@@ -24,6 +24,7 @@ from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
+from llmft.train.linear_probe import drawn
 from llmft.train.memory import fit_batch_size, need_of
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
@@ -157,7 +158,10 @@ def _tried(
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],
     )
-    probed = batches if probes and training.do_train else None
+    probed = None
+    if probes and training.do_train:
+        some = drawn(data["train"], steps.model.config.num_labels, training.seed)
+        probed = _batches(training, {"probe": some}, "probe")
     return trial, predicted(
         training, steps.model, trial, optimizer, batches, held_out, probed
     )

@@ -35,8 +35,7 @@ def predicted(
     Args:
         optimizer: what ``optimizer_cost`` gives.
         batches: those to train on. held_out: by split, those to evaluate on.
-        probed: the training examples, where a linear probe encodes them first; it is
-            evaluated, too.
+        probed: examples that a linear probe encodes before; it is evaluated, too.
     """
     if not args.do_train:
         parts = [_by_length(trial, b.lengths).sum() for b in held_out.values()]

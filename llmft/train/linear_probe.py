@@ -6,6 +6,8 @@ arXiv 2202.10054), the first steps have no random layer whose errors spoil the r
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,26 @@ from llmft.model.new_weights import in_body
 from llmft.model.probes import changed_inputs, evaluating
 from llmft.train.batches import Batches
 from llmft.train.narrow import transformers_model
-from llmft.train.objectives import Classification
+from llmft.train.objectives import Batch, Classification
 
 # Regularisations that are tried, as sklearn's C (of a ridge, 1 / alpha), with so many
 # folds on at the most so many rows.
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS, ROWS = 3, 3000
+# Rows that are encoded, at the most: some, and more of each output. Encoding costs a
+# third of an epoch of training, and where rows are many, training goes further anyway.
+ENCODED, MORE = 4000, 100
+# A feature counts as no smaller than this part of them all: weights stay bounded where
+# a feature hardly differs between texts, as in a model that was never trained.
+_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How an output layer was fitted: its regularisation, and on how many examples."""
+
+    strength: float
+    examples: int
 
 
 def output_layer(model: Any) -> nn.Linear | None:
@@ -43,10 +59,11 @@ def output_layer(model: Any) -> nn.Linear | None:
     return layers[-1] if layers else None
 
 
-def has_new_output(model: Any) -> bool:
-    """Return whether the output layer was never trained: its bias is still zero."""
+def has_new_output(model: Any, new: Collection[str]) -> bool:
+    """Return whether the weights of the output layer are among the ``new`` ones."""
     layer = output_layer(model)
-    return layer is None or layer.bias is None or not layer.bias.any()
+    named = transformers_model(model).named_parameters()
+    return any(layer is not None and w is layer.weight and n in new for n, w in named)
 
 
 def fit_linear_probe(
@@ -55,31 +72,44 @@ def fit_linear_probe(
     collator: Any,
     train: Dataset,
     args: TrainingArguments,
-) -> float | None:
+) -> Probe | None:
     """Fit the output layer of ``model`` on what it is given for the training examples.
 
-    All other weights stay as they are. The regularisation is the one with the lowest
-    loss in a cross-validation. Examples count as the class weights of the objective
-    say.
+    All other weights stay as they are. The regularisation is one of ``STRENGTHS``, by
+    the loss in a cross-validation. Examples count as the class weights of the objective
+    say. Of many examples, some are drawn.
 
     Returns:
-        the regularisation, one of ``STRENGTHS``; None for a model whose logits are not
-        what a linear layer makes of one vector a text.
+        None for a model whose logits are not what a linear layer makes of one vector a
+        text.
     """
     layer = output_layer(model)
-    if layer is None or layer.bias is None:
+    if layer is None:
         return None
+    train = drawn(train, layer.out_features, args.seed)
     features = encode(model, layer, objective, collator, train, args)
     if features is None:
         return None
     labels = np.asarray(train["labels"][:])
     weights = None if objective.weights is None else objective.weights.numpy()
     kind, outputs = objective.problem_type, layer.out_features
-    weight, bias, strength = fitted(features, labels, kind, outputs, weights)
+    weight, bias, strength = fitted(
+        features, labels, kind, outputs, weights, layer.bias is not None
+    )
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(bias))
-    return strength
+        if layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(bias))
+    return Probe(strength, len(train))
+
+
+def drawn(train: Dataset, outputs: int, seed: int) -> Dataset:
+    """Return the examples that a probe is fitted on: of many, some by ``seed``."""
+    most = ENCODED + MORE * outputs
+    if len(train) <= most:
+        return train
+    rows = np.random.default_rng(seed).permutation(len(train))[:most]
+    return train.select(np.sort(rows))
 
 
 @torch.no_grad()
@@ -114,16 +144,27 @@ def encode(
             batch = {name: x.to(model.device) for name, x in batch.items()}
             given.clear()
             _, output = objective.evaluate(model, batch)
-            if not _gives(layer, given, output["logits"]):
+            vectors = _of_texts(given, batch)
+            if vectors is None or not _gives(layer, vectors, output["logits"]):
                 return None
-            states[rows] = given[-1].cpu().numpy()
+            states[rows] = vectors.cpu().numpy()
     return states
 
 
-def _gives(layer: nn.Linear, given: list[torch.Tensor], logits: torch.Tensor) -> bool:
-    if not given or given[-1].ndim != 2:
-        return False
-    wanted = nn.functional.linear(given[-1], layer.weight, layer.bias)
+def _of_texts(given: list[torch.Tensor], batch: Batch) -> torch.Tensor | None:
+    """Return what a layer was given for each text: of all its tokens, for the last."""
+    if not given or given[-1].ndim not in (2, 3):
+        return None
+    if given[-1].ndim == 2:
+        return given[-1]
+    there = batch["attention_mask"].flip(1)
+    last = there.shape[1] - 1 - there.argmax(1)
+    return given[-1][torch.arange(len(last)), last]
+
+
+def _gives(layer: nn.Linear, vectors: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Return whether the logits of a model are what its layer makes of ``vectors``."""
+    wanted = nn.functional.linear(vectors, layer.weight, layer.bias)
     near = 0.05 * wanted.norm() + 1e-3  # in bf16
     return logits.shape == wanted.shape and bool((wanted - logits).norm() <= near)
 
@@ -134,6 +175,7 @@ def fitted(
     problem_type: str,
     outputs: int,
     class_weights: np.ndarray | None = None,
+    has_bias: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Return weight, bias and regularisation of a linear layer fitted to ``labels``.
 
@@ -141,27 +183,36 @@ def fitted(
         features: (examples, in_features).
         labels: class ids, (examples,); 0 and 1, (examples, outputs); or numbers.
         class_weights: (outputs,), as the loss has them.
+        has_bias: whether the layer has one; else that is 0.
     """
-    mean, spread = features.mean(0), features.std(0) + 1e-6
+    mean, least = features.mean(0) * has_bias, _FLOOR * np.sqrt(np.mean(features**2))
+    spread = np.maximum(features.std(0), max(least, 1e-6))
     x = ((features - mean) / spread).astype(np.float64)
     if problem_type == REGRESSION:
-        ridge = RidgeCV([1 / c for c in STRENGTHS[::-1]]).fit(x, labels.reshape(-1))
+        ridge = RidgeCV([1 / c for c in STRENGTHS[::-1]], fit_intercept=has_bias)
+        ridge = ridge.fit(x, labels.reshape(-1))
         coefficients, constants = ridge.coef_[None], np.array([ridge.intercept_])
         strength = float(1 / ridge.alpha_)
     else:
-        strength = _strength(x, labels, problem_type, class_weights)
-        coefficients, constants = _logistic(
-            x, labels, problem_type, outputs, strength, class_weights
-        )
+        how = problem_type, class_weights, has_bias
+        strength = _strength(x, labels, *how)
+        coefficients, constants = _logistic(x, labels, outputs, strength, *how)
     weight = coefficients / spread
     bias = constants - weight @ mean
     return weight.astype(np.float32), bias.astype(np.float32), strength
 
 
 def _strength(
-    x: np.ndarray, labels: np.ndarray, problem_type: str, weights: np.ndarray | None
+    x: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    class_weights: np.ndarray | None,
+    has_bias: bool,
 ) -> float:
-    """Return the strength with the lowest loss on rows that were not learnt."""
+    """Return the strength with the lowest loss on rows that were not learnt.
+
+    Weaker regularisations, which take longest, are not tried once the loss rises.
+    """
     rows = np.random.default_rng(0).permutation(len(x))[:ROWS]
     x, labels = x[rows], labels[rows]
     if len(x) < 2 * FOLDS:
@@ -172,16 +223,17 @@ def _strength(
     parts, outputs = list(folds.split(x, labels)), int(labels.max()) + 1
     if problem_type == MULTI:
         outputs = labels.shape[1]
-    losses = []
+    losses: list[float] = []
     for strength in STRENGTHS:
+        if losses and losses[-1] > min(losses):
+            break
         found = []
         for learnt, held_out in parts:
-            weight, bias = _logistic(
-                x[learnt], labels[learnt], problem_type, outputs, strength, weights
-            )
+            how = problem_type, class_weights, has_bias
+            weight, bias = _logistic(x[learnt], labels[learnt], outputs, strength, *how)
             logits = x[held_out] @ weight.T + bias
             found.append(_loss(logits, labels[held_out], problem_type))
-        losses.append(np.mean(found))
+        losses.append(float(np.mean(found)))
     return STRENGTHS[int(np.argmin(losses))]
 
 
@@ -194,12 +246,16 @@ def _loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
 def _logistic(
     x: np.ndarray,
     labels: np.ndarray,
-    problem_type: str,
     outputs: int,
     strength: float,
+    problem_type: str,
     class_weights: np.ndarray | None,
+    has_bias: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return coefficients (outputs, in_features) and constants of the logits."""
+    model = LogisticRegression(
+        C=strength, max_iter=200, tol=1e-3, fit_intercept=has_bias
+    )
     weight, bias = np.zeros((outputs, x.shape[1])), np.zeros(outputs)
     if problem_type == MULTI:
         for i, column in enumerate(labels.T):
@@ -208,7 +264,7 @@ def _logistic(
                 each = None
                 if class_weights is not None:
                     each = np.where(column > 0, class_weights[i], 1.0)
-                model = _model(strength).fit(x, column, each)
+                model.fit(x, column, each)
                 weight[i], bias[i] = model.coef_[0], model.intercept_[0]
         return weight, bias
     there = np.unique(labels)
@@ -216,7 +272,7 @@ def _logistic(
         bias[there] = _log_odds(np.ones(len(x)))
         return weight, bias
     each = None if class_weights is None else class_weights[labels]
-    model = _model(strength).fit(x, labels, each)
+    model.fit(x, labels, each)
     coefficients, constants = model.coef_, model.intercept_
     if len(there) == 2:  # sklearn gives one row, of the second class
         coefficients = np.vstack([-coefficients, coefficients]) / 2
@@ -225,10 +281,6 @@ def _logistic(
     bias[:] = constants.min() - _log_odds(np.ones(len(x)))
     weight[there], bias[there] = coefficients, constants
     return weight, bias
-
-
-def _model(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=200, tol=1e-3)
 
 
 def _log_odds(column: np.ndarray) -> float:

@@ -137,6 +137,42 @@ def test_kill_while_saving_and_resume(given: Path, tmp_path: Path, seen: str) ->
     assert (run / "model" / "model.safetensors").is_file()
 
 
+def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> None:
+    """The same numbers as of one that was not killed, from two folds that are kept."""
+    cwd = tmp_path / "work"
+    flags = classify(given, "--k_folds", 4, "--learning_rate", 1e-3)
+    killed = (*flags, "--output_dir", "killed")
+    kept = cwd / "killed" / "folds"
+    with process.start(*killed, cwd=cwd) as running:
+        third = kept / "3.txt"
+        process.wait_until(third.is_file, "the third fold")
+        running.kill()
+        running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL
+    assert not (kept / "3.json").exists()
+    first = (kept / "1.json").stat().st_mtime_ns
+    process.run_well(*killed, cwd=cwd)
+    assert (kept / "1.json").stat().st_mtime_ns == first
+    process.run_well(*flags, "--output_dir", "whole", cwd=cwd)
+    again, whole = (cwd / name for name in ("killed", "whole"))
+    for name in ("folds", "k_folds"):
+        found = [
+            process.read_json(run / "metrics.json")[name] for run in (again, whole)
+        ]
+        for each in found if name == "k_folds" else ():
+            for rung in each["ladder"]["rungs"]:
+                del rung["seconds"]
+        assert found[0] == found[1]
+    texts = [(run / "predictions.jsonl").read_bytes() for run in (again, whole)]
+    assert texts[0] == texts[1]
+    rows = process.read_jsonl(whole / "predictions.jsonl")
+    assert sorted(row["row"] for row in rows) == [*range(40)]
+    weights = [
+        (run / "model" / "model.safetensors").read_bytes() for run in (again, whole)
+    ]
+    assert weights[0] == weights[1]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""

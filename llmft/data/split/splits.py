@@ -26,6 +26,7 @@ from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
 from llmft.data.read.store import Source, read_file, show, stored
+from llmft.data.split.folds import hold_out
 from llmft.data.split.leakage import check_splits
 from llmft.data.split.sampling import sample, split_off
 from llmft.data.tokens import stream
@@ -86,6 +87,7 @@ def load_splits(
     needed: set[str],
     *,
     needs_label: bool = False,
+    fold: int | None = None,
 ) -> Splits:
     """Read the data of a run and split it.
 
@@ -95,6 +97,7 @@ def load_splits(
             error, but validation is made out of train.
         needs_label: read a label with each text; where only the test is used, data
             without labels can still be predicted.
+        fold: of ``k_folds``, the one of train that is held out, as test.
 
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
@@ -115,6 +118,9 @@ def load_splits(
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
         parts[split] = source
+    if fold is not None:
+        folds = getattr(args, "k_folds")  # noqa: B009
+        parts = hold_out(parts["train"], fold, folds, seed)
     noted, counts = check_splits(
         parts,
         # Splits that others made are not the user's to mend.

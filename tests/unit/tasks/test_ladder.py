@@ -18,7 +18,7 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.metrics.classes import Classification as Metric
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
-from llmft.train.linear_probe import has_new_output
+from llmft.train.linear_probe import output_layer
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -58,8 +58,10 @@ def climb(folder, model, splits=("train", "validation", "test"), **changes):
     parts = {split: PARTS[split] for split in splits}
     held_out = next((s for s in ("test", "validation") if s in splits), None)
     splits = SimpleNamespace(parts=parts, held_out=lambda: held_out)
-    ladder = Ladder(data, splits, NAMES, has_new_output(model))
     args = Arguments(ModelArguments("tiny"), data, training, {}, [])
+    bias = output_layer(model).bias  # that of a new one is zero
+    new = [n for n, _ in model.named_parameters()] if not bias.any() else []
+    ladder = Ladder(args, splits, NAMES, new)
     with tiny.started_run(args) as run:
         run.held_out = held_out
         trainer = LlmftTrainer(
@@ -97,7 +99,7 @@ def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
     same = {n: p.equal(start[n]) for n, p in model.state_dict().items()}
     assert all(same.values()) == (saved == PROBE)
     said = capsys.readouterr().out
-    assert "linear probe fitted (C " in said
+    assert "linear probe fitted on 80 of 80 examples" in said
     assert ("the linear probe is better on validation, and saved" in said) == (
         saved == PROBE
     )
@@ -140,4 +142,5 @@ def test_off(model, tmp_path):
     before = {n: p.clone() for n, p in model.state_dict().items()}
     ladder, run, start = climb(tmp_path / "run", model, ladder=False)
     assert all(p.equal(start[n]) for n, p in before.items())
-    assert (run.ladder, ladder.rungs, ladder.notes) == (None, [], [])
+    assert (run.ladder, ladder.notes) == (None, [])
+    assert [rung.name for rung in ladder.rungs] == [TUNED]

@@ -96,17 +96,20 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     args.per_device_eval_batch_size = 7
     before = {n: p.clone() for n, p in model.named_parameters()}
     objective, layer = Classification(), linear_probe.output_layer(model)
-    assert linear_probe.has_new_output(model)
+    (name,) = [n for n, w in model.named_parameters() if w is layer.weight]
+    assert linear_probe.has_new_output(model, [name])
+    assert not linear_probe.has_new_output(model, [*before.keys() - {name}])
     found = linear_probe.encode(model, layer, objective, collator, data, args)
-    strength = linear_probe.fit_linear_probe(model, objective, collator, data, args)
-    assert strength in linear_probe.STRENGTHS
-    assert not linear_probe.has_new_output(model)
+    probe = linear_probe.fit_linear_probe(model, objective, collator, data, args)
+    assert probe.strength in linear_probe.STRENGTHS
+    assert probe.examples == len(data)
     with torch.no_grad():
         alone = [
             model(input_ids=torch.tensor([ids])).logits[0] for ids in data["input_ids"]
         ]
         wanted = layer(torch.from_numpy(found))
-    torch.testing.assert_close(torch.stack(alone), wanted, atol=1e-4, rtol=1e-4)
+    near = 1e-5 * float(layer.weight.abs().max())  # features are near to 1e-6 or so
+    torch.testing.assert_close(torch.stack(alone), wanted, atol=near, rtol=1e-4)
     changed = {n for n, p in model.named_parameters() if not p.equal(before[n])}
     own = {id(p) for p in layer.parameters()}
     assert changed == {n for n, p in model.named_parameters() if id(p) in own}
@@ -114,14 +117,60 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     assert loss < np.log(2)
 
 
-def test_a_head_that_runs_at_all_positions_is_left(tmp_path):
+def test_a_head_that_reads_the_last_token(tmp_path):
+    """As of a decoder: it runs at all positions, and has no bias."""
     tokenizer = tiny.bpe_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     model = tiny.model("gpt2", "classification", len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     collator = DataCollatorForClassification(tokenizer)
-    data = texts(tokenizer, 8)
-    assert not linear_probe.fit_linear_probe(
-        model, Classification(), collator, data, args
+    data = texts(tokenizer)
+    probe = linear_probe.fit_linear_probe(
+        model.eval(), Classification(), collator, data, args
+    )
+    assert probe is not None
+    nll = []
+    with torch.no_grad():
+        for ids, label in zip(data["input_ids"], data["labels"], strict=True):
+            logits = model(input_ids=torch.tensor([ids])).logits
+            nll.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
+    assert torch.stack(nll).mean() < np.log(2)
+
+
+def test_of_many_examples_some_are_drawn(monkeypatch):
+    monkeypatch.setattr(linear_probe, "ENCODED", 10)
+    monkeypatch.setattr(linear_probe, "MORE", 5)
+    data = Dataset.from_dict({"row": list(range(100))})
+    some = linear_probe.drawn(data, 2, seed=1)["row"][:]
+    assert len({*some}) == 20
+    assert some == linear_probe.drawn(data, 2, seed=1)["row"][:]
+    assert some != linear_probe.drawn(data, 2, seed=2)["row"][:]
+    assert linear_probe.drawn(data.select(range(20)), 2, seed=1)["row"][:] == [
+        *range(20)
+    ]
+
+
+def test_weights_of_features_that_hardly_differ_are_bounded():
+    """As those of a model that was never trained; the label follows from one."""
+    x = np.ones((ROWS, WIDTH), np.float32)
+    x[:, 0] += 1e-5 * RNG.normal(size=ROWS)
+    weight, _, _ = linear_probe.fitted(x, (x[:, 0] > 1).astype(int), SINGLE, 2)
+    assert np.abs(weight).max() < 100
+
+
+def test_without_a_bias():
+    labels = (X @ [1, 0.1, 0, 0, 0] > 0.5).astype(int)
+    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2, has_bias=False)
+    assert not bias.any()
+    z = X / (X.std(0) + 1e-6)
+
+    def loss(v):
+        nll = np.logaddexp(0, z @ v) - labels * (z @ v)
+        return strength * nll.sum() + (v**2).sum() / 2
+
+    best = minimize(loss, np.zeros(WIDTH), tol=1e-10).x
+    found = X @ weight.T
+    np.testing.assert_allclose(
+        found[:, 1] - found[:, 0], z @ best, atol=0.05, rtol=0.05
     )

@@ -1,0 +1,229 @@
+"""Cross-validation of a classifier: ``--k_folds``.
+
+Each fold is a training of its own, whose folder goes when it is over; what its methods
+say of the rows that it held out stays in ``folds/`` of the run. So the same command
+with the same ``output_dir`` goes on after the last whole fold. Then all rows are
+learnt, by the method that was best on the rows held out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.trainer_utils import IntervalStrategy, PredictionOutput
+
+from llmft.config.fold import Fold
+from llmft.config.parse import Arguments
+from llmft.console import say
+from llmft.data.read.store import Source
+from llmft.data.split.folds import folds_of
+from llmft.errors import CheckpointError
+from llmft.files import read_object, to_json, write_json, write_text
+from llmft.metrics import predictions
+from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
+from llmft.metrics.standard_errors import Metric, with_errors
+from llmft.runs.folder import FOLDS, held, make_folder
+from llmft.runs.plan import Plan
+from llmft.tasks.classify import compute_metrics
+from llmft.tasks.ladder import PROBE, TUNED, Ladder
+from llmft.tasks.prepare import read_splits
+
+Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
+NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
+_CHOICES = {"precision": "precision", "attention": "attn_implementation"}
+
+
+def cross_validate(train: Train, args: Arguments) -> Plan:
+    """Hold out each fold once, then learn all rows; return the plan of the latter.
+
+    Args:
+        train: the recipe behind its arguments, as ``args.fold`` says.
+
+    Raises:
+        CheckpointError: the folds that are there are of other arguments or data.
+    """
+    folds, data, training = args.data.k_folds, args.data, args.training
+    last = _training(args, Fold(keep=TUNED), training.output_dir)
+    if training.dry_run:
+        say(f"k_folds    {folds} trainings on part of the rows come before this one")
+        return train(last)[0]
+    folder = make_folder("classify", training)
+    kept = folder / FOLDS
+    kept.mkdir(exist_ok=True)
+    with held(kept):
+        say(f"k_folds    {kept}: --output_dir {folder} goes on there after a stop")
+        source = read_splits(last, needs_label=True).sources["train"]
+        of_rows = folds_of(source, folds, training.seed)
+        _require_same(kept / "arguments.json", args, source.sha256)
+        for place in range(folds):
+            file = kept / f"{place + 1}.json"
+            if not file.is_file():
+                _train_fold(train, args, place, kept)
+            say(f"  fold {place + 1} of {folds}: {_said(read_object(file))}")
+        found = [read_object(kept / f"{k + 1}.json") for k in range(folds)]
+        rows = [np.flatnonzero(of_rows == place) for place in range(folds)]
+        kind, threshold = str(source.problem_type), data.multi_label_threshold
+        results = _together(found, compute_metrics(kind, threshold), HEADLINE[kind])
+        for line in lines(results["all"]["ladder"], "the rows held out"):
+            say(line)
+        keep = results["all"]["ladder"]["saved"]
+        say(f"\nall {len(of_rows):,} rows are learnt now; the {keep} model is saved")
+        _choose(last, found[0]["choices"])
+        last.training.output_dir = str(folder)
+        fold = Fold(keep=keep, results=results)
+        plan, ladder = train(replace(last, fold=fold))
+        assert ladder is not None
+        _write_predictions(folder, source, found, rows, ladder, threshold)
+    return plan
+
+
+def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
+    """Return the arguments of one of the trainings, which has no validation."""
+    made = replace(deepcopy(args), fold=fold)
+    training: Any = made.training
+    training.do_eval, training.load_best_model_at_end = False, False
+    training.eval_strategy = training.save_strategy = IntervalStrategy.NO
+    training.early_stopping_patience = training.resume_from_checkpoint = None
+    training.output_dir = output_dir
+    if fold.place is not None:
+        training.do_predict, training.report_to = True, []
+        made.data.num_mistakes = 0
+    return made
+
+
+def _require_same(file: Path, args: Arguments, sha256: str) -> None:
+    """Note what the folds are made of; raise unless those that are there agree."""
+    asked = {name: entry["value"] for name, entry in args.resolved().items()}
+    aside = ("output_dir", "resume_from_checkpoint")
+    now = {n: v for n, v in asked.items() if n not in aside} | {"train data": sha256}
+    before = read_object(file)
+    differ = [n for n in now if before and before.get(n, now[n]) != now[n]]
+    if differ:
+        raise CheckpointError(
+            f"the folds there were made with other values of {', '.join(differ)}",
+            hint="give the same, or another --output_dir",
+            path=file.parent,
+        )
+    write_json(file, now)
+
+
+def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
+    """Train without a fold, and keep what each method says of it."""
+    scratch = kept / "training"
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that was stopped
+    made = _training(args, Fold(place), str(scratch))
+    if (first := read_object(kept / "1.json")) and place:
+        _choose(made, first["choices"])
+    output = kept / f"{place + 1}.txt"
+    with open(output, "w", encoding="utf-8") as stream, redirect_stdout(stream):
+        plan, ladder = train(made)
+    assert ladder is not None
+    assert ladder.references is not None
+    chosen = {choice.name: choice.value for choice in plan.choices}
+    result = {
+        "choices": {n: chosen[n] for n in _CHOICES if n in chosen},
+        "references": ladder.references.tolist(),
+        "rungs": [
+            {"name": r.name, "scores": r.scores.tolist(), "seconds": r.seconds}
+            for r in ladder.rungs
+        ],
+    }
+    write_json(kept / f"{place + 1}.json", result)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _choose(args: Arguments, choices: dict[str, str]) -> None:
+    """Let a training take what the first fold has chosen for this machine."""
+    for name, value in choices.items():
+        part = args.training if name == "precision" else args.model
+        setattr(part, _CHOICES[name], value)
+        args.origins[_CHOICES[name]] = "k_folds: as in the first fold"
+
+
+def _said(fold: dict[str, Any]) -> str:
+    took = sum(rung["seconds"] for rung in fold["rungs"])
+    return f"{len(fold['references']):,} rows held out, {took:.0f} s"
+
+
+def _joined(found: list[dict[str, Any]], name: str) -> Rung:
+    """Return a method with what it says of the rows of all folds, in their order."""
+    each = [r for fold in found for r in fold["rungs"] if r["name"] == name]
+    scores = np.concatenate([np.asarray(r["scores"], np.float64) for r in each])
+    return Rung(name, scores, sum(r["seconds"] for r in each))
+
+
+def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[str, Any]:
+    """Return the results of all folds, by the better of probe and fine-tuned.
+
+    Each metric is that of all rows held out, with its interval of 95 % by the bootstrap
+    over rows, and the mean and the standard deviation of the folds' own.
+    """
+    names = [r["name"] for r in found[0]["rungs"]]
+    # A method that could not be fitted in one fold is none of all.
+    of_all = [n for n in names if all(_has(fold, n) for fold in found)]
+    references = np.concatenate([np.asarray(fold["references"]) for fold in found])
+    rungs = [_joined(found, n) for n in of_all]
+    ladder = climbed(rungs, references, metric, name, saved=TUNED)
+    reached = {rung["name"]: rung["value"] for rung in ladder["rungs"]}
+    if reached.get(PROBE, -np.inf) > reached[TUNED]:
+        ladder = climbed(rungs, references, metric, name, saved=PROBE)
+    saved = next(rung for rung in rungs if rung.name == ladder["saved"])
+    whole = with_errors(metric.measure(saved.scores, references), len(references))
+    each = []
+    for fold in found:
+        part, known = _joined([fold], saved.name), np.asarray(fold["references"])
+        measured = metric.measure(part.scores, known)(np.ones((len(known), 1)))
+        each.append({n: float(x[0]) for n, x in measured.items()})
+    metrics = {
+        n: {
+            "value": whole[n],
+            "interval": [whole[n] + sign * NORMAL * error for sign in (-1, 1)],
+            "mean": float(np.mean([fold[n] for fold in each])),
+            "deviation": float(np.std([fold[n] for fold in each], ddof=1)),
+        }
+        for n in each[0]
+        if np.isfinite(error := whole[f"{n}_stderr"])
+    }
+    return {
+        "run": {f"folds_{n}": value for n, value in whole.items()},
+        "all": {"folds": len(found), "metrics": metrics, "ladder": ladder},
+    }
+
+
+def _has(fold: dict[str, Any], name: str) -> bool:
+    return any(rung["name"] == name for rung in fold["rungs"])
+
+
+def _write_predictions(
+    folder: Path,
+    source: Source,
+    found: list[dict[str, Any]],
+    rows: list[np.ndarray],
+    ladder: Ladder,
+    threshold: float,
+) -> None:
+    """Write what was said of each row held out, before what the last run wrote."""
+    file = folder / "predictions.jsonl"
+    of_test = file.read_text("utf-8") if file.is_file() else ""
+    scores = _joined(found, ladder.saved).scores
+    known = np.concatenate([np.asarray(fold["references"]) for fold in found])
+    order = np.concatenate(rows)
+    said = predictions.rows(
+        source.dataset.select(order),
+        PredictionOutput(scores, known, {}),
+        ladder.labels,
+        threshold,
+    )
+    folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
+    lines = [
+        to_json(row | {"split": "train", "row": int(at), "fold": int(fold)}) + "\n"
+        for row, at, fold in zip(said, order, folds, strict=True)
+    ]
+    write_text(file, "".join(lines) + of_test)

@@ -1,0 +1,66 @@
+"""Epochs and learning rate that follow from the data and the model: ``auto``.
+
+They are so by default, and for data or a model named on the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llmft.config.choice import Choice
+from llmft.config.parse import Arguments
+from llmft.train.narrow import transformers_model
+
+
+class Rule(NamedTuple):
+    """What suits a kind of training.
+
+    Attributes:
+        rate: the learning rate of a model of ``hidden_size``.
+        power: that of another is ``(hidden_size / its) ** power`` times as much.
+        examples: to learn from in all. most: passes over them, at the most.
+    """
+
+    rate: float
+    hidden_size: int
+    power: float
+    examples: int
+    most: int
+
+
+CLASSIFICATION = Rule(2e-4, 384, 1.5, 8000, 8)
+MASKED_LM = Rule(5e-4, 384, 1.0, 8000, 20)
+CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
+LORA = 10.0  # its factors take so much more than whole weights (SmolLM2: 5e-4)
+
+
+def set_epochs_and_rate(
+    args: Arguments, model: Any, rule: Rule, data: Mapping[str, Any]
+) -> list[Choice]:
+    """Set ``num_train_epochs`` and ``learning_rate`` where they are not given.
+
+    Args:
+        model: as it will be trained. data: the examples by split.
+    """
+    training, train, choices = args.training, data.get("train"), list[Choice]()
+    if not training.do_train or train is None:
+        return choices
+    steps_are_given = training.max_steps > 0 or training.time_limit
+    if "num_train_epochs" not in args.origins and not steps_are_given:
+        rows = len(train)
+        epochs = min(max(math.ceil(rule.examples / rows), 1), rule.most)
+        training.num_train_epochs = float(epochs)
+        args.origins["num_train_epochs"] = "auto"
+        said = f"auto: {rows:,} examples, {rule.examples:,} to learn from are enough"
+        choices.append(Choice("epochs", str(epochs), said))
+    if "learning_rate" not in args.origins:
+        size = transformers_model(model).config.get_text_config().hidden_size
+        rate = rule.rate * (rule.hidden_size / size) ** rule.power
+        rate *= LORA if getattr(args.model, "lora_r", None) else 1.0
+        training.learning_rate = float(f"{rate:.1g}")
+        args.origins["learning_rate"] = "auto"
+        said = f"auto: hidden size {size:,}"
+        choices.append(Choice("rate", f"{training.learning_rate:g}", said))
+    return choices

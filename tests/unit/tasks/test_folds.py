@@ -1,0 +1,182 @@
+"""Cross-validation: what the folds give, and going on after a stop."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from scipy.special import log_softmax
+
+from llmft.config.choice import Choice
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.parse import Arguments
+from llmft.data.read.labels import LabelNames
+from llmft.errors import CheckpointError
+from llmft.metrics.ladder import Rung
+from llmft.tasks.folds import cross_validate
+from llmft.tasks.ladder import PROBE, TUNED
+from llmft.tasks.prepare import read_splits
+
+ROWS, FOLDS = 50, 5
+NAMES = LabelNames(("no", "yes"))
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Recipe:
+    """Stands for the training: what it says follows from the text alone."""
+
+    def __init__(self, tuned=0.7, probe=0.5, stops_in=None):
+        self.right = {TUNED: tuned, PROBE: probe}  # share of texts it knows
+        self.stops_in, self.calls = stops_in, []
+
+    def __call__(self, args):
+        parts = read_splits(args, needs_label=True).parts
+        self.calls.append((args, parts))
+        if self.stops_in is not None and len(self.calls) > self.stops_in:
+            raise Stopped
+        if args.fold.place is None:
+            ladder = SimpleNamespace(saved=args.fold.keep, labels=NAMES)
+            return "the last plan", ladder
+        test = parts["test"]
+        known = np.array([NAMES.names.index(label) for label in test["label"]])
+        rungs = [Rung(n, self.scores(n, test["text"], known), 1.0) for n in self.right]
+        choices = [Choice("precision", "bf16", "tried"), Choice("threads", "2", "")]
+        ladder = SimpleNamespace(references=known, rungs=rungs)
+        return SimpleNamespace(choices=choices), ladder
+
+    def scores(self, name, texts, known):
+        found = np.zeros((len(texts), 2))
+        for row, (text, label) in enumerate(zip(texts, known, strict=True)):
+            number = int(text.split()[-1].rstrip("."))
+            right = number % 10 < 10 * self.right[name]
+            found[row, label if right else 1 - label] = 1 + number / 100
+        return found
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Return the arguments of a cross-validation of 50 rows in a folder."""
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path / "home"))
+    file = tmp_path / "train.csv"
+    texts = [f"{t[:-1]} {i}." for i, t in enumerate(tiny.sentences(ROWS))]
+    lines = [f"{text},{'yes' if i % 3 else 'no'}" for i, text in enumerate(texts)]
+    file.write_text("\n".join(["text,label", *lines, ""]))
+
+    def asked(**changes):
+        data = ClassificationDataArguments(
+            train_file=str(file), k_folds=FOLDS, **changes
+        )
+        folder = str(tmp_path / "run")
+        training = TrainingArguments(folder, report_to="none", do_train=True)
+        return Arguments(ModelArguments("tiny"), data, training, {}, [])
+
+    return asked
+
+
+def result(recipe):
+    """Return what the last training is told to keep, and of the folds."""
+    args, _ = recipe.calls[-1]
+    return args.fold.keep, args.fold.results
+
+
+def predicted(folder):
+    return [json.loads(x) for x in (folder / "predictions.jsonl").open()]
+
+
+def test_the_folds_together(asked, tmp_path):
+    recipe = Recipe()
+    assert cross_validate(recipe, asked()) == "the last plan"
+    keep, results = result(recipe)
+    assert keep == TUNED
+    folds, last = recipe.calls[:-1], recipe.calls[-1]
+    assert [args.fold.place for args, _ in folds] == [*range(FOLDS)]
+    texts = [text for _, parts in folds for text in parts["test"]["text"]]
+    assert sorted(texts) == sorted(last[1]["train"]["text"])
+    # The same, computed by the row.
+    labels = dict(zip(*(last[1]["train"][n] for n in ("text", "label")), strict=True))
+    known = np.array([NAMES.names.index(labels[text]) for text in texts])
+    scores = recipe.scores(TUNED, texts, known)
+    right, nll = scores.argmax(1) == known, -log_softmax(scores, 1)
+    nll = nll[np.arange(ROWS), known]
+    accuracy = results["all"]["metrics"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(right.mean()) == 0.7
+    assert results["all"]["metrics"]["log_loss"]["value"] == pytest.approx(nll.mean())
+    each = [r.mean() for r in right.reshape(FOLDS, -1)]
+    assert accuracy["mean"] == pytest.approx(np.mean(each))
+    assert accuracy["deviation"] == pytest.approx(np.std(each, ddof=1))
+    low, high = accuracy["interval"]
+    plain = 1.96 * np.sqrt(0.7 * 0.3 / ROWS)  # of a binomial number
+    assert high - low == pytest.approx(2 * plain, rel=0.1)
+    assert results["run"]["folds_accuracy"] == accuracy["value"]
+    rungs = {r["name"]: r["value"] for r in results["all"]["ladder"]["rungs"]}
+    assert rungs == pytest.approx({TUNED: 0.7, PROBE: 0.5})
+    # What a row is said to be, as it stands in the file.
+    rows = predicted(tmp_path / "run")
+    assert [row["text"] for row in rows] == texts
+    by_text = {t: i for i, t in enumerate(last[1]["train"]["text"])}
+    assert [row["row"] for row in rows] == [by_text[text] for text in texts]
+    assert [row["fold"] for row in rows] == [f for f in range(1, 6) for _ in range(10)]
+    assert {row["split"] for row in rows} == {"train"}
+    assert [row["label"] == row["prediction"] for row in rows] == right.tolist()
+
+
+def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
+    recipe = Recipe(tuned=0.5, probe=0.6)
+    cross_validate(recipe, asked())
+    keep, results = result(recipe)
+    assert (keep, results["run"]["folds_accuracy"]) == (PROBE, pytest.approx(0.6))
+    hits = [row["label"] == row["prediction"] for row in predicted(tmp_path / "run")]
+    assert np.mean(hits) == pytest.approx(0.6)
+
+
+def test_the_trainings_choose_by_no_validation(asked):
+    recipe = Recipe()
+    args = asked()
+    cross_validate(recipe, args)
+    for made, parts in recipe.calls:
+        training = made.training
+        assert "validation" not in parts
+        assert (training.eval_strategy, training.save_strategy) == ("no", "no")
+        assert not training.load_best_model_at_end
+        assert training.early_stopping_patience is None
+    precisions = [made.training.precision for made, _ in recipe.calls]
+    assert precisions == ["auto", *["bf16"] * FOLDS]  # as the first fold chose
+    assert args.training.precision == "auto"  # what was asked stays as it is
+
+
+@pytest.mark.parametrize("stops_in", [0, 2, 5])
+def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
+    whole = Recipe()
+    args = asked()
+    args.training.output_dir = str(tmp_path / "whole")
+    cross_validate(whole, args)
+    stopped = Recipe(stops_in=stops_in)
+    with pytest.raises(Stopped):
+        cross_validate(stopped, asked())
+    again = Recipe()
+    cross_validate(again, asked())
+    places = [made.fold.place for made, _ in again.calls]
+    assert places == [*range(stops_in, FOLDS), None]
+    assert result(again)[0] == result(whole)[0]
+    here, there = (result(r)[1]["all"]["metrics"] for r in (again, whole))
+    assert here == there
+    assert predicted(tmp_path / "run") == predicted(tmp_path / "whole")
+
+
+def test_folds_of_other_arguments_are_refused(asked, tmp_path):
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(stops_in=2), asked())
+    with pytest.raises(CheckpointError, match="other values of max_seq_length"):
+        cross_validate(Recipe(), asked(max_seq_length=64))
+    file = tmp_path / "train.csv"
+    file.write_text(file.read_text() + "one more 99.,no\n")
+    with pytest.raises(CheckpointError, match="other values of train data"):
+        cross_validate(Recipe(), asked())

@@ -1,0 +1,61 @@
+"""Epochs and rate that follow from data and model, unless they are given."""
+
+import pytest
+import tiny
+from datasets import Dataset
+
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    GenerationModelArguments,
+    TrainingArguments,
+)
+from llmft.config.parse import Arguments
+from llmft.train.hyperparameters import LORA, Rule, set_epochs_and_rate
+
+RULE = Rule(rate=2e-4, hidden_size=64, power=2, examples=100, most=8)
+MODEL = tiny.model("bert", "classification", 100)  # of hidden size 32
+
+
+def chosen(rows, model_args=None, origins=(), **given):
+    training = TrainingArguments("x", do_train=True, **given)
+    model_args = model_args or GenerationModelArguments("tiny")
+    origins = dict.fromkeys([*origins, *given], "command line")
+    data = ClassificationDataArguments()
+    args = Arguments(model_args, data, training, origins, [])
+    examples = {"train": Dataset.from_dict({"input_ids": [[1, 2]] * rows})}
+    choices = set_epochs_and_rate(args, MODEL, RULE, examples)
+    return training, {choice.name: choice.value for choice in choices}, args.origins
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(1, 8), (12, 8), (13, 8), (30, 4), (100, 1), (5000, 1)]
+)
+def test_epochs_follow_from_the_rows(rows, epochs):
+    training, said, origins = chosen(rows)
+    assert training.num_train_epochs == epochs
+    assert said["epochs"] == str(epochs)
+    assert origins["num_train_epochs"] == origins["learning_rate"] == "auto"
+
+
+def test_the_rate_follows_from_the_model():
+    training, said, _ = chosen(10)
+    assert training.learning_rate == pytest.approx(2e-4 * (64 / 32) ** 2)
+    assert said["rate"] == "0.0008"
+    lora, _, _ = chosen(10, GenerationModelArguments("tiny", lora_r=4))
+    assert lora.learning_rate == pytest.approx(LORA * 8e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "stays"),
+    [
+        ({"learning_rate": 3e-5}, "rate"),
+        ({"num_train_epochs": 7}, "epochs"),
+        ({"max_steps": 5}, "epochs"),
+        ({"time_limit": "5m"}, "epochs"),
+    ],
+)
+def test_what_is_given_stays(given, stays):
+    training, said, _ = chosen(30, **given)
+    ((name, value),) = given.items()
+    assert getattr(training, name) == value
+    assert {*said} == {"rate", "epochs"} - {stays}
