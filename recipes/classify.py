@@ -125,12 +125,11 @@ def main(argv: list[str]) -> Plan:
             ladder.start_from_probe(trainer, examples, run)
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
             ladder.keep_best(trainer, examples, run)
+        measure = partial(classify.measure, trainer, examples, splits, metric, run)
         if training_args.do_eval and run.held_out == "test":
-            run.results["eval"] = trainer.evaluate()
+            measure("validation")
         if run.held_out:
-            data = examples[run.held_out]
-            predicted = trainer.predict(data, metric_key_prefix=run.metric_key_prefix)
-            run.results[run.metric_key_prefix] = predicted.metrics
+            predicted = measure(run.held_out)
             texts = splits.parts[run.held_out]
             rows = predictions.rows(texts, predicted, labels, threshold)
             run.write_predictions(rows)

@@ -50,6 +50,7 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.speed import StepClock, training_speed
+from llmft.runs.terminal import UNSHARED
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
@@ -71,7 +72,9 @@ class Run:
     Attributes:
         held_out: the split that the result is judged on: test, else validation.
         results: metrics by the part they were measured on (``before``, ``eval``,
-            ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
+            ``test``), as ``Trainer.evaluate`` returns them, prefix and all. Where rows
+            of it are in train, too, those without them, as ``test_without_shared``.
+        shared: how many rows of each split train has, too.
         ladder: what simpler methods reached beside the model of a classifier.
         callbacks: for the trainer, once the run has started.
         folder, record: of the started run, and what its ``run.json`` holds.
@@ -92,16 +95,12 @@ class Run:
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
         self.ladder: dict[str, Any] | None = None
+        self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
             "data": splits.provenance,
             "model": dict(model),
         }
-
-    @property
-    def metric_key_prefix(self) -> str:
-        """What the results on the held-out split are called: test, else eval."""
-        return "test" if self.held_out == "test" else "eval"
 
     def plan(
         self,
@@ -206,7 +205,7 @@ class Run:
         """The results as ``metrics.json`` has them."""
         splits = {"before": self.held_out, "eval": "validation", "test": "test"}
         return {
-            part: _with_errors(part, splits[part], found)
+            part: _with_errors(part, splits[part.removesuffix(UNSHARED)], found)
             for part, found in self.results.items()
         }
 
@@ -224,6 +223,8 @@ class Run:
             **training_speed(trainer, self.clock),
         }
         found = {**self.measured, "run": speed}
+        if self.shared:
+            found["shared_with_train"] = self.shared
         if self.ladder:
             found["ladder"] = self.ladder
         write_json(self.folder / "metrics.json", found)
@@ -260,7 +261,11 @@ class Run:
             notes: lines below the results.
         """
         shown = terminal.results(self.measured, names, self.held_out)
-        for line in filter(None, [shown, *notes]):
+        shared = (
+            f"  rows of {split} that are in train, too: {rows:,}"
+            for split, rows in self.shared.items()
+        )
+        for line in filter(None, [shown, *shared, *notes]):
             say(line)
         given = {name: a["value"] for name, a in self.record["arguments"].items()}
         if self.forecast and self.clock.seconds and self.args.training.do_train:
