@@ -108,8 +108,7 @@ def main(argv: list[str]) -> Plan:
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
-        threshold = data_args.multi_label_threshold
-        metric = classify.compute_metrics(problem_type, threshold)
+        metric = classify.compute_metrics(problem_type, data_args.multi_label_threshold)
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
@@ -131,14 +130,15 @@ def main(argv: list[str]) -> Plan:
         if run.held_out:
             predicted = measure(run.held_out)
             texts = splits.parts[run.held_out]
-            rows = predictions.rows(texts, predicted, labels, threshold)
+            rows = predictions.rows(texts, predicted, labels, data_args)
             run.write_predictions(rows)
             ladder.finish(predicted, run, metric)
+            weak = predictions.weak_classes(predicted, labels, splits.parts, data_args)
+            run.more["weak_classes"] = weak
+            predictions.show(rows, predicted, labels, run.held_out, data_args, weak)
 
         restore_backbone(model)
         run.finish(trainer, classify.title(labels))
-        if run.held_out:
-            predictions.show(rows, predicted, labels, run.held_out, data_args)
         run.report(
             list(classify.METRICS[problem_type])[1:],
             "classify",

@@ -76,6 +76,7 @@ class Run:
             of it are in train, too, those without them, as ``test_without_shared``.
         shared: how many rows of each split train has, too.
         ladder: what simpler methods reached beside the model of a classifier.
+        more: further parts of ``metrics.json``, by name.
         callbacks: for the trainer, once the run has started.
         folder, record: of the started run, and what its ``run.json`` holds.
     """
@@ -95,6 +96,7 @@ class Run:
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
         self.ladder: dict[str, Any] | None = None
+        self.more: dict[str, Any] = {}
         self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
@@ -227,6 +229,7 @@ class Run:
             found["shared_with_train"] = self.shared
         if self.ladder:
             found["ladder"] = self.ladder
+        found |= {name: part for name, part in self.more.items() if part}
         write_json(self.folder / "metrics.json", found)
         if not trainer.args.do_train:
             return

@@ -67,9 +67,13 @@ def test_leakage(tmp_path, tiny_bert):
     assert found["test_without_shared"].keys() == found["test"].keys()
 
 
-def test_few_shared_rows_are_shown_beside(tmp_path, tiny_bert):
+def test_few_shared_rows_are_shown_beside_and_a_rare_class_is_named(
+    tmp_path, tiny_bert
+):
     folder = tmp_path / "own"
     write(folder, "train.csv", TRAIN)
+    with open(folder / "train.csv", "a") as rows:
+        rows.write("one,rare\nanother,rare\n")
     write(folder, "few.csv", [*NEW, TRAIN[4]])
     said = process.run_well(
         "classify",
@@ -87,4 +91,10 @@ def test_few_shared_rows_are_shown_beside(tmp_path, tiny_bert):
         assert found[part]["accuracy"]["value"] == pytest.approx(wanted)
     assert re.search(r"\n  validation +accuracy +\S+ +\S+ +200\n", said)
     assert re.search(r"\n  validation, not in train +accuracy +\S+ +\S+ +199\n", said)
+    weak = found["weak_classes"]
+    assert weak["few_training_rows"] == {"rare": 2}
+    named = (
+        "\n  fewer than 5 training rows: 'rare' (2)\n  what helps: more rows of them"
+    )
+    assert named in said
     assert "\n  rows of validation that are in train, too: 1\n" in said
