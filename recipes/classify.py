@@ -2,7 +2,6 @@
 
 python recipes/classify.py
 python recipes/classify.py --train_file reviews.csv --label_column_name rating
-python recipes/classify.py --help
 """
 
 import sys
@@ -47,7 +46,6 @@ from llmft.train.trainer import LlmftTrainer
 
 
 def main(argv: list[str]) -> Plan:
-    """Parse the arguments, and train: with k_folds several times."""
     args = parse(
         argv,
         ClassificationModelArguments,
@@ -67,12 +65,9 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, classify.TASK)
     set_token_type_ids(tokenizer, located)
-    model_problem_type = classify.set_problem_type_from_model(args, located)
-    # Makes the splits that are missing, refuses leakage.
-    splits = read_splits(args, needs_label=True)
-    problem_type = classify.set_problem_type_from_labels(
-        args, splits.sources, model_problem_type
-    )
+    made_for = classify.set_problem_type_from_model(args, located)
+    splits = read_splits(args, needs_label=True)  # makes missing ones, refuses leakage
+    problem_type = classify.set_problem_type_from_labels(args, splits.sources, made_for)
     labels = label_names(
         located, splits.sources.get("train"), data_args.allow, problem_type
     )
@@ -80,8 +75,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
         split: classification_features(source, tokenizer, data_args, split, labels)
         for split, source in splits.sources.items()
     }
-    train_dataset = examples.get("train")
-    weights = class_weights(data_args.class_weights, labels, train_dataset)
+    weights = class_weights(data_args.class_weights, labels, examples.get("train"))
     new: list[str] = []  # names of weights that were never trained
     model = load_model(
         AutoModelForSequenceClassification,
@@ -94,7 +88,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
         will_train=training_args.do_train,
         init_new_weights=lambda _, names: new.extend(names),
     )
-    init_regression_head(model, train_dataset)
+    init_regression_head(model, examples.get("train"))
     choices += set_epochs_and_rate(args, model, CLASSIFICATION, examples)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
@@ -104,20 +98,18 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     choices += fast_path.choices
     # bf16 kernels are made and kept for each length: few lengths, few kernels.
     collator.pad_to_multiple_of = 8 if training_args.bf16 else None
-    choices += classify.choices(data_args, labels, weights, train_dataset)
+    choices += classify.choices(data_args, labels, weights, examples.get("train"))
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
-    plan = run.plan(choices, train_dataset, fast_path.forecast)
+    plan = run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:
         return plan, None
 
-    # TF-IDF, before training: a time limit knows what it took.
-    ladder = Ladder(args, splits, labels, new)
+    ladder = Ladder(args, splits, labels, new)  # TF-IDF: a time limit knows its time
     with run.start():  # makes the folder of the run, and run.callbacks
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
-        threshold = data_args.multi_label_threshold
-        metric = classify.compute_metrics(problem_type, threshold)
+        metric = classify.compute_metrics(problem_type, data_args.multi_label_threshold)
         trainer = LlmftTrainer(
             model=model,
             args=training_args,
@@ -133,21 +125,21 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             ladder.start_from_probe(trainer, examples, run)
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
             ladder.keep_best(trainer, examples, run)
+        measure = partial(classify.measure, trainer, examples, splits, metric, run)
         if training_args.do_eval and run.held_out == "test":
-            run.results["eval"] = trainer.evaluate()
+            measure("validation")
         if run.held_out:
-            data = examples[run.held_out]
-            predicted = trainer.predict(data, metric_key_prefix=run.metric_key_prefix)
-            run.results[run.metric_key_prefix] = predicted.metrics
+            predicted = measure(run.held_out)
             texts = splits.parts[run.held_out]
-            rows = predictions.rows(texts, predicted, labels, threshold)
+            rows = predictions.rows(texts, predicted, labels, data_args)
             run.write_predictions(rows)
             ladder.finish(predicted, run, metric)
+            weak = predictions.weak_classes(predicted, labels, splits.parts, data_args)
+            run.more["weak_classes"] = weak
+            predictions.show(rows, predicted, labels, run.held_out, data_args, weak)
 
         restore_backbone(model)
         run.finish(trainer, classify.title(labels))
-        if run.held_out:
-            predictions.show(rows, predicted, labels, run.held_out, data_args)
         run.report(
             list(classify.METRICS[problem_type])[1:],
             "classify",

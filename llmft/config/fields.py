@@ -101,8 +101,8 @@ class DataArguments:
     )
     allow: list[Literal["leakage", "one_class", "similar_labels", "empty_text"]] = arg(
         [],
-        "Faults of the data to train in spite of: leakage (rows of the evaluation data"
-        " in train), one_class, similar_labels (such as Yes and yes), empty_text.",
+        "Faults of the data to train in spite of: leakage (many rows of the evaluation"
+        " data in train), one_class, similar_labels (such as Yes and yes), empty_text.",
     )
     train_split_name: str = _split("train", "Name of the training split.")
     validation_split_name: str = _split("validation", "Name of the validation split.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,23 @@ from transformers.trainer_utils import PredictionOutput
 from llmft.config.fields import ClassificationDataArguments
 from llmft.console import cut, say, table, terminal_columns
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
-from llmft.errors import escape
+from llmft.errors import escape, listed, shorten
 from llmft.metrics import classes
+
+FEW = 5  # training rows; a class of fewer is hardly learnt
 
 
 def rows(
     data: Dataset,
     predicted: PredictionOutput,
     labels: LabelNames,
-    threshold: float = 0.5,
+    args: ClassificationDataArguments,
 ) -> list[dict[str, Any]]:
     """Return one row a text: line, text, label (None where unknown), prediction.
 
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
-    of names, and the latter has those of at least ``threshold``.
+    of names, and the latter has those of at least ``multi_label_threshold``.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
     scores, known = np.asarray(predicted.predictions, float), predicted.label_ids
@@ -39,7 +42,7 @@ def rows(
     found: list[dict[str, Any]] = []
     for *values, p, label in zip(*columns, scores, wanted, strict=True):
         row = {"row": len(found), **dict(zip(names, values, strict=True))}
-        found.append(row | _described(p, label, labels, threshold))
+        found.append(row | _described(p, label, labels, args.multi_label_threshold))
     return found
 
 
@@ -75,10 +78,12 @@ def show(
     labels: LabelNames,
     split: str,
     args: ClassificationDataArguments,
+    weak: dict[str, Any],
 ) -> None:
-    """Print ``class_table`` and the worst ``mistakes`` of what ``rows`` gave."""
+    """Print ``class_table``, weak classes and the worst ``mistakes`` of ``rows``."""
     by_class = class_table(predicted, labels, split, args.multi_label_threshold)
-    for shown in (by_class, mistakes(found, args.num_mistakes, labels)):
+    worst = mistakes(found, args.num_mistakes, labels)
+    for shown in (by_class, weak_lines(weak), worst):
         if shown:
             say(shown)
 
@@ -98,6 +103,76 @@ def class_table(
     shown = [(n, *(f"{x:.3f}" for x in scores), k) for n, *scores, k in found]
     header = ["class", "precision", "recall", "f1", "n"]
     return f"\nclasses, on {split}\n" + table(shown, header)
+
+
+def weak_classes(
+    predicted: PredictionOutput,
+    labels: LabelNames,
+    parts: Mapping[str, Dataset],
+    args: ClassificationDataArguments,
+) -> dict[str, Any]:
+    """Return the classes that the model hardly knows, for ``metrics.json``.
+
+    ``never_predicted`` are those that occur in what was predicted, and no text was
+    given; ``few_training_rows`` those with fewer than ``FEW``. Both have the training
+    rows by name, None where ``parts``, the rows by split, have no train. ``what_helps``
+    says what to try. Empty where no class is weak.
+    """
+    train = parts.get("train")
+    if predicted.label_ids is None or labels.problem_type == REGRESSION:
+        return {}
+    several, count = labels.problem_type == MULTI, len(labels.names)
+
+    def counted(ids: np.ndarray) -> np.ndarray:
+        return ids.sum(0) if several else np.bincount(ids, minlength=count)
+
+    scores = np.asarray(predicted.predictions)
+    least = args.multi_label_threshold
+    guessed = counted(expit(scores) >= least if several else scores.argmax(-1))
+    never = (counted(np.asarray(predicted.label_ids)) > 0) & (guessed == 0)
+    rows, few = np.zeros(count, int), np.zeros(count, bool)
+    if train is not None:
+        rows = counted(labels.targets(train["label"][:], "train")).astype(int)
+        few = rows < FEW
+
+    def named(which: np.ndarray) -> dict[str, int | None]:
+        order = [i for i in np.argsort(rows, kind="stable") if which[i]]
+        known = train is not None
+        return {labels.names[i]: int(rows[i]) if known else None for i in order}
+
+    rare = (never | few) & (rows < rows.mean())
+    helps = {
+        "more rows of them": train is None or (rare | few).any(),
+        "--class_weights balanced": rare.any() and args.class_weights == ["none"],
+        "more --num_train_epochs": train is not None and (never & ~few).any(),
+        "a lower --multi_label_threshold": several and never.any(),
+    }
+    if not (never | few).any():
+        return {}
+    return {
+        "never_predicted": named(never),
+        "few_training_rows": named(few),
+        "what_helps": [what for what, applies in helps.items() if applies],
+    }
+
+
+def weak_lines(weak: dict[str, Any]) -> str:
+    """Return what ``weak_classes`` found, for a terminal; "" where it is nothing."""
+
+    def shown(rows: dict[str, int | None]) -> str:
+        known = (
+            shorten(n) + ("" if k is None else f" ({k:,})") for n, k in rows.items()
+        )
+        return listed(known, 5, str)
+
+    titles = {
+        "never_predicted": "  never predicted (training rows): ",
+        "few_training_rows": f"  fewer than {FEW} training rows: ",
+    }
+    lines = [title + shown(weak[n]) for n, title in titles.items() if weak.get(n)]
+    if lines:
+        lines.append(f"  what helps: {'; '.join(weak['what_helps'])}")
+    return "\n".join(lines)
 
 
 def mistakes(found: list[dict[str, Any]], count: int, labels: LabelNames) -> str:

@@ -50,6 +50,7 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.speed import StepClock, training_speed
+from llmft.runs.terminal import UNSHARED
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
@@ -72,8 +73,11 @@ class Run:
     Attributes:
         held_out: the split that the result is judged on: test, else validation.
         results: metrics by the part they were measured on (``before``, ``eval``,
-            ``test``), as ``Trainer.evaluate`` returns them, prefix and all.
+            ``test``), as ``Trainer.evaluate`` returns them, prefix and all. Where rows
+            of it are in train, too, those without them, as ``test_without_shared``.
+        shared: how many rows of each split train has, too.
         ladder: what simpler methods reached beside the model of a classifier.
+        more: further parts of ``metrics.json``, by name.
         callbacks: for the trainer, once the run has started.
         folder, record: of the started run, and what its ``run.json`` holds.
     """
@@ -92,21 +96,17 @@ class Run:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
-        self.folds: Mapping[str, Any] | None = None  # what a cross-validation gave
-        if args.fold and args.fold.results:
-            self.results["folds"] = args.fold.results["run"]
-            self.folds = args.fold.results["all"]
         self.ladder: dict[str, Any] | None = None
+        self.more: dict[str, Any] = {}
+        if args.fold and args.fold.results:  # of the cross-validation before
+            self.results["folds"] = args.fold.results["run"]
+            self.more["k_folds"] = args.fold.results["all"]
+        self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
             "data": splits.provenance,
             "model": dict(model),
         }
-
-    @property
-    def metric_key_prefix(self) -> str:
-        """What the results on the held-out split are called: test, else eval."""
-        return "test" if self.held_out == "test" else "eval"
 
     def plan(
         self,
@@ -212,7 +212,7 @@ class Run:
         splits = {"before": self.held_out, "eval": "validation", "test": "test"}
         splits |= {"folds": "train"}  # each row held out once
         return {
-            part: _with_errors(part, splits[part], found)
+            part: _with_errors(part, splits[part.removesuffix(UNSHARED)], found)
             for part, found in self.results.items()
         }
 
@@ -230,10 +230,11 @@ class Run:
             **training_speed(trainer, self.clock),
         }
         found = {**self.measured, "run": speed}
+        if self.shared:
+            found["shared_with_train"] = self.shared
         if self.ladder:
             found["ladder"] = self.ladder
-        if self.folds:
-            found["k_folds"] = self.folds
+        found |= {name: part for name, part in self.more.items() if part}
         write_json(self.folder / "metrics.json", found)
         if not trainer.args.do_train:
             return
@@ -268,7 +269,11 @@ class Run:
             notes: lines below the results.
         """
         shown = terminal.results(self.measured, names, self.held_out)
-        for line in filter(None, [shown, *notes]):
+        shared = (
+            f"  rows of {split} that are in train, too: {rows:,}"
+            for split, rows in self.shared.items()
+        )
+        for line in filter(None, [shown, *shared, *notes]):
             say(line)
         given = {name: a["value"] for name, a in self.record["arguments"].items()}
         if self.forecast and self.clock.seconds and self.args.training.do_train:

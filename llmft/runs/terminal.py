@@ -13,6 +13,8 @@ from typing import Any
 
 from llmft.console import say, table
 
+# Ends the name of a part of the results without the rows that train has, too.
+UNSHARED = "_without_shared"
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 
@@ -27,6 +29,7 @@ def results(
     """
     on = {"eval": "validation", "before": f"{split}, before"}
     on |= {"folds": "rows held out"}
+    on |= {f"{p}{UNSHARED}": f"{on.get(p, p)}, not in train" for p in ("eval", "test")}
     rows = []
     for part, metrics in measured.items():
         for name in (n for n in names if n in metrics):

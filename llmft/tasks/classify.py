@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.choice import Choice
 from llmft.config.facts import fields_with
@@ -17,12 +18,16 @@ from llmft.config.rules import require_data, require_something_to_do
 from llmft.config.task import Task
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
+from llmft.data.split.splits import Splits
 from llmft.errors import ConfigError, LabelError
 from llmft.metrics import classes, multilabel, regression
 from llmft.metrics.standard_errors import Metric
 from llmft.model.labels import trained_problem_type
+from llmft.runs.folder import Run
+from llmft.runs.terminal import UNSHARED
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
+from llmft.train.trainer import LlmftTrainer
 
 METRICS = {
     SINGLE: classes.METRICS,
@@ -141,6 +146,30 @@ def compute_metrics(problem_type: str, threshold: float) -> Metric:
     if problem_type == REGRESSION:
         return regression.Regression()
     return classes.Classification()
+
+
+def measure(
+    trainer: LlmftTrainer,
+    examples: Mapping[str, Dataset],
+    splits: Splits,
+    metric: Metric,
+    run: Run,
+    split: str,
+) -> PredictionOutput:
+    """Return what the model says of a split; its metrics become results of the run.
+
+    Where train has rows of it, too, those of the other rows stand beside them.
+    """
+    part = "test" if split == "test" else "eval"
+    found = trainer.predict(examples[split], metric_key_prefix=part)
+    run.results[part] = found.metrics or {}
+    if split in splits.in_train and found.label_ids is not None:
+        scores, wanted = np.asarray(found.predictions), np.asarray(found.label_ids)
+        others = np.setdiff1d(np.arange(len(scores)), splits.in_train[split])
+        if len(others):
+            other = EvalPrediction(scores[others], wanted[others])
+            run.results[part + UNSHARED] = metric(other)
+    return found
 
 
 def choices(

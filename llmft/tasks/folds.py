@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import IntervalStrategy, PredictionOutput
 
+from llmft.config.fields import ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.console import say
@@ -69,8 +70,9 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
             say(f"  fold {place + 1} of {folds}: {_said(read_object(file))}")
         found = [read_object(kept / f"{k + 1}.json") for k in range(folds)]
         rows = [np.flatnonzero(of_rows == place) for place in range(folds)]
-        kind, threshold = str(source.problem_type), data.multi_label_threshold
-        results = _together(found, compute_metrics(kind, threshold), HEADLINE[kind])
+        kind = str(source.problem_type)
+        metric = compute_metrics(kind, data.multi_label_threshold)
+        results = _together(found, metric, HEADLINE[kind])
         for line in lines(results["all"]["ladder"], "the rows held out"):
             say(line)
         keep = results["all"]["ladder"]["saved"]
@@ -80,7 +82,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         fold = Fold(keep=keep, results=results)
         plan, ladder = train(replace(last, fold=fold))
         assert ladder is not None
-        _write_predictions(folder, source, found, rows, ladder, threshold)
+        _write_predictions(folder, source, found, rows, ladder, data)
     return plan
 
 
@@ -207,7 +209,7 @@ def _write_predictions(
     found: list[dict[str, Any]],
     rows: list[np.ndarray],
     ladder: Ladder,
-    threshold: float,
+    data: ClassificationDataArguments,
 ) -> None:
     """Write what was said of each row held out, before what the last run wrote."""
     file = folder / "predictions.jsonl"
@@ -219,7 +221,7 @@ def _write_predictions(
         source.dataset.select(order),
         PredictionOutput(scores, known, {}),
         ladder.labels,
-        threshold,
+        data,
     )
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [

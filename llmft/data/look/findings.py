@@ -5,8 +5,9 @@ A finding is told in one line in a run, and at length by ``llmft data``.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from llmft.data.split.duplicates import (
 from llmft.errors import listed, shorten
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-_MANY = 0.01  # share of rows that repeat another
+_MANY = 0.01  # share of rows that repeat another, or that another part has, too
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Finding:
         what, where, meaning: what was found, in which lines, and what it means.
         helps: what to do about it, where one is not at it already.
         note: a few words for the line that a run shows of a part. counts: for run.json.
+        rows: the places of those that it is about, where a run leaves them aside.
     """
 
     level: str
@@ -47,6 +49,7 @@ class Finding:
     helps: str = ""
     note: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
+    rows: Sequence[int] | np.ndarray = field(default=(), compare=False)
 
     def brief(self) -> str:
         """Return what a run says."""
@@ -109,7 +112,7 @@ def repeats(part: Part) -> Iterator[Finding]:
     twice = duplicates(part.prints)
     if twice.rows:
         share = twice.rows / part.rows
-        aside = "" if part.labels else f" of {SHORT} letters or more"
+        aside = "" if part.labels else f" of {SHORT} characters or more"
         yield Finding(
             WARNING if share > _MANY else NOTE,
             f"{part.name}: {twice.rows:,} of {part.rows:,} rows ({100 * share:.2g} %)"
@@ -145,20 +148,35 @@ def contradictions(part: Part, alike: bool = False) -> Iterator[Finding]:
 
 
 def shared(part: Part, other: Part) -> Iterator[Finding]:
-    """Yield that rows of a part are in another one, too."""
-    aside = "" if part.labels else f" (rows below {SHORT} letters aside)"
+    """Yield that rows of a part are in another one, too.
+
+    That is an error where they are many, or the two are read from one file.
+    """
+    aside = "" if part.labels else f" (rows below {SHORT} characters aside)"
     both = overlap(part.prints, other.prints)
     if both.rows:
+        untrained = {part.name, other.name} == {"validation", "test"}
+        few = both.rows < _MANY * part.rows and not _one_file(part, other)
         yield Finding(
-            WARNING if {part.name, other.name} == {"validation", "test"} else ERROR,
+            WARNING if few or untrained else ERROR,
             f"{both.rows:,} of {part.rows:,} rows of {part.name} are in {other.name}"
             f" too{aside}, {both.exact:,} of them to the letter",
             pairs_at(both.pairs, part, other),
             f"metrics on {part.name} look better than they are",
-            "where one trains and the other tests, a run stops unless --allow leakage",
+            f"below {_MANY:.0%} a run goes on; a classifier's metrics are shown without"
+            " them, too"
+            if few and not untrained
+            else "where one trains and the other tests, a run stops unless --allow"
+            " leakage",
             f"rows also in {other.name}: {both.rows:,}",
             {other.name: {"rows": both.rows, "exact": both.exact}},
+            both.pairs[:, 0],
         )
+
+
+def _one_file(part: Part, other: Part) -> bool:
+    one, two = ({*map(os.path.realpath, p.source.files)} for p in (part, other))
+    return bool(one & two)
 
 
 def other_classes(part: Part, trained: Part) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Texts that are nearly the same, by MinHash: an estimate that misses a few.
 
 Two texts are near where they have at least ``THRESHOLD`` of their pieces of
-``PIECE`` characters in common (Jaccard), spaces, case and punctuation aside. What a
+``PIECE`` characters in common (Jaccard), case and white space aside. What a
 bucket of hashes brings together is compared piece by piece, so that each pair found
 is one; of the pairs at the threshold about 98 % are found.
 """
@@ -30,7 +30,7 @@ def near_duplicates(
     """Return rows with an earlier one that is near, each as (source, row).
 
     Rows that are the same as an earlier one when normalised, and those of fewer than
-    ``SHORT`` letters and digits, are left aside. Takes some 200 bytes a row.
+    ``SHORT`` characters, are left aside. Takes some 200 bytes a row.
     """
     keys, ids = [], []
     for i, (source, prints) in enumerate(zip(sources, found, strict=True)):

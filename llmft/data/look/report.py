@@ -243,8 +243,8 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
         show(two, one, same, near[j, i], WARNING, what, meaning)
     header = ["rows of", "that are in", "alike", "to the letter", "near"]
     rule = (
-        f"alike: case, spaces, punctuation aside; near: {THRESHOLD:.0%} of the pieces"
-        f" of {PIECE} characters in common, from {SHORT} letters on, an estimate"
+        f"alike: case and white space aside; near: {THRESHOLD:.0%} of the pieces"
+        f" of {PIECE} characters in common, from {SHORT} on, an estimate"
     )
     report.sections.append(Section(f"twice ({rule})", header, rows))
 

@@ -1,7 +1,8 @@
 """Rows that are there twice: within a split, with another label, across splits.
 
-Two texts are the same where they differ in nothing, or only in what ``normalised``
-takes away. Each row is two hashes of 8 bytes, so that millions need little memory.
+Two texts are the same where they differ in nothing, or only in case and white space:
+$1.50 is not $150, -5 not 5, and C# not C. Each row is two hashes of 8 bytes, so that
+millions need little memory.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from llmft.data.read.labels import MULTI, names_in
 from llmft.data.read.store import CONTENT, Source, batches
 from llmft.files import to_json
 
-# Where there are no labels, a line with fewer letters and digits than this (a heading,
-# an exclamation) may well occur twice.
+# Where there are no labels, a line with fewer characters than this (a heading, an
+# exclamation) may well occur twice.
 SHORT = 32
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
@@ -53,9 +54,9 @@ class Overlap:
 
 
 def normalised(texts: Sequence[str]) -> list[str]:
-    """Return texts without what readers pass over, NUL and \\x01 left as they are.
+    """Return texts without case and white space, NUL and \\x01 left as they are.
 
-    NFKC and casefold; then no white space, punctuation, control or format characters.
+    NFKC and casefold; then no white space, control or format characters.
     """
     joined = unicodedata.normalize("NFKC", "\0".join(texts)).casefold()
     kept = np.ones(0x110000, bool)
@@ -66,7 +67,7 @@ def normalised(texts: Sequence[str]) -> list[str]:
 
 def _passed_over(character: str) -> bool:
     kind = unicodedata.category(character)
-    return kind[0] in "PZ" or kind in ("Cc", "Cf")
+    return kind[0] == "Z" or kind in ("Cc", "Cf")
 
 
 def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
@@ -86,12 +87,8 @@ def prints(source: Source) -> Prints:
     at = 0
     for texts in row_texts(source):
         for text, read in zip(texts, normalised(texts), strict=True):
-            exact[at] = hash(text)
-            # Of nothing but punctuation, every character counts.
-            bare = not read.strip(_PAIR)
-            plain[at] = exact[at] if bare else hash(read)
-            length = len(text.replace(_PAIR, " ").strip()) if bare else len(read)
-            compared[at] = length >= least
+            exact[at], plain[at] = hash(text), hash(read)
+            compared[at] = len(read.strip(_PAIR)) >= least
             at += 1
     return Prints(exact, plain, compared)
 

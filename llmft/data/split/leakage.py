@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from llmft.console import warn
 from llmft.data.look.findings import (
+    ERROR,
     WARNING,
     Part,
     contradictions,
@@ -19,22 +22,33 @@ from llmft.data.read.store import Source
 from llmft.errors import LeakageError
 
 
+class Audit(NamedTuple):
+    """What ``check_splits`` found, by split.
+
+    Attributes:
+        notes, counts: for ``run.json``.
+        in_train: the rows that train has, too; int64.
+    """
+
+    notes: dict[str, list[str]]
+    counts: dict[str, dict[str, Any]]
+    in_train: dict[str, np.ndarray]
+
+
 def check_splits(
     sources: Mapping[str, Source],
     *,
     own: Collection[str] = (),
     noted: bool = False,
     allow: Collection[str] = (),
-) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
+) -> Audit:
     """Look for duplicates, conflicting labels and leakage in the parts of a run.
-
-    Returns notes and counts, for ``run.json``, by split.
 
     Args:
         sources: by split; train first.
-        own: splits that the user made: their overlap with train is an error, a
-            LeakageError unless ``allow`` has leakage; that of others, which nobody can
-            mend here, a warning.
+        own: splits that the user made: their overlap with train, if it is large, is an
+            error, a LeakageError unless ``allow`` has leakage; that of others, which
+            nobody can mend here, a warning.
         noted: overlap gives a note only.
     """
     parts = [Part(split, source) for split, source in sources.items()]
@@ -48,13 +62,16 @@ def check_splits(
             if finding.level == WARNING and (part.name == "train" or not finding.note):
                 warn(finding.brief())
     leaks: list[str] = []
+    in_train: dict[str, np.ndarray] = {}
     for other, part in combinations(parts, 2):
         for finding in shared(part, other):
             counts[part.name].setdefault("also_in", {}).update(finding.counts)
+            if other.name == "train":
+                in_train[part.name] = np.asarray(finding.rows)
             is_own = other.name == "train" and {part.name, "train"} <= {*own}
             if noted:
                 notes[part.name].append(finding.note)
-            elif is_own and "leakage" not in allow:
+            elif is_own and finding.level == ERROR and "leakage" not in allow:
                 leaks.append(f"{finding.what}: {finding.where}")
             else:
                 warn(finding.brief())
@@ -68,4 +85,4 @@ def check_splits(
         for finding in other_classes(part, parts[0]):
             if finding.level == WARNING:  # what train has not is an error, later
                 warn(finding.brief())
-    return notes, counts
+    return Audit(notes, counts, in_train)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Splits:
     # Of a stream: its rows, and how many at its start are held out for validation.
     rows: Rows | None = None
     skip: int = 0
+    # Of each part, the places of the rows that train has, too.
+    in_train: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Dataset]:
@@ -121,7 +123,7 @@ def load_splits(
     if fold is not None:
         folds = getattr(args, "k_folds")  # noqa: B009
         parts = hold_out(parts["train"], fold, folds, seed)
-    noted, counts = check_splits(
+    audit = check_splits(
         parts,
         # Splits that others made are not the user's to mend.
         own=read if args.dataset_name is None else (),
@@ -131,10 +133,10 @@ def load_splits(
     provenance: dict[str, dict[str, Any]] = {}
     say("data")
     for split, source in parts.items():
-        source = replace(source, notes=[*source.notes, *noted[split]])
+        source = replace(source, notes=[*source.notes, *audit.notes[split]])
         show(split, source)
-        provenance[split] = _provenance(source) | {"audit": counts[split]}
-    return Splits(parts, provenance)
+        provenance[split] = _provenance(source) | {"audit": audit.counts[split]}
+    return Splits(parts, provenance, in_train=audit.in_train)
 
 
 def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Columns:

@@ -191,7 +191,7 @@ REFUSES_MINUS_AND_ZERO = """
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
  early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps
- multi_label_threshold""".split()
+ multi_label_threshold k_folds""".split()
 REFUSES_MINUS = """
  dropout lora_dropout top_k min_new_tokens no_repeat_ngram_size
  validation_split_percentage test_split_percentage num_examples num_mistakes
@@ -582,6 +582,26 @@ def test_a_batch_size_that_is_found(read, flags, file, size, finds):
     assert training.auto_find_batch_size is finds
 
 
+@pytest.mark.parametrize(
+    ("flags", "file", "default", "given"),
+    [
+        ([], {}, {}, []),
+        (["--learning_rate", "auto"], {"learning_rate": 1.0}, {}, []),
+        ([], {"learning_rate": "auto"}, {}, []),
+        (["--learning_rate", "0.1"], {"learning_rate": "auto"}, {}, ["learning_rate"]),
+        ([], {}, {"num_train_epochs": 2}, ["num_train_epochs"]),
+        (["--train_file", "x"], {}, {"num_train_epochs": 2}, []),
+        (["--model_name_or_path", "x"], {}, {"learning_rate": 2}, []),
+        (["--train_file", "x"], {"num_train_epochs": 2}, {}, ["num_train_epochs"]),
+    ],
+)
+def test_what_follows_from_the_data(read, flags, file, default, given):
+    """Where none is given, also for data or a model of one's own, it is ``auto``."""
+    args = read("--do_train", *flags, file=file or None, default=default)
+    names = ("learning_rate", "num_train_epochs")
+    assert [name for name in names if name in args.origins] == given
+
+
 @pytest.mark.parametrize("flag", ["--hub_token", "--hub-token"])
 def test_a_secret_is_not_taken(problems, flag):
     said = ["hub_token would be seen by other users of this machine: set HF_TOKEN"]
@@ -639,7 +659,8 @@ def test_help(read, capsys, monkeypatch):
     shown = {"--" + entry.split()[0]: entry for entry in entries}
     assert "(default: 99)" in shown["--max_seq_length"]
     assert "(default: True)" in shown["--do_train"]
-    assert "(default: 5e-05)" in shown["--learning_rate"]
+    assert "(default: auto)" in shown["--learning_rate"]
+    assert "(default: 1.0)" in shown["--max_grad_norm"]
     assert "One of eager, sdpa. (default: None)" in shown["--attn_implementation"]
     order = list(shown)
     assert order.index("--dropout") < order.index("--train_file")

@@ -8,10 +8,12 @@ from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
 from llmft import console
-from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
+from llmft.config.fields import ClassificationDataArguments
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics import predictions
 
 NAMES = LabelNames(("bad", "fair", "good"))
+ARGS = ClassificationDataArguments()
 TEXTS = Dataset.from_dict(
     {
         "text": ["one", "two \x1b[2J", "three", "four\nlines", "five"],
@@ -35,7 +37,7 @@ def predicted(labels=LABELS, logits=LOGITS):
 
 
 def test_rows():
-    found = predictions.rows(TEXTS, predicted(), NAMES)
+    found = predictions.rows(TEXTS, predicted(), NAMES, ARGS)
     assert [r["row"] for r in found] == list(range(5))
     assert [r["line"] for r in found] == [2, 3, 4, 5, 7]
     assert [r["text"] for r in found] == TEXTS["text"][:]
@@ -52,6 +54,7 @@ def test_probabilities_add_up_also_for_huge_logits():
         Dataset.from_dict({"text": ["x"] * 50, "line": range(50)}),
         predicted(None, logits),
         NAMES,
+        ARGS,
     )
     for row, scores in zip(found, logits, strict=True):
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-6)
@@ -60,7 +63,7 @@ def test_probabilities_add_up_also_for_huge_logits():
 
 
 def test_without_labels():
-    found = predictions.rows(TEXTS, predicted(None), NAMES)
+    found = predictions.rows(TEXTS, predicted(None), NAMES, ARGS)
     assert [r["label"] for r in found] == [None] * 5
     assert predictions.mistakes(found, 5, NAMES) == ""
     assert predictions.class_table(predicted(None), NAMES, "test") == ""
@@ -68,11 +71,11 @@ def test_without_labels():
 
 def test_each_text_needs_its_scores():
     with pytest.raises(ValueError, match="longer"):
-        predictions.rows(TEXTS.select(range(4)), predicted(), NAMES)
+        predictions.rows(TEXTS.select(range(4)), predicted(), NAMES, ARGS)
 
 
 def test_mistakes_start_with_the_surest():
-    found = predictions.rows(TEXTS, predicted(), NAMES)
+    found = predictions.rows(TEXTS, predicted(), NAMES, ARGS)
     lines = [
         "\nmost confident mistakes, 3 of 3",
         "  0.900 good, was bad: two \\x1b[2J",
@@ -114,10 +117,72 @@ def test_long_and_wide_names_and_texts_fit_the_terminal(monkeypatch):
         Dataset.from_dict({"text": ["漢" * 90] * 5, "line": range(5)}),
         predicted(),
         names,
+        ARGS,
     )
     for line in predictions.mistakes(found, 5, NAMES).split("\n")[2:]:
         assert 58 < console.width(line) <= 60
         assert line.endswith("...")
+
+
+def one_of_each(*classes):
+    """Logits that give each text one of three classes, or of several labels one."""
+    return np.eye(3)[list(classes)] * 20.0 - 10.0
+
+
+MORE, WEIGH = "more rows of them", "--class_weights balanced"
+EPOCHS, LOWER = "more --num_train_epochs", "a lower --multi_label_threshold"
+
+
+@pytest.mark.parametrize(
+    ("guesses", "labels", "rows", "flags", "never", "few", "helps"),
+    [
+        # All are predicted and have enough rows, or a class is in no text.
+        ([0, 1, 2], [0, 1, 2], [9, 9, 5], {}, {}, {}, None),
+        ([0, 1, 1], [0, 1, 1], [9, 9, 9], {}, {}, {}, None),
+        ([0, 1, 1], [0, 1, 2], [9, 9, 4], {}, {"good": 4}, {"good": 4}, [MORE, WEIGH]),
+        ([0, 1, 1], [0, 1, 2], [9, 9, 9], {}, {"good": 9}, {}, [EPOCHS]),
+        ([0, 1, 1], [0, 1, 2], [30, 30, 6], {"class_weights": ["balanced"]},
+         {"good": 6}, {}, [MORE, EPOCHS]),
+        ([0, 1, 2], [0, 1, 2], [3, 20, 1], {}, {}, {"good": 1, "bad": 3},
+         [MORE, WEIGH]),
+        ([0, 1, 2], [0, 1, 2], [4, 4, 4], {}, {}, {"bad": 4, "fair": 4, "good": 4},
+         [MORE]),
+        ([0, 1, 1], [0, 1, 2], None, {}, {"good": None}, {}, [MORE]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [SINGLE, MULTI])
+def test_weak_classes(kind, guesses, labels, rows, flags, never, few, helps):
+    names, parts = LabelNames(NAMES.names, kind), {}
+    if rows is not None:
+        had = [
+            n for n, count in zip(names.names, rows, strict=True) for _ in range(count)
+        ]
+        had = [json.dumps([name]) for name in had] if kind == MULTI else had
+        parts["train"] = Dataset.from_dict({"label": had})
+    wanted = np.eye(3)[labels] if kind == MULTI else np.array(labels)
+    args = ClassificationDataArguments(**flags)
+    result = predicted(wanted, one_of_each(*guesses))
+    found = predictions.weak_classes(result, names, parts, args)
+    if helps is None:
+        assert (found, predictions.weak_lines(found)) == ({}, "")
+        return
+    helps = helps + [LOWER] * bool(never and kind == MULTI)
+    keys = ("never_predicted", "few_training_rows", "what_helps")
+    assert found == dict(zip(keys, (never, few, helps), strict=True))
+    assert list(found["few_training_rows"]) == list(few)  # the fewest first
+    said = predictions.weak_lines(found).split("\n")
+    assert len(said) == 1 + bool(never) + bool(few)
+    assert said[-1] == "  what helps: " + "; ".join(helps)
+
+
+def test_many_weak_classes_are_counted():
+    weak = {"never_predicted": {f"c{i}": None for i in range(9)} | {"x" * 99: 1_234}}
+    weak |= {"few_training_rows": {"a\n": 3, "b": 4}, "what_helps": ["this", "that"]}
+    assert predictions.weak_lines(weak) == (
+        "  never predicted (training rows): 'c0', 'c1', 'c2', 'c3', 'c4' and 5 more"
+        "\n  fewer than 5 training rows: 'a\\n' (3), 'b' (4)"
+        "\n  what helps: this; that"
+    )
 
 
 PAIRS = Dataset.from_dict(
@@ -130,7 +195,7 @@ def test_several_labels():
     p = np.array([[0.9, 0.2, 0.6], [0.4, 0.45, 0.1]])
     wanted = np.array([[1, 1, 0], [0, 0, 0]], np.float32)
     result = predicted(wanted, np.log(p / (1 - p)))
-    found = predictions.rows(PAIRS, result, labels)
+    found = predictions.rows(PAIRS, result, labels, ARGS)
     assert found[0] == {
         "row": 0,
         "line": 2,
@@ -144,7 +209,8 @@ def test_several_labels():
     assert predictions.mistakes(found, 5, labels) == (
         "\nmost confident mistakes, 1 of 1\n  0.800 bad, good, was bad, fair: one / a"
     )
-    lower = predictions.rows(PAIRS, result, labels, 0.42)
+    low = ClassificationDataArguments(multi_label_threshold=0.42)
+    lower = predictions.rows(PAIRS, result, labels, low)
     assert lower[1]["prediction"] == ["fair"]
     shown = predictions.mistakes(lower, 5, labels).split("\n")
     assert shown[3:] == ["  0.450 fair, was none: two / b\\n"]
@@ -155,7 +221,7 @@ def test_several_labels():
         "  good   0.000      0.000   0.000  0",
     ]
     unknown = predicted(None, result.predictions)
-    found = predictions.rows(PAIRS, unknown, labels)
+    found = predictions.rows(PAIRS, unknown, labels, ARGS)
     assert [r["label"] for r in found] == [None, None]
     assert predictions.mistakes(found, 5, labels) == ""
     assert predictions.class_table(unknown, labels, "test") == ""
@@ -164,7 +230,7 @@ def test_several_labels():
 def test_numbers():
     labels = LabelNames(("LABEL_0",), REGRESSION)
     result = predicted(np.array([0.1, 3.0], np.float32), [[0.3], [1.25]])
-    found = predictions.rows(PAIRS, result, labels)
+    found = predictions.rows(PAIRS, result, labels, ARGS)
     assert found[0] == {
         "row": 0,
         "line": 2,
@@ -179,6 +245,6 @@ def test_numbers():
         "  +0.200 0.3, was 0.1: one / a"
     )
     assert predictions.class_table(result, labels, "test") == ""
-    found = predictions.rows(PAIRS, predicted(None, [[0.3], [1.25]]), labels)
+    found = predictions.rows(PAIRS, predicted(None, [[0.3], [1.25]]), labels, ARGS)
     assert [r["label"] for r in found] == [None, None]
     assert predictions.mistakes(found, 5, labels) == ""

@@ -22,13 +22,15 @@ def test_results_say_what_they_were_measured_on():
         }
 
     measured = {"before": part(1234.5), "eval": part(None, None), "test": part(2.0)}
+    measured["test_without_shared"] = part(3.0)
     names = ["loss", "perplexity"]
     assert terminal.results(measured, names, "test") == (
         "\nresults\n"
-        "  on            metric  value  +-    n\n"
-        "  test, before  loss    1,234  0.25  1,009\n"
-        "  validation    loss    -      -     1,009\n"
-        "  test          loss    2      0.25  1,009"
+        "  on                  metric  value  +-    n\n"
+        "  test, before        loss    1,234  0.25  1,009\n"
+        "  validation          loss    -      -     1,009\n"
+        "  test                loss    2      0.25  1,009\n"
+        "  test, not in train  loss    3      0.25  1,009"
     )
     assert terminal.results({}, names, None) == ""
 

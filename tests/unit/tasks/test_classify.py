@@ -5,13 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset
+from sklearn import metrics as sk
 from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, LabelError
 from llmft.tasks import classify
+
+RNG = np.random.default_rng(0)
 
 
 def arguments(best="loss", smoothing=0.0, **data):
@@ -167,6 +171,52 @@ def test_each_kind_is_measured_by_its_metrics(kind):
     assert {n for n in found if "stderr" not in n} == {*classify.METRICS[kind], "n"}
     low = classify.compute_metrics(kind, 0.99)(EvalPrediction(logits, labels))
     assert (low == found) == (kind != MULTI)
+
+
+KINDS = {
+    SINGLE: (RNG.normal(size=(60, 3)), RNG.integers(0, 3, 60), "accuracy"),
+    MULTI: (RNG.normal(size=(60, 3)), RNG.integers(0, 2, (60, 3)), "f1_micro"),
+    REGRESSION: (RNG.normal(size=(60, 1)), RNG.normal(size=60), "mse"),
+}
+
+
+def plain(kind, scores, labels):
+    """The metric of ``KINDS``, told a second time by sklearn."""
+    if kind == SINGLE:
+        return sk.accuracy_score(labels, scores.argmax(1))
+    if kind == MULTI:
+        return sk.f1_score(labels, scores >= 0, average="micro")
+    return sk.mean_squared_error(labels, scores[:, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [None, [3, 8, 59], [*range(60)]])
+def test_metrics_without_the_rows_that_train_has(kind, shared):
+    scores, labels, name = KINDS[kind]
+
+    def predict(data, metric_key_prefix):
+        assert data == "examples of validation"
+        return PredictionOutput(scores, labels, {f"{metric_key_prefix}_x": 1.0})
+
+    rows = {} if shared is None else {"validation": np.array(shared)}
+    run = SimpleNamespace(results={})
+    found = classify.measure(
+        SimpleNamespace(predict=predict),
+        {"validation": "examples of validation"},
+        SimpleNamespace(in_train=rows),
+        classify.compute_metrics(kind, 0.5),
+        run,
+        "validation",
+    )
+    assert found.predictions is scores
+    assert run.results.pop("eval") == {"eval_x": 1.0}
+    if shared == [3, 8, 59]:
+        left = [i for i in range(60) if i not in shared]
+        measured = run.results.pop("eval_without_shared")
+        wanted = plain(kind, scores[left], labels[left])
+        assert measured[name] == pytest.approx(wanted)
+        assert (measured["n"], measured[f"{name}_stderr"] > 0) == (57, True)
+    assert run.results == {}
 
 
 def test_what_a_command_on_the_model_takes_over():

@@ -61,7 +61,7 @@ def test_what_is_there_twice():
     texts = tiny.sentences(50, words=20)
     train = [*texts[:40], texts[3], texts[4].upper(), texts[5] + " again"]
     labels = [*"ab" * 20, "a", "b", "b"]
-    test = [*texts[40:], texts[0], texts[1] + "!", texts[2] + " now"]
+    test = [*texts[40:], texts[0], texts[1] + " ", texts[2] + "!"]
     report = examine(
         {
             "train": source(train, labels, "a.csv"),
