@@ -4,6 +4,7 @@ python scripts/results_data.py DATA                 fetches the sets
 python scripts/bench_results.py DATA                each set, three seeds
 python scripts/bench_results.py DATA --grid         beside the best of a grid
 python scripts/bench_results.py DATA --sets sms_spam trec_fine --seeds 1
+python scripts/bench_results.py DATA --per_class 8 16 64 --seeds 10      few texts
 
 Each NAME_train.jsonl of the folders, with NAME_test.jsonl and, where there is one,
 NAME_validation.jsonl, goes through recipes/classify.py with no flags but files and
@@ -11,11 +12,13 @@ columns. The table shows what each rung of the ladder reached on the test set, i
 mean over the seeds, and the seconds of the whole command. With --grid, nine plain
 trainings (rates by epochs, --ladder false) run on the same rows; the one that is best
 on validation is shown, and by how many of its standard errors the delivered model is
-above it.
+above it. With --per_class, each seed draws so many texts of each class to train on, and
+the deviation over these draws stands behind the mean.
 """
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -45,6 +48,28 @@ def files_and_columns(folder: Path, name: str) -> list[str]:
     if "text_pair" in first:
         flags += ["--text_pair_column_name", "text_pair"]
     return [*flags, "--allow", "leakage"]
+
+
+def draw(folder: Path, name: str, count: int, seed: int, into: Path) -> None:
+    """Write ``count`` rows of each class of a set's train, and up to 1,000 of its test.
+
+    The test is the same for every seed.
+    """
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        path = folder / f"{name}_{part}.jsonl"
+        return [json.loads(line) for line in path.open(encoding="utf-8")]
+
+    by_class: dict[str, list[dict[str, Any]]] = {}
+    for one in rows("train"):
+        by_class.setdefault(one["label"], []).append(one)
+    generator, test = random.Random(seed), rows("test")
+    some = [generator.sample(of, min(count, len(of))) for of in by_class.values()]
+    parts = {"train": [one for of in some for one in of]}
+    parts["test"] = random.Random(0).sample(test, min(len(test), 1000))
+    for part, kept in parts.items():
+        lines = "".join(json.dumps(one) + "\n" for one in kept)
+        (into / f"{name}_{part}.jsonl").write_text(lines)
 
 
 def train(flags: list[str], seed: int) -> dict[str, Any]:
@@ -96,7 +121,11 @@ def best_of_grid(flags: list[str], seed: int, metric: str) -> dict[str, Any]:
 
 
 def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
-    """Return the line of a set: means over its seeds."""
+    """Return the line of a set: means over its seeds.
+
+    The error beside what was delivered is that of the test, of few texts the deviation
+    over the draws.
+    """
 
     def mean(values: list[float]) -> str:
         return f"{statistics.mean(values):.3f}" if values else "-"
@@ -104,7 +133,10 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
     names = ("TF-IDF", "linear probe", "fine-tuned")
     cells = [name, runs[0]["metric"]]
     cells += [mean([r["rungs"][n] for r in runs if n in r["rungs"]]) for n in names]
-    value, error = mean([r["value"] for r in runs]), mean([r["stderr"] for r in runs])
+    values = [r["value"] for r in runs]
+    value, error = mean(values), mean([r["stderr"] for r in runs])
+    if "per_class" in runs[0]:
+        error = f"{statistics.stdev(values):.3f}"
     cells += [f"{value} +- {error}", mean([r["seconds"] for r in runs])]
     if grids := [r for r in runs if "grid" in r]:
         above = [(r["value"] - r["grid"]["value"]) / r["stderr"] for r in grids]
@@ -120,6 +152,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DATA")
     parser.add_argument("--sets", nargs="+", help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
+    parser.add_argument("--per_class", nargs="+", type=int, metavar="N")
     parser.add_argument("--grid", action="store_true", help="also nine plain trainings")
     parser.add_argument("--flags", default="", help="more for the recipe, in a string")
     parser.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON")
@@ -130,15 +163,21 @@ def main() -> None:
         for path in sorted(folder.glob("*_train.jsonl"))
     }
     results: dict[str, list[dict[str, Any]]] = {}
-    for name in args.sets or found:
-        flags = [*files_and_columns(found[name].resolve(), name), *args.flags.split()]
-        results[name] = []
+    for name, count in product(args.sets or found, args.per_class or [0]):
+        shown = f"{name}, {count} a class" if count else name
+        results[shown] = []
         for seed in range(1, args.seeds + 1):
-            run = delivered(flags, seed)
-            if args.grid:
-                run["grid"] = best_of_grid(flags, seed, run["metric"])
-            results[name].append(run)
-            say(f"{name} seed {seed}: {run['saved']} {run['value']:.4f}")
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = found[name].resolve()
+                if count:
+                    draw(folder, name, count, seed, Path(temporary))
+                    folder = Path(temporary)
+                flags = [*files_and_columns(folder, name), *args.flags.split()]
+                run = delivered(flags, seed) | ({"per_class": count} if count else {})
+                if args.grid:
+                    run["grid"] = best_of_grid(flags, seed, run["metric"])
+            results[shown].append(run)
+            say(f"{shown}, seed {seed}: {run['saved']} {run['value']:.4f}")
         if args.output:
             args.output.write_text(json.dumps(results, indent=2) + "\n")
     header = ["set", "metric", "TF-IDF", "probe", "tuned", "delivered", "seconds"]

@@ -122,22 +122,23 @@ class Ladder:
     ) -> None:
         """Put the probe's weights back where validation says that they were better.
 
-        By the metric, and on the evaluation, by which the best checkpoint is chosen;
+        That is by more than their standard error, in the metric of the best checkpoint;
         after a cross-validation, where its folds say so.
         """
         if self.file is None:
             return
         args: Any = trainer.args
         name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
-        probe, tuned = self.reached.get(name), trainer.state.best_metric
+        probe, tuned = self.reached.get(name), _reached(trainer, name)
         if self.keeps_probe:
             self._add_tuned_of(trainer, examples, run)
             self._restore(transformers_model(trainer.model))
-        elif args.load_best_model_at_end and probe is not None and tuned is not None:
-            if probe != tuned and (probe > tuned) is bool(args.greater_is_better):
+        elif probe is not None and tuned is not None:
+            error = self.reached.get(f"{name}_stderr", 0.0)
+            if (probe - tuned) * (1 if args.greater_is_better else -1) > error:
                 self._add_tuned_of(trainer, examples, run)
                 self._restore(transformers_model(trainer.model))
-                said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"
+                said = f"{name} {probe:.4g} +- {error:.2g}, fine-tuned {tuned:.4g}"
                 say(f"  the {PROBE} is better on validation, and saved: {said}")
         self.file.unlink()
 
@@ -178,6 +179,14 @@ class Ladder:
     def _add_tuned(self, predicted: PredictionOutput, run: Run) -> None:
         scores = np.asarray(predicted.predictions)
         self.rungs.append(Rung(TUNED, scores, run.clock.seconds))
+
+
+def _reached(trainer: LlmftTrainer, name: str) -> float | None:
+    """Return the metric of the weights that are kept: the best, else the last ones."""
+    if trainer.args.load_best_model_at_end:
+        return trainer.state.best_metric
+    found = [event[name] for event in trainer.state.log_history if name in event]
+    return found[-1] if found else None
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

@@ -21,6 +21,8 @@ class Rule(NamedTuple):
         rate: the learning rate of a model of ``hidden_size``.
         power: that of another is ``(hidden_size / its) ** power`` times as much.
         examples: to learn from in all. most: passes over them, at the most.
+        keeps_last: whether the last weights are kept, and training never stops early,
+            where that is not said otherwise.
     """
 
     rate: float
@@ -28,6 +30,7 @@ class Rule(NamedTuple):
     power: float
     examples: int
     most: int
+    keeps_last: bool = False
 
 
 CLASSIFICATION = Rule(2e-4, 384, 1.5, 8000, 8)
@@ -51,16 +54,25 @@ def set_epochs_and_rate(
     if "num_train_epochs" not in args.origins and not steps_are_given:
         rows = len(train)
         epochs = min(max(math.ceil(rule.examples / rows), 1), rule.most)
-        training.num_train_epochs = float(epochs)
-        args.origins["num_train_epochs"] = "auto"
-        said = f"auto: {rows:,} examples, {rule.examples:,} to learn from are enough"
+        _set(args, num_train_epochs=float(epochs))
+        said = f"auto: {rows:,} examples, about {rule.examples:,} to learn from"
+        said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
+        if rule.keeps_last:
+            _set(args, load_best_model_at_end=False, early_stopping_patience=None)
     if "learning_rate" not in args.origins:
         size = transformers_model(model).config.get_text_config().hidden_size
         rate = rule.rate * (rule.hidden_size / size) ** rule.power
         rate *= LORA if getattr(args.model, "lora_r", None) else 1.0
-        training.learning_rate = float(f"{rate:.1g}")
-        args.origins["learning_rate"] = "auto"
+        _set(args, learning_rate=float(f"{rate:.1g}"))
         said = f"auto: hidden size {size:,}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
     return choices
+
+
+def _set(args: Arguments, **values: Any) -> None:
+    """Set what was not given, and note it."""
+    for name, value in values.items():
+        if name not in args.origins:
+            setattr(args.training, name, value)
+            args.origins[name] = "auto"

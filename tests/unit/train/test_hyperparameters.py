@@ -13,17 +13,18 @@ from llmft.config.parse import Arguments
 from llmft.train.hyperparameters import LORA, Rule, set_epochs_and_rate
 
 RULE = Rule(rate=2e-4, hidden_size=64, power=2, examples=100, most=8)
+KEEPS_LAST = RULE._replace(keeps_last=True)
 MODEL = tiny.model("bert", "classification", 100)  # of hidden size 32
 
 
-def chosen(rows, model_args=None, origins=(), **given):
+def chosen(rows, model_args=None, rule=RULE, **given):
     training = TrainingArguments("x", do_train=True, **given)
     model_args = model_args or GenerationModelArguments("tiny")
-    origins = dict.fromkeys([*origins, *given], "command line")
+    origins = dict.fromkeys(given, "command line")
     data = ClassificationDataArguments()
     args = Arguments(model_args, data, training, origins, [])
     examples = {"train": Dataset.from_dict({"input_ids": [[1, 2]] * rows})}
-    choices = set_epochs_and_rate(args, MODEL, RULE, examples)
+    choices = set_epochs_and_rate(args, MODEL, rule, examples)
     return training, {choice.name: choice.value for choice in choices}, args.origins
 
 
@@ -59,3 +60,19 @@ def test_what_is_given_stays(given, stays):
     ((name, value),) = given.items()
     assert getattr(training, name) == value
     assert {*said} == {"rate", "epochs"} - {stays}
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "best", "patience"),
+    [
+        (RULE, {}, True, 3),
+        (KEEPS_LAST, {}, False, None),
+        (KEEPS_LAST, {"num_train_epochs": 3}, True, 3),
+        (KEEPS_LAST, {"load_best_model_at_end": True}, True, None),
+        (KEEPS_LAST, {"early_stopping_patience": 2}, False, 2),
+    ],
+)
+def test_the_last_weights_are_kept(rule, given, best, patience):
+    training, _, _ = chosen(30, rule=rule, **given)
+    assert training.load_best_model_at_end is best
+    assert training.early_stopping_patience == patience
