@@ -34,7 +34,7 @@ from llmft.model.load import load_model, set_token_type_ids
 from llmft.model.new_weights import init_regression_head
 from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
-from llmft.tasks import classify
+from llmft.tasks import calibration, classify
 from llmft.tasks.ladder import Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
@@ -124,6 +124,7 @@ def main(argv: list[str]) -> Plan:
             ladder.start_from_probe(trainer, examples, run)
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
             ladder.keep_best(trainer, examples, run)
+            calibration.calibrate(trainer, examples, data_args, problem_type, run)
         measure = partial(classify.measure, trainer, examples, splits, metric, run)
         if training_args.do_eval and run.held_out == "test":
             measure("validation")

@@ -250,6 +250,11 @@ class ClassificationDataArguments(DataArguments):
         "Fit simpler methods on the same rows first: TF-IDF, and the output layer alone"
         " on frozen features, which training then starts from; the best is saved.",
     )
+    calibrate: bool = arg(
+        False,
+        "After training, divide the output layer by the temperature with which the"
+        " probabilities fit the validation data best.",
+    )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
 
 
