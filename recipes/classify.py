@@ -33,7 +33,7 @@ from llmft.model.load import load_model, set_token_type_ids
 from llmft.model.new_weights import init_regression_head
 from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
-from llmft.tasks import classify
+from llmft.tasks import calibration, classify
 from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import Ladder
 from llmft.tasks.prepare import prepare, read_splits
@@ -125,6 +125,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             ladder.start_from_probe(trainer, examples, run)
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
             ladder.keep_best(trainer, examples, run)
+            calibration.calibrate(trainer, examples, data_args, problem_type, run)
         measure = partial(classify.measure, trainer, examples, splits, metric, run)
         if training_args.do_eval and run.held_out == "test":
             measure("validation")
@@ -137,7 +138,6 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             weak = predictions.weak_classes(predicted, labels, splits.parts, data_args)
             run.more["weak_classes"] = weak
             predictions.show(rows, predicted, labels, run.held_out, data_args, weak)
-
         restore_backbone(model)
         run.finish(trainer, classify.title(labels))
         run.report(

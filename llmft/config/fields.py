@@ -256,6 +256,11 @@ class ClassificationDataArguments(DataArguments):
         " each part, then train on all; for data that are small to validate on.",
         "[2, 100]",
     )
+    calibrate: bool = arg(
+        False,
+        "After training, divide the output layer by the temperature with which the"
+        " probabilities fit the validation data best.",
+    )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
 
 

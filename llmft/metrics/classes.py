@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
+from llmft.metrics.calibration import calibration_error
 from llmft.metrics.standard_errors import F64S, Measure, Metric, members
 
 # Whether greater is better.
@@ -18,14 +19,16 @@ METRICS = {
     "f1_macro": True,
     "matthews_correlation": True,
     "log_loss": False,
+    "calibration_error": False,
 }
 
 
 class Classification(Metric):
-    """Accuracy, macro F1, Matthews correlation and log loss of class scores.
+    """Accuracy, macro F1, Matthews correlation, log loss and calibration error.
 
     ``predictions`` are logits of shape (n, classes), ``references`` class ids. Macro
-    F1 is the mean over the classes that occur in either.
+    F1 is the mean over the classes that occur in either; the calibration error the
+    expected one of the top probability.
     """
 
     columns: ClassVar = {"predictions": F64S, "references": datasets.Value("int64")}
@@ -34,13 +37,15 @@ class Classification(Metric):
         """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, dtype=np.float64)
         labels = np.asarray(references)
-        nll = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
-        return _measure(nll, labels, logits.argmax(-1))
+        return _measure(log_softmax(logits, axis=-1), labels)
 
 
-def _measure(nll: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Measure:
+def _measure(scores: np.ndarray, labels: np.ndarray) -> Measure:
     """Return the metrics as functions of how often each text counts."""
-    n, right = len(labels), (guesses == labels).astype(np.float64)
+    n, guesses = len(labels), scores.argmax(-1)
+    right = (guesses == labels).astype(np.float64)
+    nll = -scores[np.arange(n), labels]
+    calibration = calibration_error(np.exp(scores.max(-1)), right)
     found, groups = np.unique(np.stack([labels, guesses]), return_inverse=True)
     of_label, of_guess = (members(ids, len(found)) for ids in groups.reshape(2, n))
 
@@ -59,6 +64,7 @@ def _measure(nll: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Measur
             "f1_macro": f1.sum(0) / (both > 0).sum(0),
             "matthews_correlation": joint / np.sqrt(np.where(spread > 0, spread, 1)),
             "log_loss": loss,
+            "calibration_error": calibration(counts),
         }
 
     return measure

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
+from llmft.metrics.calibration import calibration_error
 from llmft.metrics.standard_errors import F64S, Measure, Metric
 
 # Whether greater is better.
@@ -16,17 +17,18 @@ METRICS = {
     "f1_macro": True,
     "subset_accuracy": True,
     "log_loss": False,
+    "calibration_error": False,
 }
 
 
 class MultiLabel(Metric):
-    """Micro and macro F1, subset accuracy and log loss of label scores.
+    """Micro and macro F1, subset accuracy, log loss and calibration error.
 
     ``predictions`` are logits of shape (n, labels), ``references`` 1 for each label
     that a text has and else 0. A text is given the labels whose probability is at least
     ``threshold``. Macro F1 is the mean over the labels that occur in either; subset
     accuracy the share of texts with exactly their labels; log loss the mean over texts
-    and labels.
+    and labels, calibration error the expected one of all their probabilities.
     """
 
     columns: ClassVar = {"predictions": F64S, "references": F64S}
@@ -39,7 +41,9 @@ class MultiLabel(Metric):
         """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, np.float64)
         labels = np.asarray(references, np.float64)
-        guesses = (expit(logits) >= self.threshold).astype(np.float64)
+        probabilities = expit(logits)
+        guesses = (probabilities >= self.threshold).astype(np.float64)
+        calibration = calibration_error(probabilities, labels)
         # log(1 + exp(z)) - y z, without overflow
         nll = (np.logaddexp(0, logits) - labels * logits).mean(1)
         same = (guesses == labels).all(1).astype(np.float64)
@@ -56,6 +60,7 @@ class MultiLabel(Metric):
                 "f1_macro": (parts / np.maximum(sizes, 1)).sum(0) / occur,
                 "subset_accuracy": same @ counts / n,
                 "log_loss": loss,
+                "calibration_error": calibration(counts),
             }
 
         return measure

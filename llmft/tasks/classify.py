@@ -56,9 +56,21 @@ def check(values: dict[str, Any]) -> list[str]:
         problems.append("class_weights is of training: add --do_train")
     if weighs and values["problem_type"] == REGRESSION:
         problems.append("class_weights is of classes, problem_type is regression")
+    if values["calibrate"] and not values["do_train"]:
+        problems.append("calibrate is of training: add --do_train")
+    elif values["calibrate"] and not values["do_eval"]:
+        if values["eval_strategy"] == "no":
+            problems.append("calibrate needs validation data: add --do_eval")
+    if values["calibrate"] and values["problem_type"] == REGRESSION:
+        problems.append("calibrate is of probabilities, problem_type is regression")
     problems += check_labels(values["label_delimiter"], values["problem_type"])
     if values["k_folds"]:
-        beside = ("validation_file", "resume_from_checkpoint", "time_limit")
+        beside = (
+            "validation_file",
+            "calibrate",
+            "resume_from_checkpoint",
+            "time_limit",
+        )
         unfit = [name for name in beside if values[name]]
         unfit += [] if values["do_train"] else ["do_train false"]
         problems += [f"k_folds and {name} exclude each other" for name in unfit]
@@ -139,6 +151,8 @@ def set_problem_type_from_labels(
         problems.append(f"label_smoothing_factor does not work with {kind}")
     if kind == REGRESSION and data.class_weights != ["none"]:
         problems.append("class_weights is of classes, the labels are numbers")
+    if kind == REGRESSION and data.calibrate:
+        problems.append("calibrate is of probabilities, the labels are numbers")
     best = training.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in METRICS[kind]:
         has = ", ".join(METRICS[kind])

@@ -203,23 +203,43 @@ def test_whole_numbers_as_labels_in_jsonl(bert: Path, tmp_path: Path) -> None:
     assert all((r["text"], r["label"]) in rows for r in predictions)
 
 
-def test_parquet(bert: Path, tmp_path: Path) -> None:
+def test_parquet_with_wrong_labels_and_a_calibration(
+    bert: Path, tmp_path: Path
+) -> None:
     rows = process.keyword_rows(["true", "false"], ["good", "bad"], 160)
     table = pyarrow.table(
         {
             "review": [text for text, _ in rows],
-            "target": [label == "true" for _, label in rows],
+            # Each eighth is wrong: who says 0.99 is too sure.
+            "target": [
+                (lab == "true") ^ (i % 8 == 0) for i, (_, lab) in enumerate(rows)
+            ],
         }
     )
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
-    process.run_well(
+    said = process.run_well(
         "classify",
         *("--model_name_or_path", bert, "--train_file", tmp_path / "train.parquet"),
         *("--output_dir", tmp_path / "run", "--ladder", "false", *TOY),
+        *("--validation_split_percentage", 25, "--calibrate"),
         cwd=tmp_path / "work",
     )
     assert not list((tmp_path / "work").iterdir())
     found = process.read_json(tmp_path / "run" / "metrics.json")
-    assert found["eval"]["accuracy"]["value"] >= 0.9
+    assert found["eval"]["accuracy"]["value"] >= 0.75
     predictions = process.read_jsonl(tmp_path / "run" / "predictions.jsonl")
     assert {r["label"] for r in predictions} == {"true", "false"}
+    done = found["calibration"]
+    assert (
+        f"  calibrated on validation, temperature {done['temperature']:.3g}: " in said
+    )
+    for name in ("log_loss", "calibration_error"):
+        assert found["eval"][name]["value"] == pytest.approx(done[name]["after"])
+        assert re.search(rf"validation +{name} ", said)
+    assert done["log_loss"]["after"] < done["log_loss"]["before"]
+    classify = pipeline(
+        "text-classification", str(tmp_path / "run/model"), device="cpu"
+    )
+    for row in predictions[:5]:
+        scores = {s["label"]: s["score"] for s in classify(row["text"], top_k=None)}
+        assert scores == pytest.approx(row["probabilities"], abs=1e-5)

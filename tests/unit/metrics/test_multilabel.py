@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics as sk
 from transformers import EvalPrediction
+from unit.metrics.test_calibration import plain
 from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.metrics.multilabel import METRICS, MultiLabel
@@ -37,6 +38,7 @@ def independent(logits, labels, threshold=0.5):
         "subset_accuracy": sk.accuracy_score(labels, guesses),
         "log_loss": np.mean(losses),
         "loss": np.mean(losses),
+        "calibration_error": plain(p.ravel(), labels.ravel()),
         "n": len(labels),
     }
 

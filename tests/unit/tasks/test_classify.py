@@ -74,6 +74,8 @@ def test_a_metric_of_the_kind_stays(best):
          "label_smoothing_factor does not work with multi_label_classification"),
         (arguments(class_weights=["balanced"]), REGRESSION,
          "class_weights is of classes, the labels are numbers"),
+        (arguments(calibrate=True), REGRESSION,
+         "calibrate is of probabilities, the labels are numbers"),
     ],
 )  # fmt: skip
 def test_arguments_for_another_kind(args, kind, said):
@@ -109,6 +111,14 @@ def test_labels_of_two_kinds(kinds, made_for, said):
         ({"class_weights": ["balanced"]}, ["class_weights is of training: add"]),
         ({"class_weights": ["balanced"], "problem_type": REGRESSION, "do_train": True},
          ["class_weights is of classes, problem_type is regression"]),
+        ({"calibrate": True}, ["calibrate is of training: add --do_train"]),
+        ({"calibrate": True, "do_train": True}, []),
+        ({"calibrate": True, "do_train": True, "do_eval": False, "do_predict": True,
+          "eval_strategy": "epoch"}, []),
+        ({"calibrate": True, "do_train": True, "do_eval": False, "do_predict": True,
+          "eval_strategy": "no"}, ["calibrate needs validation data: add --do_eval"]),
+        ({"calibrate": True, "do_train": True, "problem_type": REGRESSION},
+         ["calibrate is of probabilities, problem_type is regression"]),
         ({"label_delimiter": "|", "problem_type": REGRESSION},
          ["label_delimiter is of several labels, problem_type is regression"]),
         ({"label_delimiter": "|", "problem_type": MULTI}, []),
