@@ -137,8 +137,50 @@ def test_arguments_that_do_not_fit_together(given, said):
     assert all(a.startswith(b) for a, b in zip(found, said, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("given", "rows", "said"),
+    [
+        ({"train_file": "a"}, 499, "499 examples"),
+        ({"train_file": "a"}, 500, None),
+        ({"train_file": "a", "k_folds": 5}, 9, None),
+        ({"train_file": "a", "validation_file": "b"}, 9, None),
+    ],
+)
+def test_folds_are_offered_for_small_data(given, rows, said):
+    data, names = ClassificationDataArguments(**given), LabelNames(("a", "b"))
+    train = Dataset.from_dict({"labels": [0, 1] * rows}).select(range(rows))
+    found = classify.choices(data, names, None, train)
+    assert [choice.value for choice in found] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("beside", ["validation_file", "time_limit", "calibrate"])
+def test_folds_have_no_validation(beside):
+    values = vars(ClassificationDataArguments(k_folds=3)) | {
+        **{"model_name_or_path": "tiny", "train_file": "a", "do_train": True},
+        **{"do_eval": True, "do_predict": False, "eval_strategy": "epoch"},
+        **{"resume_from_checkpoint": None, "time_limit": None},
+    }
+    assert classify.check(values) == []
+    found = classify.check(values | {beside: "1m"})
+    assert found == [f"k_folds and {beside} exclude each other"]
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_the_best_is_by_what_is_asked_for(kind):
+    """Unless the user says by what."""
+    args = arguments()
+    settle(args, train=kind)
+    assert args.training.metric_for_best_model == "loss"
+    args.origins["metric_for_best_model"] = "follows: default"
+    args.training.greater_is_better = False
+    settle(args, train=kind)
+    best = args.training.metric_for_best_model
+    assert best == {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}[kind]
+    assert args.training.greater_is_better
+
+
 def test_the_plan_says_what_the_labels_are():
-    data = ClassificationDataArguments(class_weights=["balanced"])
+    data = ClassificationDataArguments(class_weights=["balanced"], dataset_name="x")
     several = LabelNames(("a", "b"), MULTI)
     train = Dataset.from_dict({"labels": [[1.0, 0], [1.0, 1.0], [0.0, 0], [0.0, 0]]})
     labels, weights = classify.choices(data, several, [1.0, 3.0], train)
