@@ -122,8 +122,8 @@ class Ladder:
     ) -> None:
         """Put the probe's weights back where validation says that they were better.
 
-        That is by more than their standard error, in the metric of the best checkpoint;
-        after a cross-validation, where its folds say so.
+        That is in the metric of the best checkpoint; after a cross-validation, where
+        its folds say so.
         """
         if self.file is None:
             return
@@ -134,11 +134,10 @@ class Ladder:
             self._add_tuned_of(trainer, examples, run)
             self._restore(transformers_model(trainer.model))
         elif probe is not None and tuned is not None:
-            error = self.reached.get(f"{name}_stderr", 0.0)
-            if (probe - tuned) * (1 if args.greater_is_better else -1) > error:
+            if probe != tuned and (probe > tuned) is bool(args.greater_is_better):
                 self._add_tuned_of(trainer, examples, run)
                 self._restore(transformers_model(trainer.model))
-                said = f"{name} {probe:.4g} +- {error:.2g}, fine-tuned {tuned:.4g}"
+                said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"
                 say(f"  the {PROBE} is better on validation, and saved: {said}")
         self.file.unlink()
 
