@@ -19,8 +19,10 @@ class Rule(NamedTuple):
 
     Attributes:
         rate: the learning rate of a model of ``hidden_size``.
-        power: that of another is ``(hidden_size / its) ** power`` times as much.
-        examples: to learn from in all. most: passes over them, at the most.
+        power: that of another is ``(hidden_size / its) ** power`` times as much, and
+            at the most ``HIGHEST``.
+        examples: to learn from in all, and ``each`` more of every output.
+        most: passes over them, at the most.
         keeps_last: whether the last weights are kept, and training never stops early,
             where that is not said otherwise.
     """
@@ -30,12 +32,14 @@ class Rule(NamedTuple):
     power: float
     examples: int
     most: int
+    each: int = 0
     keeps_last: bool = False
 
 
-CLASSIFICATION = Rule(2e-4, 384, 1.5, 8000, 8)
-MASKED_LM = Rule(5e-4, 384, 1.0, 8000, 20)
+CLASSIFICATION = Rule(4e-4, 384, 3.0, 8000, 8, each=250, keeps_last=True)
+MASKED_LM = Rule(5e-4, 384, 3.0, 8000, 20)
 CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
+HIGHEST = 1e-3  # of small models
 LORA = 10.0  # its factors take so much more than whole weights (SmolLM2: 5e-4)
 
 
@@ -53,9 +57,11 @@ def set_epochs_and_rate(
     steps_are_given = training.max_steps > 0 or training.time_limit
     if "num_train_epochs" not in args.origins and not steps_are_given:
         rows = len(train)
-        epochs = min(max(math.ceil(rule.examples / rows), 1), rule.most)
+        outputs = transformers_model(model).config.num_labels
+        wanted = rule.examples + rule.each * outputs
+        epochs = min(max(math.ceil(wanted / rows), 1), rule.most)
         _set(args, num_train_epochs=float(epochs))
-        said = f"auto: {rows:,} examples, about {rule.examples:,} to learn from"
+        said = f"auto: {rows:,} examples, about {wanted:,} to learn from"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
@@ -64,7 +70,7 @@ def set_epochs_and_rate(
         size = transformers_model(model).config.get_text_config().hidden_size
         rate = rule.rate * (rule.hidden_size / size) ** rule.power
         rate *= LORA if getattr(args.model, "lora_r", None) else 1.0
-        _set(args, learning_rate=float(f"{rate:.1g}"))
+        _set(args, learning_rate=float(f"{min(rate, HIGHEST):.1g}"))
         said = f"auto: hidden size {size:,}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
     return choices

@@ -10,9 +10,9 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
-from llmft.train.hyperparameters import LORA, Rule, set_epochs_and_rate
+from llmft.train.hyperparameters import HIGHEST, LORA, Rule, set_epochs_and_rate
 
-RULE = Rule(rate=2e-4, hidden_size=64, power=2, examples=100, most=8)
+RULE = Rule(rate=2e-5, hidden_size=64, power=2, examples=100, most=8)
 KEEPS_LAST = RULE._replace(keeps_last=True)
 MODEL = tiny.model("bert", "classification", 100)  # of hidden size 32
 
@@ -40,10 +40,20 @@ def test_epochs_follow_from_the_rows(rows, epochs):
 
 def test_the_rate_follows_from_the_model():
     training, said, _ = chosen(10)
-    assert training.learning_rate == pytest.approx(2e-4 * (64 / 32) ** 2)
-    assert said["rate"] == "0.0008"
+    assert training.learning_rate == pytest.approx(2e-5 * (64 / 32) ** 2)
+    assert said["rate"] == "8e-05"
     lora, _, _ = chosen(10, GenerationModelArguments("tiny", lora_r=4))
-    assert lora.learning_rate == pytest.approx(LORA * 8e-4)
+    assert lora.learning_rate == pytest.approx(LORA * 8e-5)
+
+
+def test_more_outputs_need_more_examples():
+    training, _, _ = chosen(30, rule=RULE._replace(each=40))
+    assert training.num_train_epochs == 6  # of 100 + 2 * 40
+
+
+def test_the_rate_has_an_end():
+    training, _, _ = chosen(30, rule=RULE._replace(power=9))
+    assert training.learning_rate == HIGHEST
 
 
 @pytest.mark.parametrize(
