@@ -12,12 +12,14 @@ class Fold:
     """One of the trainings of ``k_folds``.
 
     Attributes:
-        place: the fold that is held out, from 0; None: none, all rows are learnt.
+        of: how many folds there are.
+        place: the one that is held out, from 0; None: none, all rows are learnt.
         keep: the method whose model that last training saves.
         results: what the folds gave before it, for its ``metrics.json``: as metrics
             with a prefix (``run``), and in full (``all``).
     """
 
+    of: int
     place: int | None = None
     keep: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)

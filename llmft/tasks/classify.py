@@ -204,8 +204,8 @@ def choices(
         data: the data arguments. train: the training examples.
     """
     weighed = weights_choice(data.class_weights, weights, labels)
-    few = train is not None and len(train) < SMALL
-    if few and not (data.k_folds or data.validation_file or data.dataset_name):
+    validated = data.k_folds or data.validation_file or data.dataset_name
+    if train is not None and len(train) < SMALL and not validated:
         said = "little to validate on; --k_folds 5 measures on every row of train"
         weighed.append(Choice("small data", f"{len(train):,} examples", said))
     if labels.problem_type == SINGLE:

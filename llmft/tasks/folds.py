@@ -51,7 +51,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
-    last = _training(args, Fold(keep=TUNED), training.output_dir)
+    last = _training(args, Fold(folds, keep=TUNED), training.output_dir)
     if training.dry_run:
         say(f"k_folds    {folds} trainings on part of the rows come before this one")
         return train(last)[0]
@@ -79,7 +79,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         say(f"\nall {len(of_rows):,} rows are learnt now; the {keep} model is saved")
         _choose(last, found[0]["choices"])
         last.training.output_dir = str(folder)
-        fold = Fold(keep=keep, results=results)
+        fold = Fold(folds, keep=keep, results=results)
         plan, ladder = train(replace(last, fold=fold))
         assert ladder is not None
         _write_predictions(folder, source, found, rows, ladder, data)
@@ -120,7 +120,7 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     """Train without a fold, and keep what each method says of it."""
     scratch = kept / "training"
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was stopped
-    made = _training(args, Fold(place), str(scratch))
+    made = _training(args, Fold(args.data.k_folds, place), str(scratch))
     if (first := read_object(kept / "1.json")) and place:
         _choose(made, first["choices"])
     output = kept / f"{place + 1}.txt"

@@ -43,9 +43,11 @@ def prepare(args: Arguments, task: Task) -> Prepared:
 
 def read_splits(args: Arguments, needs_label: bool = False) -> Splits:
     """Read train, validation and test, as far as the steps of the run need them."""
-    training, fold = args.training, args.fold
-    held_out = None if fold is None else fold.place
-    needed = needed_splits(training) if held_out is None else {"train"}
+    training = args.training
     return load_splits(
-        args.data, training.seed, needed, needs_label=needs_label, fold=held_out
+        args.data,
+        training.seed,
+        needed_splits(training),
+        needs_label=needs_label,
+        fold=args.fold,
     )

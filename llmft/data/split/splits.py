@@ -18,6 +18,7 @@ from llmft.config.fields import (
     LanguageModelingDataArguments,
     TrainingArguments,
 )
+from llmft.config.fold import Fold
 from llmft.console import say
 from llmft.data.read.check import Rows
 from llmft.data.read.columns import Columns
@@ -89,7 +90,7 @@ def load_splits(
     needed: set[str],
     *,
     needs_label: bool = False,
-    fold: int | None = None,
+    fold: Fold | None = None,
 ) -> Splits:
     """Read the data of a run and split it.
 
@@ -99,11 +100,13 @@ def load_splits(
             error, but validation is made out of train.
         needs_label: read a label with each text; where only the test is used, data
             without labels can still be predicted.
-        fold: of ``k_folds``, the one of train that is held out, as test.
+        fold: the one of train that is held out, as test: then only train is read.
 
     Raises:
         ConfigError, DataError, EnvironmentFault: see the readers.
     """
+    place = None if fold is None else fold.place
+    needed = needed if place is None else {"train"}
     columns = _columns(args, needs_label, needed)
     if isinstance(args, LanguageModelingDataArguments) and args.streaming:
         return _beside_stream(args, columns, needed, seed)
@@ -120,9 +123,8 @@ def load_splits(
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
         parts[split] = source
-    if fold is not None:
-        folds = getattr(args, "k_folds")  # noqa: B009
-        parts = hold_out(parts["train"], fold, folds, seed)
+    if fold is not None and place is not None:
+        parts = hold_out(parts["train"], place, fold.of, seed)
     audit = check_splits(
         parts,
         # Splits that others made are not the user's to mend.
