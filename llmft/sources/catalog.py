@@ -128,7 +128,7 @@ _ENTRIES = (
                 """,
             ),
         ),
-        license="Gemma Terms of Use, to be accepted",
+        license="Gemma Terms of Use",
         origin="google/gemma-3-270m, as hugginllam's Q4_K_M GGUF",
         description="causal language model of 140 languages, one GGUF file in parts",
         terms=Terms(
