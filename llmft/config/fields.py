@@ -46,6 +46,11 @@ class ModelArguments:
     dropout: float | None = _agreed(
         None, "Dropout everywhere in the model; none keeps the model's own.", "[0, 1)"
     )
+    freeze_embeddings: bool = _agreed(
+        False,
+        "Train all but the token embeddings (and an output layer tied to them): less"
+        " memory and time where the vocabulary is large.",
+    )
 
 
 @dataclass

@@ -126,8 +126,24 @@ def relations(
     }
     problems = _evaluation(v, given) if v["do_train"] else []
     problems += [said for said, wrong in faults.items() if wrong]
+    problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
     problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _frozen_embeddings(v: dict[str, Any]) -> list[str]:
+    """Return what does not go together with embeddings that are not trained."""
+    checkpointing = v["activation_checkpointing_kwargs"]
+    faults = {
+        "is of training: add --do_train": not v["do_train"],
+        "adds nothing to freeze_backbone: leave it out": v.get("freeze_backbone"),
+        "adds nothing to lora_r: leave it out": v.get("lora_r"),
+        # No gradient would come through layers whose inputs need none.
+        "excludes use_reentrant true in activation_checkpointing_kwargs": (
+            isinstance(checkpointing, dict) and checkpointing.get("use_reentrant")
+        ),
+    }
+    return [f"freeze_embeddings {said}" for said, wrong in faults.items() if wrong]
 
 
 def _time_limit(v: dict[str, Any], given: Mapping[str, str], on_gpu: bool) -> list[str]:

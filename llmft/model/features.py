@@ -136,6 +136,10 @@ def _place_that_the_head_reads(
     return None
 
 
+def _last(mask: torch.Tensor) -> torch.Tensor:
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+
+
 @torch.no_grad()
 def _encode(
     model: Any, texts: list[Text], collate: Callable, place: str, quiet: bool = False
@@ -150,8 +154,8 @@ def _encode(
         chosen = order[start : start + size]
         batch = _batch(model, [texts[i] for i in chosen], collate)
         output = model.base_model(**batch)
-        last = batch["attention_mask"].sum(1) - 1
-        at = torch.zeros_like(last) if place == "first" else last
+        mask = batch["attention_mask"]  # of some tokenizers, padding comes first
+        at = mask.argmax(1) if place == "first" else _last(mask)
         kept = output[0][torch.arange(len(chosen), device=at.device), at]
         for k, i in enumerate(chosen):
             states[i] = kept[k]

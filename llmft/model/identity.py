@@ -1,9 +1,10 @@
-"""What pins a model and its tokenizer, for the record of a run."""
+"""What pins a model and its tokenizer, for the record of a run, and its terms."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,18 @@ from transformers import PreTrainedTokenizerBase
 from llmft.data.tokens.encode import tokenizer_fingerprint
 from llmft.files import file_sha256
 from llmft.sources.hub import Located
+
+_TERMS = re.compile(r"(licen[cs]e|notice|use_policy|(.*_)?terms)\b.*", re.IGNORECASE)
+
+
+def terms_files(folder: str | Path) -> list[Path]:
+    """Return the files beside a model that say on what terms it may be passed on.
+
+    Licence, notice, terms of use: what is made of the model is to have them, too.
+    ``folder`` is the ``name_or_path`` of the model; none where that is no folder.
+    """
+    found = Path(folder).glob("*") if folder else ()
+    return sorted(p for p in found if p.is_file() and _TERMS.fullmatch(p.name))
 
 
 def fingerprint(located: Located, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

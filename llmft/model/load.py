@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -31,6 +32,8 @@ from llmft.files import publish_folder
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.model import new_weights, probes
 from llmft.model.adapters import apply_adapter, base_of
+from llmft.model.frozen import freeze_embeddings
+from llmft.model.identity import terms_files
 from llmft.model.labels import set_names, untrained
 from llmft.model.pretrained import from_pretrained, no_safetensors
 from llmft.sources import catalog, hub
@@ -95,12 +98,13 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
     """Return a folder with the model of a GGUF file as safetensors, made once.
 
     transformers reads GGUF but does not save what it read, since its config calls it
-    quantized: the weights go into a fresh model of the same config.
+    quantized: the weights go into a fresh model of the same config. The terms of the
+    model, if any, go along.
     """
     target = catalog.cache_home() / "unpacked" / folder.name
     if target.is_dir():
         return target
-    say(f"unpacking {name} into the cache (once, about 20 seconds)")
+    say(f"unpacking {name} into the cache (once, less than a minute)")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     packed = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32
@@ -112,11 +116,17 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
     with publish_folder(target) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        for path in terms_files(folder):
+            shutil.copyfile(path, staging / path.name)
     return target
 
 
 def require_memory_for_weights(
-    auto_class: Any, located: Located, args: TrainingArguments, lora: bool
+    auto_class: Any,
+    located: Located,
+    args: TrainingArguments,
+    lora: bool,
+    frozen_embeddings: bool = False,
 ) -> None:
     """Raise EnvironmentFault where not even the weights fit, before they are loaded.
 
@@ -134,7 +144,9 @@ def require_memory_for_weights(
     parts = {"weights": weights}
     if args.do_train and not lora:
         adam = str(getattr(args.optim, "value", args.optim)).startswith("adamw")
-        parts |= {"gradients": weights, "optimizer": 2 * weights * adam}
+        embeddings = model.get_input_embeddings().weight.nbytes
+        trained = weights - embeddings * frozen_embeddings
+        parts |= {"gradients": trained, "optimizer": 2 * trained * adam}
     held, allowed = psutil.Process().memory_info().rss, allowed_bytes()
     if held + sum(parts.values()) > allowed:
         said = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
@@ -240,8 +252,8 @@ def load_model(
     if base := base_of(located.path_or_id):
         inner = _base_of_adapter(base, located)
         model = load_model(auto_class, inner, args, tokenizer, dtype=dtype)
-        probes.check_fits(model, tokenizer, max_seq_length)
-        return apply_adapter(model, located.path_or_id)
+        model = apply_adapter(model, located.path_or_id)
+        return _checked(model, args, tokenizer, max_seq_length)
     config = from_pretrained(AutoConfig, located)
     why, note = set_names(config, label_names, problem_type)
     set_dropout(config, args.dropout)
@@ -267,7 +279,19 @@ def load_model(
         _require_trained(new, located.name, auto_class, bool(label_names))
     if init_new_weights:
         init_new_weights(model, new)
+    return _checked(model, args, tokenizer, max_seq_length)
+
+
+def _checked(
+    model: Any,
+    args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+) -> PreTrainedModel:
+    """Check the tokenizer with the model; freeze its embeddings where asked for."""
     probes.check_fits(model, tokenizer, max_seq_length)
+    if args.freeze_embeddings:
+        freeze_embeddings(model)
     return model
 
 

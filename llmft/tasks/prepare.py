@@ -35,7 +35,8 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     few = bool(getattr(args.model, "lora_r", None)) or getattr(
         args.model, "freeze_backbone", False
     )
-    require_memory_for_weights(task.auto_class, located, args.training, few)
+    frozen = args.model.freeze_embeddings
+    require_memory_for_weights(task.auto_class, located, args.training, few, frozen)
     choices = choose.prepare_machine(args.training)
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))

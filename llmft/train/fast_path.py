@@ -22,10 +22,11 @@ from llmft.machine.measure import measure
 from llmft.machine.plan import Forecast
 from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
+from llmft.model.frozen import frozen_choice
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
 from llmft.train.linear_probe import drawn
-from llmft.train.memory import fit_batch_size, need_of
+from llmft.train.memory import fit_batch_size, need_of, read_weights
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
@@ -71,8 +72,9 @@ def choose_fast_path(
     """
     training, core = args.training, transformers_model(model)
     before = choices_of(training.resume_from_checkpoint)
+    frozen = [frozen_choice(core)] if args.model.freeze_embeddings else []
     if training.device.type != "cpu":
-        return FastPath([compared(_on_gpu(training), before)])
+        return FastPath([compared(_on_gpu(training), before), *frozen])
     if training.compile_layers and not isinstance(objective, CausalLM):
         raise ConfigError("compile_layers is of causal models, in generate.py")
     split = "train" if training.do_train else next(iter(data))
@@ -98,7 +100,8 @@ def choose_fast_path(
     choices += _choices(args, chosen, shown, as_written if said else None)
     if chosen.precision == "bf16":
         training.bf16, training.mixed_precision = True, "bf16"
-    return FastPath([compared(choice, before) for choice in choices], forecast)
+    compared_choices = [compared(choice, before) for choice in choices]
+    return FastPath([*compared_choices, *frozen], forecast)
 
 
 def _batch_size(
@@ -152,6 +155,7 @@ def _tried(
         else:
             micro_steps = training_steps(training, data["train"])
             micro_steps *= training.gradient_accumulation_steps
+    read_weights(steps.model)
     trial = take_trial(
         *(steps, candidates, batches, held_out.get("validation")),
         lasts=lambda batch: min(limit, micro_steps * batch),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import psutil
+from peft import PeftModel
 
 from llmft.config.fields import TrainingArguments
 from llmft.machine.measure import write_seconds
@@ -45,22 +47,31 @@ def predicted(
             peak_bytes=trial.peak_bytes,
             trial_seconds=trial.took,
         )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # An adapter is saved alone, frozen embeddings with the rest.
+    saved_weights = sum(
+        p.numel()
+        for p in model.parameters()
+        if p.requires_grad or not isinstance(model, PeftModel)
+    )
     seconds, kept = optimizer
     batch = float(np.mean(_by_length(trial, batches.lengths))) + LOOP_SECONDS
     evaluations = {split: _evaluation(trial, b) for split, b in held_out.items()}
-    saved = 4 * trained + (0 if args.save_only_model else kept)
+    saved = 4 * saved_weights + (0 if args.save_only_model else kept)
+    peak = trial.peak_bytes
+    if args.load_best_model_at_end:  # read beside the last weights and the optimizer
+        held = psutil.Process().memory_info().rss
+        peak = max(peak, held + kept + 4 * saved_weights)
     return Forecast(
         step_seconds=args.gradient_accumulation_steps * batch + seconds,
         evaluation_seconds=evaluations.get("validation", 0.0),
         save_seconds=write_seconds(saved),
         final_seconds=sum(evaluations.values())
-        + write_seconds(4 * trained)
+        + write_seconds(4 * saved_weights)
         + END_SECONDS,
         probe_seconds=sum(evaluations.values()) + _evaluation(trial, probed)
         if probed
         else 0.0,
-        peak_bytes=trial.peak_bytes,
+        peak_bytes=peak,
         checkpoint_bytes=saved,
         model_bytes=4 * sum(p.numel() for p in model.parameters()),
         trial_seconds=trial.took,

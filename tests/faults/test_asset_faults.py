@@ -33,6 +33,7 @@ import json, sys
 from llmft import cli
 from llmft.sources import catalog as assets
 entry = json.loads(sys.argv[1])
+entry["archives"] = tuple(assets.Archive(*given) for given in entry["archives"])
 entry["members"] = tuple(assets.Member(*member) for member in entry["members"])
 assets.ASSETS = {"fake": assets.Asset(**entry)}
 cli.main(sys.argv[2:])
@@ -67,13 +68,13 @@ class Fake:
             )
             wheel.writestr(f"{info}/RECORD", "")
         digest = hashlib.sha256(self.data).hexdigest()
+        packed = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
         self.entry = {
             "name": "fake",
             "kind": "dataset",
-            "package": "llmft-fake-asset",
-            "version": "1.0",
-            "archive_size": self.wheel.stat().st_size,
-            "archive_sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
+            "archives": [
+                ["llmft-fake-asset", "1.0", self.wheel.stat().st_size, packed]
+            ],
             "members": [["fake/data.bin", "data.bin", digest, size]],
             "license": "CC0-1.0",
             "origin": "this test",
@@ -83,7 +84,7 @@ class Fake:
 
     @property
     def folder(self):
-        return self.cache / "assets" / f"fake-{self.entry['archive_sha256'][:12]}"
+        return self.cache / "assets" / f"fake-{self.entry['archives'][0][3][:12]}"
 
     def start(self, *argv, before=()):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
@@ -346,7 +347,7 @@ def test_disk_too_small(fake, disk):
 def test_disk_fills_while_pip_downloads(fake, disk):
     """The check before passes because the entry understates the sizes."""
     disk(fake, 1)
-    fake.entry["archive_size"] = 10
+    fake.entry["archives"][0][2] = 10
     fake.entry["members"][0][3] = 10
     code, out, err = fake.run()
     assert code == 5

@@ -17,14 +17,17 @@ import pyarrow
 import pytest
 import recipe_process as process
 import tiny
+import torch
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 FILES = sorted(
     path.relative_to(process.RECIPES).as_posix()
     for path in process.RECIPES.rglob("*.json")
 )
 OWN = "custom_dataset/custom_dataset.json"
+CHINESE = "custom_dataset/chinese.json"
 SHORT = (
     *("--max_steps", 2, "--max_train_samples", 64, "--max_eval_samples", 8),
     *("--per_device_train_batch_size", 4, "--num_threads", 1),
@@ -50,7 +53,7 @@ dataset_info:
 
 
 def recipe_of(name: str) -> str:
-    return "classify" if name == OWN else name.split("_")[0]
+    return "classify" if name in (OWN, CHINESE) else name.split("_")[0]
 
 
 def embedded(name: str) -> bool:
@@ -61,6 +64,9 @@ def embedded(name: str) -> bool:
 def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
     """Train two steps as recipes/``name`` says; check the run, return what was said."""
     recipe = recipe_of(name)
+    if name.startswith("custom_dataset"):  # seen from the repository root
+        examples = process.RECIPES / "custom_dataset"
+        shutil.copytree(examples, cwd / "recipes" / "custom_dataset")
     said = process.run_well(
         recipe,
         *("--args", process.RECIPES / name, *SHORT, *flags),
@@ -80,7 +86,7 @@ def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
         "learning_rate",
         "do_predict",
     ):
-        if key in given:
+        if key in given and f"--{key}" not in flags:
             assert record["arguments"][key]["value"] == given[key]
             assert record["arguments"][key]["from"].endswith(name)
     found = process.read_json(run / "metrics.json")
@@ -91,7 +97,7 @@ def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
 
 def test_both_kinds_are_there() -> None:
     assert len(FILES) >= 6
-    assert OWN in FILES
+    assert {OWN, CHINESE} < {*FILES}
     assert set(map(recipe_of, FILES)) == {"mlm", "classify", "generate"}
     for recipe in ("mlm", "classify", "generate"):
         kinds = {embedded(name) for name in FILES if name.startswith(recipe)}
@@ -99,18 +105,40 @@ def test_both_kinds_are_there() -> None:
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize("name", [n for n in FILES if embedded(n)])
+@pytest.mark.parametrize("name", [n for n in FILES if embedded(n) and n != CHINESE])
 def test_embedded(name: str, tmp_path: Path) -> None:
     env = process.user_env(tmp_path / "home", assets=True)
     short = ("--max_seq_length", 32, "--max_new_tokens", 8)
     flags = short if name.startswith("generate") else short[:2]
-    if name == OWN:  # its train_file is seen from the repository root
-        examples = process.RECIPES / "custom_dataset"
-        shutil.copytree(examples, tmp_path / "work" / "recipes" / "custom_dataset")
     train(name, *flags, cwd=tmp_path / "work", env=env)
     if name == OWN:
         follow_the_guide(tmp_path / "work", env)
     assert not list((tmp_path / "home").iterdir())  # the hub was not asked
+
+
+def test_the_chinese_example(tmp_path: Path) -> None:
+    """With a tiny model of the kind of Gemma, which is 240 MB and has terms."""
+    cwd, model, env = tmp_path / "work", tmp_path / "gemma", process.user_env(tmp_path)
+    refused = process.run("classify", "--args", process.RECIPES / CHINESE, cwd=cwd)
+    assert refused.returncode == 2
+    assert "run `llmft assets fetch gemma-3-270m --accept_terms`" in refused.stderr
+    changes = {"num_key_value_heads": 1, "head_dim": 16}
+    tiny.save(model, "gemma3_text", "causal-lm", **changes)
+    (model / "Notice.txt").write_text("Under terms")
+    said = train(CHINESE, "--model_name_or_path", model, cwd=cwd, env=env)
+    assert "(read as gb18030; text = '评论', label = '评价')" in said
+    assert re.search(r"frozen +[\d,]+ of [\d,]+ weights \(the token embeddings\)", said)
+    saved = process.only_run(cwd, "classify") / "model"
+    assert (saved / "Notice.txt").read_text() == "Under terms"
+    found = load_file(saved / "model.safetensors")
+    start = load_file(model / "model.safetensors")
+    equal = {
+        n
+        for n, weight in found.items()
+        if torch.equal(weight, start.get(n, weight[:0]))
+    }
+    assert "model.embed_tokens.weight" in equal
+    assert len(equal) < len(found) / 2
 
 
 def follow_the_guide(cwd: Path, env: dict[str, str]) -> None:

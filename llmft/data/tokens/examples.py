@@ -43,7 +43,8 @@ def _tell(
             warn(
                 f"{split}: {100 * count / total:.2g} % of the tokens are unknown to"
                 " this model, which cannot tell them apart; choose one whose vocabulary"
-                " was made for this language"
+                " was made for this language, or, for classify.py and generate.py,"
+                " pypi:gemma-3-270m, which knows every character"
             )
     if encoded.accented:
         note += f"; {encoded.accented:,} texts lose accents"

@@ -737,7 +737,8 @@ SHIPPED = sorted(RECIPES.rglob("*.json"))
 
 
 def task_of(path):
-    return "classify" if path.stem == "custom_dataset" else path.stem.split("_")[0]
+    own = path.parent.name == "custom_dataset"
+    return "classify" if own else path.stem.split("_")[0]
 
 
 def test_recipes_are_shipped():

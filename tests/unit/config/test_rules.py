@@ -8,6 +8,7 @@ import torch
 from llmft.config import facts
 from llmft.config.fields import (
     ClassificationModelArguments,
+    GenerationModelArguments,
     LanguageModelingDataArguments,
     ModelArguments,
     TrainingArguments,
@@ -179,3 +180,29 @@ def test_where_steps_are_not_tried_no_time_is_laid_out(flags, expected, monkeypa
         read(f"{data} --time_limit 1m {flags}", ClassificationModelArguments)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--do_train false --do_eval", "is of training: add --do_train"),
+        ("--freeze_backbone", "adds nothing to freeze_backbone: leave it out"),
+        ("--lora_r 4", "adds nothing to lora_r: leave it out"),
+        (
+            "--activation_checkpointing --activation_checkpointing_kwargs"
+            " '{\"use_reentrant\": true}'",
+            "excludes use_reentrant true in activation_checkpointing_kwargs",
+        ),
+        ("--activation_checkpointing", None),
+    ],
+)
+def test_frozen_embeddings(flags, expected):
+    model = ClassificationModelArguments
+    model = GenerationModelArguments if "lora" in flags else model
+    flags = f"--model_name_or_path x --dataset_name y --freeze_embeddings {flags}"
+    if expected is None:
+        assert read(flags, model).model.freeze_embeddings
+        return
+    with pytest.raises(ConfigError) as caught:
+        read(flags, model)
+    assert caught.value.problems == (f"freeze_embeddings {expected}",)

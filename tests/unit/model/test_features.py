@@ -12,6 +12,7 @@ from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 KINDS = "bert distilbert roberta electra modernbert gpt2 llama".split()
+LEFT = ("llama", "left")
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0},
@@ -41,8 +42,10 @@ def logits(model, collate, data):
         return model(**collate(rows)).logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cached_features_give_the_logits_of_the_encoder(wordpiece, kind, capsys):
+@pytest.mark.parametrize(("kind", "side"), [*((k, "right") for k in KINDS), LEFT])
+def test_cached_features_give_the_logits_of_the_encoder(kind, side, capsys):
+    wordpiece = tiny.wordpiece_tokenizer()
+    wordpiece.padding_side = side  # of Gemma's tokenizer: left
     model, collate = (
         classifier(kind, wordpiece),
         DataCollatorForClassification(wordpiece),

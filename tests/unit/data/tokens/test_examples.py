@@ -351,8 +351,10 @@ def test_unknown_tokens_are_counted(wordpiece, bpe, capsys):
     assert "; 4 unknown tokens ([UNK])\n" in said.out
     assert warned(said) == [
         "train: 2.9 % of the tokens are unknown to this model, which cannot tell them"
-        " apart; choose one whose vocabulary was made for this language"
+        " apart; choose one whose vocabulary was made for this language, or, for"
+        " classify.py and generate.py, pypi:gemma-3-270m, which knows every character"
     ]
+    assert catalog.get("pypi:gemma-3-270m")
     features(strange, wordpiece)
     assert "test: 80 % of the tokens are unknown" in capsys.readouterr().err
     blocks(strange, bpe)
