@@ -33,6 +33,11 @@ class Rung:
     scores: np.ndarray
     seconds: float = 0.0
 
+    @property
+    def short(self) -> str:
+        """The name without what is the same for all of its kind: TF-IDF."""
+        return self.name.split(" + ")[0]
+
 
 def majority(train: np.ndarray, texts: int, labels: LabelNames) -> Rung:
     """Return the rung that knows how frequent labels are, and reads no text.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from llmft.console import cut, say, table, terminal_columns
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
 from llmft.errors import escape, listed, shorten
 from llmft.metrics import classes
+from llmft.metrics.ladder import Rung
 
 FEW = 5  # training rows; a class of fewer is hardly learnt
 
@@ -24,26 +25,42 @@ def rows(
     predicted: PredictionOutput,
     labels: LabelNames,
     args: ClassificationDataArguments,
+    rungs: Sequence[Rung] = (),
 ) -> list[dict[str, Any]]:
     """Return one row a text: line, text, label (None where unknown), prediction.
 
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
-    of names, and the latter has those of at least ``multi_label_threshold``.
+    of names, and the latter has those of at least ``multi_label_threshold``. Under
+    ``rungs`` stands what each of these says instead, by its short name: its
+    ``prediction`` and, of a class, the ``probability``.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
-    scores, known = np.asarray(predicted.predictions, float), predicted.label_ids
-    if labels.problem_type == MULTI:
-        scores = expit(scores)
-    elif labels.problem_type != REGRESSION:
-        scores = np.exp(log_softmax(scores, axis=-1))
+    scores, known = _probabilities(predicted.predictions, labels), predicted.label_ids
     wanted = [None] * len(scores) if known is None else list(known)
     columns = [data[name][:] for name in names]
+    least = args.multi_label_threshold
     found: list[dict[str, Any]] = []
     for *values, p, label in zip(*columns, scores, wanted, strict=True):
         row = {"row": len(found), **dict(zip(names, values, strict=True))}
-        found.append(row | _described(p, label, labels, args.multi_label_threshold))
+        found.append(row | _described(p, label, labels, least))
+    for rung in rungs:
+        others = _probabilities(rung.scores, labels)
+        for row, p in zip(found, others, strict=True):
+            said = _described(p, None, labels, least)
+            kept = {n: said[n] for n in ("prediction", "probability") if n in said}
+            row.setdefault("rungs", {})[rung.short] = kept
     return found
+
+
+def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:
+    """Return what logits say as probabilities; of a regression, the numbers."""
+    scores = np.asarray(scores, float)
+    if labels.problem_type == MULTI:
+        return np.asarray(expit(scores))
+    if labels.problem_type == REGRESSION:
+        return scores
+    return np.exp(log_softmax(scores, axis=-1))
 
 
 def _described(

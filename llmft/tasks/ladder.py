@@ -149,6 +149,11 @@ class Ladder:
             for name, weight in _trained(model).items():
                 weight.copy_(kept[name])
 
+    @property
+    def others(self) -> list[Rung]:
+        """The rungs that read a text, but for the saved model."""
+        return [rung for rung in self.rungs[1:] if rung.name != self.saved]
+
     def finish(self, predicted: PredictionOutput, run: Run, metric: Metric) -> None:
         """Compare the rungs on the held-out texts, for ``metrics.json`` and the end.
 

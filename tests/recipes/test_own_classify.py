@@ -138,6 +138,14 @@ def test_predictions_are_those_of_the_model(
     right = sum(r["label"] == r["prediction"] for r in rows) / len(rows)
     accuracy = process.read_json(run / "metrics.json")["eval"]["accuracy"]["value"]
     assert right == pytest.approx(accuracy)
+    ladder = process.read_json(run / "metrics.json")["ladder"]
+    others = [r for r in ladder["rungs"][1:] if r["name"] != ladder["saved"]]
+    assert len(others) == 2
+    for rung in others:
+        said = [r["rungs"][rung["name"].split(" + ")[0]] for r in rows]
+        right = [s["prediction"] == r["label"] for s, r in zip(said, rows, strict=True)]
+        assert sum(right) / len(rows) == pytest.approx(rung["value"])
+        assert all(0.5 <= s["probability"] <= 1 for s in said)
     classify = pipeline("text-classification", str(run / "model"), device="cpu")
     for row, scores in zip(
         rows, classify([text for text, _ in held_out], top_k=None), strict=True

@@ -11,6 +11,7 @@ from llmft import console
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics import predictions
+from llmft.metrics.ladder import Rung
 
 NAMES = LabelNames(("bad", "fair", "good"))
 ARGS = ClassificationDataArguments()
@@ -46,6 +47,39 @@ def test_rows():
     assert [r["probability"] for r in found] == [0.7, 0.9, 0.8, 0.4, 0.5]
     assert [*found[3]["probabilities"].values()] == [0.4, 0.25, 0.35]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores", "wanted"),
+    [
+        (SINGLE, np.log([0.2, 0.5, 0.3]), {"prediction": "fair", "probability": 0.5}),
+        (MULTI, np.array([1.0, -1.0, 2.0]), {"prediction": ["bad", "good"]}),
+        (REGRESSION, np.array([0.1]), {"prediction": 0.1}),
+    ],
+)
+def test_what_other_methods_say(kind, scores, wanted):
+    names = NAMES.names if kind != REGRESSION else ("LABEL_0",)
+    result = predicted(None, np.tile(scores, (5, 1)))
+    plain = predictions.rows(TEXTS, result, LabelNames(names, kind), ARGS)
+    first = np.zeros((5, len(names)))
+    first[:, 0] = 3.0
+    rungs = [
+        Rung("TF-IDF + logistic regression", np.tile(scores, (5, 1))),
+        Rung("linear probe", first),
+    ]
+    found = predictions.rows(TEXTS, result, LabelNames(names, kind), ARGS, rungs)
+    for row, without in zip(found, plain, strict=True):
+        said = row.pop("rungs")
+        assert row == without
+        assert list(said) == ["TF-IDF", "linear probe"]
+        assert said["TF-IDF"] == wanted
+        assert said["linear probe"]["prediction"] in (
+            "bad",
+            ["bad", "fair", "good"],
+            3.0,
+        )
+    with pytest.raises(ValueError, match="shorter"):
+        predictions.rows(TEXTS, result, NAMES, ARGS, [Rung("few", first[:4])])
 
 
 def test_probabilities_add_up_also_for_huge_logits():

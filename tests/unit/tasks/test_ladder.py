@@ -107,6 +107,8 @@ def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
     assert (found["metric"], found["n"], found["saved"]) == ("accuracy", 50, saved)
     names = [rung["name"] for rung in found["rungs"]]
     assert names == ["majority", "TF-IDF + logistic regression", PROBE, TUNED]
+    shown = [rung.name for rung in ladder.others]
+    assert shown == [name for name in names[1:] if name != saved]
     labels = np.array(EXAMPLES["test"]["labels"])
     majority = found["rungs"][0]["value"]
     assert majority == (labels == np.bincount(labels).argmax()).mean()
