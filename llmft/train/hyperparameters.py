@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     keeps_last: bool = False
 
 
-CLASSIFICATION = Rule(4e-4, 384, 3.0, 8000, 8, each=250, keeps_last=True)
+CLASSIFICATION = Rule(3e-4, 384, 3.0, 5000, 8, each=250, keeps_last=True)
 MASKED_LM = Rule(5e-4, 384, 3.0, 8000, 20)
 CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
 HIGHEST = 1e-3  # of small models
