@@ -167,11 +167,8 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
     Each metric is that of all rows held out, with its interval of 95 % by the bootstrap
     over rows, and the mean and the standard deviation of the folds' own.
     """
-    names = [r["name"] for r in found[0]["rungs"]]
-    # A method that could not be fitted in one fold is none of all.
-    of_all = [n for n in names if all(_has(fold, n) for fold in found)]
     references = np.concatenate([np.asarray(fold["references"]) for fold in found])
-    rungs = [_joined(found, n) for n in of_all]
+    rungs = [_joined(found, name) for name in _names(found)]
     ladder = climbed(rungs, references, metric, name, saved=TUNED)
     reached = {rung["name"]: rung["value"] for rung in ladder["rungs"]}
     if reached.get(PROBE, -np.inf) > reached[TUNED]:
@@ -199,8 +196,10 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
     }
 
 
-def _has(fold: dict[str, Any], name: str) -> bool:
-    return any(rung["name"] == name for rung in fold["rungs"])
+def _names(found: list[dict[str, Any]]) -> list[str]:
+    """Return the methods that could be fitted in every fold."""
+    first, *others = ([rung["name"] for rung in fold["rungs"]] for fold in found)
+    return [name for name in first if all(name in names for names in others)]
 
 
 def _write_predictions(
@@ -214,7 +213,8 @@ def _write_predictions(
     """Write what was said of each row held out, before what the last run wrote."""
     file = folder / "predictions.jsonl"
     of_test = file.read_text("utf-8") if file.is_file() else ""
-    scores = _joined(found, ladder.saved).scores
+    rungs = [_joined(found, name) for name in _names(found)]
+    scores = next(rung.scores for rung in rungs if rung.name == ladder.saved)
     known = np.concatenate([np.asarray(fold["references"]) for fold in found])
     order = np.concatenate(rows)
     said = predictions.rows(
@@ -222,6 +222,7 @@ def _write_predictions(
         PredictionOutput(scores, known, {}),
         ladder.labels,
         data,
+        [rung for rung in rungs[1:] if rung.name != ladder.saved],
     )
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [
