@@ -47,7 +47,7 @@ def files_and_columns(folder: Path, name: str) -> list[str]:
     flags += ["--text_column_name", "text", "--label_column_name", label]
     if "text_pair" in first:
         flags += ["--text_pair_column_name", "text_pair"]
-    return [*flags, "--allow", "leakage"]
+    return flags
 
 
 def draw(folder: Path, name: str, count: int, seed: int, into: Path) -> None:
