@@ -40,7 +40,7 @@ from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.class_weights import class_weights
 from llmft.train.fast_path import choose_fast_path
-from llmft.train.hyperparameters import CLASSIFICATION, set_epochs_and_rate
+from llmft.train.hyperparameters import LABELS, set_epochs_and_rate
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
@@ -89,7 +89,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
         init_new_weights=lambda _, names: new.extend(names),
     )
     init_regression_head(model, examples.get("train"))
-    choices += set_epochs_and_rate(args, model, CLASSIFICATION, examples)
+    choices += set_epochs_and_rate(args, model, LABELS[problem_type], examples)
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     collator = DataCollatorForClassification(tokenizer)
