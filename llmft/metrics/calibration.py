@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from llmft.data.read.labels import MULTI
 
 BINS = 15  # of equal width, as in the paper
-_MOST = 20.0  # a temperature beyond this, or below 1 / this, has no minimum behind it
+_MOST = 1000.0  # a temperature beyond this, or below 1 / this, has no minimum behind it
 
 
 def calibration_error(

@@ -109,7 +109,7 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
         difference, error = rung["below"]["value"], rung["below"]["stderr"]
         if difference < -error:
             above.append(rung["name"])
-        elif difference < CLEAR * error or not math.isfinite(error):
+        elif difference <= CLEAR * error or not math.isfinite(error):
             alike.append(rung["name"])
     said = []
     if above:

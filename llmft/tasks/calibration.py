@@ -63,7 +63,8 @@ def calibrate(
         found |= {name: {"before": one, "after": two}}
         said.append(f"{name.replace('_', ' ')} {one:.4g} -> {two:.4g}")
     run.more["calibration"] = found | {"n": len(labels)}
-    say(f"  calibrated on validation, temperature {temperature:.3g}: {', '.join(said)}")
+    on = f"the {len(labels):,} rows of validation that it was fitted to"
+    say(f"  calibrated, temperature {temperature:.3g}: {', '.join(said)} on {on}")
     if problem_type == MULTI and data.multi_label_threshold != 0.5:
         least = data.multi_label_threshold
         say(f"  multi_label_threshold {least:g} is now of the calibrated probabilities")

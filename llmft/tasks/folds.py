@@ -22,21 +22,27 @@ from transformers.trainer_utils import IntervalStrategy, PredictionOutput
 from llmft.config.fields import ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
-from llmft.console import say
+from llmft.console import say, warn
 from llmft.data.read.store import Source
 from llmft.data.split.folds import folds_of
-from llmft.errors import CheckpointError
+from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric, with_errors
+from llmft.model.identity import fingerprint
+from llmft.process import versions
 from llmft.runs.folder import FOLDS, held, make_folder
-from llmft.runs.plan import Plan
-from llmft.tasks.classify import compute_metrics
+from llmft.runs.plan import Plan, duration_text
+from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
-from llmft.tasks.prepare import read_splits
+from llmft.tasks.prepare import prepare, read_splits
 
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
+_OF_RUN = (
+    *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
+    *("checkpoints", "logs", "model"),
+)
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
 
@@ -51,25 +57,31 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
+    _clear_stopped(training.output_dir)
     last = _training(args, Fold(folds, keep=TUNED), training.output_dir)
+    model, source = _read(last)
+    of_rows = folds_of(source, folds, training.seed)
+    rows = [np.flatnonzero(of_rows == place) for place in range(folds)]
+    if always := int((of_rows < 0).sum()):
+        say(f"  {always:,} rows are in every training: no other fold has their label")
     if training.dry_run:
-        say(f"k_folds    {folds} trainings on part of the rows come before this one")
-        return train(last)[0]
+        plan = train(last)[0]
+        took = duration_text(folds * sum(plan.seconds.values()))
+        said = f"{folds} trainings on part of the rows come before this one"
+        say(f"k_folds    {said}, about {took} in all")
+        return plan
     folder = make_folder("classify", training)
     kept = folder / FOLDS
     kept.mkdir(exist_ok=True)
     with held(kept):
-        say(f"k_folds    {kept}: --output_dir {folder} goes on there after a stop")
-        source = read_splits(last, needs_label=True).sources["train"]
-        of_rows = folds_of(source, folds, training.seed)
-        _require_same(kept / "arguments.json", args, source.sha256)
+        say(f"k_folds    after a stop, give --output_dir {folder} again to go on")
+        _require_same(kept, args, model | {"train data": source.sha256})
+        found = []
         for place in range(folds):
-            file = kept / f"{place + 1}.json"
-            if not file.is_file():
+            if not _whole(kept / f"{place + 1}.json", len(rows[place])):
                 _train_fold(train, args, place, kept)
-            say(f"  fold {place + 1} of {folds}: {_said(read_object(file))}")
-        found = [read_object(kept / f"{k + 1}.json") for k in range(folds)]
-        rows = [np.flatnonzero(of_rows == place) for place in range(folds)]
+            found.append(read_object(kept / f"{place + 1}.json"))
+            say(f"  fold {place + 1} of {folds}: {_said(found[-1])}")
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
         results = _together(found, metric, HEADLINE[kind])
@@ -86,6 +98,34 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     return plan
 
 
+def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
+    """Return what pins the model of all trainings, and the rows they divide."""
+    located, _, tokenizer = prepare(args, TASK)
+    source = read_splits(args, needs_label=True).sources["train"]
+    if args.data.dataset_name:
+        say("  k_folds divides train; a validation split of the data set is left out")
+    return {**fingerprint(located, tokenizer), **versions()}, source
+
+
+def _clear_stopped(output_dir: str | None) -> None:
+    """Take away what a last training left that was stopped; its folds stay.
+
+    Raises:
+        EnvironmentFault: it was not stopped, or goes on in another process.
+    """
+    folder = Path(output_dir or "").expanduser()
+    record = read_object(folder / "run.json")
+    if not output_dir or not record or not (folder / FOLDS).is_dir():
+        return
+    if record.get("status") == "complete":
+        said = "the cross-validation there is complete"
+        raise EnvironmentFault(said, hint="name another output_dir", path=folder)
+    with held(folder):
+        for name in _OF_RUN:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     """Return the arguments of one of the trainings, which has no validation."""
     made = replace(deepcopy(args), fold=fold)
@@ -100,20 +140,34 @@ def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     return made
 
 
-def _require_same(file: Path, args: Arguments, sha256: str) -> None:
+def _require_same(kept: Path, args: Arguments, facts: dict[str, Any]) -> None:
     """Note what the folds are made of; raise unless those that are there agree."""
+    file = kept / "arguments.json"
     asked = {name: entry["value"] for name, entry in args.resolved().items()}
     aside = ("output_dir", "resume_from_checkpoint")
-    now = {n: v for n, v in asked.items() if n not in aside} | {"train data": sha256}
-    before = read_object(file)
-    differ = [n for n in now if before and before.get(n, now[n]) != now[n]]
+    now = {n: v for n, v in asked.items() if n not in aside} | facts
+    before = read_object(file) if any(kept.glob("[0-9]*.json")) else now
+    differ = [n for n in now if before.get(n) != now[n]]
     if differ:
         raise CheckpointError(
             f"the folds there were made with other values of {', '.join(differ)}",
             hint="give the same, or another --output_dir",
-            path=file.parent,
+            path=kept,
         )
     write_json(file, now)
+
+
+def _whole(file: Path, rows: int) -> bool:
+    """Return whether a file has what all methods say of so many rows."""
+    found = read_object(file)
+    try:
+        each = [found["references"], *(rung["scores"] for rung in found["rungs"])]
+        whole = {*map(len, each)} == {rows} and len(each) > 1
+    except (KeyError, TypeError):
+        whole = False
+    if not whole and file.exists():
+        warn(f"{file} is damaged: its fold is trained again")
+    return whole
 
 
 def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:

@@ -23,7 +23,8 @@ def folds_of(source: Source, folds: int, seed: int) -> np.ndarray:
     has.
 
     Raises:
-        DataError: there are fewer groups, or different texts, than folds.
+        DataError: there are fewer groups, or different texts, than folds, or a fold
+            would have no row.
     """
     data = source.dataset
     grouped = "group" in data.column_names
@@ -35,7 +36,8 @@ def folds_of(source: Source, folds: int, seed: int) -> np.ndarray:
         what = "groups" if grouped else "different texts"
         said = f"{found:,} {what} are too few for k_folds {folds}"
         raise DataError(said, path=source.name)
-    by_label = source.problem_type == SINGLE
+    # A class of fewer rows than folds is none to keep shares of, if all are.
+    by_label = source.problem_type == SINGLE and np.bincount(labels).max() >= folds
     kind: Any = StratifiedGroupKFold if by_label else GroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     of_rows = np.empty(len(data), np.int64)
@@ -47,6 +49,13 @@ def folds_of(source: Source, folds: int, seed: int) -> np.ndarray:
         several = source.problem_type == MULTI
         each = [names_in(n) if several else [n] for n in names]
         of_rows[_alone(of_rows, [each[i] for i in labels])] = -1
+    if len(np.unique(of_rows[of_rows >= 0])) < folds:
+        raise DataError(
+            f"k_folds {folds} leaves a fold without a row",
+            "labels that all stand in one group, or text, are in every training",
+            "lower k_folds, or group otherwise",
+            path=source.name,
+        )
     return of_rows
 
 

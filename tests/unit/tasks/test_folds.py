@@ -1,6 +1,7 @@
 """Cross-validation: what the folds give, and going on after a stop."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,13 @@ from scipy.special import log_softmax
 from llmft.config.choice import Choice
 from llmft.config.fields import (
     ClassificationDataArguments,
-    ModelArguments,
+    ClassificationModelArguments,
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
 from llmft.data.read.labels import LabelNames
-from llmft.errors import CheckpointError
+from llmft.errors import CheckpointError, DataError, EnvironmentFault
+from llmft.files import write_json
 from llmft.metrics.ladder import Rung
 from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
@@ -33,7 +35,8 @@ class Stopped(Exception):
 class Recipe:
     """Stands for the training: what it says follows from the text alone."""
 
-    def __init__(self, tuned=0.7, probe=0.5, stops_in=None):
+    def __init__(self, tuned=0.7, probe=0.5, stops_in=None, leaves_run=None):
+        self.leaves_run = leaves_run  # the status that the last training ends with
         self.right = {TUNED: tuned, PROBE: probe}  # share of texts it knows
         self.stops_in, self.calls = stops_in, []
 
@@ -43,6 +46,12 @@ class Recipe:
         if self.stops_in is not None and len(self.calls) > self.stops_in:
             raise Stopped
         if args.fold.place is None:
+            if self.leaves_run:
+                folder = Path(args.training.output_dir)
+                write_json(folder / "run.json", {"status": self.leaves_run})
+                (folder / "checkpoints").mkdir()
+                if self.leaves_run == "running":
+                    raise Stopped
             ladder = SimpleNamespace(saved=args.fold.keep, labels=NAMES)
             return "the last plan", ladder
         test = parts["test"]
@@ -61,8 +70,15 @@ class Recipe:
         return found
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Return the folders of two models."""
+    root = tmp_path_factory.mktemp("models")
+    return [tiny.save(root / kind, kind, "masked-lm") for kind in ("bert", "roberta")]
+
+
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
+def asked(tmp_path, models, monkeypatch):
     """Return the arguments of a cross-validation of 50 rows in a folder."""
     monkeypatch.setenv("LLMFT_HOME", str(tmp_path / "home"))
     file = tmp_path / "train.csv"
@@ -70,13 +86,16 @@ def asked(tmp_path, monkeypatch):
     lines = [f"{text},{'yes' if i % 3 else 'no'}" for i, text in enumerate(texts)]
     file.write_text("\n".join(["text,label", *lines, ""]))
 
-    def asked(**changes):
+    def asked(model=models[0], **changes):
         data = ClassificationDataArguments(
             train_file=str(file), k_folds=FOLDS, **changes
         )
         folder = str(tmp_path / "run")
-        training = TrainingArguments(folder, report_to="none", do_train=True)
-        return Arguments(ModelArguments("tiny"), data, training, {}, [])
+        training = TrainingArguments(
+            folder, report_to="none", do_train=True, num_threads=1
+        )
+        model_args = ClassificationModelArguments(str(model))
+        return Arguments(model_args, data, training, {}, [])
 
     return asked
 
@@ -171,11 +190,63 @@ def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
     assert predicted(tmp_path / "run") == predicted(tmp_path / "whole")
 
 
-def test_folds_of_other_arguments_are_refused(asked, tmp_path):
+def test_a_stop_in_the_last_training(asked, tmp_path):
+    """What it left is taken away, and the folds serve again; what is whole stays."""
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(leaves_run="running"), asked())
+    again = Recipe(leaves_run="complete")
+    cross_validate(again, asked())
+    assert [made.fold.place for made, _ in again.calls] == [None]
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(EnvironmentFault, match="cross-validation there is complete"):
+        cross_validate(Recipe(), asked())
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"references": [0], "rungs": []}', '{"references": 1}'],
+)
+def test_a_damaged_fold_is_trained_again(asked, tmp_path, capsys, content):
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(stops_in=3), asked())
+    (tmp_path / "run" / "folds" / "2.json").write_text(content)
+    again = Recipe()
+    cross_validate(again, asked())
+    assert [made.fold.place for made, _ in again.calls] == [1, 3, 4, None]
+    assert "2.json is damaged: its fold is trained again" in capsys.readouterr().err
+
+
+def test_what_fails_before_a_fold_may_be_mended(asked, tmp_path):
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(stops_in=0), asked())
+    cross_validate(Recipe(), asked(max_seq_length=64))
+
+
+def test_a_dry_run_looks_at_the_folds_and_writes_nothing(asked, tmp_path, capsys):
+    class Planned(Recipe):
+        def __call__(self, args):
+            assert args.fold.place is None
+            return SimpleNamespace(seconds={"training": 60.0}), None
+
+    args = asked()
+    args.training.dry_run = True
+    cross_validate(Planned(), args)
+    assert "5 trainings on part of the rows come before" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    args = asked()
+    args.training.dry_run, args.data.k_folds = True, 60
+    with pytest.raises(DataError, match="too few for k_folds 60"):
+        cross_validate(Planned(), args)
+
+
+def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     with pytest.raises(Stopped):
         cross_validate(Recipe(stops_in=2), asked())
     with pytest.raises(CheckpointError, match="other values of max_seq_length"):
         cross_validate(Recipe(), asked(max_seq_length=64))
+    with pytest.raises(CheckpointError, match=r"values of model_name_or_path, \w+"):
+        cross_validate(Recipe(), asked(models[1]))
     file = tmp_path / "train.csv"
     file.write_text(file.read_text() + "one more 99.,no\n")
     with pytest.raises(CheckpointError, match="other values of train data"):

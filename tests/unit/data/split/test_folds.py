@@ -71,6 +71,19 @@ def test_a_label_of_one_fold_is_always_learnt(kind, labels, alone):
     assert labels[0] in train.dataset["label"]
 
 
+def test_classes_of_fewer_rows_than_folds():
+    labels = [f"c{i // 4}" for i in range(40)]
+    of_rows = folds_of(source(labels=labels), 5, seed=1)
+    assert np.bincount(of_rows).tolist() == [8] * 5
+
+
+def test_a_fold_without_a_row():
+    """Each label in a group of its own: all rows are always learnt."""
+    labels = [f"c{i % 3}" for i in range(COUNT)]
+    with pytest.raises(DataError, match="k_folds 3 leaves a fold without a row"):
+        folds_of(source(labels=labels, group=labels), 3, seed=1)
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
