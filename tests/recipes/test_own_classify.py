@@ -239,7 +239,7 @@ def test_parquet_with_wrong_labels_and_a_calibration(
     assert {r["label"] for r in predictions} == {"true", "false"}
     done = found["calibration"]
     assert (
-        f"  calibrated on validation, temperature {done['temperature']:.3g}: " in said
+        f"  calibrated, temperature {done['temperature']:.3g}: " in said
     )
     for name in ("log_loss", "calibration_error"):
         assert found["eval"][name]["value"] == pytest.approx(done[name]["after"])

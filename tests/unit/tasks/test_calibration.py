@@ -107,7 +107,7 @@ def test_the_head_has_the_temperature(kind, problem_type, tmp_path, capsys):
     assert all(found[name]["after"] < found[name]["before"] for name in names)
     said = capsys.readouterr().out
     shown = f"temperature {temperature:.3g}: log loss {wanted['before']:.4g} -> "
-    assert f"  calibrated on validation, {shown}" in said
+    assert f"  calibrated, {shown}" in said
     assert ("0.4 is now of the calibrated" in said) == (problem_type == MULTI)
 
 
