@@ -57,7 +57,8 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
-    _clear_stopped(training.output_dir)
+    if not training.dry_run:
+        _clear_stopped(training.output_dir)
     last = _training(args, Fold(folds, keep=TUNED), training.output_dir)
     model, source = _read(last)
     of_rows = folds_of(source, folds, training.seed)

@@ -238,9 +238,7 @@ def test_parquet_with_wrong_labels_and_a_calibration(
     predictions = process.read_jsonl(tmp_path / "run" / "predictions.jsonl")
     assert {r["label"] for r in predictions} == {"true", "false"}
     done = found["calibration"]
-    assert (
-        f"  calibrated, temperature {done['temperature']:.3g}: " in said
-    )
+    assert f"  calibrated, temperature {done['temperature']:.3g}: " in said
     for name in ("log_loss", "calibration_error"):
         assert found["eval"][name]["value"] == pytest.approx(done[name]["after"])
         assert re.search(rf"validation +{name} ", said)

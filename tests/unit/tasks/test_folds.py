@@ -194,6 +194,13 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
     """What it left is taken away, and the folds serve again; what is whole stays."""
     with pytest.raises(Stopped):
         cross_validate(Recipe(leaves_run="running"), asked())
+    args, folder = asked(), tmp_path / "run"
+    args.training.dry_run = True
+    with pytest.raises(EnvironmentFault, match="output_dir is not empty"):
+        cross_validate(Recipe(), args)
+    assert {path.name for path in folder.iterdir()} == {
+        *("folds", "run.json", "checkpoints")
+    }
     again = Recipe(leaves_run="complete")
     cross_validate(again, asked())
     assert [made.fold.place for made, _ in again.calls] == [None]
