@@ -186,7 +186,7 @@ def main() -> None:
             if len(rows) != expected:
                 sys.exit(f"{name}: {len(rows)} rows, expected {expected}")
             # A text twice would be on both sides of the split.
-            distinct = {(row["text"], row.get("text_pair")): row for row in rows}
+            distinct = {_alike(row): row for row in rows}
             kept = list(distinct.values())
             random.Random(0).shuffle(kept)
             cut = len(kept) // 5
@@ -195,6 +195,12 @@ def main() -> None:
                 path = folder / f"{name}_{part}.jsonl"
                 path.write_text("".join(lines), "utf-8")
             print(f"{name}: {len(kept) - cut:,} to train on, {cut:,} for the test")
+
+
+def _alike(row: Row) -> tuple[str, ...]:
+    """Return what is the same of rows that differ in case and white space only."""
+    texts = (row["text"], row.get("text_pair", ""))
+    return tuple("".join(text.casefold().split()) for text in texts)
 
 
 if __name__ == "__main__":
