@@ -52,7 +52,7 @@ LABELS = {  # by problem type
 # BBC news, 4,000 tokens in blocks of 128, a new head: loss 6.95, 6.36, 5.84 after 3,
 # 10, 30 passes at 5e-4, 7.34, 6.62, 6.10 at 1e-3.
 MASKED_LM = Rule(5e-4, 384, 3.0, 10_000, 30)
-# BBC news, 4,000 tokens: loss 3.588 after two passes at 5e-5, 3.640 at 2e-5; no more was
+# The same news: loss 3.588 after two passes at 5e-5, 3.640 at 2e-5; no more was
 # measured.
 CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
 HIGHEST = 1e-3  # of small models
