@@ -136,7 +136,8 @@ def _place_that_the_head_reads(
     return None
 
 
-def _last(mask: torch.Tensor) -> torch.Tensor:
+def last_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """Return the place of the last token of each text, by its attention mask."""
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
@@ -155,7 +156,7 @@ def _encode(
         batch = _batch(model, [texts[i] for i in chosen], collate)
         output = model.base_model(**batch)
         mask = batch["attention_mask"]  # of some tokenizers, padding comes first
-        at = mask.argmax(1) if place == "first" else _last(mask)
+        at = mask.argmax(1) if place == "first" else last_tokens(mask)
         kept = output[0][torch.arange(len(chosen), device=at.device), at]
         for k, i in enumerate(chosen):
             states[i] = kept[k]

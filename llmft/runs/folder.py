@@ -232,11 +232,8 @@ class Run:
             **training_speed(trainer, self.clock),
         }
         found = {**self.measured, "run": speed}
-        if self.shared:
-            found["shared_with_train"] = self.shared
-        if self.ladder:
-            found["ladder"] = self.ladder
-        found |= {name: part for name, part in self.more.items() if part}
+        more = {"shared_with_train": self.shared, "ladder": self.ladder, **self.more}
+        found |= {name: part for name, part in more.items() if part}
         write_json(self.folder / "metrics.json", found)
         if not trainer.args.do_train:
             return

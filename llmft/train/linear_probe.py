@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.model.features import last_tokens
 from llmft.model.new_weights import in_body
 from llmft.model.probes import changed_inputs, evaluating
 from llmft.train.batches import Batches
@@ -157,8 +158,7 @@ def _of_texts(given: list[torch.Tensor], batch: Batch) -> torch.Tensor | None:
         return None
     if given[-1].ndim == 2:
         return given[-1]
-    there = batch["attention_mask"].flip(1)
-    last = there.shape[1] - 1 - there.argmax(1)
+    last = last_tokens(batch["attention_mask"])
     return given[-1][torch.arange(len(last)), last]
 
 
