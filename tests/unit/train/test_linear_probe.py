@@ -29,7 +29,7 @@ def standard():
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0]])
 def test_classes_are_fitted_as_sklearn_does(weights):
     weights = None if weights is None else np.array(weights)
-    weight, bias, strength = linear_probe.fitted(X, CLASSES, SINGLE, 3, weights)
+    weight, bias, strength, _ = linear_probe.fitted(X, CLASSES, SINGLE, 3, weights)
     assert strength in linear_probe.STRENGTHS
     each = None if weights is None else weights[CLASSES]
     plain = LogisticRegression(C=strength, max_iter=1000, tol=1e-8)
@@ -43,7 +43,7 @@ def test_classes_are_fitted_as_sklearn_does(weights):
 def test_two_classes_have_a_row_each():
     """As the minimum of the regularised loss of two logits."""
     labels = (CLASSES > 0).astype(int)
-    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2)
+    weight, bias, strength, _ = linear_probe.fitted(X, labels, SINGLE, 2)
     z = standard()
 
     def loss(v):
@@ -59,7 +59,7 @@ def test_two_classes_have_a_row_each():
 
 
 def test_a_class_without_an_example_is_unlikely():
-    weight, bias, _ = linear_probe.fitted(X, CLASSES, SINGLE, 5)
+    weight, bias, *_ = linear_probe.fitted(X, CLASSES, SINGLE, 5)
     probabilities = np.exp(log_softmax(X @ weight.T + bias, 1))
     assert probabilities[:, 3:].max() < 0.05
     assert (probabilities.argmax(1) == CLASSES).mean() > 0.8
@@ -67,13 +67,14 @@ def test_a_class_without_an_example_is_unlikely():
 
 def test_labels_and_numbers():
     several = np.stack([CLASSES > 0, X[:, 2] > 0, np.ones(ROWS)], 1).astype(np.float32)
-    weight, bias, _ = linear_probe.fitted(X, several, MULTI, 3, np.array([1.0, 1, 1]))
+    weight, bias, *_ = linear_probe.fitted(X, several, MULTI, 3, np.array([1.0, 1, 1]))
     logits = X @ weight.T + bias
     assert ((logits[:, :2] > 0) == several[:, :2]).mean() > 0.9
     assert not weight[2].any()
     assert bias[2] == pytest.approx(np.log(ROWS + 1))
     numbers = 80 + X @ np.array([1, 2, 3, 0, 0])
-    weight, bias, strength = linear_probe.fitted(X, numbers, REGRESSION, 1)
+    weight, bias, strength, loss = linear_probe.fitted(X, numbers, REGRESSION, 1)
+    assert 0 < loss < 0.01 * numbers.var()
     plain = Ridge(1 / strength).fit(standard(), numbers)
     wanted = plain.predict(standard())[:, None]
     np.testing.assert_allclose(X @ weight.T + bias, wanted, rtol=1e-3)
@@ -88,9 +89,11 @@ def texts(tokenizer, rows=60):
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
 def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
-    """In the order of the data; the body stays as it was."""
+    """In the order of the data; the body stays as it was, its pooler being trained."""
     tokenizer = tiny.wordpiece_tokenizer()
     model = tiny.model(kind, "classification", len(tokenizer)).eval()
+    if kind == "bert":
+        torch.nn.init.ones_(model.bert.pooler.dense.bias)
     data, collator = texts(tokenizer), DataCollatorForClassification(tokenizer)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     args.per_device_eval_batch_size = 7
@@ -115,6 +118,31 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     assert changed == {n for n, p in model.named_parameters() if id(p) in own}
     loss = torch.nn.functional.cross_entropy(wanted, torch.tensor(data["labels"]))
     assert loss < np.log(2)
+
+
+@pytest.mark.parametrize("case", ["one token", "trained pooler", "even already"])
+def test_an_encoder_that_nobody_read_is_read_evenly_where_that_is_better(
+    case, tmp_path
+):
+    """Its last layer attends to one token of each text, in which the label is not."""
+    tokenizer = tiny.wordpiece_tokenizer()
+    model = tiny.model("bert", "classification", len(tokenizer)).eval()
+    query = model.bert.encoder.layer[-1].attention.self.query
+    with torch.no_grad():
+        query.weight.mul_(0 if case == "even already" else 1000)
+        query.bias.zero_()
+        if case == "trained pooler":
+            model.bert.pooler.dense.bias.fill_(0.01)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    how = DataCollatorForClassification(tokenizer), texts(tokenizer), args
+    layer, objective = linear_probe.output_layer(model), Classification()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    even = linear_probe.attend_evenly(model, layer, objective, *how)
+    changed = {n for n, p in model.named_parameters() if not p.equal(before[n])}
+    assert even is (case == "one token")
+    last = f"bert.encoder.layer.{len(model.bert.encoder.layer) - 1}.attention.self"
+    assert changed == ({f"{last}.query.weight"} if even else set())
+    assert not even or not query.weight.any()
 
 
 def test_a_head_that_reads_the_last_token(tmp_path):
@@ -155,13 +183,15 @@ def test_weights_of_features_that_hardly_differ_are_bounded():
     """As those of a model that was never trained; the label follows from one."""
     x = np.ones((ROWS, WIDTH), np.float32)
     x[:, 0] += 1e-5 * RNG.normal(size=ROWS)
-    weight, _, _ = linear_probe.fitted(x, (x[:, 0] > 1).astype(int), SINGLE, 2)
+    weight, *_ = linear_probe.fitted(x, (x[:, 0] > 1).astype(int), SINGLE, 2)
     assert np.abs(weight).max() < 100
 
 
 def test_without_a_bias():
     labels = (X @ [1, 0.1, 0, 0, 0] > 0.5).astype(int)
-    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2, has_bias=False)
+    weight, bias, strength, _ = linear_probe.fitted(
+        X, labels, SINGLE, 2, has_bias=False
+    )
     assert not bias.any()
     z = X / (X.std(0) + 1e-6)
 
