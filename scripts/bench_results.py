@@ -5,6 +5,7 @@ python scripts/bench_results.py DATA                each set, three seeds
 python scripts/bench_results.py DATA --grid         beside the best of a grid
 python scripts/bench_results.py DATA --sets sms_spam trec_fine --seeds 1
 python scripts/bench_results.py DATA --per_class 8 16 64 --seeds 10      few texts
+python scripts/bench_results.py DATA --rows 300 --k_folds 5 --seeds 20   intervals
 
 Each NAME_train.jsonl of the folders, with NAME_test.jsonl and, where there is one,
 NAME_validation.jsonl, goes through recipes/classify.py with no flags but files and
@@ -13,7 +14,9 @@ mean over the seeds, and the seconds of the whole command. With --grid, nine pla
 trainings (rates by epochs, --ladder false) run on the same rows; the one that is best
 on validation is shown, and by how many of its standard errors the delivered model is
 above it. With --per_class, each seed draws so many texts of each class to train on, and
-the deviation over these draws stands behind the mean.
+the deviation over these draws stands behind the mean; with --rows, so many texts
+altogether. With --k_folds, the interval of a cross-validation on them is compared with
+what the final model reaches on the test set.
 """
 
 import argparse
@@ -50,10 +53,13 @@ def files_and_columns(folder: Path, name: str) -> list[str]:
     return flags
 
 
-def draw(folder: Path, name: str, count: int, seed: int, into: Path) -> None:
-    """Write ``count`` rows of each class of a set's train, and up to 1,000 of its test.
+def draw(
+    folder: Path, name: str, per_class: int, count: int, seed: int, into: Path
+) -> None:
+    """Write some rows of a set's train, and up to 1,000 of its test.
 
-    The test is the same for every seed.
+    ``per_class`` of each class, or else ``count`` of all; the test is the same for
+    every seed.
     """
 
     def rows(part: str) -> list[dict[str, Any]]:
@@ -62,9 +68,9 @@ def draw(folder: Path, name: str, count: int, seed: int, into: Path) -> None:
 
     by_class: dict[str, list[dict[str, Any]]] = {}
     for one in rows("train"):
-        by_class.setdefault(one["label"], []).append(one)
-    generator, test = random.Random(seed), rows("test")
-    some = [generator.sample(of, min(count, len(of))) for of in by_class.values()]
+        by_class.setdefault(one["label"] if per_class else "", []).append(one)
+    generator, test, most = random.Random(seed), rows("test"), per_class or count
+    some = [generator.sample(of, min(most, len(of))) for of in by_class.values()]
     parts = {"train": [one for of in some for one in of]}
     parts["test"] = random.Random(0).sample(test, min(len(test), 1000))
     for part, kept in parts.items():
@@ -98,6 +104,7 @@ def delivered(flags: list[str], seed: int) -> dict[str, Any]:
         "value": best["value"],
         "stderr": best["stderr"],
         "seconds": found["seconds"],
+        **found.get("k_folds", {}).get("metrics", {}).get(ladder["metric"], {}),
     }
 
 
@@ -135,9 +142,12 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
     cells += [mean([r["rungs"][n] for r in runs if n in r["rungs"]]) for n in names]
     values = [r["value"] for r in runs]
     value, error = mean(values), mean([r["stderr"] for r in runs])
-    if "per_class" in runs[0]:
+    if "drawn" in runs[0] and len(runs) > 1:
         error = f"{statistics.stdev(values):.3f}"
     cells += [f"{value} +- {error}", mean([r["seconds"] for r in runs])]
+    if "interval" in runs[0]:
+        inside = [r["interval"][0] <= r["value"] <= r["interval"][1] for r in runs]
+        cells += [mean([r["mean"] for r in runs]), f"{sum(inside)} of {len(runs)}"]
     if grids := [r for r in runs if "grid" in r]:
         above = [(r["value"] - r["grid"]["value"]) / r["stderr"] for r in grids]
         best = " ".join(sorted({r["grid"]["settings"] for r in grids}))
@@ -153,6 +163,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--per_class", nargs="+", type=int, metavar="N")
+    parser.add_argument("--rows", type=int, default=0, metavar="N")
+    parser.add_argument("--k_folds", type=int, default=0, metavar="K")
     parser.add_argument("--grid", action="store_true", help="also nine plain trainings")
     parser.add_argument("--flags", default="", help="more for the recipe, in a string")
     parser.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON")
@@ -169,11 +181,13 @@ def main() -> None:
         for seed in range(1, args.seeds + 1):
             with tempfile.TemporaryDirectory() as temporary:
                 folder = found[name].resolve()
-                if count:
-                    draw(folder, name, count, seed, Path(temporary))
+                if drawn := count or args.rows:
+                    draw(folder, name, count, args.rows, seed, Path(temporary))
                     folder = Path(temporary)
                 flags = [*files_and_columns(folder, name), *args.flags.split()]
-                run = delivered(flags, seed) | ({"per_class": count} if count else {})
+                folds = ["--k_folds", str(args.k_folds)] if args.k_folds else []
+                run = delivered([*flags, *folds], seed)
+                run |= {"drawn": drawn} if drawn else {}
                 if args.grid:
                     run["grid"] = best_of_grid(flags, seed, run["metric"])
             results[shown].append(run)
@@ -181,6 +195,7 @@ def main() -> None:
         if args.output:
             args.output.write_text(json.dumps(results, indent=2) + "\n")
     header = ["set", "metric", "TF-IDF", "probe", "tuned", "delivered", "seconds"]
+    header += ["folds", "inside"] if args.k_folds else []
     header += ["grid", "above it by", "its best"] if args.grid else []
     say("\n" + table([row(name, runs) for name, runs in results.items()], header))
 
