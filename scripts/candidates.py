@@ -167,6 +167,15 @@ def row(machine: str, job: str, found: dict[str, Any]) -> tuple[list[str], bool,
     return line, over <= NEAR, gain < 1 / NOISE
 
 
+def tried(trial: list[tuple[list[Any], float]]) -> str:
+    """Return what a trial measured of each candidate, in ms, as text."""
+    each = [(Candidate(*settings), 1e3 * took) for settings, took in trial]
+    return ", ".join(
+        f"{c.precision} {c.attention}{' compiled' * c.compiled} {took:,.0f}"
+        for c, took in each
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -186,11 +195,8 @@ def main() -> None:
     for machine, job in product(args.machines, args.jobs):
         found = play(machine, job, args.rounds)
         rows.append(row(machine, job, found))
-        tried = (
-            f"{p} {a}{' compiled' * compiled} {1e3 * took:,.0f}"
-            for (p, a, compiled), took in found["trial"]
-        )
-        say(f"{machine}, {job}: the trial had {', '.join(tried)} ms")
+        over = f"chosen/best {rows[-1][0][-2]}, stock/chosen {rows[-1][0][-1]}"
+        say(f"{machine}, {job}: {over}; the trial had {tried(found['trial'])} ms")
     header = ["machine", "job", "fp32: eager sdpa", "bf16", "fp32 compiled"]
     header += ["bf16 compiled", "chosen/best", "stock/chosen"]
     say("\nms of a batch, eager and sdpa; * was chosen\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -232,3 +233,27 @@ def test_a_choice_is_judged_by_all_candidates(
     assert [*line[-2:], near, slow] == judged
     shown = f"{1e3 * seconds[chosen]:,.0f}*"
     assert [word for word in " ".join(line).split() if "*" in word] == [shown]
+
+
+def test_what_a_trial_measured_is_told() -> None:
+    """As a process prints it: settings are lists in JSON."""
+    candidates = runpy.run_path(str(ROOT / "scripts" / "candidates.py"))
+    settings = [*candidates["STOCK"]], [*candidates["STOCK"]._replace(compiled=True)]
+    said = candidates["tried"]([*zip(settings, (0.4, 0.2), strict=True)])
+    assert said == "fp32 sdpa 400, fp32 sdpa compiled 200"
+
+
+def test_intervals_of_folds_are_compared_with_the_test(tmp_path: Path) -> None:
+    bench = runpy.run_path(str(ROOT / "scripts" / "bench_results.py"))
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+    lines = "".join(json.dumps(one) + "\n" for one in rows)
+    for part in ("train", "test"):
+        (tmp_path / f"x_{part}.jsonl").write_text(lines)
+    for per_class, rows_in_all, wanted in ((3, 0, 6), (0, 7, 7)):
+        drawn = tmp_path / str(wanted)
+        drawn.mkdir()
+        bench["draw"](tmp_path, "x", per_class, rows_in_all, 1, drawn)
+        assert len((drawn / "x_train.jsonl").read_text().splitlines()) == wanted
+    run = {"metric": "accuracy", "rungs": {}, "saved": "", "stderr": 0.1, "seconds": 1}
+    runs = [run | {"value": v, "interval": [0.4, 0.6], "mean": 0.5} for v in (0.5, 0.7)]
+    assert bench["row"]("x", runs)[5:] == ["0.600 +- 0.100", "1.000", "0.500", "1 of 2"]
