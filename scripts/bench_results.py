@@ -94,7 +94,7 @@ def train(flags: list[str], seed: int) -> dict[str, Any]:
 def delivered(flags: list[str], seed: int) -> dict[str, Any]:
     """Return what the recipe reaches by itself: each rung, and what was saved."""
     found = train(flags, seed)
-    ladder = found["ladder"]
+    ladder, of = found["ladder"], found.get("k_folds")
     rungs = {rung["name"].split(" + ")[0]: rung for rung in ladder["rungs"]}
     best = next(r for r in ladder["rungs"] if r["name"] == ladder["saved"])
     return {
@@ -104,7 +104,7 @@ def delivered(flags: list[str], seed: int) -> dict[str, Any]:
         "value": best["value"],
         "stderr": best["stderr"],
         "seconds": found["seconds"],
-        **found.get("k_folds", {}).get("metrics", {}).get(ladder["metric"], {}),
+        **({"folds": of["metrics"][ladder["metric"]]} if of else {}),
     }
 
 
@@ -145,9 +145,12 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
     if "drawn" in runs[0] and len(runs) > 1:
         error = f"{statistics.stdev(values):.3f}"
     cells += [f"{value} +- {error}", mean([r["seconds"] for r in runs])]
-    if "interval" in runs[0]:
-        inside = [r["interval"][0] <= r["value"] <= r["interval"][1] for r in runs]
-        cells += [mean([r["mean"] for r in runs]), f"{sum(inside)} of {len(runs)}"]
+    if "folds" in runs[0]:
+        bounds = [r["folds"]["interval"] for r in runs]
+        inside = sum(
+            a <= r["value"] <= b for r, (a, b) in zip(runs, bounds, strict=True)
+        )
+        cells += [mean([r["folds"]["mean"] for r in runs]), f"{inside} of {len(runs)}"]
     if grids := [r for r in runs if "grid" in r]:
         above = [(r["value"] - r["grid"]["value"]) / r["stderr"] for r in grids]
         best = " ".join(sorted({r["grid"]["settings"] for r in grids}))

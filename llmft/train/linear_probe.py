@@ -146,6 +146,8 @@ def attend_evenly(
     queries = [m for name, m in base.named_modules() if name.endswith(".self.query")]
     if bias is None or bias.any() or not queries:
         return False
+    if not all(weight.requires_grad for weight in queries[-1].parameters()):
+        return False  # what is frozen stays
     rows = np.random.default_rng(args.seed).permutation(len(train))[:COMPARED]
     some, weights = train.select(np.sort(rows)), list(queries[-1].parameters())
     before, losses = [weight.detach().clone() for weight in weights], []

@@ -120,7 +120,9 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     assert loss < np.log(2)
 
 
-@pytest.mark.parametrize("case", ["one token", "trained pooler", "even already"])
+@pytest.mark.parametrize(
+    "case", ["one token", "trained pooler", "even already", "frozen"]
+)
 def test_an_encoder_that_nobody_read_is_read_evenly_where_that_is_better(
     case, tmp_path
 ):
@@ -131,6 +133,7 @@ def test_an_encoder_that_nobody_read_is_read_evenly_where_that_is_better(
     with torch.no_grad():
         query.weight.mul_(0 if case == "even already" else 1000)
         query.bias.zero_()
+        query.requires_grad_(case != "frozen")
         if case == "trained pooler":
             model.bert.pooler.dense.bias.fill_(0.01)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
