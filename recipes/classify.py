@@ -93,12 +93,12 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     collator = DataCollatorForClassification(tokenizer)
-    objective = Classification(problem_type, weights)
+    objective = Classification(problem_type, weights, data_args.contrastive_weight)
     fast_path = choose_fast_path(args, model, objective, collator, examples)
     choices += fast_path.choices
     # bf16 kernels are made and kept for each length: few lengths, few kernels.
     collator.pad_to_multiple_of = 8 if training_args.bf16 else None
-    choices += classify.choices(data_args, labels, weights, examples.get("train"))
+    choices += classify.choices(objective, data_args, labels, examples.get("train"))
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     # Checks the checkpoint that is resumed, and says what is going to happen.
     plan = run.plan(choices, examples.get("train"), fast_path.forecast)

@@ -235,6 +235,12 @@ class ClassificationDataArguments(DataArguments):
         " as much as a frequent one); NAME=NUMBER for each; or a JSON file of them. Of"
         " several labels a text, the weight of having the label (pos_weight).",
     )
+    contrastive_weight: float = _agreed(
+        1.0,
+        "Weight of the supervised contrastive loss in training, which draws texts of a"
+        " class together and others apart; 0: cross entropy alone. Of a single label.",
+        "[0, inf)",
+    )
     multi_label_threshold: float = _agreed(
         0.5, "A text has a label from this probability on.", "(0, 1)", kept=True
     )

@@ -17,7 +17,7 @@ from llmft.console import say, warn
 from llmft.data.read.labels import MULTI
 from llmft.metrics.calibration import fit_temperature
 from llmft.runs.folder import Run
-from llmft.train.linear_probe import output_layer
+from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
 
 

@@ -28,6 +28,7 @@ from llmft.runs.folder import Run
 from llmft.runs.terminal import UNSHARED
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
+from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
 
 METRICS = {
@@ -149,6 +150,8 @@ def set_problem_type_from_labels(
     problems = []
     if kind != SINGLE and training.label_smoothing_factor:
         problems.append(f"label_smoothing_factor does not work with {kind}")
+    if kind != SINGLE and "contrastive_weight" in args.origins:
+        problems.append(f"contrastive_weight does not work with {kind}")
     if kind == REGRESSION and data.class_weights != ["none"]:
         problems.append("class_weights is of classes, the labels are numbers")
     if kind == REGRESSION and data.calibrate:
@@ -196,14 +199,18 @@ def measure(
 
 
 def choices(
-    data: Any, labels: LabelNames, weights: list[float] | None, train: Dataset | None
+    objective: Classification, data: Any, labels: LabelNames, train: Dataset | None
 ) -> list[Choice]:
-    """Return what to say of labels in the plan, with their ``weights``.
+    """Return what to say of labels and loss in the plan.
 
     Args:
         data: the data arguments. train: the training examples.
     """
+    weights = None if objective.weights is None else objective.weights.tolist()
     weighed = weights_choice(data.class_weights, weights, labels)
+    if objective.contrast and train is not None:
+        said = "texts of a class are drawn together, beside the cross entropy"
+        weighed.append(Choice("contrast", f"{objective.contrast:g}", said))
     validated = data.k_folds or data.validation_file or data.dataset_name
     if train is not None and len(train) < SMALL and not validated:
         said = "little to validate on; --k_folds 5 measures on every row of train"

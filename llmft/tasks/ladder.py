@@ -30,8 +30,9 @@ from llmft.metrics.baseline import tfidf
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
-from llmft.train.linear_probe import fit_linear_probe, has_new_output
+from llmft.train.linear_probe import fit_linear_probe
 from llmft.train.narrow import transformers_model
+from llmft.train.outputs import has_new_output
 from llmft.train.trainer import LlmftTrainer
 
 PROBE, TUNED = "linear probe", "fine-tuned"

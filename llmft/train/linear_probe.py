@@ -6,7 +6,6 @@ arXiv 2202.10054), the first steps have no random layer whose errors spoil the r
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,12 +21,11 @@ from tqdm.auto import tqdm
 
 from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
-from llmft.model.features import last_tokens
-from llmft.model.new_weights import in_body
 from llmft.model.probes import changed_inputs, evaluating
 from llmft.train.batches import Batches
 from llmft.train.narrow import transformers_model
-from llmft.train.objectives import Batch, Classification
+from llmft.train.objectives import Classification
+from llmft.train.outputs import output_layer, vectors_of_texts
 
 # Regularisations that are tried, as sklearn's C (of a ridge, 1 / alpha), with so many
 # folds on at the most so many rows.
@@ -57,25 +55,6 @@ class Probe:
     strength: float
     examples: int
     even: bool = False
-
-
-def output_layer(model: Any) -> nn.Linear | None:
-    """Return the last linear layer of a classifier; None where it has none."""
-    core = transformers_model(model)
-    layers = [
-        module
-        for name, module in core.named_modules()
-        if isinstance(module, nn.Linear) and not in_body(core, name)
-        if module.out_features == core.config.num_labels
-    ]
-    return layers[-1] if layers else None
-
-
-def has_new_output(model: Any, new: Collection[str]) -> bool:
-    """Return whether the weights of the output layer are among the ``new`` ones."""
-    layer = output_layer(model)
-    named = transformers_model(model).named_parameters()
-    return any(layer is not None and w is layer.weight and n in new for n, w in named)
 
 
 def fit_linear_probe(
@@ -206,21 +185,11 @@ def encode(
             batch = {name: x.to(model.device) for name, x in batch.items()}
             given.clear()
             _, output = objective.evaluate(model, batch)
-            vectors = _of_texts(given, batch)
+            vectors = vectors_of_texts(given, batch)
             if vectors is None or not _gives(layer, vectors, output["logits"]):
                 return None
             states[rows] = vectors.cpu().numpy()
     return states
-
-
-def _of_texts(given: list[torch.Tensor], batch: Batch) -> torch.Tensor | None:
-    """Return what a layer was given for each text: of all its tokens, for the last."""
-    if not given or given[-1].ndim not in (2, 3):
-        return None
-    if given[-1].ndim == 2:
-        return given[-1]
-    last = last_tokens(batch["attention_mask"])
-    return given[-1][torch.arange(len(last)), last]
 
 
 def _gives(layer: nn.Linear, vectors: torch.Tensor, logits: torch.Tensor) -> bool:

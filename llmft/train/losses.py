@@ -19,6 +19,9 @@ LOGITS = 2**25
 # labels to 30,522 classes grew by 890 MB without, by 80 MB with it, in the same time (2
 # cores, AMD EPYC with AVX512-BF16).
 _ROWS = 32
+# How far the contrastive loss looks: 0.3, with half the weight, gave the same accuracy
+# within 1 % (8 to 64 texts of a class of five sets, and 1,500 texts of four).
+TEMPERATURE = 0.1
 
 
 def labelled_cross_entropy(
@@ -75,15 +78,16 @@ def label_loss(
     """Return the loss of a classifier over the whole accumulated batch.
 
     It is what torch's ``cross_entropy(weight=...)``, ``BCEWithLogitsLoss(pos_weight=
-    ...)`` and ``mse_loss`` give for all examples of a step at once, which is also what
-    transformers computes, without weights.
+    ...)`` and ``mse_loss`` give for all examples of a step at once, without smoothing;
+    without weights it is what transformers computes.
 
     Args:
         logits: (batch, classes), or (batch, 1) for a regression.
         labels: as ``DataCollatorForClassification`` makes them.
         count: the sum of ``label_count`` over the step; None: of these labels.
         weights: (classes,): of each class, or its ``pos_weight`` among several labels.
-        label_smoothing: of a single label, as in ``cross_entropy``.
+        label_smoothing: of a single label, as in ``cross_entropy``; a text has the
+            weight of its class all the same.
     """
     if count is None:
         count = label_count(labels, problem_type, weights)
@@ -95,10 +99,49 @@ def label_loss(
             logits, labels, pos_weight=weights, reduction="sum"
         )
     else:
-        total = functional.cross_entropy(
-            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
-        )
+        # torch would weigh the smoothed part by the class that it goes to: 400 texts of
+        # one class and 10 of another, balanced, were all taken for each other.
+        total = _weighed(
+            functional.cross_entropy(
+                logits, labels, reduction="none", label_smoothing=label_smoothing
+            ),
+            labels,
+            weights,
+        ).sum()
     return total / count
+
+
+def _weighed(
+    each: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    return each if weights is None else each * weights[labels]
+
+
+def contrastive_loss(
+    vectors: torch.Tensor,
+    labels: torch.Tensor,
+    count: torch.Tensor,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the supervised contrastive loss of a batch (Khosla et al. 2020).
+
+    It is L_out of equation 2 there, arXiv 2004.11362: each text should be nearer to the
+    others of its class than to the rest of the batch. One that is alone adds nothing.
+
+    Args:
+        vectors: (batch, size), of any length. labels: class ids, (batch,).
+        count, weights: as ``label_loss`` of a single label takes them.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = nn.functional.normalize(vectors.float(), dim=1)
+        near = unit @ unit.T / TEMPERATURE
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    least = torch.finfo(unit.dtype).min  # of infinities, a batch of one makes nan
+    near = near.masked_fill(itself, least)
+    others = (labels[:, None] == labels) & ~itself
+    surprise = near.logsumexp(1, keepdim=True) - near
+    each = surprise.masked_fill(~others, 0).sum(1) / others.sum(1).clamp(min=1)
+    return _weighed(each, labels, weights).sum() / count
 
 
 def label_count(

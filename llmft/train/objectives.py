@@ -17,7 +17,7 @@ from torch import nn
 
 from llmft.data.read.labels import SINGLE
 from llmft.data.tokens.collate import IGNORED
-from llmft.model.probes import last_meeting, plain_head
+from llmft.model.probes import changed_inputs, last_meeting, plain_head
 from llmft.train import losses
 from llmft.train.narrow import (
     first_position_only,
@@ -25,6 +25,7 @@ from llmft.train.narrow import (
     labelled_positions_only,
     transformers_model,
 )
+from llmft.train.outputs import output_layer, vectors_of_texts
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -119,14 +120,18 @@ class Classification:
 
     Args:
         problem_type, class_weights: see ``losses.label_loss``.
+        contrast: how much the contrastive loss of what the output layer is given
+            counts in training beside it; of a single label only.
     """
 
     def __init__(
         self,
         problem_type: str = SINGLE,
         class_weights: Sequence[float] | None = None,
+        contrast: float = 0.0,
     ) -> None:
         self.problem_type = problem_type
+        self.contrast = contrast if problem_type == SINGLE else 0.0
         self.weights = None if class_weights is None else torch.tensor(class_weights)
         # A model with its last_meeting, as its first batch shows it.
         self.tried: tuple[Any, nn.Module | None] | None = None
@@ -139,7 +144,24 @@ class Classification:
         label_smoothing: float = 0.0,
     ) -> torch.Tensor:
         """Return the loss of a batch, divided by ``count``; None: by its own labels."""
-        return self.evaluate(model, batch, label_smoothing, count)[0]
+        layer = output_layer(model) if self.contrast else None
+        if layer is None:
+            return self.evaluate(model, batch, label_smoothing, count)[0]
+        given: list[torch.Tensor] = []
+
+        def keep(inputs: torch.Tensor) -> torch.Tensor:
+            given.append(inputs)
+            return inputs
+
+        with changed_inputs(layer, keep):
+            loss = self.evaluate(model, batch, label_smoothing, count)[0]
+        vectors, labels = vectors_of_texts(given, batch), batch["labels"]
+        if vectors is None or len(vectors) != len(labels) or not vectors.requires_grad:
+            return loss
+        count = self.label_count(batch) if count is None else count
+        weights = self._weights(labels)
+        apart = losses.contrastive_loss(vectors, labels, count, weights)
+        return loss + self.contrast * apart
 
     def evaluate(
         self,

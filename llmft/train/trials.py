@@ -254,7 +254,11 @@ def _key(
         "dropout": sorted(
             {m.p for m in steps.model.modules() if isinstance(m, Dropout)}
         ),
-        "objective": [type(steps.objective).__name__, args.do_train],
+        "objective": [
+            type(steps.objective).__name__,
+            getattr(steps.objective, "contrast", None),
+            args.do_train,
+        ],
         "masked": getattr(steps.collator, "mlm_probability", None),
         "batches": [_typical(batches), int(batches.lengths[-1])],
         "evaluated": evaluated and _typical(evaluated),

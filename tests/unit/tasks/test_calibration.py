@@ -20,8 +20,8 @@ from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.tasks import calibration
 from llmft.tasks.classify import compute_metrics
-from llmft.train.linear_probe import output_layer
 from llmft.train.objectives import Classification
+from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
 
 TOKENIZER = tiny.wordpiece_tokenizer()

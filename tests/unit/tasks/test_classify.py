@@ -14,18 +14,21 @@ from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, LabelError
 from llmft.tasks import classify
+from llmft.train.objectives import Classification
 
 RNG = np.random.default_rng(0)
+PLAIN = Classification()  # without weights and contrast
 
 
-def arguments(best="loss", smoothing=0.0, **data):
+def arguments(best="loss", smoothing=0.0, given=None, **data):
     training = SimpleNamespace(
         metric_for_best_model=best,
         greater_is_better=True,
         label_smoothing_factor=smoothing,
     )
     data = ClassificationDataArguments(**data)
-    return SimpleNamespace(data=data, training=training, origins={})
+    origins = {given: "command line"} if given else {}
+    return SimpleNamespace(data=data, training=training, origins=origins)
 
 
 def sources(**kinds):
@@ -72,6 +75,8 @@ def test_a_metric_of_the_kind_stays(best):
          "metric_for_best_model is r2, single_label_classification has loss, accuracy"),
         (arguments(smoothing=0.1), MULTI,
          "label_smoothing_factor does not work with multi_label_classification"),
+        (arguments(given="contrastive_weight"), REGRESSION,
+         "contrastive_weight does not work with regression"),
         (arguments(class_weights=["balanced"]), REGRESSION,
          "class_weights is of classes, the labels are numbers"),
         (arguments(calibrate=True), REGRESSION,
@@ -149,7 +154,7 @@ def test_arguments_that_do_not_fit_together(given, said):
 def test_folds_are_offered_for_small_data(given, rows, said):
     data, names = ClassificationDataArguments(**given), LabelNames(("a", "b"))
     train = Dataset.from_dict({"labels": [0, 1] * rows}).select(range(rows))
-    found = classify.choices(data, names, None, train)
+    found = classify.choices(PLAIN, data, names, train)
     assert [choice.value for choice in found] == ([said] if said else [])
 
 
@@ -183,7 +188,9 @@ def test_the_plan_says_what_the_labels_are():
     data = ClassificationDataArguments(class_weights=["balanced"], dataset_name="x")
     several = LabelNames(("a", "b"), MULTI)
     train = Dataset.from_dict({"labels": [[1.0, 0], [1.0, 1.0], [0.0, 0], [0.0, 0]]})
-    labels, weights = classify.choices(data, several, [1.0, 3.0], train)
+    labels, weights = classify.choices(
+        Classification(MULTI, [1.0, 3.0], 0.5), data, several, train
+    )
     assert (labels.name, labels.value, labels.reason) == (
         *("labels", "multi_label_classification, 2 labels"),
         "0.75 an example, 2 examples have none",
@@ -191,17 +198,17 @@ def test_the_plan_says_what_the_labels_are():
     assert weights.value == "'a' 1, 'b' 3"
     number = LabelNames(("LABEL_0",), REGRESSION)
     train = Dataset.from_dict({"labels": [1.0, 4.5, 2.0]})
-    (choice,) = classify.choices(data, number, None, train)
+    (choice,) = classify.choices(PLAIN, data, number, train)
     assert choice.reason == "from 1 to 4.5, mean 2.5, standard deviation 1.472"
-    (choice,) = classify.choices(data, number, None, None)
+    (choice,) = classify.choices(PLAIN, data, number, None)
     assert choice.reason == "as the model was trained"
-    assert classify.choices(data, LabelNames(("a", "2")), None, train) == []
-    (choice,) = classify.choices(data, LabelNames(("1", "2")), None, train)
+    assert classify.choices(PLAIN, data, LabelNames(("a", "2")), train) == []
+    (choice,) = classify.choices(PLAIN, data, LabelNames(("1", "2")), train)
     assert (choice.value, choice.reason) == (
         "2 classes",
         "their names are numbers; --problem_type regression learns them as such",
     )
-    (choice,) = classify.choices(data, LabelNames(("1,5", "2")), None, train)
+    (choice,) = classify.choices(PLAIN, data, LabelNames(("1,5", "2")), train)
     assert choice.reason.endswith(" learns them as such, written with a point")
     titles = [classify.title(x) for x in (several, number, LabelNames(("a", "b")))]
     assert titles == [
@@ -209,6 +216,15 @@ def test_the_plan_says_what_the_labels_are():
         "Text regression",
         "Text classifier for a, b",
     ]
+
+
+def test_the_plan_tells_of_contrast_where_it_trains():
+    data, names = ClassificationDataArguments(dataset_name="x"), LabelNames(("a", "b"))
+    train = Dataset.from_dict({"labels": [0, 1]})
+    how = Classification(contrast=0.5), data, names
+    (choice,) = classify.choices(*how, train)
+    assert (choice.name, choice.value) == ("contrast", "0.5")
+    assert classify.choices(*how, None) == []
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])

@@ -18,8 +18,8 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.metrics.classes import Classification as Metric
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
-from llmft.train.linear_probe import output_layer
 from llmft.train.objectives import Classification
+from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
 
 NAMES = LabelNames(("no", "yes"))

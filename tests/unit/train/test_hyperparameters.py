@@ -51,6 +51,13 @@ def test_more_outputs_need_more_examples():
     assert training.num_train_epochs == 6  # of 100 + 2 * 40
 
 
+def test_few_rows_are_learnt_often_and_slowly():
+    few = RULE._replace(few=9, often=20, slower=0.5)
+    found = [chosen(rows, rule=few)[0] for rows in (9, 10)]
+    assert [training.num_train_epochs for training in found] == [20, 8]
+    assert [f"{training.learning_rate:g}" for training in found] == ["4e-05", "8e-05"]
+
+
 def test_the_rate_has_an_end():
     training, _, _ = chosen(30, rule=RULE._replace(power=9))
     assert training.learning_rate == HIGHEST

@@ -17,6 +17,7 @@ from unit.train.test_trainer import WEIGHTS, arguments, assert_same_weights
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.data.tokens.collate import DataCollatorForClassification
+from llmft.train import losses
 from llmft.train.losses import label_count, label_loss
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
@@ -48,7 +49,10 @@ def by_torch(kind, logits, labels, weight=None, smoothing=0.0):
         return functional.mse_loss(logits.squeeze(-1), labels)
     if kind == MULTI:
         return torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, labels)
-    return functional.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
+    weight = torch.ones(CLASSES) if weight is None else weight
+    wanted = functional.one_hot(labels, CLASSES) * (1 - smoothing) + smoothing / CLASSES
+    each = -(wanted * logits.log_softmax(1)).sum(1) * weight[labels]
+    return each.sum() / weight[labels].sum()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,97 @@ def test_parts_of_a_step_add_up_to_the_loss_of_torch(kind, weight, smoothing):
     torch.testing.assert_close(alone, wanted.detach(), **SAME)
     bf16 = label_loss(logits.bfloat16(), labels, None, kind, weight, smoothing)
     assert bf16.dtype == torch.float32
+
+
+def test_smoothed_and_weighed_the_loss_is_least_at_the_smoothed_labels():
+    """400 texts of one class and 10 of another, each weighed as all of the other."""
+    labels = torch.tensor([0] * 400 + [1] * 10)
+    weights, smoothing = torch.tensor([410 / 800, 410 / 20]), 0.1
+    smoothed = torch.tensor([[0.95, 0.05], [0.05, 0.95]])
+    logits = smoothed.log()[labels].requires_grad_()
+    label_loss(logits, labels, None, SINGLE, weights, smoothing).backward()
+    assert logits.grad.abs().max() < 1e-7
+    plain = functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing)
+    assert torch.autograd.grad(plain, logits)[0].abs().max() > 1e-4
+
+
+def supervised_contrast(vectors, labels, temperature=losses.TEMPERATURE):
+    """Equation 2 of Khosla et al. for each text, in float64, as it stands there."""
+    unit = [v / v.norm() for v in vectors.double()]
+    found = []
+    for i, mine in enumerate(unit):
+        others = [k for k in range(len(unit)) if k != i]
+        near = {k: torch.exp(mine @ unit[k] / temperature) for k in others}
+        alike = [k for k in others if labels[k] == labels[i]]
+        total = sum(near.values())
+        terms = [-torch.log(near[k] / total) for k in alike]
+        found.append(sum(terms) / max(len(alike), 1) + 0 * mine.sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("rows", [13, 2, 1])
+def test_the_contrastive_loss_is_that_of_its_paper(rows, weight):
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 0, 1, 2, 1, 0, 0, 0, 1, 1, 0, 1, 0])[:rows]
+    ours, plain = (
+        torch.randn(13, 6, generator=draw.manual_seed(1))[:rows].requires_grad_()
+        for _ in range(2)
+    )
+    each = supervised_contrast(plain, labels)
+    wanted = (each * (1.0 if weight is None else weight[labels])).sum() / 20
+    wanted.backward()
+    found = losses.contrastive_loss(ours, labels, torch.tensor(20.0), weight)
+    found.backward()
+    torch.testing.assert_close(found.double(), wanted, **SAME)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-5, atol=1e-7)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = losses.contrastive_loss(ours, labels, torch.tensor(20.0), weight)
+    assert torch.equal(again, found)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2"])
+def test_contrast_counts_beside_the_loss_and_only_in_training(wordpiece, family):
+    """What the output layer is given: of a decoder, at the last token of a text."""
+    options = {"num_labels": CLASSES, **NO_DROPOUT.get(family, {})}
+    model = tiny.model(family, "classification", len(wordpiece), **options)
+    model.eval().config.pad_token_id = wordpiece.pad_token_id
+    batch = DataCollatorForClassification(wordpiece)(list(examples(wordpiece, SINGLE)))
+    count, weights = torch.tensor(40.0), WEIGHT.tolist()
+    with torch.no_grad():
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        last = hidden[torch.arange(20), batch["attention_mask"].sum(1) - 1]
+        vectors = last
+        if family == "bert":
+            vectors = model.bert.pooler(hidden)
+        if family == "distilbert":
+            vectors = model.pre_classifier(hidden[:, 0]).relu()
+    plain, both = Classification(SINGLE, weights), Classification(SINGLE, weights, 0.5)
+    each = supervised_contrast(vectors, batch["labels"]) * WEIGHT[batch["labels"]]
+    wanted = plain.loss(model, batch, count) + 0.5 * each.sum() / count
+    loss = both.loss(model, batch, count)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(both.evaluate(model, batch)[0], plain.evaluate(model, batch)[0])
+    loss.backward()
+    body = model.get_input_embeddings().weight.grad.clone()
+    model.zero_grad()
+    plain.loss(model, batch, count).backward()
+    assert (body - model.get_input_embeddings().weight.grad).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", [MULTI, REGRESSION])
+def test_there_is_no_contrast_of_other_labels(kind):
+    assert Classification(SINGLE, contrast=0.5).contrast == 0.5
+    assert Classification(kind, contrast=0.5).contrast == 0
+
+
+def test_frozen_features_have_no_contrast(wordpiece):
+    model = classifier(wordpiece, SINGLE)
+    model.base_model.requires_grad_(False)
+    batch = DataCollatorForClassification(wordpiece)(list(examples(wordpiece, SINGLE)))
+    found = [Classification(SINGLE, contrast=c).loss(model, batch) for c in (0, 1)]
+    assert torch.equal(*found)
 
 
 def classifier(wordpiece, kind):
@@ -132,8 +227,8 @@ def test_accumulated_steps_of_the_trainer_are_those_of_whole_batches(
         processing_class=wordpiece,
     )
     trainer.train()
-    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    for step, loss in enumerate(losses):
+    logged = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    for step, loss in enumerate(logged):
         parts = seen[3 * step : 3 * step + 3]  # the third step has 20 - 18 examples
         logits, labels = [], []
         for batch in parts[: len(parts) if step < 2 else 1]:
@@ -147,7 +242,7 @@ def test_accumulated_steps_of_the_trainer_are_those_of_whole_batches(
         with torch.no_grad():
             for p in plain.parameters():
                 p.sub_(rate * p.grad)
-    assert len(losses) == 3
+    assert len(logged) == 3
     assert_same_weights(model.state_dict(), plain.state_dict())
     assert WEIGHTS["rtol"] <= 1e-4
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.data.tokens.collate import DataCollatorForClassification
-from llmft.train import linear_probe
+from llmft.train import linear_probe, outputs
 from llmft.train.objectives import Classification
 
 RNG = np.random.default_rng(0)
@@ -98,10 +98,10 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     args.per_device_eval_batch_size = 7
     before = {n: p.clone() for n, p in model.named_parameters()}
-    objective, layer = Classification(), linear_probe.output_layer(model)
+    objective, layer = Classification(), outputs.output_layer(model)
     (name,) = [n for n, w in model.named_parameters() if w is layer.weight]
-    assert linear_probe.has_new_output(model, [name])
-    assert not linear_probe.has_new_output(model, [*before.keys() - {name}])
+    assert outputs.has_new_output(model, [name])
+    assert not outputs.has_new_output(model, [*before.keys() - {name}])
     found = linear_probe.encode(model, layer, objective, collator, data, args)
     probe = linear_probe.fit_linear_probe(model, objective, collator, data, args)
     assert probe.strength in linear_probe.STRENGTHS
@@ -138,7 +138,7 @@ def test_an_encoder_that_nobody_read_is_read_evenly_where_that_is_better(
             model.bert.pooler.dense.bias.fill_(0.01)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     how = DataCollatorForClassification(tokenizer), texts(tokenizer), args
-    layer, objective = linear_probe.output_layer(model), Classification()
+    layer, objective = outputs.output_layer(model), Classification()
     before = {n: p.clone() for n, p in model.named_parameters()}
     even = linear_probe.attend_evenly(model, layer, objective, *how)
     changed = {n for n, p in model.named_parameters() if not p.equal(before[n])}

@@ -1,0 +1,52 @@
+"""The output layer of a classifier, and what it is given of each text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmft.model.features import last_tokens
+from llmft.model.new_weights import in_body
+from llmft.train.narrow import transformers_model
+
+
+def output_layer(model: Any) -> nn.Linear | None:
+    """Return the last linear layer of a classifier; None where it has none."""
+    core = transformers_model(model)
+    layers = [
+        module
+        for name, module in core.named_modules()
+        if isinstance(module, nn.Linear) and not in_body(core, name)
+        if module.out_features == core.config.num_labels
+    ]
+    return layers[-1] if layers else None
+
+
+def has_new_output(model: Any, new: Collection[str]) -> bool:
+    """Return whether the weights of the output layer are among the ``new`` ones."""
+    layer = output_layer(model)
+    named = transformers_model(model).named_parameters()
+    return any(layer is not None and w is layer.weight and n in new for n, w in named)
+
+
+def vectors_of_texts(
+    given: list[torch.Tensor], batch: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """Return what a layer was given for each text: of all its tokens, for the last.
+
+    Args:
+        given: its inputs in the order of its calls: (batch, size), or (batch, length,
+            size) for a layer that is asked about every token.
+
+    Returns:
+        (batch, size); None where it was given something else.
+    """
+    if not given or given[-1].ndim not in (2, 3):
+        return None
+    if given[-1].ndim == 2:
+        return given[-1]
+    last = last_tokens(batch["attention_mask"])
+    return given[-1][torch.arange(len(last), device=last.device), last]
