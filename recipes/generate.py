@@ -2,7 +2,6 @@
 
 python recipes/generate.py --prompt "Once upon a time"
 python recipes/generate.py --args recipes/generate_cpu.json
-python recipes/generate.py --help
 """
 
 import sys
@@ -28,6 +27,7 @@ from llmft.console import say
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.metrics.tokens import TokenPrediction
 from llmft.model.adapters import add_lora, lighten_base, merged
+from llmft.model.ends import set_ends
 from llmft.model.identity import fingerprint
 from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
@@ -77,7 +77,6 @@ def continue_prompts(args: Arguments) -> Plan:
 def fine_tune(args: Arguments) -> Plan:
     """Train on the user's texts; show the same prompts before and after."""
     model_args, data_args, training_args = args.model, args.data, args.training
-
     # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, generate.TASK)
     splits = read_splits(args)  # makes those that are missing, refuses leakage
@@ -92,6 +91,7 @@ def fine_tune(args: Arguments) -> Plan:
         will_train=training_args.do_train,
     )
     require_causal(model, located.name)
+    set_ends(model, tokenizer, model_args.apply_chat_template, examples)
     examples = drop_seq_lengths_if_unsupported(model, examples)
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)

@@ -41,6 +41,7 @@ from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
 from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.metrics.tokens import CAUSAL_LM
+from llmft.model.ends import ends_of, length, set_ends
 from llmft.model.packed import pack_linear_layers
 from llmft.model.probes import in_own_precision, position_limit
 
@@ -133,9 +134,12 @@ class _RefuseNaN(LogitsProcessor):
 
 
 def generation_config(
-    args: GenerationModelArguments, tokenizer: PreTrainedTokenizerBase
+    args: GenerationModelArguments, tokenizer: PreTrainedTokenizerBase, ends: list[int]
 ) -> GenerationConfig:
-    """Return the settings of ``generate`` that the arguments ask for."""
+    """Return the settings of ``generate`` that the arguments ask for.
+
+    ``ends``: the ids at which a text ends.
+    """
     sampling: dict[str, Any] = {}
     if args.do_sample:
         sampling = {
@@ -150,7 +154,7 @@ def generation_config(
         num_return_sequences=args.num_return_sequences,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
@@ -291,7 +295,9 @@ def sample(
         ConfigError: see ``check_prompts``.
     """
     check_prompts(model, tokenizer, args)
-    config = generation_config(args, tokenizer)
+    set_ends(model, tokenizer, args.apply_chat_template)
+    ends = ends_of(model)
+    config = generation_config(args, tokenizer, ends)
     model.eval()
     texts = []
     started, written = time.perf_counter(), 0
@@ -314,7 +320,7 @@ def sample(
                 streamer=streamer,
             )
         new = ids[:, before:]
-        written += sum(_length(row, tokenizer.eos_token_id) for row in new)
+        written += sum(length(row, ends) for row in new)
         shown = tokenizer.batch_decode(new if chat else ids, skip_special_tokens=True)
         texts.append([turns + text for text in shown])
         if stream and not live:
@@ -339,13 +345,6 @@ def show(before: list[list[str]], after: list[list[str]]) -> None:
                 which = f" [{number}]" if len(group) > 1 else ""
                 said = f"{name if before else 'written'}{which}"
                 say(f"{said:<10} {text}")
-
-
-def _length(ids: torch.Tensor, eos_token_id: int | None) -> int:
-    """Return the number of tokens up to the first eos, which shorter rows end with."""
-    if eos_token_id is None or eos_token_id not in ids:
-        return len(ids)
-    return int((ids == eos_token_id).int().argmax()) + 1
 
 
 def set_defaults_from_format(

@@ -150,17 +150,6 @@ def causal_examples(
             f" out, or writes otherwise, turns: {unsaid}; give another by"
             " --chat_template_path"
         )
-    if encoded.types is not None and not any(
-        (part[types > 0] == tokenizer.eos_token_id).any()
-        for part, types in zip(
-            targets.pieces(encoded.tokens), targets.pieces(encoded.types), strict=True
-        )
-    ):
-        warn(
-            f"{split}: no turn of the assistant ends with the eos token"
-            f" {tokenizer.eos_token!r}, so that the model does not learn to stop;"
-            " expected a chat template of this tokenizer"
-        )
     return examples
 
 

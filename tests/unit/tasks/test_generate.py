@@ -9,6 +9,7 @@ import sys
 import pytest
 import tiny
 import torch
+from transformers import GenerationConfig
 from unit.machine.test_detect import PLAIN
 
 from llmft.config.choice import Choice
@@ -125,9 +126,9 @@ def test_no_pair_of_tokens_twice(writer, monkeypatch):
 
 def test_settings_reach_the_config(writer):
     args = arguments(temperature=0.5, top_k=7, top_p=0.6)
-    config = generate.generation_config(args, writer[1])
+    config = generate.generation_config(args, writer[1], [3, 5])
     assert (config.temperature, config.top_k, config.top_p) == (0.5, 7, 0.6)
-    assert config.eos_token_id == writer[1].eos_token_id
+    assert config.eos_token_id == [3, 5]
     likeliest = texts(writer, do_sample=False)
     assert texts(writer, top_k=1) == likeliest
     assert texts(writer, temperature=1e-4) == likeliest
@@ -223,12 +224,6 @@ def test_tokens_are_counted_up_to_the_end_of_the_text(writer, capsys, least):
     assert f"written    {sum(lengths)} tokens, " in capsys.readouterr().out
 
 
-def test_length_without_an_eos_token():
-    ids = torch.tensor([5, 6, 0, 0])
-    assert generate._length(ids, 0) == 3
-    assert generate._length(ids, 9) == generate._length(ids, None) == 4
-
-
 @pytest.mark.parametrize("greedy", [True, False])
 def test_scores_that_are_not_numbers_stop(greedy):
     tokenizer = tiny.bpe_tokenizer()
@@ -257,6 +252,7 @@ class _Elsewhere:
     """A model on another device that writes nothing but its prompt."""
 
     device, config, base_model = torch.device("meta"), None, None
+    generation_config = GenerationConfig()
 
     def eval(self):
         return self

@@ -381,16 +381,6 @@ def test_a_template_that_is_not_jinja(bpe):
         examples(TALKS, tokenizer)
 
 
-def test_a_template_without_the_eos_is_warned_of(bpe, capsys):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe.backend_tokenizer)
-    tokenizer.eos_token = EOS
-    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("{{ eos_token }}", "#")
-    made = examples(TALKS[:3], tokenizer)
-    assert "does not learn to stop" in capsys.readouterr().err
-    learnt = [i for i in made["labels"][0] if i != IGNORED]
-    assert tokenizer.decode(learnt) == "a film#\n"
-
-
 def settled(found, tokenizer, data=None, **model):
     args = Arguments(
         GenerationModelArguments(**model),
