@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import enum
 import json
-import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -235,10 +234,8 @@ def read_command_line(
         section = parser.add_argument_group(title)
         for name, argument in fields.items():
             _add_flag(section, name, argument, defaults[name])
-    # --max-seq-length stands for --max_seq_length
-    dashed = re.compile("(?<=^--)[^=]+")
-    argv = [dashed.sub(lambda name: name[0].replace("-", "_"), word) for word in argv]
-    namespace, unknown = parser.parse_known_args(argv)
+    known = {name for flag in parser._actions for name in flag.option_strings}
+    namespace, unknown = parser.parse_known_args([_named(w, known) for w in argv])
     problems = []
     for i, word in enumerate(unknown):
         name = word.split("=")[0].removeprefix("--")
@@ -250,6 +247,14 @@ def read_command_line(
     path = given.pop("args", None)
     words = {n: Text([v] if isinstance(v, str) else v) for n, v in given.items()}
     return path, words, problems
+
+
+def _named(word: str, known: Collection[str]) -> str:
+    """Return a flag as it is called: --max-seq-length stands for --max_seq_length."""
+    name, equals, value = word.partition("=")
+    called = "--" + name.removeprefix("--").replace("-", "_")
+    is_flag = name.startswith("--") and called in known
+    return called + equals + value if is_flag else word
 
 
 def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None:

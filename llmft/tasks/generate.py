@@ -141,7 +141,7 @@ def generation_config(
     ``ends``: the ids at which a text ends.
     """
     sampling: dict[str, Any] = {}
-    if args.do_sample:
+    if _draws(args):
         sampling = {
             "temperature": args.temperature,
             "top_k": args.top_k,
@@ -150,7 +150,7 @@ def generation_config(
     return GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         min_new_tokens=args.min_new_tokens or None,
-        do_sample=args.do_sample,
+        do_sample=_draws(args),
         num_return_sequences=args.num_return_sequences,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
         pad_token_id=tokenizer.pad_token_id,
@@ -158,6 +158,11 @@ def generation_config(
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
+
+
+def _draws(args: GenerationModelArguments) -> bool:
+    """Return whether tokens are drawn; with temperature 0 the likeliest is taken."""
+    return args.do_sample and args.temperature > 0
 
 
 def made_fast(model: Any, args: TrainingArguments) -> tuple[Any, Choice]:
@@ -247,10 +252,11 @@ def check_prompts(
 
     Also where several texts are asked for that would be the same.
     """
-    if args.num_return_sequences > 1 and not args.do_sample:
+    if args.num_return_sequences > 1 and not _draws(args):
+        off = "temperature 0" if args.do_sample else "do_sample off"
         raise ConfigError(
-            f"num_return_sequences is {args.num_return_sequences} with do_sample off:"
-            " the texts would be the same; use 1, or do_sample"
+            f"num_return_sequences is {args.num_return_sequences} with {off}: the"
+            " texts would be the same; use 1, or sample"
         )
     limit = position_limit(model)
     for prompt in args.prompt:

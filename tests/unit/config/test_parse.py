@@ -78,6 +78,13 @@ def problems(read):
         ([], "max_seq_length", 64),
         (["--max_seq_length", "32"], "max_seq_length", 32),
         (["--max-seq-length=32"], "max_seq_length", 32),
+        (["--prompt", "--- Chapter-1"], "prompt", ["--- Chapter-1"]),
+        (
+            ["--prompt", "--max-seq-length of a-b"],
+            "prompt",
+            ["--max-seq-length of a-b"],
+        ),
+        (["--no-ladder"], "ladder", False),
         (["--learning-rate", "1e-3"], "learning_rate", 1e-3),
         (["--no_ladder"], "ladder", False),
         (["--no-load-best-model-at-end"], "load_best_model_at_end", False),
@@ -184,7 +191,7 @@ def test_a_label_delimiter_is_a_text():
 
 # Every number with a range, by which of -1 and 0 it refuses; all refuse nan and inf.
 REFUSES_MINUS_AND_ZERO = """
- lora_r lora_alpha max_new_tokens temperature top_p num_return_sequences max_seq_length
+ lora_r lora_alpha max_new_tokens top_p num_return_sequences max_seq_length
  max_train_samples max_eval_samples preprocessing_num_workers mlm_probability
  geometric_p max_span_length
  per_device_train_batch_size per_device_eval_batch_size num_train_epochs
@@ -197,7 +204,8 @@ REFUSES_MINUS = """
  validation_split_percentage test_split_percentage num_examples num_mistakes
  warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm label_smoothing_factor
  neftune_noise_alpha eval_delay seed data_seed dataloader_num_workers
- early_stopping_threshold max_bad_rows buffer_size stride contrastive_weight""".split()
+ early_stopping_threshold max_bad_rows buffer_size stride contrastive_weight
+ temperature""".split()
 RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 

@@ -132,6 +132,9 @@ def test_settings_reach_the_config(writer):
     likeliest = texts(writer, do_sample=False)
     assert texts(writer, top_k=1) == likeliest
     assert texts(writer, temperature=1e-4) == likeliest
+    assert texts(writer, temperature=0) == likeliest
+    with pytest.raises(ConfigError, match="is 2 with temperature 0: the texts would"):
+        texts(writer, temperature=0, num_return_sequences=2)
 
 
 def test_prompts_that_cannot_be_continued(writer):
