@@ -100,10 +100,12 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
             return ids, ids.clone()
         epoch = int(example.get("epoch", epoch))
         seed = row_seed(self.mask_seed, epoch, int(example["row"]))
-        self.generator = generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         special = torch.isin(ids, self._special)
         if self._edges is None:
+            self.generator = generator
             inputs, labels = self.torch_mask_tokens(ids[None].clone(), special[None])
+            self.generator = None  # it cannot be sent to a worker that is spawned
             if (labels != IGNORED).any():
                 return inputs[0], labels[0]
         return self._mask_words(ids.numpy(), ~special.numpy(), generator)

@@ -93,18 +93,24 @@ def test_padding(wordpiece, rows):
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
-@pytest.mark.parametrize(("workers", "mode"), [(0, "token"), (2, "token"), (2, "span")])
+@pytest.mark.parametrize(
+    ("workers", "mode", "start"),
+    [(0, "token", None), (2, "token", "fork"), (2, "span", "spawn"),
+     (1, "token", "spawn"), (1, "token", "forkserver")],
+)  # fmt: skip
 def test_workers_make_the_same_batches_also_when_they_live_on(
-    wordpiece, rows, workers, mode
+    wordpiece, rows, workers, mode, start
 ):
-    """The epoch reaches workers that were started before it was set."""
+    """The epoch reaches workers that were started before it was set, in any way."""
     collator = masker(wordpiece, mlm_masking=mode)
+    collator(rows[:2])  # as a trial does before
     loader = DataLoader(
         rows,
         batch_size=5,
         collate_fn=collator,
         num_workers=workers,
         persistent_workers=workers > 0,
+        multiprocessing_context=start,
     )
     reference = masker(wordpiece, mlm_masking=mode)
     epochs = []
