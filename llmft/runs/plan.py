@@ -128,6 +128,11 @@ def show(plan: Plan, args: TrainingArguments) -> None:
             "memory may run out: --per_device_train_batch_size auto finds a batch that"
             " leaves some"
         )
+    if plan.steps and (warmup := args.get_warmup_steps(plan.steps)) >= plan.steps:
+        warn(
+            f"the learning rate rises for {warmup:,} steps, of {plan.steps:,} in all,"
+            " and never reaches its height; lower --warmup_steps"
+        )
     if args.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
 

@@ -40,6 +40,23 @@ def test_threads(machine, given, value, reason):
     assert found.reason == (reason or "the cgroup grants 0.5 of 8 cores")
 
 
+@pytest.mark.parametrize(
+    ("set_to", "said"),
+    [
+        ("1", "; OMP_NUM_THREADS is 1, which --num_threads 1 follows"),
+        ("8", ""),
+        (None, ""),
+    ],
+)
+def test_another_number_in_the_environment_is_told(set_to, said):
+    variables = {"OMP_NUM_THREADS": set_to} if set_to else {}
+    machine = replace(PLAIN, physical_cores=8, cores=8, variables=variables)
+    assert choose_threads(machine, None) == Choice(
+        "threads", "8", f"the cores that this process may use{said}"
+    )
+    assert choose_threads(machine, 3).reason == "num_threads was given"
+
+
 def test_the_machine_is_prepared(monkeypatch):
     monkeypatch.setattr(detect, "detect", lambda: replace(PLAIN, physical_cores=1))
     torch.set_num_threads(2)

@@ -103,6 +103,16 @@ def test_what_the_plan_says(tmp_path, capsys, given, forecast, train, said):
         assert printed == begin + said
 
 
+@pytest.mark.parametrize(("steps", "warned"), [(3, True), (4, True), (5, False)])
+def test_a_rate_that_never_reaches_its_height_is_told(tmp_path, capsys, steps, warned):
+    args = TrainingArguments(
+        str(tmp_path), do_train=True, max_steps=steps, warmup_steps=4, **OFF
+    )
+    show(make_plan(args, [], range(17)), args)
+    said = f"the learning rate rises for 4 steps, of {steps} in all, and never"
+    assert (said in capsys.readouterr().err) is warned
+
+
 def test_what_is_left_of_a_resumed_run(tmp_path, monkeypatch):
     state = TrainerState(global_step=3, max_steps=12)
     for step in (2, 3):  # which make room for those to come
