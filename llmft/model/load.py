@@ -131,10 +131,19 @@ def require_memory_for_weights(
     """Raise EnvironmentFault where not even the weights fit, before they are loaded.
 
     With them count, in training, gradients and what AdamW keeps. ``lora``: few train.
+
+    Raises:
+        ConfigError: an encoder-decoder model, in a task that it has no head for.
     """
     if base_of(located.path_or_id):
         return
     config = from_pretrained(AutoConfig, located)
+    if config.is_encoder_decoder and type(config) not in auto_class._model_mapping:
+        raise ConfigError(
+            f"{config.model_type} is an encoder-decoder model; llmft trains encoders"
+            " (mlm.py, classify.py) and decoders (generate.py): choose one of these",
+            path=located.name,
+        )
     try:
         with torch.device("meta"):
             model = auto_class.from_config(config)

@@ -13,8 +13,9 @@ from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
 from torch import nn
 from transformers import AutoModelForCausalLM as Causal
+from transformers import T5Config
 
-from llmft.config.fields import ModelArguments
+from llmft.config.fields import ModelArguments, TrainingArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
 from llmft.model import load as models
 from llmft.model import pretrained, probes
@@ -58,6 +59,26 @@ def without_special_tokens(folder, *names):
         kept = {k: v for k, v in config.items() if k not in names}
         path.write_text(json.dumps(kept))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "refused"),
+    [("masked-lm", True), ("causal-lm", True), ("classification", False)],
+)
+def test_an_encoder_decoder_model_is_refused_at_once(tmp_path, task, refused):
+    """From its config alone, unless it has a head for the task."""
+    T5Config(
+        d_model=8, num_layers=1, num_heads=1, d_ff=8, vocab_size=50
+    ).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    how = tiny.AUTO_CLASSES[task], found(tmp_path), TrainingArguments("x"), False
+    if not refused:
+        models.require_memory_for_weights(*how)
+        return
+    with pytest.raises(
+        ConfigError, match="t5 is an encoder-decoder model; llmft trains"
+    ):
+        models.require_memory_for_weights(*how)
 
 
 def test_a_model_without_mask_token_is_refused_for_masked_lm(tiny_gpt2):
