@@ -103,8 +103,6 @@ class Ladder:
             return
         on = f"{probe.examples:,} of {len(examples['train']):,} examples"
         say(f"  {PROBE} fitted on {on}: training starts from its head")
-        if probe.even:
-            say("  the last layer now attends to all tokens alike: the probe is better")
         found = None
         if "validation" in examples:
             found = trainer.predict(examples["validation"], metric_key_prefix="eval")

@@ -34,27 +34,19 @@ FOLDS, ROWS = 3, 3000
 # Rows that are encoded, at the most: some, and more of each output. Encoding costs a
 # third of an epoch of training, and where rows are many, training goes further anyway.
 ENCODED, MORE = 4000, 100
-# The two ways to read an encoder are compared on so many rows, at the most, and the
-# loss of the other must be this part of the first one's: at 0.95 fine-tuned calories
-# lost (R2 0.716 -> 0.676), at 0.91 a helper's strategies gained (0.443 -> 0.481).
-COMPARED, CLEARLY = 1000, 0.93
 # A feature counts as no smaller than this part of them all: weights stay bounded where
 # a feature hardly differs between texts, as in a model that was never trained.
 _FLOOR = 0.01
-# Weight, bias, regularisation and loss.
-Fit: TypeAlias = tuple[np.ndarray, np.ndarray, float, float]
+# Weight, bias and regularisation.
+Fit: TypeAlias = tuple[np.ndarray, np.ndarray, float]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How an output layer was fitted: its regularisation, and on how many examples.
-
-    ``even``: whether the last layer was made to read all tokens alike.
-    """
+    """How an output layer was fitted: its regularisation, and on how many examples."""
 
     strength: float
     examples: int
-    even: bool = False
 
 
 def fit_linear_probe(
@@ -66,9 +58,9 @@ def fit_linear_probe(
 ) -> Probe | None:
     """Fit the output layer of ``model`` on what it is given for the training examples.
 
-    All other weights stay as they are, but for what ``attend_evenly`` does. The
-    regularisation is one of ``STRENGTHS``, by the loss in a cross-validation. Examples
-    count as the class weights of the objective say. Of many examples, some are drawn.
+    All other weights stay as they are. The regularisation is one of ``STRENGTHS``, by
+    the loss in a cross-validation. Examples count as the class weights of the objective
+    say. Of many examples, some are drawn.
 
     Returns:
         None for a model whose logits are not what a linear layer makes of one vector a
@@ -78,70 +70,19 @@ def fit_linear_probe(
     if layer is None:
         return None
     train = drawn(train, layer.out_features, args.seed)
-    even = attend_evenly(model, layer, objective, collator, train, args)
     features = encode(model, layer, objective, collator, train, args)
     if features is None:
         return None
-    weight, bias, strength, _ = _fitted(features, train, layer, objective)
+    weights = None if objective.weights is None else objective.weights.numpy()
+    kind, outputs = objective.problem_type, layer.out_features
+    labels, has_bias = np.asarray(train["labels"][:]), layer.bias is not None
+    how = kind, outputs, weights, has_bias
+    weight, bias, strength = fitted(features, labels, *how)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         if layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(bias))
-    return Probe(strength, len(train), even)
-
-
-def _fitted(
-    features: np.ndarray, data: Dataset, layer: nn.Linear, objective: Classification
-) -> Fit:
-    weights = None if objective.weights is None else objective.weights.numpy()
-    kind, outputs = objective.problem_type, layer.out_features
-    labels, has_bias = np.asarray(data["labels"][:]), layer.bias is not None
-    return fitted(features, labels, kind, outputs, weights, has_bias)
-
-
-def attend_evenly(
-    model: Any,
-    layer: nn.Linear,
-    objective: Classification,
-    collator: Any,
-    train: Dataset,
-    args: TrainingArguments,
-) -> bool:
-    """Let [CLS] read the mean of all tokens, where a probe is better for it.
-
-    Encoders of sentences are often trained by the mean of their tokens; what [CLS]
-    holds, nobody ever read, as a pooler shows that was never trained: its bias is zero.
-    With a query of zero, the last layer attends to all tokens alike. Probes on MiniLM
-    reached 0.770 (0.715 before) on the embedded reviews, 0.59 (0.45) on empathy, 0.40
-    (0.34) on a helper's strategies, 0.78 (0.74) on languages; on six other sets it is
-    no clear gain.
-
-    Returns:
-        Whether the loss in a cross-validation on some of ``train`` clearly fell; else
-        the weights are as they were.
-    """
-    base = transformers_model(model).base_model
-    bias = getattr(getattr(getattr(base, "pooler", None), "dense", None), "bias", None)
-    queries = [m for name, m in base.named_modules() if name.endswith(".self.query")]
-    if bias is None or bias.any() or not queries:
-        return False
-    if not all(weight.requires_grad for weight in queries[-1].parameters()):
-        return False  # what is frozen stays
-    rows = np.random.default_rng(args.seed).permutation(len(train))[:COMPARED]
-    some, weights = train.select(np.sort(rows)), list(queries[-1].parameters())
-    before, losses = [weight.detach().clone() for weight in weights], []
-    with torch.no_grad():
-        for kept in (before, [torch.zeros_like(weight) for weight in weights]):
-            for weight, values in zip(weights, kept, strict=True):
-                weight.copy_(values)
-            features = encode(model, layer, objective, collator, some, args)
-            if features is not None:
-                losses.append(_fitted(features, some, layer, objective)[-1])
-        if len(losses) == 2 and losses[1] < CLEARLY * losses[0]:
-            return True
-        for weight, values in zip(weights, before, strict=True):
-            weight.copy_(values)
-    return False
+    return Probe(strength, len(train))
 
 
 def drawn(train: Dataset, outputs: int, seed: int) -> Dataset:
@@ -210,10 +151,7 @@ def fitted(
     class_weights: np.ndarray | None = None,
     has_bias: bool = True,
 ) -> Fit:
-    """Return weight and bias of a linear layer fitted to ``labels``, and how it is.
-
-    That is its regularisation, and the loss in the cross-validation that chose it: of
-    numbers, the squared error.
+    """Return weight, bias and regularisation of a linear layer fitted to ``labels``.
 
     Args:
         features: (examples, in_features).
@@ -228,14 +166,14 @@ def fitted(
         ridge = RidgeCV([1 / c for c in STRENGTHS[::-1]], fit_intercept=has_bias)
         ridge = ridge.fit(x, labels.reshape(-1))
         coefficients, constants = ridge.coef_[None], np.array([ridge.intercept_])
-        strength, loss = float(1 / ridge.alpha_), -float(ridge.best_score_)
+        strength = float(1 / ridge.alpha_)
     else:
         how = problem_type, class_weights, has_bias
-        strength, loss = _strength(x, labels, *how)
+        strength = _strength(x, labels, *how)
         coefficients, constants = _logistic(x, labels, outputs, strength, *how)
     weight = coefficients / spread
     bias = constants - weight @ mean
-    return weight.astype(np.float32), bias.astype(np.float32), strength, loss
+    return weight.astype(np.float32), bias.astype(np.float32), strength
 
 
 def _strength(
@@ -244,15 +182,15 @@ def _strength(
     problem_type: str,
     class_weights: np.ndarray | None,
     has_bias: bool,
-) -> tuple[float, float]:
-    """Return the strength with the lowest loss on rows that were not learnt, and that.
+) -> float:
+    """Return the strength with the lowest loss on rows that were not learnt.
 
     Weaker regularisations, which take longest, are not tried once the loss rises.
     """
     rows = np.random.default_rng(0).permutation(len(x))[:ROWS]
     x, labels = x[rows], labels[rows]
     if len(x) < 2 * FOLDS:
-        return STRENGTHS[0], float("inf")
+        return STRENGTHS[0]
     folds: Any = KFold(FOLDS)
     if problem_type != MULTI and np.unique(labels, return_counts=True)[1].min() > 1:
         folds = StratifiedKFold(FOLDS)
@@ -270,7 +208,7 @@ def _strength(
             logits = x[held_out] @ weight.T + bias
             found.append(_loss(logits, labels[held_out], problem_type))
         losses.append(float(np.mean(found)))
-    return STRENGTHS[int(np.argmin(losses))], min(losses)
+    return STRENGTHS[int(np.argmin(losses))]
 
 
 def _loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:

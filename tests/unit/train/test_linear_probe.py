@@ -29,7 +29,7 @@ def standard():
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0]])
 def test_classes_are_fitted_as_sklearn_does(weights):
     weights = None if weights is None else np.array(weights)
-    weight, bias, strength, _ = linear_probe.fitted(X, CLASSES, SINGLE, 3, weights)
+    weight, bias, strength = linear_probe.fitted(X, CLASSES, SINGLE, 3, weights)
     assert strength in linear_probe.STRENGTHS
     each = None if weights is None else weights[CLASSES]
     plain = LogisticRegression(C=strength, max_iter=1000, tol=1e-8)
@@ -43,7 +43,7 @@ def test_classes_are_fitted_as_sklearn_does(weights):
 def test_two_classes_have_a_row_each():
     """As the minimum of the regularised loss of two logits."""
     labels = (CLASSES > 0).astype(int)
-    weight, bias, strength, _ = linear_probe.fitted(X, labels, SINGLE, 2)
+    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2)
     z = standard()
 
     def loss(v):
@@ -73,8 +73,7 @@ def test_labels_and_numbers():
     assert not weight[2].any()
     assert bias[2] == pytest.approx(np.log(ROWS + 1))
     numbers = 80 + X @ np.array([1, 2, 3, 0, 0])
-    weight, bias, strength, loss = linear_probe.fitted(X, numbers, REGRESSION, 1)
-    assert 0 < loss < 0.01 * numbers.var()
+    weight, bias, strength = linear_probe.fitted(X, numbers, REGRESSION, 1)
     plain = Ridge(1 / strength).fit(standard(), numbers)
     wanted = plain.predict(standard())[:, None]
     np.testing.assert_allclose(X @ weight.T + bias, wanted, rtol=1e-3)
@@ -118,34 +117,6 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     assert changed == {n for n, p in model.named_parameters() if id(p) in own}
     loss = torch.nn.functional.cross_entropy(wanted, torch.tensor(data["labels"]))
     assert loss < np.log(2)
-
-
-@pytest.mark.parametrize(
-    "case", ["one token", "trained pooler", "even already", "frozen"]
-)
-def test_an_encoder_that_nobody_read_is_read_evenly_where_that_is_better(
-    case, tmp_path
-):
-    """Its last layer attends to one token of each text, in which the label is not."""
-    tokenizer = tiny.wordpiece_tokenizer()
-    model = tiny.model("bert", "classification", len(tokenizer)).eval()
-    query = model.bert.encoder.layer[-1].attention.self.query
-    with torch.no_grad():
-        query.weight.mul_(0 if case == "even already" else 1000)
-        query.bias.zero_()
-        query.requires_grad_(case != "frozen")
-        if case == "trained pooler":
-            model.bert.pooler.dense.bias.fill_(0.01)
-    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    how = DataCollatorForClassification(tokenizer), texts(tokenizer), args
-    layer, objective = outputs.output_layer(model), Classification()
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    even = linear_probe.attend_evenly(model, layer, objective, *how)
-    changed = {n for n, p in model.named_parameters() if not p.equal(before[n])}
-    assert even is (case == "one token")
-    last = f"bert.encoder.layer.{len(model.bert.encoder.layer) - 1}.attention.self"
-    assert changed == ({f"{last}.query.weight"} if even else set())
-    assert not even or not query.weight.any()
 
 
 def test_a_head_that_reads_the_last_token(tmp_path):
@@ -192,9 +163,7 @@ def test_weights_of_features_that_hardly_differ_are_bounded():
 
 def test_without_a_bias():
     labels = (X @ [1, 0.1, 0, 0, 0] > 0.5).astype(int)
-    weight, bias, strength, _ = linear_probe.fitted(
-        X, labels, SINGLE, 2, has_bias=False
-    )
+    weight, bias, strength = linear_probe.fitted(X, labels, SINGLE, 2, has_bias=False)
     assert not bias.any()
     z = X / (X.std(0) + 1e-6)
 
