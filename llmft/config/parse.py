@@ -234,7 +234,7 @@ def read_command_line(
         section = parser.add_argument_group(title)
         for name, argument in fields.items():
             _add_flag(section, name, argument, defaults[name])
-    known = {name for flag in parser._actions for name in flag.option_strings}
+    known = {f"--{no}{name}" for name in (*defaults, "args") for no in ("", "no_")}
     namespace, unknown = parser.parse_known_args([_named(w, known) for w in argv])
     problems = []
     for i, word in enumerate(unknown):

@@ -52,10 +52,10 @@ def ends_of(model: Any) -> list[int]:
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that comes after what the assistant said, if any."""
-    said = [("user", "a"), ("assistant", "b")]
+    said = [("user", "question"), ("assistant", "the answer")]
     messages = [{"role": role, "content": text} for role, text in said]
     text = Layout(tokenizer, MESSAGES)._render(messages, {})[0]
-    after = text.rpartition("b")[2].strip()
+    after = text.rpartition("the answer")[2].strip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 

@@ -150,7 +150,8 @@ def set_problem_type_from_labels(
     problems = []
     if kind != SINGLE and training.label_smoothing_factor:
         problems.append(f"label_smoothing_factor does not work with {kind}")
-    if kind != SINGLE and "contrastive_weight" in args.origins:
+    given = "contrastive_weight" in args.origins and data.contrastive_weight
+    if kind != SINGLE and given:
         problems.append(f"contrastive_weight does not work with {kind}")
     if kind == REGRESSION and data.class_weights != ["none"]:
         problems.append("class_weights is of classes, the labels are numbers")

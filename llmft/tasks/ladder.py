@@ -121,10 +121,12 @@ class Ladder:
     def keep_best(
         self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
     ) -> None:
-        """Put the probe's weights back where validation says that they were better.
+        """Put the probe's weights back where validation says that they are better.
 
-        That is in the metric of the best checkpoint; after a cross-validation, where
-        its folds say so.
+        That is in the metric of the best checkpoint, by more than its standard error:
+        of 20 trainings on 8 or 16 texts a class (emotions, MedMCQA), the difference
+        alone picked the probe in 4, each time wrongly (0.30 and 0.45 right of the
+        test). After a cross-validation, where its folds say so.
         """
         if self.file is None:
             return
@@ -135,7 +137,8 @@ class Ladder:
             self._add_tuned_of(trainer, examples, run)
             self._restore(transformers_model(trainer.model))
         elif probe is not None and tuned is not None:
-            if probe != tuned and (probe > tuned) is bool(args.greater_is_better):
+            above = probe - tuned if args.greater_is_better else tuned - probe
+            if above > self.reached.get(f"{name}_stderr", 0.0):
                 self._add_tuned_of(trainer, examples, run)
                 self._restore(transformers_model(trainer.model))
                 said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"

@@ -78,14 +78,15 @@ def set_epochs_and_rate(
     if not training.do_train or train is None:
         return choices
     steps_are_given = training.max_steps > 0 or training.time_limit
-    rows, few = len(train), len(train) <= rule.few
+    few = bool(rule.few) and len(train) <= rule.few  # a stream has no length
     if "num_train_epochs" not in args.origins and not steps_are_given:
         outputs = transformers_model(model).config.num_labels
         wanted = rule.examples + rule.each * outputs
-        epochs = min(max(math.ceil(wanted / rows), 1), rule.most)
+        epochs = min(max(math.ceil(wanted / len(train)), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
-        said = f"auto: {rows:,} examples, about {wanted:,} to learn from"
+        said = f"auto: {len(train):,} examples, "
+        said += "which are few" if few else f"about {wanted:,} to learn from"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
@@ -96,7 +97,7 @@ def set_epochs_and_rate(
         rate *= rule.slower if few else 1.0
         rate *= LORA if getattr(args.model, "lora_r", None) else 1.0
         _set(args, learning_rate=float(f"{min(rate, HIGHEST):.1g}"))
-        said = f"auto: hidden size {size:,}"
+        said = f"auto: hidden size {size:,}{', few examples' * few}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
     return choices
 

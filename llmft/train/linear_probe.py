@@ -23,7 +23,6 @@ from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.model.probes import changed_inputs, evaluating
 from llmft.train.batches import Batches
-from llmft.train.narrow import transformers_model
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer, vectors_of_texts
 

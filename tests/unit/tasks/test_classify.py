@@ -51,6 +51,11 @@ def test_what_follows_from_the_labels(kind):
     assert args.origins["problem_type"] == "follows: the labels"
 
 
+def test_no_contrast_may_be_asked_for_of_any_labels():
+    args = arguments(given="contrastive_weight", contrastive_weight=0.0)
+    assert settle(args, train=REGRESSION) == REGRESSION
+
+
 def test_single_labels_change_nothing():
     args = arguments("accuracy")
     assert settle(args, train=SINGLE) == SINGLE

@@ -123,6 +123,26 @@ def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
     assert "ladder, on test, n 50" in ladder.notes[0]
 
 
+@pytest.mark.parametrize(("errors", "saved"), [(0.9, TUNED), (1.1, PROBE)])
+def test_within_an_error_of_the_probe_the_fine_tuned_is_kept(
+    model, tmp_path, monkeypatch, errors, saved
+):
+    start, seen = Ladder.start_from_probe, []
+
+    def keep(ladder, *args):
+        start(ladder, *args)
+        seen.append(ladder.reached)
+
+    def below(trainer, name):
+        assert seen[0][f"{name}_stderr"] > 0
+        return seen[0][name] - errors * seen[0][f"{name}_stderr"]
+
+    monkeypatch.setattr(Ladder, "start_from_probe", keep)
+    monkeypatch.setattr("llmft.tasks.ladder._reached", below)
+    best = {"metric_for_best_model": "accuracy", "greater_is_better": True}
+    assert climb(tmp_path / "run", model, **best)[0].saved == saved
+
+
 def test_the_last_model_is_kept_without_validation(model, tmp_path):
     ladder, run, _ = climb(tmp_path / "run", model, ("train", "test"))
     assert (ladder.saved, len(run.ladder["rungs"])) == (TUNED, 4)

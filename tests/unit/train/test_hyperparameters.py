@@ -51,6 +51,15 @@ def test_more_outputs_need_more_examples():
     assert training.num_train_epochs == 6  # of 100 + 2 * 40
 
 
+def test_a_stream_has_a_rate():
+    """And no length, which is asked for only where few rows are another case."""
+    training = TrainingArguments("x", do_train=True, max_steps=5)
+    model_args, data = GenerationModelArguments("tiny"), ClassificationDataArguments()
+    args = Arguments(model_args, data, training, {}, [])
+    (rate,) = set_epochs_and_rate(args, MODEL, RULE, {"train": iter([])})
+    assert rate.name == "rate"
+
+
 def test_few_rows_are_learnt_often_and_slowly():
     few = RULE._replace(few=9, often=20, slower=0.5)
     found = [chosen(rows, rule=few)[0] for rows in (9, 10)]
