@@ -62,7 +62,6 @@ def main(argv: list[str]) -> Plan:
 def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     """Train, evaluate, predict and save, as far as the arguments say."""
     model_args, data_args, training_args = args.model, args.data, args.training
-    # Checks output_dir, finds the model, sets the seed, and torch's threads.
     located, choices, tokenizer = prepare(args, classify.TASK)
     set_token_type_ids(tokenizer, located)
     made_for = classify.set_problem_type_from_model(args, located)
@@ -93,7 +92,8 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     # Tries some steps with each precision and attention, and sets the fastest where
     # they were not given: precision in args, attention in the model.
     collator = DataCollatorForClassification(tokenizer)
-    objective = Classification(problem_type, weights, data_args.contrastive_weight)
+    contrast = classify.contrast(args, model)  # weight of the contrastive loss
+    objective = Classification(problem_type, weights, contrast)
     fast_path = choose_fast_path(args, model, objective, collator, examples)
     choices += fast_path.choices
     # bf16 kernels are made and kept for each length: few lengths, few kernels.

@@ -36,7 +36,7 @@ def choose_threads(machine: Machine, given: int | None) -> Choice:
     elif m.quota and m.quota < m.logical_cores:
         reason = f"the cgroup grants {m.quota:g} of {m.logical_cores} cores"
     asked = m.variables.get("OMP_NUM_THREADS", str(m.physical_cores))
-    if asked != str(m.physical_cores):
+    if asked.isdigit() and int(asked) != m.physical_cores:
         reason += f"; OMP_NUM_THREADS is {asked}, which --num_threads {asked} follows"
     return Choice("threads", str(m.physical_cores), reason)
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from llmft.console import warn
 from llmft.data.read.messages import MESSAGES
 from llmft.data.tokens.chat import Layout
+from llmft.errors import DataFormatError
 
 
 def set_ends(
@@ -31,8 +32,9 @@ def set_ends(
     if chat:
         ends.add(_turn_end(tokenizer))
     found = sorted(ends - {None})
-    model.generation_config.eos_token_id = found[0] if len(found) == 1 else found
-    shown = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(found)))
+    kept = found[0] if len(found) == 1 else found or None  # it fails at an empty list
+    model.generation_config.eos_token_id = kept
+    shown = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(found))) or "an end"
     for split, data in (examples or {}).items():
         if "labels" not in data.column_names:
             continue  # texts of which all is learnt
@@ -54,10 +56,17 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that comes after what the assistant said, if any."""
     said = [("user", "question"), ("assistant", "the answer")]
     messages = [{"role": role, "content": text} for role, text in said]
-    text = Layout(tokenizer, MESSAGES)._render(messages, {})[0]
-    after = text.rpartition("the answer")[2].strip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+    try:
+        text = Layout(tokenizer, MESSAGES)._render(messages, {})[0]
+    except DataFormatError:  # a template that wants a system turn
+        return None
+    _, answered, after = text.rpartition("the answer")
+    ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"][:1]
+    if not answered or not ids:
+        return None
+    added = tokenizer.added_tokens_decoder.get(ids[0])
+    special = ids[0] in tokenizer.all_special_ids or (added and added.special)
+    return ids[0] if special else None
 
 
 def length(ids: torch.Tensor, ends: list[int]) -> int:

@@ -128,7 +128,9 @@ def show(plan: Plan, args: TrainingArguments) -> None:
             "memory may run out: --per_device_train_batch_size auto finds a batch that"
             " leaves some"
         )
-    if plan.steps and (warmup := args.get_warmup_steps(plan.steps)) >= plan.steps:
+    rises = args.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau")
+    warmup = args.get_warmup_steps(plan.steps) if rises else 0
+    if 0 < plan.steps <= warmup:
         warn(
             f"the learning rate rises for {warmup:,} steps, of {plan.steps:,} in all,"
             " and never reaches its height; lower --warmup_steps"

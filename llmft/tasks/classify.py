@@ -29,6 +29,7 @@ from llmft.runs.terminal import UNSHARED
 from llmft.sources.hub import Located
 from llmft.train.class_weights import weights_choice
 from llmft.train.objectives import Classification
+from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
 
 METRICS = {
@@ -199,6 +200,12 @@ def measure(
     return found
 
 
+def contrast(args: Arguments, model: Any) -> float:
+    """Return the weight of the contrastive loss: 0 where nothing would be moved."""
+    alone = args.training.train_batch_size < 2 or output_layer(model) is None
+    return 0.0 if args.model.freeze_backbone or alone else args.data.contrastive_weight
+
+
 def choices(
     objective: Classification, data: Any, labels: LabelNames, train: Dataset | None
 ) -> list[Choice]:
@@ -209,8 +216,10 @@ def choices(
     """
     weights = None if objective.weights is None else objective.weights.tolist()
     weighed = weights_choice(data.class_weights, weights, labels)
-    if objective.contrast and train is not None:
-        said = "texts of a class are drawn together, beside the cross entropy"
+    if train is not None and labels.problem_type == SINGLE and data.contrastive_weight:
+        said = "texts of a class in a batch are drawn together"
+        if not objective.contrast:
+            said = "batches of one text, a frozen encoder, or a head of several layers"
         weighed.append(Choice("contrast", f"{objective.contrast:g}", said))
     validated = data.k_folds or data.validation_file or data.dataset_name
     if train is not None and len(train) < SMALL and not validated:

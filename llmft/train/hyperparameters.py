@@ -24,7 +24,7 @@ class Rule(NamedTuple):
             at the most ``HIGHEST``.
         examples: to learn from in all, and ``each`` more of every output.
         most: passes over them, at the most.
-        few: up to so many rows, there are ``often`` passes at a ``slower`` rate.
+        few: up to so many rows, there are ``often`` passes, at a ``slower`` rate.
         keeps_last: whether the last weights are kept, and training never stops early,
             where that is not said otherwise.
     """
@@ -78,10 +78,10 @@ def set_epochs_and_rate(
     if not training.do_train or train is None:
         return choices
     steps_are_given = training.max_steps > 0 or training.time_limit
-    few = bool(rule.few) and len(train) <= rule.few  # a stream has no length
+    few = False
     if "num_train_epochs" not in args.origins and not steps_are_given:
         outputs = transformers_model(model).config.num_labels
-        wanted = rule.examples + rule.each * outputs
+        wanted, few = rule.examples + rule.each * outputs, len(train) <= rule.few
         epochs = min(max(math.ceil(wanted / len(train)), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))

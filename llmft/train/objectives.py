@@ -121,7 +121,8 @@ class Classification:
     Args:
         problem_type, class_weights: see ``losses.label_loss``.
         contrast: how much the contrastive loss of what the output layer is given
-            counts in training beside it; of a single label only.
+            counts in training beside it; of a single label only. Texts are compared
+            within a batch of the device: with accumulation, each with fewer others.
     """
 
     def __init__(
@@ -154,10 +155,11 @@ class Classification:
             return inputs
 
         with changed_inputs(layer, keep):
-            loss = self.evaluate(model, batch, label_smoothing, count)[0]
-        vectors, labels = vectors_of_texts(given, batch), batch["labels"]
-        if vectors is None or len(vectors) != len(labels) or not vectors.requires_grad:
+            loss, output = self.evaluate(model, batch, label_smoothing, count)
+        vectors = vectors_of_texts(given, batch, layer, output["logits"])
+        if vectors is None or not vectors.requires_grad:
             return loss
+        labels = batch["labels"]
         count = self.label_count(batch) if count is None else count
         weights = self._weights(labels)
         apart = losses.contrastive_loss(vectors, labels, count, weights)

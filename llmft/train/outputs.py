@@ -33,20 +33,29 @@ def has_new_output(model: Any, new: Collection[str]) -> bool:
 
 
 def vectors_of_texts(
-    given: list[torch.Tensor], batch: Mapping[str, torch.Tensor]
+    given: list[torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    layer: nn.Linear,
+    logits: torch.Tensor,
 ) -> torch.Tensor | None:
     """Return what a layer was given for each text: of all its tokens, for the last.
 
     Args:
         given: its inputs in the order of its calls: (batch, size), or (batch, length,
             size) for a layer that is asked about every token.
+        logits: of the model, (batch, classes).
 
     Returns:
-        (batch, size); None where it was given something else.
+        (batch, size); None where the logits are not what ``layer`` makes of that.
     """
     if not given or given[-1].ndim not in (2, 3):
         return None
-    if given[-1].ndim == 2:
-        return given[-1]
-    last = last_tokens(batch["attention_mask"])
-    return given[-1][torch.arange(len(last), device=last.device), last]
+    vectors = given[-1]
+    if vectors.ndim == 3:
+        last = last_tokens(batch["attention_mask"])
+        vectors = vectors[torch.arange(len(last), device=last.device), last]
+    with torch.no_grad():
+        wanted = nn.functional.linear(vectors.float(), layer.weight, layer.bias)
+        near = 0.05 * wanted.norm() + 1e-3  # in bf16
+        same = logits.shape == wanted.shape and (wanted - logits).norm() <= near
+    return vectors if same else None

@@ -44,8 +44,7 @@ def test_threads(machine, given, value, reason):
     ("set_to", "said"),
     [
         ("1", "; OMP_NUM_THREADS is 1, which --num_threads 1 follows"),
-        ("8", ""),
-        (None, ""),
+        *(("8", ""), ("4,2", ""), (None, "")),
     ],
 )
 def test_another_number_in_the_environment_is_told(set_to, said):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmft.config.fields import GenerationModelArguments
 from llmft.model.ends import ends_of, length, set_ends
@@ -48,6 +48,43 @@ def test_all_ends_count_and_are_saved(model, tokenizer, tmp_path, own, chat):
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert ends_of(again) == sorted(wanted)
+
+
+def test_a_model_without_an_end_is_saved_as_it_is(model, tmp_path):
+    """An empty list would break its generate."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.bpe_tokenizer().backend_tokenizer
+    )
+    model.generation_config.eos_token_id = None
+    set_ends(model, tokenizer, False)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.generation_config.eos_token_id is None
+    assert again.generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (tiny.CHAT_TEMPLATE.replace("{{ eos_token }}", "<added>"), True),
+        (tiny.CHAT_TEMPLATE.replace("{{ eos_token }}", "#"), False),
+        ("{{ '<added>' }}{% for m in messages %}{{ m['content']|upper }}{% endfor %}",
+         False),
+        ("{{ raise_exception('no system turn') }}", False),
+    ],
+    ids=["added", "no token", "not as said", "refused"],
+)  # fmt: skip
+def test_what_ends_a_turn_is_a_special_token_behind_the_answer(model, template, ends):
+    """Also one that only the list of added tokens knows."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.bpe_tokenizer().backend_tokenizer, eos_token=EOS
+    )
+    tokenizer.add_tokens([AddedToken("<added>", special=True)])
+    tokenizer.chat_template = template
+    model.generation_config.eos_token_id = None
+    set_ends(model, tokenizer, True)
+    wanted = {EOS, *(["<added>"] if ends else [])}
+    assert {*tokenizer.convert_ids_to_tokens(ends_of(model))} == wanted
 
 
 def test_nothing_is_written_behind_any_end(model, tokenizer):

@@ -103,11 +103,16 @@ def test_what_the_plan_says(tmp_path, capsys, given, forecast, train, said):
         assert printed == begin + said
 
 
-@pytest.mark.parametrize(("steps", "warned"), [(3, True), (4, True), (5, False)])
-def test_a_rate_that_never_reaches_its_height_is_told(tmp_path, capsys, steps, warned):
-    args = TrainingArguments(
-        str(tmp_path), do_train=True, max_steps=steps, warmup_steps=4, **OFF
-    )
+@pytest.mark.parametrize(
+    ("steps", "kind", "warned"),
+    [(3, "linear", True), (4, "cosine", True), (5, "linear", False),
+     (3, "constant", False), (3, "constant_with_warmup", True)],
+)  # fmt: skip
+def test_a_rate_that_never_reaches_its_height_is_told(
+    tmp_path, capsys, steps, kind, warned
+):
+    given = {"max_steps": steps, "warmup_steps": 4, "lr_scheduler_type": kind, **OFF}
+    args = TrainingArguments(str(tmp_path), do_train=True, **given)
     show(make_plan(args, [], range(17)), args)
     said = f"the learning rate rises for 4 steps, of {steps} in all, and never"
     assert (said in capsys.readouterr().err) is warned

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 from datasets import Dataset
 from sklearn import metrics as sk
 from transformers import EvalPrediction
@@ -157,7 +158,8 @@ def test_arguments_that_do_not_fit_together(given, said):
     ],
 )
 def test_folds_are_offered_for_small_data(given, rows, said):
-    data, names = ClassificationDataArguments(**given), LabelNames(("a", "b"))
+    names = LabelNames(("a", "b"))
+    data = ClassificationDataArguments(contrastive_weight=0.0, **given)
     train = Dataset.from_dict({"labels": [0, 1] * rows}).select(range(rows))
     found = classify.choices(PLAIN, data, names, train)
     assert [choice.value for choice in found] == ([said] if said else [])
@@ -190,7 +192,9 @@ def test_the_best_is_by_what_is_asked_for(kind):
 
 
 def test_the_plan_says_what_the_labels_are():
-    data = ClassificationDataArguments(class_weights=["balanced"], dataset_name="x")
+    data = ClassificationDataArguments(
+        class_weights=["balanced"], dataset_name="x", contrastive_weight=0.0
+    )
     several = LabelNames(("a", "b"), MULTI)
     train = Dataset.from_dict({"labels": [[1.0, 0], [1.0, 1.0], [0.0, 0], [0.0, 0]]})
     labels, weights = classify.choices(
@@ -223,13 +227,31 @@ def test_the_plan_says_what_the_labels_are():
     ]
 
 
-def test_the_plan_tells_of_contrast_where_it_trains():
-    data, names = ClassificationDataArguments(dataset_name="x"), LabelNames(("a", "b"))
-    train = Dataset.from_dict({"labels": [0, 1]})
-    how = Classification(contrast=0.5), data, names
-    (choice,) = classify.choices(*how, train)
-    assert (choice.name, choice.value) == ("contrast", "0.5")
-    assert classify.choices(*how, None) == []
+@pytest.mark.parametrize(
+    ("rows", "frozen", "outputs", "wanted"),
+    [(8, False, 2, 0.5), (1, False, 2, 0.0), (8, True, 2, 0.0), (8, False, 3, 0.0)],
+    ids=["moves", "one text", "frozen", "no output layer"],
+)
+def test_contrast_is_where_something_is_moved_and_the_plan_says_so(
+    rows, frozen, outputs, wanted
+):
+    model = tiny.model("bert", "classification", 50)
+    model.config.num_labels = outputs  # of another than its head
+    data = ClassificationDataArguments(dataset_name="x", contrastive_weight=0.5)
+    args = SimpleNamespace(
+        data=data,
+        model=SimpleNamespace(freeze_backbone=frozen),
+        training=SimpleNamespace(train_batch_size=rows),
+    )
+    found = classify.contrast(args, model)
+    assert found == wanted
+    train, names = Dataset.from_dict({"labels": [0, 1]}), LabelNames(("a", "b"))
+    objective = Classification(contrast=found)
+    (choice,) = classify.choices(objective, data, names, train)
+    assert (choice.name, choice.value) == ("contrast", f"{wanted:g}")
+    assert classify.choices(objective, data, names, None) == []
+    data.contrastive_weight = 0.0
+    assert classify.choices(PLAIN, data, names, train) == []
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])

@@ -65,6 +65,8 @@ def test_few_rows_are_learnt_often_and_slowly():
     found = [chosen(rows, rule=few)[0] for rows in (9, 10)]
     assert [training.num_train_epochs for training in found] == [20, 8]
     assert [f"{training.learning_rate:g}" for training in found] == ["4e-05", "8e-05"]
+    given, _, _ = chosen(9, rule=few, num_train_epochs=3)  # not often: not slowly
+    assert given.learning_rate == pytest.approx(8e-5)
 
 
 def test_the_rate_has_an_end():

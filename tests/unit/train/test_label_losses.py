@@ -156,6 +156,19 @@ def test_contrast_counts_beside_the_loss_and_only_in_training(wordpiece, family)
     assert (body - model.get_input_embeddings().weight.grad).abs().max() > 1e-6
 
 
+def test_no_contrast_of_what_the_logits_are_not_made_of(wordpiece):
+    """A decoder that pads with a token of the text reads elsewhere than the mask."""
+    model = tiny.model("gpt2", "classification", len(wordpiece), num_labels=CLASSES)
+    model.eval().config.pad_token_id = 7
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 9, 7], [8, 9, 5, 6]]),
+        "attention_mask": torch.ones(2, 4, dtype=torch.int64),
+        "labels": torch.tensor([0, 0]),
+    }
+    found = [Classification(SINGLE, contrast=c).loss(model, batch) for c in (0, 1)]
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])
 def test_there_is_no_contrast_of_other_labels(kind):
     assert Classification(SINGLE, contrast=0.5).contrast == 0.5
