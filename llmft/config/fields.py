@@ -306,9 +306,7 @@ class GenerationModelArguments(ModelArguments):
     max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")
     min_new_tokens: int = arg(0, "No end before this many tokens.", "[0, inf)")
     do_sample: bool = arg(True, "Sample; false takes the likeliest token each time.")
-    temperature: float = arg(
-        0.8, "Below 1 safer, above 1 wilder; 0: as do_sample false.", "[0, inf)"
-    )
+    temperature: float = arg(0.8, "Below 1 safer, above wilder, 0 greedy.", "[0, inf)")
     top_k: int = arg(50, "Sample from the k likeliest; 0 from all.", "[0, inf)")
     top_p: float = arg(0.95, "Sample from the likeliest of this total.", "(0, 1]")
     num_return_sequences: int = arg(1, "Texts for each prompt.", "[1, inf)")
