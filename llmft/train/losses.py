@@ -19,8 +19,9 @@ LOGITS = 2**25
 # labels to 30,522 classes grew by 890 MB without, by 80 MB with it, in the same time (2
 # cores, AMD EPYC with AVX512-BF16).
 _ROWS = 32
-# How far the contrastive loss looks: 0.3, with half the weight, gave the same accuracy
-# within 1 % (8 to 64 texts of a class of five sets, and 1,500 texts of four).
+# How far the contrastive loss looks. Accuracy in the mean of 16 draws (8 to 64 texts a
+# class): 0.470 after 8 passes and 0.467 after 20; 0.456 and 0.470 with 0.3 and half the
+# weight; without the loss 0.412 and 0.430.
 TEMPERATURE = 0.1
 
 
@@ -99,8 +100,8 @@ def label_loss(
             logits, labels, pos_weight=weights, reduction="sum"
         )
     else:
-        # torch would weigh the smoothed part by the class that it goes to: 400 texts of
-        # one class and 10 of another, balanced, were all taken for each other.
+        # torch would weigh the smoothed part by the class that it goes to, which moves
+        # the optimum: balanced, 10 texts would outweigh 400 in these parts.
         total = _weighed(
             functional.cross_entropy(
                 logits, labels, reduction="none", label_smoothing=label_smoothing
