@@ -26,7 +26,7 @@ from llmft.config.parse import Arguments, parse
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.data.tokens.examples import classification_features
 from llmft.metrics import predictions
-from llmft.model.features import freeze_backbone, restore_backbone
+from llmft.model.features import freeze_backbone, whole_model
 from llmft.model.identity import fingerprint
 from llmft.model.labels import label_names
 from llmft.model.load import load_model, set_token_type_ids
@@ -87,10 +87,10 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
         will_train=training_args.do_train,
         init_new_weights=lambda _, names: new.extend(names),
     )
+    classify.require_one_end(model, examples, splits.sources)
     init_regression_head(model, examples.get("train"))
     choices += set_epochs_and_rate(args, model, LABELS[problem_type], examples)
-    # Tries some steps with each precision and attention, and sets the fastest where
-    # they were not given: precision in args, attention in the model.
+    # Tries steps in each precision and attention; sets the fastest, unless given.
     collator = DataCollatorForClassification(tokenizer)
     contrast = classify.contrast(args, model)  # weight of the contrastive loss
     objective = Classification(problem_type, weights, contrast)
@@ -100,7 +100,6 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     collator.pad_to_multiple_of = 8 if training_args.bf16 else None
     choices += classify.choices(objective, data_args, labels, examples.get("train"))
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
-    # Checks the checkpoint that is resumed, and says what is going to happen.
     plan = run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:
         return plan, None
@@ -126,6 +125,8 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
             ladder.keep_best(trainer, examples, run)
             calibration.calibrate(trainer, examples, data_args, problem_type, run)
+            with whole_model(model):
+                run.save(trainer)
         measure = partial(classify.measure, trainer, examples, splits, metric, run)
         if training_args.do_eval and run.held_out == "test":
             measure("validation")
@@ -138,7 +139,6 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             weak = predictions.weak_classes(predicted, labels, splits.parts, data_args)
             run.more["weak_classes"] = weak
             predictions.show(rows, predicted, labels, run.held_out, data_args, weak)
-        restore_backbone(model)
         run.finish(trainer, classify.title(labels))
         run.report(
             list(classify.METRICS[problem_type])[1:],

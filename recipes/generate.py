@@ -96,8 +96,7 @@ def fine_tune(args: Arguments) -> Plan:
     model = add_lora(model, model_args)
     generate.check_prompts(model, tokenizer, model_args)
     choices += set_epochs_and_rate(args, model, CAUSAL_LM, examples)
-    # Tries some steps with each precision and attention, and sets the fastest where
-    # they were not given: precision in args, attention in the model.
+    # Tries steps in each precision and attention; sets the fastest, unless given.
     collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm=False)
     objective = CausalLM()
     fast_path = choose_fast_path(args, model, objective, collator, examples)
@@ -129,6 +128,8 @@ def fine_tune(args: Arguments) -> Plan:
                     examples[run.held_out], metric_key_prefix="before"
                 )
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            trainer.model = merged(model, model_args)
+            run.save(trainer)
         if training_args.do_eval:
             run.results["eval"] = trainer.evaluate()
         if training_args.do_predict:
@@ -136,7 +137,6 @@ def fine_tune(args: Arguments) -> Plan:
                 examples["test"], metric_key_prefix="test"
             )
 
-        trainer.model = merged(model, model_args)
         run.finish(trainer, f"Causal language model on {splits.name}")
         after = generate.sample(model, tokenizer, model_args, training_args.seed)
         generate.show(before, after)

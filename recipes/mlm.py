@@ -76,8 +76,7 @@ def main(argv: list[str]) -> Plan:
         init_new_weights=init_mlm_head_as_identity,
     )
     choices += set_epochs_and_rate(args, model, MASKED_LM, blocks)
-    # Tries some steps with each precision and attention, and sets the fastest where
-    # they were not given: precision in args, attention in the model.
+    # Tries steps in each precision and attention; sets the fastest, unless given.
     objective = MaskedLM()
     fast_path = choose_fast_path(args, model, objective, collator, blocks)
     choices += fast_path.choices
@@ -114,6 +113,7 @@ def main(argv: list[str]) -> Plan:
                 # Of a new head only; it counts as training.
                 init_output_bias_from_frequencies(model, blocks["train"])
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            run.save(trainer)
         if training_args.do_eval:
             run.results["eval"] = trainer.evaluate()
         if training_args.do_predict:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def freeze_backbone(
 
     Args:
         features: ``input_ids``, ``token_type_ids`` of pairs, and what else an example
-            has, by split. Returned are such data whose ``input_ids`` are row numbers,
-            until ``restore_backbone`` puts the encoder back.
+            has, by split. Returned are such data whose ``input_ids`` are row numbers;
+            see ``whole_model``.
         collate: makes a batch of examples with ``input_ids``.
     """
     for name, weight in model.base_model.named_parameters():
@@ -106,18 +107,24 @@ def _replace(model: Any, states: torch.Tensor) -> None:
     setattr(model, model.base_model_prefix, CachedBackbone(states, pooler))
 
 
-def restore_backbone(model: Any) -> None:
-    """Put the encoder back where ``freeze_backbone`` replaced it; else do nothing."""
-    backbone = vars(model).pop("llmft_backbone", None)
+@contextmanager
+def whole_model(model: Any) -> Iterator[None]:
+    """Have the encoder in its place in the block, where features stand in for it."""
+    name = model.base_model_prefix
+    cached, backbone = getattr(model, name), vars(model).get("llmft_backbone")
     if backbone is not None:
-        setattr(model, model.base_model_prefix, backbone.to(model.device))
+        setattr(model, name, backbone.to(model.device))
+    try:
+        yield
+    finally:
+        setattr(model, name, cached)
 
 
 def _place_that_the_head_reads(
     model: Any, texts: list[Text], collate: Callable
 ) -> str | None:
     """Return ``first`` or ``last`` if the logits follow from that state alone."""
-    probes = texts[:: -(-len(texts) // _PROBES)]
+    probes, backbone = texts[:: -(-len(texts) // _PROBES)], model.base_model
     batch = _batch(model, probes, collate)
     with evaluating(model), torch.no_grad():
         wanted = model(**batch).logits
@@ -130,7 +137,7 @@ def _place_that_the_head_reads(
             except (ValueError, TypeError, RuntimeError, AttributeError):
                 continue  # a head that looks at the ids themselves (BART)
             finally:
-                restore_backbone(model)
+                setattr(model, model.base_model_prefix, backbone)
             if torch.allclose(given, wanted, atol=1e-4, rtol=1e-3):
                 return place
     return None

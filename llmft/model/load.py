@@ -153,8 +153,9 @@ def require_memory_for_weights(
     parts = {"weights": weights}
     if args.do_train and not lora:
         adam = str(getattr(args.optim, "value", args.optim)).startswith("adamw")
-        embeddings = model.get_input_embeddings().weight.nbytes
-        trained = weights - embeddings * frozen_embeddings
+        trained = weights
+        if frozen_embeddings:
+            trained -= model.get_input_embeddings().weight.nbytes
         parts |= {"gradients": trained, "optimizer": 2 * trained * adam}
     held, allowed = psutil.Process().memory_info().rss, allowed_bytes()
     if held + sum(parts.values()) > allowed:
@@ -262,11 +263,11 @@ def load_model(
         inner = _base_of_adapter(base, located)
         model = load_model(auto_class, inner, args, tokenizer, dtype=dtype)
         model = apply_adapter(model, located.path_or_id)
-        return _checked(model, args, tokenizer, max_seq_length)
+        return _checked(model, located, args, tokenizer, max_seq_length, will_train)
     config = from_pretrained(AutoConfig, located)
     why, note = set_names(config, label_names, problem_type)
     set_dropout(config, args.dropout)
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model, loaded = from_pretrained(
         auto_class,
@@ -288,17 +289,21 @@ def load_model(
         _require_trained(new, located.name, auto_class, bool(label_names))
     if init_new_weights:
         init_new_weights(model, new)
-    return _checked(model, args, tokenizer, max_seq_length)
+    return _checked(model, located, args, tokenizer, max_seq_length, will_train)
 
 
 def _checked(
     model: Any,
+    located: Located,
     args: ModelArguments,
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
+    will_train: bool,
 ) -> PreTrainedModel:
     """Check the tokenizer with the model; freeze its embeddings where asked for."""
     probes.check_fits(model, tokenizer, max_seq_length)
+    if will_train:
+        probes.require_savable(model, located.name)
     if args.freeze_embeddings:
         freeze_embeddings(model)
     return model

@@ -15,6 +15,7 @@ from llmft.console import say, warn
 from llmft.data.read.labels import REGRESSION
 from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, listed
+from llmft.model.probes import embeddings_of
 
 _MOST = 4  # names in a list of weights
 _FIRST_BLOCKS = 2000
@@ -157,11 +158,11 @@ def init_output_bias_from_frequencies(
 ) -> None:
     """Set the output bias of a new masked-LM head to the log frequency of each token.
 
-    A head whose bias is all zero is new; others, and heads without bias, stay as they
-    are. Counts are those in ``input_ids`` of ``blocks``, plus one.
+    A head whose bias is all zero is new; others, and heads without a bias for each
+    token, stay as they are. Counts are those in ``input_ids`` of ``blocks``, plus one.
     """
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None or bias.any():
+    if bias is None or bias.any() or len(bias) != embeddings_of(model):
         return
     counts = torch.ones(len(bias), dtype=torch.float64)
     if isinstance(blocks, Dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmft.console import say
 from llmft.data.tokens.collate import IGNORED
 from llmft.data.tokens.stream import Stream
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, brief
 from llmft.model.compiled import repeated_layers
 
 Blocks: TypeAlias = Dataset | Stream
@@ -30,17 +32,71 @@ def check_fits(
     model: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> None:
     """Raise ConfigError where token ids or positions would run out of the tables."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    # Ids may have gaps, as those of a vocab.txt with a line twice.
+    rows, last = embeddings_of(model), max(tokenizer.get_vocab().values())
+    if rows is not None and last >= rows:
+        has = f"{len(tokenizer):,} tokens, ids up to {last:,}"
         raise ConfigError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for"
-            f" {rows:,}: use the tokenizer that the model was made with"
+            f"the tokenizer has {has}, the model embeddings for {rows:,}: use the"
+            " tokenizer that the model was made with"
         )
     positions = position_limit(model)
     if positions is not None and max_seq_length > positions:
         raise ConfigError(
             f"max_seq_length is {max_seq_length}, this model has {positions} positions"
         )
+
+
+def embeddings_of(model: Any) -> int | None:
+    """Return for how many tokens a model has embeddings; None: it has none (CANINE)."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return len(table.weight) if hasattr(table, "weight") else None
+
+
+def require_savable(model: Any, place: str) -> None:
+    """Raise ConfigError for a model that transformers would not save after training.
+
+    Each weight is saved with one number of its own, which still shares its memory with
+    what the whole weight shares it with. What a generation_config.json says about
+    drawing tokens that are not drawn is left out before, which is said.
+    """
+    if model.can_generate():
+        _mend_generation_config(model.generation_config)
+    numbers = {
+        name: weight.detach().as_strided((1,), (1,))
+        for name, weight in model.state_dict().items()
+        if weight.numel()
+    }
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(
+                folder, state_dict=numbers, save_original_format=False
+            )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"transformers cannot save this model: {brief(error, 300)}; mend its"
+            " config.json or generation_config.json, or choose another model",
+            path=place,
+        ) from error
+
+
+def _mend_generation_config(config: Any) -> None:
+    """Leave out what is of sampling, or of beams, where there are none.
+
+    transformers reads such a file and does not write it.
+    """
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        unused = re.findall("^- `(\\w+)`", str(error), re.MULTILINE)
+        shown = ", ".join(f"{name} {getattr(config, name)}" for name in unused)
+        for name in unused:
+            setattr(config, name, None)
+        if unused:
+            say(f"           of generation_config.json, without use: {shown}")
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

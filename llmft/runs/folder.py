@@ -78,7 +78,6 @@ class Run:
             ``test``), as ``Trainer.evaluate`` returns them, prefix and all. Where rows
             of it are in train, too, those without them, as ``test_without_shared``.
         shared: how many rows of each split train has, too.
-        ladder: what simpler methods reached beside the model of a classifier.
         more: further parts of ``metrics.json``, by name.
         callbacks: for the trainer, once the run has started.
         folder, record: of the started run, and what its ``run.json`` holds.
@@ -98,12 +97,11 @@ class Run:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
         self.results: dict[str, dict[str, float]] = {}
-        self.ladder: dict[str, Any] | None = None
-        self.more: dict[str, Any] = {}
+        self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
+        self.more: dict[str, Any] = {"shared_with_train": self.shared}
         if args.fold and args.fold.results:  # of the cross-validation before
             self.results["folds"] = args.fold.results["run"]
             self.more["k_folds"] = args.fold.results["all"]
-        self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.record: dict[str, Any] = {
             "recipe": task.recipe,
             "data": splits.provenance,
@@ -218,10 +216,20 @@ class Run:
             for part, found in self.results.items()
         }
 
-    def finish(self, trainer: LlmftTrainer, title: str) -> None:
-        """Write ``metrics.json`` and, after training, ``model/``.
+    def save(self, trainer: LlmftTrainer) -> None:
+        """Write ``model/``: at once, so that nothing that comes later can cost it."""
+        model: Any = trainer.model
+        tokenizer: Any = trainer.processing_class
+        with publish_folder(self.folder / "model", replace=True) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            for path in terms_files(model.name_or_path):
+                shutil.copyfile(path, staging / path.name)
 
-        ``title`` is the first line of the model card.
+    def finish(self, trainer: LlmftTrainer, title: str) -> None:
+        """Write ``metrics.json`` and, after training, the card of the model.
+
+        ``title`` is its first line.
         """
         before = [leg.get("seconds", 0.0) for leg in self.record["legs"]]
         self.steps = trainer.state.global_step
@@ -232,21 +240,12 @@ class Run:
             **training_speed(trainer, self.clock),
         }
         found = {**self.measured, "run": speed}
-        more = {"shared_with_train": self.shared, "ladder": self.ladder, **self.more}
-        found |= {name: part for name, part in more.items() if part}
+        found |= {name: part for name, part in self.more.items() if part}
         write_json(self.folder / "metrics.json", found)
-        if not trainer.args.do_train:
-            return
-        model: Any = trainer.model
-        tokenizer: Any = trainer.processing_class
-        with publish_folder(self.folder / "model", replace=True) as staging:
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
-            for path in terms_files(model.name_or_path):
-                shutil.copyfile(path, staging / path.name)
+        if trainer.args.do_train:
             tag = self.task.pipeline_tag
             card = model_card(title, tag, self.measured, self.record)
-            write_text(staging / "README.md", card)
+            write_text(self.folder / "model" / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
         """Write ``predictions.jsonl``; each row says of which split it is."""

@@ -19,7 +19,7 @@ from llmft.config.task import Task
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.data.split.splits import Splits
-from llmft.errors import ConfigError, LabelError
+from llmft.errors import ConfigError, DataError, LabelError
 from llmft.metrics import classes, multilabel, regression
 from llmft.metrics.ladder import HEADLINE
 from llmft.metrics.standard_errors import Metric
@@ -83,6 +83,30 @@ def check(values: dict[str, Any]) -> list[str]:
             "long_text split is for single texts, not for pairs (text_pair_column_name)"
         )
     return problems
+
+
+def require_one_end(
+    model: Any, examples: Mapping[str, Dataset], sources: Mapping[str, Source]
+) -> None:
+    """Raise DataError for a text that holds the eos token itself, as "</s>".
+
+    The classifiers of BART, T5 and other encoder-decoders read the state at it, and
+    fail at a batch whose texts have different numbers of it.
+    """
+    config = model.config
+    if not config.is_encoder_decoder:
+        return
+    for split, data in examples.items():
+        counts = np.array([row.count(config.eos_token_id) for row in data["input_ids"]])
+        for place in (counts > counts.min()).nonzero()[0][:1]:
+            row = data[int(place)].get("row", int(place))
+            raise DataError(
+                f"a text holds the end of text of this {config.model_type} model (token"
+                f" {config.eos_token_id})",
+                "expected none, or a model that is an encoder or a decoder",
+                "take it out of the text",
+                path=sources[split].place(row),
+            )
 
 
 def check_labels(label_delimiter: str | None, problem_type: str | None) -> list[str]:

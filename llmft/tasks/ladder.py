@@ -172,10 +172,10 @@ class Ladder:
         if not self.on:
             return
         name = HEADLINE[self.labels.problem_type]
-        run.ladder = climbed(
+        run.more["ladder"] = climbed(
             self.rungs, predicted.label_ids, metric, name, saved=self.saved
         )
-        self.notes = [*lines(run.ladder, str(run.held_out)), *self.notes]
+        self.notes = [*lines(run.more["ladder"], str(run.held_out)), *self.notes]
 
     def _add_tuned_of(
         self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run

@@ -56,6 +56,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def longest(self) -> dict[str, Any]:
+        """Return the example with the most tokens."""
+        return max(self.examples(len(self) - 1), key=lambda e: len(e["input_ids"]))
+
     def examples(self, place: int, tokens: int | None = None) -> list[dict[str, Any]]:
         """Return the examples of a batch; of no more than so many ``tokens``."""
         rows = self.rows[place]

@@ -30,7 +30,7 @@ from llmft.train.memory import fit_batch_size, need_of, read_weights
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
-from llmft.train.steps import Steps, optimizer_cost, set_candidate
+from llmft.train.steps import Steps, optimizer_cost, runnable, set_candidate
 from llmft.train.time_limit import seconds_left
 from llmft.train.trials import GAINS, Trial, take_trial
 
@@ -82,6 +82,8 @@ def choose_fast_path(
     longest = int(batches.lengths[-1])
     candidates = _candidates(args, before, core, longest)
     steps, choices = Steps(model, objective, collator, training), list[Choice]()
+    examples = {part: _batches(training, data, part).longest() for part in data}
+    candidates = runnable(steps, candidates, examples)
     if training.auto_find_batch_size:
         choices.append(_batch_size(args, steps, candidates[0], batches, before))
         batches = _batches(training, data, split)
@@ -297,7 +299,8 @@ def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
         return "tried alone: the run is short, or it cannot have another"
     names = {True: "compiled", False: "as written"}
     shown = [
-        f"{names.get(value, value)} {1e3 * seconds:,.0f} ms"
+        f"{names.get(value, value)} "
+        + (f"{1e3 * seconds:,.0f} ms" if math.isfinite(seconds) else "fails")
         for value, seconds in sorted(best.items(), key=lambda item: item[0] != own)
     ]
     return f"part of a batch took: {', '.join(shown)}"

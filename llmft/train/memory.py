@@ -77,8 +77,7 @@ def need_of(
     Args:
         optimizer_bytes: what the optimizer keeps.
     """
-    among = batches.examples(len(batches) - 1)
-    longest = max(among, key=lambda example: len(example["input_ids"]))
+    longest = batches.longest()
     candidate = candidate._replace(compiled=False)  # not for batches of one and two
     before = psutil.Process().memory_info().rss
     steps.run(candidate, [longest])  # the first of a model also tries what it allows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,9 +15,12 @@ from torch import nn
 from transformers import Trainer
 
 from llmft.config.fields import TrainingArguments
+from llmft.console import warn
+from llmft.errors import ConfigError, brief
 from llmft.machine.measure import best_seconds
 from llmft.machine.trial import LONG, Candidate
 from llmft.model.compiled import compile_layers, plain_layers
+from llmft.process import as_fault
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import Objective
 
@@ -111,6 +114,65 @@ class Steps:
             if (best > LONG and not candidate.compiled) or time.perf_counter() > until:
                 break
         return best
+
+
+def runnable(
+    steps: Steps, candidates: Sequence[Candidate], longest: Mapping[str, Any]
+) -> list[Candidate]:
+    """Return the candidates without those that do not run, which a warning names.
+
+    Up to the first that runs they are tried, on one example of each split: what a run
+    would end with in the middle, or at its end, is said before it begins.
+
+    Args:
+        longest: the longest example of each split.
+
+    Raises:
+        ConfigError: none runs; says from how many tokens on where shorter texts do.
+    """
+    failed: dict[Candidate, Exception] = {}
+    for candidate in candidates:
+        plain = candidate._replace(compiled=False)
+        try:
+            with steps.leaving_no_trace():
+                for split, example in longest.items():
+                    trains = split == "train" and steps.args.do_train
+                    steps.run(plain, [example], trains)
+            break
+        except Exception as error:  # whatever a model says that cannot do it
+            if known := as_fault(error):
+                raise known from error
+            failed[candidate] = error
+    first = next(iter(failed), None)
+    if first is not None and len(failed) == len(candidates):
+        raise _why_not(steps, first, longest, failed[first]) from failed[first]
+    for candidate, error in failed.items():
+        form = f"{candidate.precision} with attention {candidate.attention}"
+        warn(f"this model does not run in {form}: {brief(error)}")
+    return [candidate for candidate in candidates if candidate not in failed]
+
+
+def _why_not(
+    steps: Steps, candidate: Candidate, longest: Mapping[str, Any], error: Exception
+) -> ConfigError:
+    """Return the error of a model that does not run; tries shorter examples."""
+    name = transformers_model(steps.model).config.model_type
+    said, tokens = brief(error), max(len(e["input_ids"]) for e in longest.values())
+    example = max(longest.values(), key=lambda e: len(e["input_ids"]))
+    for length in range(tokens // 2, 7, -max(tokens // 8, 1)):
+        short = {
+            key: value[:length] if np.ndim(value) and len(value) == tokens else value
+            for key, value in example.items()
+        }
+        try:
+            with steps.leaving_no_trace():
+                steps.run(candidate._replace(compiled=False), [short])
+        except Exception:  # as above
+            continue
+        found = f"this {name} model runs with {length} tokens, not with {tokens}"
+        return ConfigError(f"{found}: {said}; use a shorter --max_seq_length")
+    other = "--precision fp32" if candidate.precision == "bf16" else "another model"
+    return ConfigError(f"a step of this {name} model fails: {said}; use {other}")
 
 
 def set_candidate(core: Any, candidate: Candidate, shape: tuple[int, ...]) -> None:

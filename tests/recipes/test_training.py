@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recipe_process as process
 import tiny
+
+from llmft.train.trainer import LlmftTrainer
 
 ROWS = 80
 
@@ -229,3 +232,29 @@ def test_help(tmp_path: Path) -> None:
         for flag in ("--model_name_or_path", "--train_file", "--learning_rate"):
             assert f"{flag} VALUE" in text
     assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["mlm", "classify", "generate"])
+def test_the_model_is_there_before_anything_is_predicted(
+    given: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after a training, as a text of the test does, costs no model."""
+
+    loop = LlmftTrainer.evaluation_loop
+
+    def fails(trainer: LlmftTrainer, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 2 and not trainer.is_in_train:
+            raise IndexError("of the test")
+        return loop(trainer, *args, **kwargs)
+
+    tiny.save(tmp_path / "gpt2", "gpt2", "causal-lm")
+    name = tmp_path / "gpt2" if recipe == "generate" else given / "bert"
+    flags = ["--model_name_or_path", name, "--output_dir", tmp_path / "run"]
+    data = "train.csv" if recipe == "classify" else "texts.txt"
+    flags += ["--train_file", given / data, "--do_train", "--max_steps", 2]
+    flags += ["--ladder", "false"] if recipe == "classify" else []
+    monkeypatch.setattr(LlmftTrainer, "evaluation_loop", fails)
+    with pytest.raises(IndexError, match="of the test"):
+        process.main_of(recipe)([*map(str, flags), *process.QUICK])
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert process.read_json(tmp_path / "run" / "run.json")["status"] == "failed"

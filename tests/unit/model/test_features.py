@@ -60,12 +60,12 @@ def test_cached_features_give_the_logits_of_the_encoder(kind, side, capsys):
     head = set(model.state_dict())
     assert head < names
     assert "states" in dict(model.base_model.named_buffers())  # go where the model goes
-    features.restore_backbone(model)
-    assert set(model.state_dict()) == names
-    features.restore_backbone(model)  # nothing more to do
-    torch.testing.assert_close(logits(model, collate, data), wanted)
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == head
+    with features.whole_model(model):
+        assert set(model.state_dict()) == names
+        torch.testing.assert_close(logits(model, collate, data), wanted)
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == head
+    torch.testing.assert_close(logits(model, collate, cached), wanted)  # as before
 
 
 def test_a_head_that_reads_all_states_is_trained_without_cache(wordpiece, capsys):
@@ -103,8 +103,9 @@ def test_training_on_the_cache_takes_the_same_steps(wordpiece, tmp_path, kind):
             processing_class=wordpiece,
         )
         trainer.train()
-        features.restore_backbone(model)
-        found.append({n: p.detach().clone() for n, p in model.state_dict().items()})
+        with features.whole_model(model):  # of the uncached one: nothing changes
+            weights = model.state_dict().items()
+            found.append({n: p.detach().clone() for n, p in weights})
     assert_same_weights(found[0], found[1])
     fresh = classifier(kind, wordpiece).state_dict()
     moved = {n for n, p in found[0].items() if (p - fresh[n]).abs().max() > 1e-3}
@@ -146,5 +147,5 @@ def test_features_and_encoder_follow_the_model_to_another_device(wordpiece):
     model.to("meta")
     rows = torch.zeros((2, 1), dtype=torch.long, device="meta")
     assert model(input_ids=rows).logits.device.type == "meta"
-    features.restore_backbone(model)
-    assert {p.device.type for p in model.parameters()} == {"meta"}
+    with features.whole_model(model):
+        assert {p.device.type for p in model.parameters()} == {"meta"}

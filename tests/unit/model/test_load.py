@@ -12,8 +12,8 @@ import torch
 from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
 from torch import nn
+from transformers import AutoConfig, T5Config
 from transformers import AutoModelForCausalLM as Causal
-from transformers import T5Config
 
 from llmft.config.fields import ModelArguments, TrainingArguments
 from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError
@@ -142,8 +142,8 @@ def test_too_long_and_too_few_embeddings(tiny_bert, wordpiece, bpe):
     large, rows = len(bpe), len(wordpiece)
     with pytest.raises(
         ConfigError,
-        match=f"the tokenizer has {large} tokens, the model embeddings for {rows}:"
-        " use the tokenizer that the model was made with",
+        match=f"the tokenizer has {large} tokens, ids up to {large - 1}, the model"
+        f" embeddings for {rows}: use the tokenizer that the model was made with",
     ):
         load(tiny_bert, "masked-lm", tokenizer=bpe)
 
@@ -506,3 +506,49 @@ def test_a_gguf_file_is_unpacked_once_with_its_terms(tmp_path, monkeypatch, caps
     assert not hasattr(loaded.config, "quantization_config")
     for name, weight in held.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name])
+
+
+def test_a_token_twice_in_the_vocabulary_leaves_a_gap_in_its_ids(tmp_path, wordpiece):
+    """Of 168 tokens the last one may have the id 172, as in a vocab.txt."""
+    vocabulary = wordpiece.get_vocab()
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] += 4
+    backend = wordpiece.backend_tokenizer.from_str(wordpiece.backend_tokenizer.to_str())
+    backend.model = type(backend.model)(vocabulary, unk_token="[UNK]")
+    gap = type(wordpiece)(tokenizer_object=backend, **wordpiece.special_tokens_map)
+    model = tiny.model("bert", "masked-lm", len(gap))
+    with pytest.raises(ConfigError, match=f"ids up to {len(gap) + 3}, the model"):
+        probes.check_fits(model, gap, 32)
+    probes.check_fits(tiny.model("bert", "masked-lm", len(gap) + 4), gap, 32)
+
+
+def test_a_model_without_embeddings_of_tokens_is_not_asked_for_them(wordpiece):
+    sizes = {**tiny.SIZES, "num_hash_buckets": 64, "local_transformer_stride": 16}
+    config = AutoConfig.for_model("canine", **sizes)
+    canine = tiny.AUTO_CLASSES["classification"].from_config(config)
+    assert probes.embeddings_of(canine) is None
+    probes.check_fits(canine, wordpiece, 32)
+
+
+def test_what_transformers_would_not_save_is_mended_or_refused(tmp_path, capsys):
+    folder = tiny.save(tmp_path / "model", "gpt2", "causal-lm")
+    given = {"do_sample": False, "temperature": 0.9, "top_p": 0.5, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    model = load(folder, "causal-lm")
+    said = "of generation_config.json, without use: temperature 0.9, top_p 0.5"
+    assert said in capsys.readouterr().out
+    model.generation_config.eos_token_id = [0, 1]  # changed, it must be in order
+    model.save_pretrained(tmp_path / "saved")
+    given = {"num_return_sequences": 2, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    with pytest.raises(ConfigError, match="cannot load it: Greedy methods"):
+        load(folder, "causal-lm")
+
+
+def test_weights_that_are_one_and_the_same_are_found_before_a_training():
+    model = tiny.model("bert", "masked-lm", 100)
+    probes.require_savable(model, "here")
+    model.first, model.second = nn.Linear(4, 4), nn.Linear(4, 4)
+    model.second.weight = model.first.weight
+    with pytest.raises(ConfigError, match=r"here: transformers cannot save.*shared"):
+        probes.require_savable(model, "here")

@@ -194,3 +194,11 @@ def test_the_new_head_of_a_regression_starts_at_the_mean(
     classes = load(folder, "classification", label_names=("a", "b"))
     new_weights.init_regression_head(classes, train)
     assert "starts at" not in capsys.readouterr().out
+
+
+def test_a_bias_that_is_not_of_tokens_stays(wordpiece):
+    """The output embeddings of a new DeBERTa-v2 head are its inner layer."""
+    model = tiny.model("deberta-v2", "masked-lm", len(wordpiece), legacy=False)
+    blocks = Dataset.from_dict({"input_ids": [[2, 5, 3]]})
+    new_weights.init_output_bias_from_frequencies(model, blocks)
+    assert not model.get_output_embeddings().bias.any()

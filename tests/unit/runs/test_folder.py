@@ -274,6 +274,7 @@ def classification(folder, wordpiece):
             **{"before_perplexity": math.inf, "before_perplexity_stderr": math.nan},
         }
         run.write_predictions([{"text": "one\u2028two"}, {"text": "three"}])
+        run.save(trainer)
         run.finish(trainer, "Text classifier")
     return folder
 

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PredictionOutput
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
-from llmft.errors import ConfigError, LabelError
+from llmft.errors import ConfigError, DataError, LabelError
 from llmft.tasks import classify
 from llmft.train.objectives import Classification
 
@@ -329,3 +329,23 @@ def test_what_a_command_on_the_model_takes_over():
     )
     kept = {"encoding", "delimiter", "quoting", "text_column_name", "max_seq_length"}
     assert {*classify.arguments_to_keep(data)} == {*kept, "multi_label_threshold"}
+
+
+def test_a_text_with_the_end_of_text_of_a_bart_is_a_bad_row():
+    model = SimpleNamespace(
+        config=SimpleNamespace(
+            is_encoder_decoder=True, model_type="bart", eos_token_id=2
+        )
+    )
+    texts = Dataset.from_dict(
+        {"text": ["a", "b", "c"], "file": [0] * 3, "line": [2, 3, 5]}
+    )
+    given = {"test": Source(texts, "t.csv", files=("t.csv",))}
+    rows = [[0, 7, 2], [0, 8, 2], [0, 2, 9, 2]]
+    good = {"test": Dataset.from_dict({"input_ids": rows[:2]})}
+    classify.require_one_end(model, good, given)
+    bad = {"test": Dataset.from_dict({"input_ids": rows})}
+    with pytest.raises(DataError, match=r"t.csv:5: a text holds the end of text"):
+        classify.require_one_end(model, bad, given)
+    model.config.is_encoder_decoder = False
+    classify.require_one_end(model, bad, given)

@@ -103,7 +103,7 @@ def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
     assert ("the linear probe is better on validation, and saved" in said) == (
         saved == PROBE
     )
-    found = run.ladder
+    found = run.more["ladder"]
     assert (found["metric"], found["n"], found["saved"]) == ("accuracy", 50, saved)
     names = [rung["name"] for rung in found["rungs"]]
     assert names == ["majority", "TF-IDF + logistic regression", PROBE, TUNED]
@@ -145,9 +145,9 @@ def test_within_an_error_of_the_probe_the_fine_tuned_is_kept(
 
 def test_the_last_model_is_kept_without_validation(model, tmp_path):
     ladder, run, _ = climb(tmp_path / "run", model, ("train", "test"))
-    assert (ladder.saved, len(run.ladder["rungs"])) == (TUNED, 4)
+    assert (ladder.saved, len(run.more["ladder"]["rungs"])) == (TUNED, 4)
     again, other, _ = climb(tmp_path / "alone", model, ("train",))
-    assert other.ladder is None
+    assert "ladder" not in other.more
     assert again.rungs == []
 
 
@@ -156,7 +156,7 @@ def test_a_trained_head_is_where_training_goes_on(model, tmp_path):
         model.classifier.bias.fill_(0.5)
     ladder, run, start = climb(tmp_path / "run", model)
     assert start["classifier.bias"].tolist() == [0.5, 0.5]
-    assert [rung["name"] for rung in run.ladder["rungs"]][2:] == [TUNED]
+    assert [rung["name"] for rung in run.more["ladder"]["rungs"]][2:] == [TUNED]
     assert ladder.notes[-1] == "  no linear probe: the head had been trained before"
 
 
@@ -164,5 +164,5 @@ def test_off(model, tmp_path):
     before = {n: p.clone() for n, p in model.state_dict().items()}
     ladder, run, start = climb(tmp_path / "run", model, ladder=False)
     assert all(p.equal(start[n]) for n, p in before.items())
-    assert (run.ladder, ladder.notes) == (None, [])
+    assert (run.more.get("ladder"), ladder.notes) == (None, [])
     assert [rung.name for rung in ladder.rungs] == [TUNED]

@@ -29,7 +29,7 @@ from llmft.data.read.files import Reading
 from llmft.data.read.rows import streamed_files
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
 from llmft.data.tokens.stream import Stream
-from llmft.errors import EnvironmentFault
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.machine import detect
 from llmft.machine.measure import Measurement
 from llmft.machine.trial import Candidate
@@ -40,7 +40,7 @@ from llmft.train.batches import Batches, lengths_of
 from llmft.train.fast_path import choose_fast_path
 from llmft.train.forecast import _by_length
 from llmft.train.objectives import CausalLM, MaskedLM
-from llmft.train.steps import Steps, optimizer_cost
+from llmft.train.steps import Steps, optimizer_cost, runnable
 from llmft.train.trials import Trial, winner
 
 EAGER = Candidate("fp32", "eager")
@@ -544,3 +544,39 @@ def test_a_trial_of_another_evaluation_is_no_trial_of_this(wordpiece, tmp_path):
         for n in (2, 16)
     ]
     assert keys[0] != keys[1]
+
+
+def test_a_model_that_fails_in_bf16_runs_in_fp32(wordpiece, tmp_path, capsys):
+    """DeBERTa masks with a number that bf16 does not have."""
+    model = tiny.model("deberta", "masked-lm", len(wordpiece))
+    args, _, found = try_out(wordpiece, tmp_path, model)
+    assert {choice.name: choice.value for choice in found.choices} == {
+        "precision": "fp32",
+        "attention": "eager",
+    }
+    assert not args.training.bf16
+    said = "this model does not run in bf16 with attention eager: value cannot be"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"a step of this deberta.*--precision fp32"):
+        try_out(wordpiece, tmp_path, model, precision="bf16")
+
+
+def test_too_few_positions_are_found_before_the_run(wordpiece, tmp_path):
+    """Not every model calls them max_position_embeddings."""
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    table = model.bert.embeddings
+    table.position_embeddings = torch.nn.Embedding(10, 32)
+    for fast_path in ("auto", "off"):
+        with pytest.raises(ConfigError, match="runs with 9 tokens, not with 18"):
+            try_out(wordpiece, tmp_path, model, fast_path=fast_path)
+
+
+def test_what_only_a_held_out_example_is_too_long_for_is_found(wordpiece):
+    model = tiny.model("bert", "masked-lm", len(wordpiece), max_position_embeddings=32)
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    steps = Steps(model, MaskedLM(), collator, arguments("unused"))
+    fits = {"input_ids": [5] * 32, "row": 0}
+    longest = {"train": fits, "test": {"input_ids": [5] * 40, "row": 0}}
+    assert runnable(steps, [EAGER], {"train": fits}) == [EAGER]
+    with pytest.raises(ConfigError, match="with 20 tokens, not with 40"):
+        runnable(steps, [EAGER], longest)
