@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
-from llmft.errors import ConfigError, EnvironmentFault
+from llmft.errors import ConfigError, EnvironmentFault, brief
 from llmft.model.probes import evaluating
+
+CONFIG = "adapter_config.json"
 
 
 def add_lora(model: Any, args: GenerationModelArguments) -> Any:
@@ -30,7 +33,8 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
 
     Raises:
         ConfigError: a layer of ``lora_target_modules`` is not there or is tied to
-            another one, or a second adapter is to be saved on top of a first.
+            another one, or a second adapter is to be saved on top of a first; or peft
+            refuses the model, in its words.
     """
     if args.lora_r is None:
         return model
@@ -49,7 +53,14 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
         lora_dropout=args.lora_dropout,
         target_modules=wanted or "all-linear",
     )
-    wrapped: Any = get_peft_model(model, config)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of Conv1D, which is set then
+            wrapped: Any = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA: {brief(error, 300)}; give the layers to change by"
+            " --lora_target_modules"
+        ) from error
     if Path(model.name_or_path).is_dir():  # found from every folder
         absolute = str(Path(model.name_or_path).absolute())
         wrapped.peft_config["default"].base_model_name_or_path = absolute
@@ -86,7 +97,7 @@ def base_of(folder: str) -> str | None:
 
     Raises ConfigError where adapter_config.json does not name it.
     """
-    path = Path(folder) / "adapter_config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         return None
     try:
@@ -100,19 +111,6 @@ def base_of(folder: str) -> str | None:
             path=path,
         )
     return base
-
-
-def apply_adapter(model: Any, folder: str) -> Any:
-    """Return ``model`` with the adapter in ``folder`` merged into its weights."""
-    try:
-        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-        return merged.requires_grad_(True)  # peft has frozen them
-    except Exception as error:  # peft, torch and safetensors each have their own
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(
-            f"the adapter does not fit its base model: {said}; copy it again",
-            path=folder,
-        ) from error
 
 
 def lighten_base(model: Any, args: TrainingArguments) -> None:

@@ -27,41 +27,40 @@ from llmft.config.fields import (
 from llmft.console import say, warn
 from llmft.data.read.labels import SINGLE
 from llmft.data.tokens.chat import read_template
-from llmft.errors import ConfigError, EnvironmentFault, LlmftError
+from llmft.errors import ConfigError, EnvironmentFault, LlmftError, brief
 from llmft.files import publish_folder
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.model import new_weights, probes
-from llmft.model.adapters import apply_adapter, base_of
+from llmft.model.adapters import base_of
 from llmft.model.frozen import freeze_embeddings
 from llmft.model.identity import terms_files
 from llmft.model.labels import set_names, untrained
+from llmft.model.merge import merge_adapter
 from llmft.model.pretrained import from_pretrained, no_safetensors
 from llmft.sources import catalog, hub
 from llmft.sources.hub import Located
 
 
-def locate(
-    args: ModelArguments, embedded_model: str, adapters: bool = False
-) -> Located:
+def locate(args: ModelArguments, embedded_model: str, auto_class: Any) -> Located:
     """Find the model of a run: a folder, a hub id, or an asset, which is fetched.
 
-    ``embedded_model`` is advised where there is no hub; a folder with a LoRA adapter is
-    found with ``adapters`` only.
+    An adapter is merged into its base, see ``merge_adapter``.
+
+    Args:
+        embedded_model: is advised where there is no hub.
+        auto_class: of the task.
 
     Raises:
-        ConfigError: no such folder, or a revision of what has none.
+        ConfigError: no such folder, or a revision of what has none; or an adapter that
+            is for another task, or does not fit its base.
         EnvironmentFault: it is in none of the places where it could be.
         UnsafeArtifactError: a folder whose weights are a pickle.
     """
     alternative = f"--model_name_or_path {embedded_model} needs no hub"
     name = args.model_name_or_path or ""
     located = _find(name, args.model_revision, alternative)
-    if not adapters and base_of(located.path_or_id):
-        raise ConfigError(
-            "an adapter of a causal model; expected a model for this task; see"
-            " recipes/generate.py",
-            path=located.name,
-        )
+    if base := base_of(located.path_or_id):
+        located = merge_adapter(located, _base_of_adapter(base, located), auto_class)
     return _with_weights(located)
 
 
@@ -135,8 +134,6 @@ def require_memory_for_weights(
     Raises:
         ConfigError: an encoder-decoder model, in a task that it has no head for.
     """
-    if base_of(located.path_or_id):
-        return
     config = from_pretrained(AutoConfig, located)
     if config.is_encoder_decoder and type(config) not in auto_class._model_mapping:
         raise ConfigError(
@@ -177,9 +174,7 @@ def load_tokenizer(located: Located, args: ModelArguments) -> PreTrainedTokenize
             config.json of the model is not one.
         UnsafeArtifactError: the model would have to run foreign code.
     """
-    config = None
-    if not base_of(located.path_or_id):
-        config = from_pretrained(AutoConfig, located)  # its faults come first
+    config = from_pretrained(AutoConfig, located)  # its faults come first
     if args.tokenizer_name:
         located, config = _find(args.tokenizer_name, None, weights=False), None
     tokenizer = from_pretrained(AutoTokenizer, located, config=config)
@@ -259,11 +254,6 @@ def load_model(
         ConfigError: config.json does not fit the weights, no trained classifier
             where none is trained, too few positions or embeddings.
     """
-    if base := base_of(located.path_or_id):
-        inner = _base_of_adapter(base, located)
-        model = load_model(auto_class, inner, args, tokenizer, dtype=dtype)
-        model = apply_adapter(model, located.path_or_id)
-        return _checked(model, located, args, tokenizer, max_seq_length, will_train)
     config = from_pretrained(AutoConfig, located)
     why, note = set_names(config, label_names, problem_type)
     set_dropout(config, args.dropout)
@@ -289,18 +279,6 @@ def load_model(
         _require_trained(new, located.name, auto_class, bool(label_names))
     if init_new_weights:
         init_new_weights(model, new)
-    return _checked(model, located, args, tokenizer, max_seq_length, will_train)
-
-
-def _checked(
-    model: Any,
-    located: Located,
-    args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    max_seq_length: int,
-    will_train: bool,
-) -> PreTrainedModel:
-    """Check the tokenizer with the model; freeze its embeddings where asked for."""
     probes.check_fits(model, tokenizer, max_seq_length)
     if will_train:
         probes.require_savable(model, located.name)
@@ -324,15 +302,24 @@ def _base_of_adapter(base: str, located: Located) -> Located:
     except LlmftError as error:
         said = f"the adapter's base model {base}: {error.found}"
         raise type(error)(said, path=located.name) from error
-    say(f"adapter    {located.name}, merged into {base}")
     return found
 
 
 def set_dropout(config: Any, dropout: float | None) -> None:
-    """Set every dropout probability that the config has; None changes nothing."""
+    """Set every dropout probability that the config has; None changes nothing.
+
+    Raises ConfigError where one of them can only be 0.
+    """
     if dropout is None:
         return
-    for name, value in config.to_dict().items():
-        is_rate = "dropout" in name or name.endswith("pdrop")
-        if is_rate and type(value) in (float, int):
-            setattr(config, name, dropout)
+    parts = [config, *(getattr(config, name) for name in config.sub_configs)]
+    for part in filter(None, parts):
+        for name, value in part.to_dict().items():
+            is_rate = "dropout" in name or name.endswith("pdrop")
+            if not is_rate or type(value) not in (float, int):
+                continue
+            try:  # MPT has none of attention, and its type is int
+                whole = type(value) is int and dropout == int(dropout)
+                setattr(part, name, int(dropout) if whole else dropout)
+            except ValueError as error:
+                raise ConfigError(f"dropout is {dropout:g}: {brief(error)}") from error

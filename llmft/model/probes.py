@@ -105,9 +105,10 @@ def position_limit(model: PreTrainedModel) -> int | None:
     embeddings = getattr(model.base_model, "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    if limit is not None and padding is not None:
-        return limit - padding - 1  # RoBERTa counts from padding_idx + 1
-    return limit
+    if limit is None or limit < 1:  # XLNet says -1
+        return None
+    # RoBERTa counts from padding_idx + 1.
+    return limit if padding is None else limit - padding - 1
 
 
 @contextmanager

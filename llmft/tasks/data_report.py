@@ -64,7 +64,7 @@ def report_data(
     reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:
-        located = load.locate(model, TASK.embedded_model, adapters=True)
+        located = load.locate(model, TASK.embedded_model, None)
         tokenizer = load.load_tokenizer(located, model)
     faults: list[DataError] = []
     sources = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
@@ -30,8 +30,7 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     Nothing is written. Raises LlmftError where the run cannot be.
     """
     check_output_dir(args.training)
-    adapters = task.auto_class is AutoModelForCausalLM  # as LoRA trains them
-    located = locate(args.model, task.embedded_model, adapters)
+    located = locate(args.model, task.embedded_model, task.auto_class)
     few = bool(getattr(args.model, "lora_r", None)) or getattr(
         args.model, "freeze_backbone", False
     )

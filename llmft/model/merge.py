@@ -1,0 +1,137 @@
+"""Adapters that peft saved: merged into their base, they are models like others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from llmft.console import say, warn
+from llmft.errors import ConfigError, brief
+from llmft.files import file_sha256, publish_folder
+from llmft.model.adapters import CONFIG
+from llmft.model.identity import terms_files
+from llmft.model.labels import untrained
+from llmft.model.new_weights import in_body, modules
+from llmft.model.pretrained import from_pretrained
+from llmft.sources import catalog
+from llmft.sources.hub import Located
+
+# By peft's task_type: what the base is loaded as, and the recipe for it.
+_KINDS = {
+    "CAUSAL_LM": (AutoModelForCausalLM, "generate.py"),
+    "SEQ_CLS": (AutoModelForSequenceClassification, "classify.py"),
+}
+_PREFIX = "base_model.model."  # of the names of weights in an adapter
+_ODD = 7919  # classes that no layer has by chance
+
+
+def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
+    """Return a folder of the cache with an adapter merged into its base, made once.
+
+    Embeddings that the adapter holds for added tokens come with it, and a classifier's
+    head. Its tokenizer is used if it has one, else that of the base.
+
+    Args:
+        auto_class: of the task that the model is for; None: that of the adapter.
+
+    Raises:
+        ConfigError: it is for another task, or does not fit its base.
+    """
+    folder = Path(located.path_or_id)
+    kind = json.loads((folder / CONFIG).read_text("utf-8")).get("task_type")
+    fits, recipe = _KINDS.get(kind, (auto_class, ""))
+    auto_class = auto_class or fits
+    if fits is not auto_class or (kind and not recipe):
+        see = f"use recipes/{recipe}" if recipe else "llmft has no recipe for it"
+        raise ConfigError(
+            f"an adapter for {kind}; expected one for this task; {see}", path=folder
+        )
+    target = catalog.cache_home() / "unpacked" / f"adapter-{_digest(folder, base)}"
+    if not target.is_dir():
+        say(f"adapter    {located.name}, merged into {base.name} in the cache (once)")
+        model = _merged(folder, base, auto_class)
+        own = any((folder / name).is_file() for name in _TOKENIZER)
+        tokenizer = from_pretrained(AutoTokenizer, located if own else base)
+        with publish_folder(target) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            for path in [*terms_files(base.path_or_id), *terms_files(folder)]:
+                shutil.copyfile(path, staging / path.name)
+    return Located(str(target), local_files_only=True, name=located.name)
+
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def _digest(folder: Path, base: Located) -> str:
+    """Return what the result depends on, in short."""
+    names = (CONFIG, "adapter_model.safetensors", *_TOKENIZER)
+    files = [folder / name for name in names]
+    files += sorted(Path(base.path_or_id).glob("*.safetensors"))
+    parts = [file_sha256(path) for path in files if path.is_file()]
+    text = " ".join([base.name, base.commit, *parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
+    """Return the base with the adapter in its weights, in fp32."""
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+            rows = {
+                name.removeprefix(_PREFIX): weights.get_slice(name).get_shape()[0]
+                for name in weights.keys()  # noqa: SIM118
+            }
+        if auto_class is AutoModelForSequenceClassification:
+            options["num_labels"] = _classes(base, rows, folder)
+        model, found = from_pretrained(
+            auto_class, base, **options, output_loading_info=True
+        )
+        if random := {n for n in found["missing_keys"] if n not in rows}:
+            said = f"neither the adapter nor its base has {modules(random)}"
+            raise ConfigError(f"{said}; expected trained weights", path=folder)
+        table = model.get_input_embeddings()
+        name = next(n for n, m in model.named_modules() if m is table)
+        if rows.get(f"{name}.weight", len(table.weight)) != len(table.weight):
+            model.resize_token_embeddings(rows[f"{name}.weight"])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except ConfigError:
+        raise
+    except Exception as error:  # peft, torch and safetensors each have their own
+        raise ConfigError(
+            f"the adapter does not fit its base model: {brief(error, 300)}; copy it"
+            " again",
+            path=folder,
+        ) from error
+    for warning in said:
+        if "missing adapter keys" in str(warning.message):
+            warn(f"{folder}: {brief(str(warning.message))}")  # type: ignore[arg-type]
+    return merged
+
+
+def _classes(base: Located, rows: dict[str, int], folder: Path) -> int:
+    """Return how many classes the classifier in an adapter has."""
+    config = from_pretrained(AutoConfig, base, num_labels=_ODD)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    for name, module in model.named_modules():
+        if getattr(module, "out_features", 0) == _ODD and not in_body(model, name):
+            if f"{name}.weight" in rows:
+                return rows[f"{name}.weight"]
+    raise untrained("the adapter holds none", str(folder))
