@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from llmft.console import say, warn
-from llmft.errors import ConfigError, brief
+from llmft.errors import ConfigError, brief, escape
 from llmft.files import file_sha256, publish_folder
 from llmft.model.adapters import CONFIG
 from llmft.model.identity import terms_files
@@ -90,6 +90,7 @@ def _digest(folder: Path, base: Located) -> str:
 def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
     """Return the base with the adapter in its weights, in fp32."""
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    options["ignore_mismatched_sizes"] = True  # of a head
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
             rows = {
@@ -101,14 +102,15 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
         model, found = from_pretrained(
             auto_class, base, **options, output_loading_info=True
         )
-        if random := {n for n in found["missing_keys"] if n not in rows}:
+        lost = {*found["missing_keys"], *(n for n, *_ in found["mismatched_keys"])}
+        if random := lost - {*rows}:
             said = f"neither the adapter nor its base has {modules(random)}"
             raise ConfigError(f"{said}; expected trained weights", path=folder)
         table = model.get_input_embeddings()
         name = next(n for n, m in model.named_modules() if m is table)
         if rows.get(f"{name}.weight", len(table.weight)) != len(table.weight):
             model.resize_token_embeddings(rows[f"{name}.weight"])
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except ConfigError:
@@ -119,9 +121,9 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
             " again",
             path=folder,
         ) from error
-    for warning in said:
-        if "missing adapter keys" in str(warning.message):
-            warn(f"{folder}: {brief(str(warning.message))}")  # type: ignore[arg-type]
+    for message in (str(warning.message) for warning in noted):
+        if "missing adapter keys" in message:
+            warn(f"{folder}: {escape(message, 200)}")
     return merged
 
 
