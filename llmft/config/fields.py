@@ -51,6 +51,12 @@ class ModelArguments:
         "Train all but the token embeddings (and an output layer tied to them): less"
         " memory and time where the vocabulary is large.",
     )
+    add_tokens: list[str] | None = _agreed(
+        None, "Tokens to add to the vocabulary, or files with one a line.", path=True
+    )
+    resize_embeddings: bool = _agreed(
+        False, "Give the model embeddings for more tokens, as its tokenizer has."
+    )
 
 
 @dataclass

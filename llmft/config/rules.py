@@ -118,6 +118,9 @@ def relations(
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
         ),
+        "add_tokens needs training, which teaches them: add --do_train": (
+            v.get("add_tokens") and not v["do_train"]
+        ),
         "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
         " as model_name_or_path": resumes and not v["do_train"],
         "resume_from_checkpoint true needs output_dir, the run's folder": (

@@ -18,18 +18,26 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
 from llmft.errors import ConfigError, EnvironmentFault, brief
 from llmft.model.probes import evaluating
+from llmft.model.vocabulary import tokens_to_add
 
 CONFIG = "adapter_config.json"
 
 
-def add_lora(model: Any, args: GenerationModelArguments) -> Any:
+def add_lora(
+    model: Any,
+    args: GenerationModelArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Any:
     """Return ``model`` with LoRA factors to train, or as it is without ``lora_r``.
+
+    The embeddings of ``add_tokens``, which ``tokenizer`` has, are trained as well.
 
     Raises:
         ConfigError: a layer of ``lora_target_modules`` is not there or is tied to
@@ -53,6 +61,13 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
         lora_dropout=args.lora_dropout,
         target_modules=wanted or "all-linear",
     )
+    asked = tokens_to_add(args.add_tokens) if tokenizer else []
+    if tokenizer and (added := tokenizer.get_added_vocab().keys() & asked):
+        ids: Any = tokenizer.convert_tokens_to_ids(sorted(added))
+        tables = {id(m): m for m in (_embeddings(model)) if m is not None}
+        names = [name for name, m in model.named_modules() if id(m) in tables]
+        tied = len({id(m.weight) for m in tables.values()}) < len(tables)
+        config.trainable_token_indices = dict.fromkeys(names[: 1 if tied else 2], ids)
     try:
         with warnings.catch_warnings(action="ignore"):  # of Conv1D, which is set then
             wrapped: Any = get_peft_model(model, config)
@@ -70,8 +85,12 @@ def add_lora(model: Any, args: GenerationModelArguments) -> Any:
     return wrapped
 
 
+def _embeddings(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
 def _require_layers(model: Any, wanted: list[str]) -> None:
-    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    embeddings = {*map(id, _embeddings(model))}
     layers = {  # and whether each is an embedding
         name: id(module) in embeddings
         for name, module in model.named_modules()

@@ -37,6 +37,7 @@ from llmft.model.identity import terms_files
 from llmft.model.labels import set_names, untrained
 from llmft.model.merge import merge_adapter
 from llmft.model.pretrained import from_pretrained, no_safetensors
+from llmft.model.vocabulary import add_tokens, resize_embeddings
 from llmft.sources import catalog, hub
 from llmft.sources.hub import Located
 
@@ -178,6 +179,7 @@ def load_tokenizer(located: Located, args: ModelArguments) -> PreTrainedTokenize
     if args.tokenizer_name:
         located, config = _find(args.tokenizer_name, None, weights=False), None
     tokenizer = from_pretrained(AutoTokenizer, located, config=config)
+    add_tokens(tokenizer, args.add_tokens)
     known = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "▁"}
     if known.issuperset(tokenizer.get_vocab()):
         files = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
@@ -279,6 +281,8 @@ def load_model(
         _require_trained(new, located.name, auto_class, bool(label_names))
     if init_new_weights:
         init_new_weights(model, new)
+    if args.add_tokens or args.resize_embeddings:
+        resize_embeddings(model, tokenizer)
     probes.check_fits(model, tokenizer, max_seq_length)
     if will_train:
         probes.require_savable(model, located.name)

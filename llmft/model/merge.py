@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,13 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
             raise ConfigError(f"{said}; expected trained weights", path=folder)
         table = model.get_input_embeddings()
         name = next(n for n, m in model.named_modules() if m is table)
-        if rows.get(f"{name}.weight", len(table.weight)) != len(table.weight):
-            model.resize_token_embeddings(rows[f"{name}.weight"])
+        trained = json.loads((folder / CONFIG).read_text("utf-8"))
+        added = trained.get("trainable_token_indices") or []
+        ids = chain(*added.values()) if isinstance(added, dict) else added
+        least = 1 + max([len(table.weight) - 1, *ids])
+        needed = rows.get(f"{name}.weight", least)
+        if needed != len(table.weight):
+            model.resize_token_embeddings(needed)
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             merged = PeftModel.from_pretrained(model, folder).merge_and_unload()

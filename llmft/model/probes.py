@@ -38,7 +38,7 @@ def check_fits(
         has = f"{len(tokenizer):,} tokens, ids up to {last:,}"
         raise ConfigError(
             f"the tokenizer has {has}, the model embeddings for {rows:,}: use the"
-            " tokenizer that the model was made with"
+            " tokenizer that the model was made with, or --resize_embeddings true"
         )
     positions = position_limit(model)
     if positions is not None and max_seq_length > positions:
