@@ -15,7 +15,10 @@ from llmft.data.read.columns import Columns, choose, value_of
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
     COLUMNS,
+    INPUT,
+    INSTRUCTION,
     MESSAGES,
+    OUTPUT,
     PROMPT_COMPLETION,
     TEXT,
     Conversations,
@@ -198,7 +201,18 @@ class Check:
                 raise ConfigError(
                     f"{said}: leave --streaming out", path=self.source.name
                 )
-        return [*dict.fromkeys(self.wanted.values())]
+        return [*dict.fromkeys(self._read())]
+
+    @property
+    def instructs(self) -> bool:
+        """Whether rows are instructions, each to become a conversation."""
+        chosen = self.wanted.get("text") == INSTRUCTION and not self.columns.messages
+        return chosen and self.format == MESSAGES
+
+    def _read(self) -> list[str]:
+        """Return the columns that are read."""
+        more = [n for n in (INPUT, OUTPUT) if self.instructs and n in self._names]
+        return [*self.wanted.values(), *more]
 
     def _choose_by(self, rows: Sequence[Row]) -> None:
         first: Row = {}  # the first value of each column that some row has
@@ -244,7 +258,9 @@ class Check:
                     values[key] = None
                     continue
             if key == "text" and self.format == MESSAGES and column in row:
-                values[key] = self._conversations.store(row[column], column)
+                told = self._conversations
+                turns = told.of_instruction(row) if self.instructs else None
+                values[key] = turns or told.store(row[column], column)
                 continue
             value = value_of(key, column, row, self.columns, self._rule, place)
             learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
@@ -309,7 +325,7 @@ class Check:
         used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
         if used:
             notes.append(", ".join(used))
-        unused = [n for n in self._names if n not in wanted.values()]
+        unused = [n for n in self._names if n not in self._read()]
         if unused:
             notes.append(f"columns not used: {listed(unused)}")
         if self._rule.undelimited:

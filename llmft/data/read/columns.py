@@ -10,7 +10,14 @@ from typing import Any
 
 from llmft.config.fields import DataArguments
 from llmft.data.read.labels import REGRESSION, LabelRule, class_name
-from llmft.data.read.messages import COLUMNS, MESSAGES, PROMPT_COMPLETION, TEXT
+from llmft.data.read.messages import (
+    COLUMNS,
+    INSTRUCTION,
+    MESSAGES,
+    OUTPUT,
+    PROMPT_COMPLETION,
+    TEXT,
+)
 from llmft.data.read.text import Row, require_clean
 from llmft.errors import (
     DataFormatError,
@@ -106,6 +113,8 @@ def _format_of(
         return MESSAGES, {"text": columns.messages}
     if any(pair.values()) or ({*usual.values()} <= {*names} and not lists):
         return PROMPT_COMPLETION, {key: pair[key] or usual[key] for key in usual}
+    if {INSTRUCTION, OUTPUT} <= {*strings} and not lists:
+        return MESSAGES, {"text": INSTRUCTION}
     return (MESSAGES, {"text": lists[0]}) if lists else (TEXT, {})
 
 

@@ -1,12 +1,14 @@
 """Prompts with completions, and conversations: the formats, and what a good row is.
 
 The formats are those of TRL: columns ``prompt`` and ``completion`` of text, or a column
-``messages`` of lists of {"role", "content"}.
+``messages`` of lists of {"role", "content"}. Instructions, as of Alpaca, are read as
+conversations: columns ``instruction`` and ``output``, and ``input`` where there is one.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     MESSAGES: {"text": "messages"},
     PROMPT_COMPLETION: {"text": "prompt", "text_pair": "completion"},
 }
+INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {"from", "value"}
 _EXPECTED = 'expected a list of {"role": ..., "content": ...}'
@@ -32,6 +35,8 @@ class Conversations:
     """Checks the conversations of a data set, and knows what was made of them."""
 
     _converted: int = 0
+    _instructions: int = 0
+    _inputs: int = 0
     _unused: set[str] = field(default_factory=set)
 
     def store(self, value: Any, column: str) -> str:
@@ -57,6 +62,24 @@ class Conversations:
             raise DataFormatError(said, "expected one to learn from")
         self._converted += any(_is_old(given) for given in value)
         return json.dumps(messages, ensure_ascii=False)
+
+    def of_instruction(self, row: Mapping[str, Any]) -> str:
+        """Return an instruction with its output as a conversation of two turns.
+
+        An input that is not empty stands below the instruction, after an empty line.
+        Raises as ``store``.
+        """
+        asked, given = row.get(INSTRUCTION), row.get(INPUT)
+        if given is not None and not isinstance(given, str):
+            said = f"{INPUT!r} is {shorten(given)} ({type(given).__name__})"
+            raise SchemaError(said, "expected text")
+        if isinstance(asked, str) and given and given.strip():
+            asked = f"{asked}\n\n{given}"
+            self._inputs += 1
+        self._instructions += 1
+        turns = [("user", asked), ("assistant", row.get(OUTPUT))]
+        said_by = [{"role": role, "content": text} for role, text in turns]
+        return self.store(said_by, f"{INSTRUCTION} and {OUTPUT}")
 
     def _message(self, given: Any, name: str) -> Message:
         if not isinstance(given, dict):
@@ -86,6 +109,10 @@ class Conversations:
     def notes(self) -> list[str]:
         """Return what the user has to know."""
         notes = []
+        if self._instructions:
+            said = f"{INSTRUCTION} taken as user's turn, {OUTPUT} as the assistant's"
+            below = f"; {INPUT} below it in {self._inputs:,} rows" * bool(self._inputs)
+            notes.append(said + below)
         if self._converted:
             said = "from and value taken as role and content"
             names = ", ".join(f"{old} as {new}" for old, new in _SPEAKERS.items())

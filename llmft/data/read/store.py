@@ -32,7 +32,7 @@ from llmft.sources import catalog
 
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000
-_CACHE = 5  # to be raised where the same files are read in another way
+_CACHE = 6  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException)
 

@@ -223,3 +223,41 @@ def test_a_stream_refuses_them(tmp_path):
         ConfigError, match="the data are prompt-completion: leave --str"
     ):
         list(streamed_files(str(path), CHAT, Reading()))
+
+
+INSTRUCTIONS = [
+    {"instruction": "Say it in German.", "input": "a dog", "output": "ein Hund"},
+    {"instruction": "Name a fish.", "input": "", "output": "Cod"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_instructions_become_conversations(tmp_path, name):
+    source = read_file(write(tmp_path / name, INSTRUCTIONS), CHAT)
+    assert source.format == "messages"
+    found = [json.loads(text) for text in source.dataset["text"]]
+    assert [[m["role"] for m in turns] for turns in found] == [
+        ["user", "assistant"]
+    ] * 2
+    assert [[m["content"] for m in turns] for turns in found] == [
+        ["Say it in German.\n\na dog", "ein Hund"],
+        ["Name a fish.", "Cod"],
+    ]
+    said = "instruction taken as user's turn, output as the assistant's; input below it"
+    assert f"{said} in 1 rows" in source.notes
+    assert not any("not used" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output": " "}, "has no turn of the assistant with text"),
+        ({"output": 3}, r"message 2 of 'instruction and output' is 3 \(int\)"),
+        ({"input": ["a"]}, r"'input' is \['a'\] \(list\)"),
+    ],
+)
+def test_an_instruction_without_an_answer_is_a_bad_row(tmp_path, changes, said):
+    rows = [*INSTRUCTIONS, INSTRUCTIONS[0] | changes]
+    with pytest.raises(DataError, match=said) as caught:
+        read_file(write(tmp_path / "a.jsonl", rows), CHAT)
+    assert caught.value.line == 3
