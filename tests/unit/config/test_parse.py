@@ -715,7 +715,13 @@ def test_the_checks_of_the_recipes(problems, read):
 def test_data_that_no_step_would_use():
     names = "dataset_name train_file validation_file test_file do_train do_eval"
     values = dict.fromkeys([*names.split(), "do_predict"])
-    values |= {"min_new_tokens": 0, "max_new_tokens": 5, "prompt": ["Once"]}
+    values |= {
+        "min_new_tokens": 0,
+        "max_new_tokens": 5,
+        "prompt_file": None,
+        "output_file": None,
+        "prompt": ["Once"],
+    }
     values |= {"lora_r": None, "lora_alpha": None, "lora_save": "merged"}
     assert generate.check({**values, "train_file": "a.txt"}) == [
         "train_file is used by --do_train, --do_eval or --do_predict only"

@@ -17,7 +17,7 @@ from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
 from llmft.model.packed import PackedLinear
-from llmft.tasks import generate
+from llmft.tasks import fast_writing, generate
 
 EOS = "<|endoftext|>"
 PROMPTS = ["the film was", "a director"]
@@ -303,15 +303,16 @@ def test_the_form_that_writes_faster(
         for candidate in candidates:
             write(candidate)
         written.append(candidates[1])
-        return {c: 0.5 if generate._name(c) == faster else 2.0 for c in candidates}, 1
+        names = {c: fast_writing._name(c) for c in candidates}
+        return {c: 0.5 if name == faster else 2.0 for c, name in names.items()}, 1
 
-    monkeypatch.setattr(generate, "contest", contest)
+    monkeypatch.setattr(fast_writing, "contest", contest)
     for _ in range(2):
         model, _ = copy.deepcopy(writer)
         args = TrainingArguments(output_dir=str(tmp_path / "x"), **given)
-        found, choice = generate.made_fast(model, args)
+        found, choice = fast_writing.made_fast(model, args)
         assert choice == Choice("precision", value, reason)
-        assert found.dtype == generate.DTYPES[value.split()[0]]
+        assert found.dtype == fast_writing.DTYPES[value.split()[0]]
         packed = [m for m in found.modules() if isinstance(m, PackedLinear)]
         assert bool(packed) == ("packed" in value)
         assert len(written) == max(reason.count(",") - 1, 0)
@@ -322,5 +323,21 @@ def test_a_model_is_as_it_was_where_copies_of_it_do_not_fit(
 ):
     monkeypatch.setattr(detect, "allowed_bytes", lambda: 2**20)
     args = TrainingArguments(output_dir=str(tmp_path / "x"))
-    _, choice = generate.made_fast(copy.deepcopy(writer[0]), args)
+    _, choice = fast_writing.made_fast(copy.deepcopy(writer[0]), args)
     assert choice == Choice("precision", "fp32", "no memory to try others")
+
+
+def test_a_form_that_is_hardly_faster_is_not_taken(writer, tmp_path, monkeypatch):
+    """Twelve tokens are few: on a machine with AMX what was chosen so was slower."""
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path))
+    monkeypatch.setattr(detect, "detect", lambda: PLAIN)
+    took = {"fp32": 1.0, "bf16": 0.97, "fp32 packed": 0.96, "bf16 packed": 0.96}
+
+    def contest(candidates, write, budget):
+        return {c: took[fast_writing._name(c)] for c in candidates}, 1
+
+    monkeypatch.setattr(fast_writing, "contest", contest)
+    args = TrainingArguments(output_dir=str(tmp_path / "x"))
+    for _ in range(2):
+        _, choice = fast_writing.made_fast(copy.deepcopy(writer[0]), args)
+        assert choice.value == "fp32"

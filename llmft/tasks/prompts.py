@@ -1,0 +1,126 @@
+"""Prompts from standard input or a file, and texts written for many at once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from llmft.config.parse import Arguments
+from llmft.console import say
+from llmft.data.read.columns import Columns
+from llmft.data.read.files import STDIN, Reading
+from llmft.data.read.store import read_file, show
+from llmft.errors import ConfigError, DataError, EncodingError
+from llmft.files import to_json, write_text
+from llmft.model.ends import ends_of, length, set_ends
+from llmft.tasks import generate
+
+
+def read_prompts(args: Arguments) -> None:
+    """Put into ``prompt`` what its - and ``prompt_file`` stand for.
+
+    Standard input is one prompt, without its last line break. A file has one a line,
+    or of other formats in its column ``prompt``, or the one that is named.
+
+    Raises:
+        ConfigError: ``output_file`` is there.
+        DataError: the file cannot be read, or standard input is not UTF-8.
+    """
+    model, data = args.model, args.data
+    if model.output_file and Path(model.output_file).expanduser().exists():
+        raise ConfigError("output_file is there: name another", path=model.output_file)
+    if STDIN in model.prompt:
+        text = _standard_input()
+        model.prompt = [text if p == STDIN else p for p in model.prompt]
+    if model.prompt_file:
+        reading = Reading.of(data)
+        kind = reading.file_format or Path(model.prompt_file).suffixes[:1]
+        named = data.prompt_column_name or data.text_column_name
+        column = named or (None if kind in ("txt", [".txt"]) else "prompt")
+        found = read_file(model.prompt_file, Columns(text=column), reading)
+        show("prompts", found)
+        model.prompt = found.dataset["text"][:]
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise DataError("standard input is closed", path=STDIN)
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise EncodingError(f"not UTF-8: {error.reason}", path=STDIN) from error
+    if not text.strip():
+        raise DataError("standard input is empty", "expected a prompt", path=STDIN)
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> None:
+    """Continue the prompts of a command: as they are written, or those of a file.
+
+    The latter go through the model in batches, and into ``output_file`` as lines of
+    JSON with ``prompt`` and ``completion`` once all are there; without, to the screen.
+    """
+    seed, given = args.training.seed, args.model
+    if not given.prompt_file:
+        generate.sample(model, tokenizer, given, seed, stream=True)
+        return
+    started, written = time.perf_counter(), 0
+    found: list[list[str]] = [[] for _ in given.prompt]
+    for place, texts, tokens in _completions(model, tokenizer, args):
+        found[place], written = texts, written + tokens
+    rows = [
+        {"prompt": prompt, "completion": text}
+        for prompt, texts in zip(given.prompt, found, strict=True)
+        for text in texts
+    ]
+    if given.output_file:
+        write_text(Path(given.output_file).expanduser(), "".join(map(_line, rows)))
+        say(f"output     {given.output_file}, {len(rows):,} texts")
+    else:
+        say("\n\n".join(row["prompt"] + row["completion"] for row in rows) + "\n")
+    rate = written / (time.perf_counter() - started)
+    say(f"written    {written} tokens, {rate:.2f} tokens/s")
+
+
+def _line(row: dict[str, str]) -> str:
+    return to_json(row) + "\n"
+
+
+def _completions(
+    model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments
+) -> Iterator[tuple[int, list[str], int]]:
+    """Yield the place of each prompt, its completions, and their tokens.
+
+    Prompts of like length are continued together, the longest first.
+    """
+    given, size = args.model, args.training.eval_batch_size
+    generate.check_prompts(model, tokenizer, given)
+    set_ends(model, tokenizer, given.apply_chat_template)
+    ends = ends_of(model)
+    config = generate.generation_config(given, tokenizer, ends)
+    ids = [generate.prompt_ids(p, tokenizer, given) for p in given.prompt]
+    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    several = given.num_return_sequences
+    model.eval()
+    set_seed(args.training.seed)
+    with tqdm(total=len(ids), desc="writing", unit="prompt", disable=None) as bar:
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            batch = tokenizer.pad(
+                {"input_ids": [ids[place] for place in places]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            begin = batch["input_ids"].shape[1]
+            rows = generate.write(model, batch, config)[:, begin:]
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            for k, place in enumerate(places):
+                own = slice(k * several, (k + 1) * several)
+                yield place, texts[own], sum(length(row, ends) for row in rows[own])
+            bar.update(len(places))
