@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
-from llmft.errors import ConfigError, EnvironmentFault, brief
+from llmft.errors import ConfigError, EnvironmentFault, brief, listed
 from llmft.model.probes import evaluating
 from llmft.model.vocabulary import tokens_to_add
 
@@ -54,12 +54,22 @@ def add_lora(
         )
     wanted = [n for n in args.lora_target_modules or [] if n != "all-linear"]
     _require_layers(model, wanted)
+    # peft would compute them as plain linear layers, which they are not.
+    odd = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward != nn.Linear.forward
+    ]
+    if odd and not wanted:
+        layers = listed(sorted({name.split(".")[-1] for name in odd}), 4, str)
+        say(f"           without LoRA, computed in their own way: {layers}")
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=args.lora_r,
         lora_alpha=args.lora_alpha or 2 * args.lora_r,
         lora_dropout=args.lora_dropout,
         target_modules=wanted or "all-linear",
+        exclude_modules=None if wanted else odd or None,
     )
     asked = tokens_to_add(args.add_tokens) if tokenizer else []
     if tokenizer and (added := tokenizer.get_added_vocab().keys() & asked):

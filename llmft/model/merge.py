@@ -20,8 +20,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from llmft.console import say, warn
-from llmft.errors import ConfigError, brief, escape
+from llmft.console import say
+from llmft.errors import ConfigError, brief
 from llmft.files import file_sha256, publish_folder
 from llmft.model.adapters import CONFIG
 from llmft.model.identity import terms_files
@@ -116,8 +116,9 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
         needed = rows.get(f"{name}.weight", least)
         if needed != len(table.weight):
             model.resize_token_embeddings(needed)
-        with warnings.catch_warnings(record=True) as noted:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", "Found missing adapter keys")
             merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except ConfigError:
         raise
@@ -127,9 +128,6 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
             " again",
             path=folder,
         ) from error
-    for message in (str(warning.message) for warning in noted):
-        if "missing adapter keys" in message:
-            warn(f"{folder}: {escape(message, 200)}")
     return merged
 
 

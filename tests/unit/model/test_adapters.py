@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from unit.model.test_load import load
 from unit.train.test_trainer import arguments, causal_lm
@@ -372,3 +373,23 @@ def test_what_peft_refuses_is_said_in_its_words():
     model = tiny.model("mamba", "causal-lm", 100, state_size=4, expand=1)
     with pytest.raises(ConfigError, match=r"LoRA: .*incompatible with Mamba"):
         add_lora(model, GenerationModelArguments(lora_r=2))
+
+
+def test_layers_with_a_computation_of_their_own_get_no_factors(capsys):
+    """Llama 4's router is a linear layer that returns two tensors."""
+    sizes = {"num_local_experts": 2, "moe_layers": [1], "num_key_value_heads": 2}
+    model = tiny.model("llama4_text", "causal-lm", 100, head_dim=16, **sizes)
+    model = add_lora(model, GenerationModelArguments(lora_r=2))
+    assert "computed in their own way: router\n" in capsys.readouterr().out
+    assert not any("router.lora" in name for name, _ in model.named_parameters())
+    model(input_ids=IDS, labels=IDS).loss.backward()
+
+
+def test_an_adapter_that_lost_weights_is_refused(tmp_path, base):
+    folder = save_adapter(tmp_path, base)
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights[next(iter(weights))]
+    save_file(weights, path)
+    with pytest.raises(ConfigError, match="does not fit its base model: Found missing"):
+        load(folder, "causal-lm")
