@@ -15,7 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import DataArguments, TrainingArguments
 from llmft.console import say
-from llmft.errors import brief, nearest
+from llmft.errors import brief, nearest, shorten
 from llmft.sources import catalog
 
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
@@ -123,6 +123,9 @@ def relations(
         ),
         "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
         " as model_name_or_path": resumes and not v["do_train"],
+        f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
+            _is_not_utf8(v["output_dir"])
+        ),
         "resume_from_checkpoint true needs output_dir, the run's folder": (
             resumes is True and not v["output_dir"]
         ),
@@ -132,6 +135,10 @@ def relations(
     problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
     problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _is_not_utf8(name: str | None) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in name or "")
 
 
 def _frozen_embeddings(v: dict[str, Any]) -> list[str]:

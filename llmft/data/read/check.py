@@ -119,7 +119,8 @@ class Check:
         self.wanted: dict[str, str] = {}
         self.problem_type: str | None = None
         self.format = TEXT
-        self.bad = self._good = self._empty = self._blank = self._returns = 0
+        self.bad = self._good = self._others = 0
+        self._empty = self._blank = self._returns = 0
         self._names: list[str] = []
         self._first_bad: list[DataError] = []
         self._unlabelled = (0, "")  # how many, and the place of the first
@@ -152,6 +153,7 @@ class Check:
                 values = self._values(file, line, row)
                 if self.bad > most:
                     looked += 1
+                    self._others += values is not None
                     if looked > counted:
                         break
                 elif values is not None:
@@ -285,7 +287,7 @@ class Check:
             more = ", ..." if count > _SHOWN else ""
             others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
             error.expected = "; ".join(filter(None, [error.expected, others]))
-        if error.line is not None:
+        if error.line is not None and self._good + self._others:
             most = count if self.source.counted else "N"
             leave = f"--max_bad_rows {most} leaves bad rows out"
             error.hint = "; or ".join(filter(None, [error.hint, leave]))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from llmft.config.convert import separator
@@ -114,15 +114,32 @@ def named_files(
         matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         found = [p for p in matches if p.is_file()]
         if not found:
-            near = nearest(path.name, [p.name for p in path.parent.glob("*")])
-            said = "no file matches" if glob.has_magic(str(path)) else "no such file"
-            said += "" if path.is_absolute() else f", from {Path.cwd()}"
-            raise DataError(said, hint=near.strip(", "), path=path)
+            raise _nowhere(name, path)
         once = {os.path.realpath(p): p for p in reversed(found)}
         files, notes = sorted(once.values()), [f"{len(once):,} files"]
         if others := len(found) - len(files):
             notes.append(f"{others:,} other names of them passed over")
         yield files, notes, "line"
+
+
+def _nowhere(name: str, path: Path) -> DataError:
+    """Return the error of a name that no file has, with what it may be instead."""
+    here = "" if path.is_absolute() else f", from {Path.cwd()}"
+    if "://" in name:
+        said, hint = "an address, not a file", "download it, and name the file"
+        return DataError(said, hint=hint, path=name)
+    if os.path.islink(path):
+        said = f"a link to {os.readlink(path)}, which is not there"
+        return DataError(said, path=path)
+    if "\\" in name and os.sep != "\\":
+        other = PureWindowsPath(name).as_posix()
+        hint = (
+            f"write it with /: {other}" if os.path.exists(other) else "write it with /"
+        )
+        return DataError(f"no such file{here}", hint=hint, path=path)
+    near = nearest(path.name, [p.name for p in path.parent.glob("*")])
+    said = "no file matches" if glob.has_magic(str(path)) else "no such file"
+    return DataError(f"{said}{here}", hint=near.strip(", "), path=path)
 
 
 def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:

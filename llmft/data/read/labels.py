@@ -53,6 +53,9 @@ def class_name(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
+_IDS = 0.9  # more classes than this part of the rows are ids
+
+
 class LabelRule:
     """Spells each label as text, and decides by all of them what they are.
 
@@ -227,6 +230,14 @@ class LabelNames:
                 f"all {rows} have the label {shorten(labels[0])}",
                 f"expected at least two {one}{more}",
                 f"give rows of another {one}; --allow one_class trains all the same",
+                path=path,
+            )
+        if problem_type == SINGLE and len(counts) > max(_IDS * len(labels), 100):
+            raise LabelError(
+                f"{rows} have {len(counts):,} classes, nearly one each: it looks like"
+                " an id",
+                "expected classes of several rows",
+                "is --label_column_name right?",
                 path=path,
             )
         pairs = similar(counts)

@@ -29,6 +29,12 @@ MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
 _MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
 _BLOCK = 2**20
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+_MAGIC = {
+    "gzip": b"\x1f\x8b",
+    "bz2": b"BZh",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "xz": b"\xfd7zXZ",
+}
 # What files that are no text begin with, and what to do about them.
 _KINDS = {
     b"PK\x03\x04": ("an Excel workbook or another zip file", "export it as csv"),
@@ -90,6 +96,13 @@ class _Unpacked(io.RawIOBase):
     def _open(self, path: Path) -> Any:
         if self._codec is None:
             return open(path, "rb")
+        with open(path, "rb") as stream:
+            if not stream.read(8).startswith(_MAGIC[self._codec]):
+                said = f"not packed by {self._codec}, as its name says"
+                ending = path.suffix
+                raise DataFormatError(
+                    said, hint=f"take {ending} off its name, or pack it"
+                )
         if self._codec != "xz":
             # Not by its name, which may be no UTF-8.
             return pyarrow.input_stream(path.open("rb"), compression=self._codec)

@@ -207,3 +207,10 @@ def test_delimiters_have_names():
     rule = LabelRule(delimiter="comma")
     assert rule.spell("a|b", "a:1") == '["a|b"]'
     assert rule.undelimited
+
+
+def test_classes_of_hardly_a_row_each_are_ids():
+    labels = [f"id{i}" for i in range(1990)] + ["id0"] * 10
+    with pytest.raises(LabelError, match="have 1,990 classes, nearly one each: it"):
+        LabelNames.of(labels)
+    assert len(LabelNames.of([f"class {i % 900}" for i in range(2000)]).names) == 900

@@ -918,6 +918,38 @@ def test_names_that_no_file_has(tmp_path, monkeypatch, name):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("https://example.org/train.csv", "https://example.org/train.csv: an address"),
+        ("gone.csv", "gone.csv: a link to nowhere.csv, which is not there"),
+        ("d\\train.csv", "write it with /: d/train.csv"),
+        ("C:\\data\\train.csv", "write it with /"),
+    ],
+)
+def test_names_of_what_is_no_file_here(tmp_path, monkeypatch, name, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text("text\na\n")
+    (tmp_path / "gone.csv").symlink_to("nowhere.csv")
+    with pytest.raises(DataError) as caught:
+        read_file(name, Columns())
+    assert wanted in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_where_all_rows_are_bad_none_is_to_be_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = ['{"text": 1}'] * 5
+    path.write_text("\n".join(rows))
+    with pytest.raises(DataError, match="5 rows are bad") as caught:
+        read_file(path, Columns())
+    assert "max_bad_rows" not in str(caught.value)
+    path.write_text("\n".join([*rows, '{"text": "good"}']))
+    with pytest.raises(DataError, match="--max_bad_rows 5 leaves bad rows out"):
+        read_file(path, Columns())
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="names there are UTF-8")
 def test_a_packed_file_whose_name_is_not_utf8(tmp_path):
     path = os.fsencode(tmp_path) + b"/x\xff.csv.gz"

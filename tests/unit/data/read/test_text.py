@@ -74,7 +74,6 @@ def test_members_are_read_as_one(ending):
         lambda raw: raw[:-3],
         lambda raw: raw[: len(raw) // 2],
         lambda raw: raw + b"junk behind it",
-        lambda raw: b"this is no packed file",
     ],
 )
 def test_damaged_packed_files(ending, damage):
@@ -82,6 +81,14 @@ def test_damaged_packed_files(ending, damage):
     path = Path(f"a.txt.{ending}")
     path.write_bytes(damage(PACK[ending](lines.encode())))
     assert said(path, DataFormatError).startswith(f"{path}: damaged ")
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_a_text_that_was_never_packed(ending):
+    Path(f"a.txt.{ending}").write_text("one\n")
+    found = said(f"a.txt.{ending}", DataFormatError)
+    assert "as its name says; take" in found
+    assert f"take .{ending} off its name" in found
 
 
 def test_a_changed_byte_in_a_gz():
