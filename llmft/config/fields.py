@@ -310,8 +310,15 @@ class GenerationModelArguments(ModelArguments):
     top_k: int = arg(50, "Sample from the k likeliest; 0 from all.", "[0, inf)")
     top_p: float = arg(0.95, "Sample from the likeliest of this total.", "(0, 1]")
     num_return_sequences: int = arg(1, "Texts for each prompt.", "[1, inf)")
+    # Of 49 texts (JSON, lists, verse, code) learnt exactly, 1.03 leaves all, 1.1 48,
+    # 1.2 43; no_repeat_ngram_size 2 none, 8 23. Of 100 samples of SmolLM2, untrained,
+    # loop with 1 and with 1.03: 1 and 0 of 80 tokens, 9 and 1 of 200; of 50 greedy ones
+    # 14 and 4, 32 and 12 (bf16 on 2 cores of AMD EPYC Zen 5).
+    repetition_penalty: float = arg(
+        1.03, "Divides the scores of tokens already there; 1 leaves them.", "(0, inf)"
+    )
     no_repeat_ngram_size: int = arg(
-        2, "No sequence of this many tokens twice; 0 allows it.", "[0, inf)"
+        0, "No sequence of this many tokens twice; 0 allows it.", "[0, inf)"
     )
 
 
