@@ -151,6 +151,7 @@ def generation_config(
         min_new_tokens=args.min_new_tokens or None,
         do_sample=_draws(args),
         num_return_sequences=args.num_return_sequences,
+        repetition_penalty=args.repetition_penalty,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends or None,

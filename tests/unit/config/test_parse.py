@@ -198,7 +198,7 @@ REFUSES_MINUS_AND_ZERO = """
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
  early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps
- multi_label_threshold k_folds""".split()
+ multi_label_threshold k_folds repetition_penalty""".split()
 REFUSES_MINUS = """
  dropout lora_dropout top_k min_new_tokens no_repeat_ngram_size
  validation_split_percentage test_split_percentage num_examples num_mistakes

@@ -58,7 +58,7 @@ def test_a_prompt_goes_through_the_chat_template(writer, capsys):
     tokenizer.pad_token, tokenizer.chat_template = EOS, tiny.CHAT_TEMPLATE
     rendered = f"[system]help{EOS}\n[user]a film{EOS}\n[assistant]"
     ids = torch.tensor([tokenizer(rendered)["input_ids"]])
-    greedy = {"do_sample": False, "no_repeat_ngram_size": 0, "max_new_tokens": 8}
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 8}
     ends = dict.fromkeys(("pad_token_id", "eos_token_id"), tokenizer.eos_token_id)
     plain = {"attention_mask": torch.ones_like(ids), **greedy, **ends}
     expected = model.generate(ids, **plain)
@@ -93,7 +93,7 @@ def test_several_texts_of_a_prompt(writer):
 def test_greedy_takes_the_likeliest_token(writer):
     model, tokenizer = writer
     assert texts(writer, 1, do_sample=False) == texts(writer, 2, do_sample=False)
-    found = texts(writer, do_sample=False, max_new_tokens=4, no_repeat_ngram_size=0)
+    found = texts(writer, do_sample=False, max_new_tokens=4, repetition_penalty=1.0)
     ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
     for _ in range(4):
         with torch.no_grad():
@@ -113,7 +113,7 @@ def test_no_pair_of_tokens_twice(writer, monkeypatch):
     monkeypatch.setattr(model, "generate", record)
 
     def pairs(size):
-        options = {"do_sample": False, "max_new_tokens": 40}
+        options = {"do_sample": False, "max_new_tokens": 40, "repetition_penalty": 1.0}
         texts(writer, no_repeat_ngram_size=size, **options)
         ids = written[-1][0].tolist()
         return len(ids) - 1, len(set(itertools.pairwise(ids)))
@@ -122,6 +122,38 @@ def test_no_pair_of_tokens_twice(writer, monkeypatch):
     assert different < count
     count, different = pairs(2)
     assert different == count > 20
+
+
+def test_learnt_text_may_repeat_itself(writer):
+    """By default, greedy sampling writes repeated token pairs as they were."""
+    model, tokenizer = copy.deepcopy(writer[0]).eval(), writer[1]  # no dropout
+    text = '[{"a": 1, "b": 0}, {"a": 2, "b": 0}, {"a": 3, "b": 0}]'
+    ids = tokenizer(text + EOS, return_tensors="pt")["input_ids"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    greedy = {"prompts": ['[{"a": 1,'], "do_sample": False, "max_new_tokens": 50}
+    assert texts((model, tokenizer), **greedy) == [[text]]
+    assert texts((model, tokenizer), **greedy, no_repeat_ngram_size=2) != [[text]]
+
+
+def test_tokens_that_are_there_are_penalized(writer):
+    """Their scores are divided (multiplied below 0); a large penalty takes new ones."""
+    model, tokenizer = writer[0].eval(), writer[1]
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    for _ in range(6):
+        with torch.no_grad():
+            scores = model(ids).logits[0, -1]
+        there = torch.zeros_like(scores, dtype=torch.bool).index_fill(0, ids[0], True)
+        lowered = torch.where(scores < 0, scores * 1.3, scores / 1.3)
+        best = torch.where(there, lowered, scores).argmax()
+        ids = torch.cat([ids, best.view(1, 1)], dim=1)
+    options = {"do_sample": False, "max_new_tokens": 6}
+    found = texts(writer, **options, repetition_penalty=1.3)
+    assert found[0] == tokenizer.batch_decode(ids)
+    assert found != texts(writer, **options, repetition_penalty=1.0)
 
 
 def test_settings_reach_the_config(writer):
