@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -92,6 +93,19 @@ def _line(row: dict[str, str]) -> str:
     return to_json(row) + "\n"
 
 
+def _padded(ids: list[list[int]], device: Any) -> dict[str, torch.Tensor]:
+    """Return prompts, the longest first, as a batch padded on the left.
+
+    Padding is not seen, but a penalty of repeats counts it: it is the first token of
+    each prompt, which is there anyway. The pad token is the eos of many a model.
+    """
+    most = len(ids[0])
+    rows = [[row[0]] * (most - len(row)) + row for row in ids]
+    seen = [[0] * (most - len(row)) + [1] * len(row) for row in ids]
+    found = {"input_ids": rows, "attention_mask": seen}
+    return {name: torch.tensor(x, device=device) for name, x in found.items()}
+
+
 def _completions(
     model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> Iterator[tuple[int, list[str], int]]:
@@ -112,13 +126,8 @@ def _completions(
     with tqdm(total=len(ids), desc="writing", unit="prompt", disable=None) as bar:
         for start in range(0, len(order), size):
             places = order[start : start + size]
-            batch = tokenizer.pad(
-                {"input_ids": [ids[place] for place in places]},
-                padding_side="left",
-                return_tensors="pt",
-            ).to(model.device)
-            begin = batch["input_ids"].shape[1]
-            rows = generate.write(model, batch, config)[:, begin:]
+            batch = _padded([ids[place] for place in places], model.device)
+            rows = generate.write(model, batch, config)[:, len(ids[places[0]]) :]
             texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
             for k, place in enumerate(places):
                 own = slice(k * several, (k + 1) * several)

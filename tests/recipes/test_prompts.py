@@ -135,9 +135,9 @@ def prompts(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if stdin is not None:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         model = ["--model_name_or_path", str(tiny_gpt2), "--precision", "fp32"]
-        main(
-            [*model, "--max_new_tokens", "6", "--do_sample", "false", *map(str, flags)]
-        )
+        model += ["--max_new_tokens", "6", "--do_sample", "false"]
+        # Padding must not count as what is there: it may be the eos.
+        main([*model, "--repetition_penalty", "2", *map(str, flags)])
         found = Path("out.jsonl")
         return process.read_jsonl(found) if found.exists() else []
 
