@@ -259,7 +259,9 @@ def load_model(
     config = from_pretrained(AutoConfig, located)
     why, note = set_names(config, label_names, problem_type)
     set_dropout(config, args.dropout)
-    if getattr(config, "pad_token_id", None) is None:
+    # A classifier finds the end of a text by it. Of a causal model it would be the eos,
+    # whose embedding gets no gradient as padding.
+    if label_names and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model, loaded = from_pretrained(
         auto_class,

@@ -14,7 +14,7 @@ import pytest
 import recipe_process as process
 import tiny
 
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, escape
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_prompts_of_a_file_are_continued_in_batches(prompts: Any, capsys: Any) -
     prompts("--prompt", *given)
     alone = capsys.readouterr().out
     for row in found:
-        assert f"\n{row['prompt']}{row['completion']}\n" in alone
+        assert f"\n{escape(row['prompt'] + row['completion'])}\n" in alone
     with pytest.raises(ConfigError, match=r"out.jsonl: output_file is there"):
         prompts("--prompt_file", "p.jsonl", "--output_file", "out.jsonl")
     Path("out.jsonl").unlink()
