@@ -1,4 +1,4 @@
-"""Tiny configs of every model family that transformers has, for sweep_models.py.
+"""Tiny models of every family that transformers has, for model_checks.py.
 
 The default config of a family is made again with its sizes, known by their names, set
 small; what some families need beside that stands in a table.
@@ -6,9 +6,22 @@ small; what some families need beside that stands in a table.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedConfig
+import tiny
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
+
+MOST = 20_000_000  # weights of what is still tiny
+LABELS = ("bad", "good")
 
 # By the name of the attribute, wherever the default config has a larger int there.
 _SIZES = (
@@ -87,7 +100,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"layer_types": _HYBRID},
     "qwen3_next": {"layer_types": _HYBRID},
     "gptj": {"rotary_dim": 8},
-    "codegen": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8, "n_head": 4},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "dbrx": {"attn_config": {"rope_theta": 1e4}},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "lilt": {"hidden_size": 48},  # a multiple of 6 boxes
     "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
@@ -137,3 +152,86 @@ def _shrunk(
             if found is not None or whole:
                 small[name] = special["eos"] if found is None else found
     return small | SPECIAL.get(default.model_type, {})
+
+
+class TaskKind(NamedTuple):
+    """A recipe, the families that transformers has for it, and how they are loaded."""
+
+    recipe: str
+    mapping: Any
+    auto_class: Any
+    flags: tuple[str, ...]
+
+
+PLAIN = ("--ladder", "false", "--contrastive_weight", "0")
+TASKS = {
+    "mlm": TaskKind(
+        "mlm",
+        MODEL_FOR_MASKED_LM_MAPPING,
+        AutoModelForMaskedLM,
+        ("--block_policy", "row", "--num_examples", "2"),
+    ),
+    "classify": TaskKind(
+        "classify",
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+        PLAIN,
+    ),
+    "generate": TaskKind(
+        "generate",
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        ("--block_policy", "row", "--compile_layers", "false"),
+    ),
+}
+
+
+def families(task: str) -> dict[str, Any]:
+    """Return the config class of each family by its model type, sorted."""
+    found = {c.model_type: c for c in TASKS[task].mapping}
+    return dict(sorted(found.items()))
+
+
+def tokenizer_of(task: str) -> Any:
+    """Return the tokenizer of the tiny models, which has a pad token."""
+    tokenizer = tiny.wordpiece_tokenizer()
+    if task == "generate":
+        tokenizer = tiny.bpe_tokenizer()
+    return tokenizer
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the ids of special tokens by name; an encoder begins with cls."""
+    names = ("pad", "bos", "eos", "cls", "sep", "mask")
+    found = {name: getattr(tokenizer, f"{name}_token_id") for name in names}
+    found["bos"] = found["cls"] if found["bos"] is None else found["bos"]
+    found["eos"] = found["sep"] if found["eos"] is None else found["eos"]
+    found["decoder_start"] = found["bos"]
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def tiny_model(task: str, config_class: Any) -> Any:
+    """Return a tiny random model of a family, on the device of the caller."""
+    tokenizer = tokenizer_of(task)
+    size = len(tokenizer) + 8  # some classes of tokenizers add their own
+    config = tiny_config(config_class, size, special_ids(tokenizer))
+    if task == "generate" and hasattr(config, "is_decoder"):
+        config.is_decoder = True  # BERT as a decoder
+    if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
+        config.decoder_start_token_id = 0  # T5's files have one
+    config.num_labels = len(LABELS)
+    model = TASKS[task].auto_class.from_config(config)
+    weights = sum(p.numel() for p in model.parameters())
+    if weights > MOST:
+        raise ValueError(f"{weights:,} weights")
+    return model
+
+
+def can_be_built(task: str, family: str) -> bool:
+    """Return whether ``tiny_model`` makes something, of no memory."""
+    try:
+        with torch.device("meta"):
+            tiny_model(task, families(task)[family])
+    except Exception:  # whatever a family says to odd sizes
+        return False
+    return True
