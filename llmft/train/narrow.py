@@ -27,11 +27,12 @@ def labelled_positions_only(
 
     Inside the block the encoder returns hidden states of shape (1, positions, hidden)
     instead of (batch, length, hidden), and the logits have shape (1, positions,
-    vocabulary); with ``point`` both are without the 1. The positions are those with a label, then repeats of the first token
-    up to a multiple of 64: oneDNN makes and keeps a kernel for every new shape (peak
-    of an epoch of the default run: 4.2 GB without, 2.1 GB with). With 15 % of the
-    tokens masked the hook doubled the speed of training (580 to 1,134 tokens/s on 2
-    cores with AVX512-BF16, 1,080 to 2,041 with AMX).
+    vocabulary); with ``point`` both are without the 1. The positions are those with a
+    label, then repeats of the first token up to a multiple of 64: oneDNN makes and
+    keeps a kernel for every new shape (peak of an epoch of the default run: 4.2 GB
+    without, 2.1 GB with). With 15 % of the tokens masked the hook doubled the speed of
+    training (580 to 1,134 tokens/s on 2 cores with AVX512-BF16, 1,080 to 2,041 with
+    AMX).
 
     Args:
         base_model: ``model.base_model``.

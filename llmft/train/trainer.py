@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers.trainer
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -204,6 +208,14 @@ class LlmftTrainer(Trainer):
         finally:
             vars(model).pop("save_pretrained", None)
 
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(folder, model)
+        _load_factors(self.model, folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        _load_factors(self.model, str(self.state.best_model_checkpoint))
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise CheckpointError where a checkpoint has not the weights of the model.
 
@@ -212,13 +224,9 @@ class LlmftTrainer(Trainer):
         model: Any = self.model
         weights, missing = model.state_dict(), set(load_result.missing_keys)
         there = {x.data_ptr() for name, x in weights.items() if name not in missing}
-        unsaved = set(model._keys_to_ignore_on_save or ())
+        unsaved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         lost = [n for n in missing - unsaved if weights[n].data_ptr() not in there]
-        if odd := sorted({*lost, *load_result.unexpected_keys}):
-            raise CheckpointError(
-                f"the checkpoint has other weights than the model: {listed(odd, 3)}",
-                hint="resume with the llmft that wrote it, or train anew",
-            )
+        _require_same_weights([*lost, *load_result.unexpected_keys])
 
     def training_step(
         self, model: Any, inputs: Any, *args: Any, **kwargs: Any
@@ -248,6 +256,30 @@ class LlmftTrainer(Trainer):
             seed = self.args.data_seed
             return _GroupedByLength(sampler, self.args.seed if seed is None else seed)
         return sampler
+
+
+def _require_same_weights(odd: Iterable[str]) -> None:
+    if odd := sorted(odd):
+        raise CheckpointError(
+            f"the checkpoint has other weights than the model: {listed(odd, 3)}",
+            hint="resume with the llmft that wrote it, or train anew",
+        )
+
+
+@torch.no_grad()
+def _load_factors(model: Any, folder: str) -> None:
+    """Load the LoRA factors of a checkpoint by the names that they were saved with.
+
+    peft takes them for names of the family's files, and leaves out those that it turns
+    into what the model has not (the shared experts of Laguna).
+    """
+    if not isinstance(model, PeftModel):
+        return
+    own = get_peft_model_state_dict(model)  # shares its memory with the model
+    saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+    _require_same_weights(own.keys() ^ saved.keys())
+    for name, weight in saved.items():
+        own[name].copy_(weight)
 
 
 def _cells(batch: dict[str, torch.Tensor]) -> int:

@@ -14,6 +14,7 @@ import tiny
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
@@ -44,6 +45,9 @@ from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LAGUNA = {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 4}
+LAGUNA |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LAGUNA |= {"shared_expert_intermediate_size": 32}
 # After a few steps of SGD in float32, summed in another order.
 WEIGHTS = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -666,6 +670,22 @@ def test_a_checkpoint_with_other_weights_is_refused(wordpiece, tmp_path):
     save_file(moved, tmp_path / "whole/model.safetensors")
     with pytest.raises(CheckpointError, match=r"other weights .*LayerNorm\.gamma"):
         trainer._load_from_checkpoint(str(tmp_path / "whole"))
+
+
+def test_factors_that_peft_would_rename_come_back(tmp_path):
+    """It turns mlp.shared_experts of Laguna into mlp.shared_experts. with a dot."""
+    trainer = causal_lm(arguments(tmp_path))
+    laguna = tiny.model("laguna", "causal-lm", 500, **LAGUNA)
+    factors = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    trainer.model = get_peft_model(laguna, factors)
+    trainer.save_model(tmp_path / "checkpoint-1")
+    saved = weights(trainer)
+    assert any("shared_experts" in n and "lora_B" in n for n in saved)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            weight.zero_() if "lora_" in name else None
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert_same_weights(weights(trainer), saved, rtol=0, atol=0)
 
 
 def test_a_model_with_labels_of_several_kinds_is_evaluated(wordpiece, tmp_path):
