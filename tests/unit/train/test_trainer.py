@@ -438,7 +438,7 @@ def test_what_stays_private_is_still_there():
     private = {n for n in overridden | used if n[0] == "_" and n[:2] != "__"}
     gone = sorted(name for name in private if not hasattr(Trainer, name))
     assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
-    assert len(private) <= 2
+    assert len(private) <= 6  # four of them are how checkpoints are saved and loaded
     # These are public, and would never be called under another name.
     public = {n for n in overridden - private if n != "__init__"}
     ours = {"in_order"}
