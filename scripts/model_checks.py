@@ -73,8 +73,7 @@ def build(task: str, config_class: Any, folder: Path) -> None:
 
 def load(task: str, folder: Path) -> Any:
     """Load a model as plain transformers does, in fp32 without dropout."""
-    options = {"num_labels": len(LABELS)} if task == "classify" else {}
-    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    config = transformers.AutoConfig.from_pretrained(folder)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
     for part in [config, *(getattr(config, n, None) for n in config.sub_configs)]:
@@ -111,7 +110,8 @@ def plain_batch(task: str, folder: Path, name: str, epoch: int) -> dict[str, Any
     lines = (folder / f"{name}.{ending}").read_text().splitlines()
     if task == "classify":
         texts, labels = zip(*(line.rsplit(",", 1) for line in lines[1:]), strict=True)
-        batch = dict(tokenizer(list(texts), padding=True, return_tensors="pt"))
+        cut: dict[str, Any] = {"truncation": True, "max_length": LENGTH}
+        batch = dict(tokenizer(list(texts), padding=True, return_tensors="pt", **cut))
         batch.pop("token_type_ids", None)
         return batch | {"labels": torch.tensor([LABELS.index(x) for x in labels])}
     if tokenizer.pad_token is None:

@@ -77,7 +77,6 @@ _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
 _HYBRID = ["linear_attention", "full_attention"]
 SPECIAL: dict[str, dict[str, Any]] = {
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
-    "granitemoehybrid": _MAMBA,
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -101,8 +100,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": _HYBRID},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8, "n_head": 4},
-    "bailing_hybrid": {"layer_group_size": 2},
-    "dbrx": {"attn_config": {"rope_theta": 1e4}},
+    "bailing_hybrid": {"layer_group_size": 2, "n_group": 1, "topk_group": 1},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8}},
+    "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"]},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "lilt": {"hidden_size": 48},  # a multiple of 6 boxes
     "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
@@ -219,7 +219,10 @@ def tiny_model(task: str, config_class: Any) -> Any:
         config.is_decoder = True  # BERT as a decoder
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = 0  # T5's files have one
-    config.num_labels = len(LABELS)
+    config.id2label = dict(
+        enumerate(LABELS)
+    )  # of BART, two that have no names get lost
+    config.label2id = {name: i for i, name in enumerate(LABELS)}
     model = TASKS[task].auto_class.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
     if weights > MOST:

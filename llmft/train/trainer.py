@@ -202,7 +202,7 @@ class LlmftTrainer(Trainer):
         model: Any = self.model
         if isinstance(model, PreTrainedModel):
             own = partial(model.save_pretrained, save_original_format=False)
-            model.save_pretrained = own
+            vars(model)["save_pretrained"] = own
         try:
             super()._save(output_dir, state_dict)
         finally:

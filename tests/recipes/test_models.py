@@ -16,8 +16,8 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FAMILIES = {
-    "mlm": "bart esm fnet modernbert xlm",
-    "classify": "deberta-v2 gpt2 modernbert t5 xlnet",
+    "mlm": "esm fnet luke mbart modernbert xlm",
+    "classify": "bart deberta-v2 gpt2 modernbert t5",
     "generate": "bloom gemma2 gpt2 mamba mixtral",
     "lora": "gpt2 gemma2 mixtral opt",
 }
@@ -55,7 +55,7 @@ def test_a_family(checks: ModuleType, task: str, family: str, tmp_path: Path) ->
 
 def test_most_families_can_be_built_tiny(checks: ModuleType) -> None:
     """On torch's meta device: with their sizes small, they are made without error."""
-    least = {"mlm": 48, "classify": 115, "generate": 170}
-    built = checks.tiny_configs.can_be_built
+    least = {"mlm": 50, "classify": 120, "generate": 178}
+    built = sys.modules["tiny_configs"].can_be_built
     for task, count in least.items():
         assert sum(built(task, family) for family in checks.families(task)) >= count
