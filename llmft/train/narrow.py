@@ -25,13 +25,14 @@ def labelled_positions_only(
 ) -> Iterator[None]:
     """Let a ``*ForMaskedLM`` run its head at the labelled positions only.
 
-    Inside the block the encoder returns hidden states of shape (positions, hidden)
-    instead of (batch, length, hidden), so that the logits have shape (positions,
-    vocabulary). The positions are those with a label, then repeats of the first token
-    up to a multiple of 64: oneDNN makes and keeps a kernel for every new shape (peak
-    of an epoch of the default run: 4.2 GB without, 2.1 GB with). With 15 % of the
-    tokens masked the hook doubled the speed of training (580 to 1,134 tokens/s on 2
-    cores with AVX512-BF16, 1,080 to 2,041 with AMX).
+    Inside the block the encoder returns hidden states of shape (1, positions, hidden)
+    instead of (batch, length, hidden), and the logits have shape (1, positions,
+    vocabulary); with ``point`` both are without the 1. The positions are those with a
+    label, then repeats of the first token up to a multiple of 64: oneDNN makes and
+    keeps a kernel for every new shape (peak of an epoch of the default run: 4.2 GB
+    without, 2.1 GB with). With 15 % of the tokens masked the hook doubled the speed of
+    training (580 to 1,134 tokens/s on 2 cores with AVX512-BF16, 1,080 to 2,041 with
+    AMX).
 
     Args:
         base_model: ``model.base_model``.
@@ -44,7 +45,7 @@ def labelled_positions_only(
     padded[: len(positions)] = positions
 
     def select(module: nn.Module, args: Any, output: Any) -> Any:
-        output["last_hidden_state"] = output[0].flatten(0, 1)[padded]
+        output["last_hidden_state"] = output[0].flatten(0, 1)[padded][None]
         return output
 
     if point is not None:

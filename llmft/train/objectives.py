@@ -99,7 +99,7 @@ class _LanguageModel:
             outputs = model(**inputs)
         values = outputs["logits"] if head is None else states[-1]
         if self.masked:
-            return values, labels, head
+            return values.flatten(0, -2), labels, head
         return values[:, :-1], labels[:, 1:], head
 
 

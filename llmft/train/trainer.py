@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers.trainer
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
-from llmft.errors import NonFiniteError
+from llmft.errors import CheckpointError, NonFiniteError, listed
 from llmft.machine.choose import release_memory
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
@@ -63,6 +68,7 @@ class LlmftTrainer(Trainer):
         self.objective: Objective = objective
         super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
+        self.label_names = ["labels"]  # LUKE has others, too, and would go without loss
         theirs = {*map(type, given), PrinterCallback}
         # In a notebook it is another one.
         theirs.add(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
@@ -187,6 +193,41 @@ class LlmftTrainer(Trainer):
             data.undo(predictions), data.undo(label_ids), data.examples
         )
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save a checkpoint with the names that the model has for its weights.
+
+        Its family may have others for its files (ESM, mixtures of experts). Trainer
+        would write these, and leave out what it does not know when it reads them.
+        """
+        model: Any = self.model
+        if isinstance(model, PreTrainedModel):
+            own = partial(model.save_pretrained, save_original_format=False)
+            vars(model)["save_pretrained"] = own
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            vars(model).pop("save_pretrained", None)
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(folder, model)
+        _load_factors(self.model, folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        _load_factors(self.model, str(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raise CheckpointError where a checkpoint has not the weights of the model.
+
+        Those that share their memory with another one are saved once.
+        """
+        model: Any = self.model
+        weights, missing = model.state_dict(), set(load_result.missing_keys)
+        there = {x.data_ptr() for name, x in weights.items() if name not in missing}
+        unsaved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        lost = [n for n in missing - unsaved if weights[n].data_ptr() not in there]
+        _require_same_weights([*lost, *load_result.unexpected_keys])
+
     def training_step(
         self, model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -215,6 +256,30 @@ class LlmftTrainer(Trainer):
             seed = self.args.data_seed
             return _GroupedByLength(sampler, self.args.seed if seed is None else seed)
         return sampler
+
+
+def _require_same_weights(odd: Iterable[str]) -> None:
+    if odd := sorted(odd):
+        raise CheckpointError(
+            f"the checkpoint has other weights than the model: {listed(odd, 3)}",
+            hint="resume with the llmft that wrote it, or train anew",
+        )
+
+
+@torch.no_grad()
+def _load_factors(model: Any, folder: str) -> None:
+    """Load the LoRA factors of a checkpoint by the names that they were saved with.
+
+    peft takes them for names of the family's files, and leaves out those that it turns
+    into what the model has not (the shared experts of Laguna).
+    """
+    if not isinstance(model, PeftModel):
+        return
+    own = get_peft_model_state_dict(model)  # shares its memory with the model
+    saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+    _require_same_weights(own.keys() ^ saved.keys())
+    for name, weight in saved.items():
+        own[name].copy_(weight)
 
 
 def _cells(batch: dict[str, torch.Tensor]) -> int:

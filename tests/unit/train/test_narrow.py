@@ -77,6 +77,18 @@ def test_masked_lm_from_the_last_layer_on(kind, every, attention):
     assert not point._forward_pre_hooks
 
 
+def test_a_head_that_wants_the_dimension_of_the_batch():
+    """XLM's cuts [:, :, :] out of the states that it is given."""
+    model = tiny.model("xlm", "masked-lm", VOCABULARY, n_layers=2, emb_dim=32).eval()
+    inputs = batch(model)
+    labels = some_labels(inputs["input_ids"], 3)
+    with labelled_positions_only(model.base_model, labels):
+        logits = model(**inputs).logits
+    assert logits.shape == (1, 64, VOCABULARY)
+    wanted = model(**inputs).logits[labels != -100]
+    assert_same(model, logits[0, : len(wanted)], wanted)
+
+
 @pytest.mark.parametrize("kind", NARROWED)
 def test_a_classifier_at_its_first_token(kind):
     model = tiny.model(kind, "classification", VOCABULARY).eval()

@@ -14,6 +14,8 @@ import tiny
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     DefaultFlowCallback,
@@ -32,7 +34,7 @@ from llmft.data.tokens.collate import (
     fix_masks,
 )
 from llmft.data.tokens.stream import Stream
-from llmft.errors import NonFiniteError
+from llmft.errors import CheckpointError, NonFiniteError
 from llmft.machine.plan import Forecast
 from llmft.metrics import classes
 from llmft.metrics.tokens import TokenPrediction
@@ -43,6 +45,9 @@ from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LAGUNA = {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 4}
+LAGUNA |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LAGUNA |= {"shared_expert_intermediate_size": 32}
 # After a few steps of SGD in float32, summed in another order.
 WEIGHTS = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -61,14 +66,14 @@ def blocks(wordpiece, count=16, seed=0):
     return Dataset.from_dict({"input_ids": ids, "row": list(range(count))})
 
 
-def masked_lm(wordpiece, args, cls=LlmftTrainer, **options):
+def masked_lm(wordpiece, args, cls=LlmftTrainer, model=None, **options):
     collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
     if cls is LlmftTrainer:
         options = {"objective": MaskedLM(), **options}
     else:
         options["preprocess_logits_for_metrics"] = token_statistics
     return cls(
-        model=tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT),
+        model=model or tiny.model("bert", "masked-lm", len(wordpiece), **NO_DROPOUT),
         args=args,
         data_collator=collator,
         train_dataset=blocks(wordpiece),
@@ -433,7 +438,7 @@ def test_what_stays_private_is_still_there():
     private = {n for n in overridden | used if n[0] == "_" and n[:2] != "__"}
     gone = sorted(name for name in private if not hasattr(Trainer, name))
     assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
-    assert len(private) <= 2
+    assert len(private) <= 6  # four of them are how checkpoints are saved and loaded
     # These are public, and would never be called under another name.
     public = {n for n in overridden - private if n != "__init__"}
     ours = {"in_order"}
@@ -625,3 +630,67 @@ def test_mask_epoch_also_when_resumed_inside_one(wordpiece, told, epoch):
     loader = SimpleNamespace(collate_fn=collator)
     MaskEpoch().on_epoch_begin(None, state, None, train_dataloader=loader)
     assert int(collator._epoch) == epoch
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_checkpoint_of_a_family_with_other_names_in_files(wordpiece, tmp_path, best):
+    esm = tiny.model("esm", "masked-lm", len(wordpiece), mask_token_id=4, **NO_DROPOUT)
+    args = arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
+    trainer = masked_lm(wordpiece, args, model=esm)
+    states = []
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            states.append(weights(trainer))
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    assert any(
+        "LayerNorm" in n and (states[1][n] != x).any() for n, x in states[0].items()
+    )
+    first = str(tmp_path / "checkpoint-1")
+    if best:
+        trainer.state.best_model_checkpoint = first
+        trainer._load_best_model()
+    else:
+        trainer._load_from_checkpoint(first)
+    assert_same_weights(weights(trainer), states[0], rtol=0, atol=0)
+
+
+def test_a_checkpoint_with_other_weights_is_refused(wordpiece, tmp_path):
+    """As of before checkpoints had the model's own names; tied weights are no fault."""
+    trainer = masked_lm(wordpiece, arguments(tmp_path))
+    trainer.save_model(tmp_path / "whole")
+    trainer._load_from_checkpoint(str(tmp_path / "whole"))
+    state = load_file(tmp_path / "whole/model.safetensors")
+    moved = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma"): x
+        for name, x in state.items()
+    }
+    save_file(moved, tmp_path / "whole/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"other weights .*LayerNorm\.gamma"):
+        trainer._load_from_checkpoint(str(tmp_path / "whole"))
+
+
+def test_factors_that_peft_would_rename_come_back(tmp_path):
+    """It turns mlp.shared_experts of Laguna into mlp.shared_experts. with a dot."""
+    trainer = causal_lm(arguments(tmp_path))
+    laguna = tiny.model("laguna", "causal-lm", 500, **LAGUNA)
+    factors = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    trainer.model = get_peft_model(laguna, factors)
+    trainer.save_model(tmp_path / "checkpoint-1")
+    saved = weights(trainer)
+    assert any("shared_experts" in n and "lora_B" in n for n in saved)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            weight.zero_() if "lora_" in name else None
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert_same_weights(weights(trainer), saved, rtol=0, atol=0)
+
+
+def test_a_model_with_labels_of_several_kinds_is_evaluated(wordpiece, tmp_path):
+    """Trainer asks LUKE's forward for its labels, and one of these is not there."""
+    sizes = {"entity_vocab_size": 8, "entity_emb_size": 8, **NO_DROPOUT}
+    luke = tiny.model("luke", "masked-lm", len(wordpiece), **sizes)
+    trainer = masked_lm(wordpiece, arguments(tmp_path), model=luke)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
