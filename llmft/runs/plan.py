@@ -61,6 +61,8 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a run on the training examples ``train``.
 
+    A run of fewer steps than ``logging_steps`` is set to log the last of them.
+
     Raises:
         EnvironmentFault: checkpoints and model do not fit on the disk.
     """
@@ -70,6 +72,8 @@ def make_plan(
         steps = _steps(args, train, per_epoch, forecast)
         if args.resume_from_checkpoint:
             done = saved_state(args).global_step
+    if 1 <= steps < args.logging_steps and not args.time_limit:
+        args.logging_steps = steps  # else the run would log no loss
     epochs = steps / per_epoch if per_epoch else None
     if forecast is None:
         return Plan(list(choices), steps, epochs)
@@ -115,6 +119,8 @@ def show(plan: Plan, args: TrainingArguments) -> None:
     if plan.steps:
         rate = f"learning rate {args.learning_rate:g}"
         say(f"  {'training':<10} {_steps_text(args, plan)}, {rate}")
+    if plan.steps and args.logging_steps == plan.steps:
+        say(f"  {'logging':<10} once, after the last step")
     if plan.seconds:
         say(f"  {'time':<10} {_time(plan)}")
     if plan.memory_bytes[1]:

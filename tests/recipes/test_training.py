@@ -258,3 +258,5 @@ def test_the_model_is_there_before_anything_is_predicted(
         process.main_of(recipe)([*map(str, flags), *process.QUICK])
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert process.read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+    # Two steps are fewer than logging_steps; the last one is logged.
+    assert len(process.losses(tmp_path / "run")) == 1

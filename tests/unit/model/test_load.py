@@ -553,3 +553,15 @@ def test_weights_that_are_one_and_the_same_are_found_before_a_training():
     model.second.weight = model.first.weight
     with pytest.raises(ConfigError, match=r"here: transformers cannot save.*shared"):
         probes.require_savable(model, "here")
+
+
+def test_the_end_of_a_text_is_learnt_where_it_is_the_padding_too(tmp_path):
+    """As padding, Llama's embedding of it would get no gradient."""
+    folder = tiny.save(tmp_path / "model", "llama", "causal-lm")
+    change(folder, pad_token_id=None)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    model = load(folder, "causal-lm", tokenizer=tokenizer)
+    ids = torch.tensor([[5, tokenizer.eos_token_id, 6, 7]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].any()

@@ -46,7 +46,8 @@ def _machine(monkeypatch):
             {"num_train_epochs": 2.5},
             None,
             range(17),
-            "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n",
+            "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
+            "  logging    once, after the last step\n",
         ),
         (
             {"time_limit": "1m"},
