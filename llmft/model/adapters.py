@@ -26,8 +26,7 @@ from llmft.console import say, warn
 from llmft.errors import ConfigError, EnvironmentFault, brief, listed
 from llmft.model.probes import evaluating
 from llmft.model.vocabulary import tokens_to_add
-
-CONFIG = "adapter_config.json"
+from llmft.sources.hub import ADAPTER
 
 
 def add_lora(
@@ -126,7 +125,7 @@ def base_of(folder: str) -> str | None:
 
     Raises ConfigError where adapter_config.json does not name it.
     """
-    path = Path(folder) / CONFIG
+    path = Path(folder) / ADAPTER
     if not path.is_file():
         return None
     try:

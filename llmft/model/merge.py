@@ -23,13 +23,12 @@ from transformers import (
 from llmft.console import say
 from llmft.errors import ConfigError, brief
 from llmft.files import file_sha256, publish_folder
-from llmft.model.adapters import CONFIG
 from llmft.model.identity import terms_files
 from llmft.model.labels import untrained
 from llmft.model.new_weights import in_body, modules
 from llmft.model.pretrained import from_pretrained
 from llmft.sources import catalog
-from llmft.sources.hub import Located
+from llmft.sources.hub import ADAPTER, Located
 
 # By peft's task_type: what the base is loaded as, and the recipe for it.
 _KINDS = {
@@ -53,7 +52,7 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         ConfigError: it is for another task, or does not fit its base.
     """
     folder = Path(located.path_or_id)
-    kind = json.loads((folder / CONFIG).read_text("utf-8")).get("task_type")
+    kind = json.loads((folder / ADAPTER).read_text("utf-8")).get("task_type")
     fits, recipe = _KINDS.get(kind, (auto_class, ""))
     auto_class = auto_class or fits
     if fits is not auto_class or (kind and not recipe):
@@ -80,9 +79,11 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 def _digest(folder: Path, base: Located) -> str:
     """Return what the result depends on, in short."""
-    names = (CONFIG, "adapter_model.safetensors", *_TOKENIZER)
+    names = (ADAPTER, "adapter_model.safetensors", *_TOKENIZER)
     files = [folder / name for name in names]
-    files += sorted(Path(base.path_or_id).glob("*.safetensors"))
+    if not base.commit:
+        inner = Path(base.path_or_id)
+        files += sorted([*inner.glob("*.safetensors"), *inner.glob("*.json")])
     parts = [file_sha256(path) for path in files if path.is_file()]
     text = " ".join([base.name, base.commit, *parts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -109,7 +110,7 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
             raise ConfigError(f"{said}; expected trained weights", path=folder)
         table = model.get_input_embeddings()
         name = next(n for n, m in model.named_modules() if m is table)
-        trained = json.loads((folder / CONFIG).read_text("utf-8"))
+        trained = json.loads((folder / ADAPTER).read_text("utf-8"))
         added = trained.get("trainable_token_indices") or []
         ids = chain(*added.values()) if isinstance(added, dict) else added
         least = 1 + max([len(table.weight) - 1, *ids])

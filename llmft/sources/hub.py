@@ -19,7 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub import errors as hf
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
@@ -27,6 +32,7 @@ from llmft.errors import ConfigError, EnvironmentFault, brief, nearest
 
 T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
+ADAPTER = "adapter_config.json"
 _CONNECT = "check network and proxy, or set HF_ENDPOINT to a mirror"
 MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
 
@@ -103,20 +109,40 @@ def locate_model(
     wanted = Wanted("model", name, revision or None, alternative)
     miss = unreachable()
     if miss is None:
-        url = hf_hub_url(name, "config.json", revision=revision)
         try:
-            found = get_hf_file_metadata(url, timeout=patience())
+            found = _asked_for(name, "config.json", revision)
             if found.commit_hash:
                 return Located(name, revision, name=name, commit=found.commit_hash)
             miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
         except MISSES as error:
+            if adapter := _adapter(error, name, revision):
+                return adapter
             miss = answered(error, wanted)
     for folder, commit in snapshots(wanted):
-        if (folder / "config.json").is_file() and (not weights or _has_weights(folder)):
+        has = any((folder / file).is_file() for file in ("config.json", ADAPTER))
+        if has and (not weights or _has_weights(folder)):
             repo_id = cached_id(wanted)
             note = f"{miss.reason}: using the cached copy of {repo_id} ({commit[:7]})"
             return Located(str(folder), None, True, note, repo_id, commit)
     raise nowhere(wanted, miss)
+
+
+def _asked_for(name: str, file: str, revision: str | None) -> Any:
+    url = hf_hub_url(name, file, revision=revision)
+    return get_hf_file_metadata(url, timeout=patience())
+
+
+def _adapter(error: Exception, name: str, revision: str | None) -> Located | None:
+    """Return the adapter that a repository without config.json holds, fetched."""
+    if not isinstance(error, hf.RemoteEntryNotFoundError):
+        return None
+    try:
+        commit = _asked_for(name, ADAPTER, revision).commit_hash
+    except MISSES:
+        return None
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    folder = snapshot_download(name, revision=commit, allow_patterns=kinds)
+    return Located(folder, local_files_only=True, name=name, commit=commit or "")
 
 
 def _is_folder(name: str) -> bool:
@@ -128,7 +154,7 @@ def _is_folder(name: str) -> bool:
 
 def _local(name: str, option: str, revision: str | None) -> Located:
     path = Path(os.path.expanduser(name))
-    files = ["config.json", "adapter_config.json"]
+    files = ["config.json", ADAPTER]
     if option == "tokenizer_name":
         files = ["tokenizer_config.json", "tokenizer.json", *files]
     if not path.exists():

@@ -19,8 +19,10 @@ import recipe_process as process
 import tiny
 import torch
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
+from peft import LoraConfig, get_peft_model
 from pyarrow import parquet
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 FILES = sorted(
     path.relative_to(process.RECIPES).as_posix()
@@ -242,3 +244,25 @@ def test_hub_with_empty_cache(
     assert not [path for path in fetched if "103" in path]
     record = process.read_json(process.only_run(cwd, name.split("_")[0]) / "run.json")
     assert record["model"]["commit"] == COMMIT
+
+
+def test_an_adapter_of_the_hub(tmp_path: Path) -> None:
+    """It has no config.json; its base comes from the hub, too. Then from the cache."""
+    base = tiny.save(tmp_path / "base", "gpt2", "causal-lm")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapter = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM"))
+    adapter.peft_config["default"].base_model_name_or_path = "owner/base"
+    adapter.save_pretrained(tmp_path / "adapter")
+    repos = {f"models/owner/{name}": tmp_path / name for name in ("base", "adapter")}
+    flags = ("--model_name_or_path", "owner/adapter", "--prompt", "the man")
+    flags += ("--max_new_tokens", "8")
+    cwd, home = tmp_path / "work", tmp_path / "home"
+    with HubServer(repos) as server:
+        env = process.user_env(home, HF_HUB_OFFLINE="0", HF_ENDPOINT=server.url)
+        said = process.run_well("generate", *flags, cwd=cwd, env=env)
+    assert "adapter    owner/adapter, merged into owner/base in the cache" in said
+    assert "the man" in said
+    env = process.user_env(home, HF_HUB_OFFLINE="1")
+    again = process.run_well("generate", *flags, cwd=cwd, env=env)
+    assert f"using the cached copy of owner/adapter ({COMMIT[:7]})" in again
+    assert "merged into" not in again
