@@ -118,8 +118,15 @@ def relations(
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
         ),
-        "add_tokens needs training, which teaches them: add --do_train": (
-            v.get("add_tokens") and not v["do_train"]
+        "add_tokens and resize_embeddings need training: add --do_train": (
+            (v.get("add_tokens") or v.get("resize_embeddings")) and not v["do_train"]
+        ),
+        "add_tokens and freeze_embeddings, or freeze_backbone, exclude each other": (
+            v.get("add_tokens")
+            and (v.get("freeze_embeddings") or v.get("freeze_backbone"))
+        ),
+        "resize_embeddings with lora_r would leave them random: use add_tokens": (
+            v.get("resize_embeddings") and v.get("lora_r") and not v.get("add_tokens")
         ),
         "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
         " as model_name_or_path": resumes and not v["do_train"],

@@ -7,6 +7,7 @@ adapter alone. Meanwhile the frozen weights may be in bf16, and come back as the
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
 from llmft.errors import ConfigError, EnvironmentFault, brief, listed
-from llmft.model.probes import evaluating
+from llmft.model.probes import embeddings_of, evaluating
 from llmft.model.vocabulary import tokens_to_add
 from llmft.sources.hub import ADAPTER
 
@@ -46,37 +47,14 @@ def add_lora(
     if args.lora_r is None:
         return model
     base = args.model_name_or_path or ""
-    if args.lora_save == "adapter" and base_of(base):
+    if args.lora_save == "adapter" and base_of(os.path.expanduser(base)):
         raise ConfigError(
             f"{base} is an adapter, merged before training: a new adapter would need"
             " that model too; use --lora_save merged"
         )
-    wanted = [n for n in args.lora_target_modules or [] if n != "all-linear"]
-    _require_layers(model, wanted)
-    # peft would compute them as plain linear layers, which they are not.
-    odd = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module).forward != nn.Linear.forward
-    ]
-    if odd and not wanted:
-        layers = listed(sorted({name.split(".")[-1] for name in odd}), 4, str)
-        say(f"           without LoRA, computed in their own way: {layers}")
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha or 2 * args.lora_r,
-        lora_dropout=args.lora_dropout,
-        target_modules=wanted or "all-linear",
-        exclude_modules=None if wanted else odd or None,
-    )
-    asked = tokens_to_add(args.add_tokens) if tokenizer else []
-    if tokenizer and (added := tokenizer.get_added_vocab().keys() & asked):
-        ids: Any = tokenizer.convert_tokens_to_ids(sorted(added))
-        tables = {id(m): m for m in (_embeddings(model)) if m is not None}
-        names = [name for name, m in model.named_modules() if id(m) in tables]
-        tied = len({id(m.weight) for m in tables.values()}) < len(tables)
-        config.trainable_token_indices = dict.fromkeys(names[: 1 if tied else 2], ids)
+    config = _lora_config(model, args)
+    if tokenizer and args.add_tokens:
+        config.trainable_token_indices = _rows_of_added(model, args, tokenizer)
     try:
         with warnings.catch_warnings(action="ignore"):  # of Conv1D, which is set then
             wrapped: Any = get_peft_model(model, config)
@@ -94,11 +72,48 @@ def add_lora(
     return wrapped
 
 
+def _lora_config(model: Any, args: GenerationModelArguments) -> LoraConfig:
+    """Return the config of the factors; says which layers get none."""
+    wanted = [n for n in args.lora_target_modules or [] if n != "all-linear"]
+    # peft would compute them as plain linear layers, which they are not.
+    odd = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward != nn.Linear.forward
+    ]
+    layers = sorted({name.split(".")[-1] for name in odd})
+    _require_layers(model, wanted, layers)
+    if odd and not wanted:
+        shown = listed(layers, 4, str)
+        say(f"           without LoRA, computed in their own way: {shown}")
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=args.lora_r or 0,
+        lora_alpha=args.lora_alpha or 2 * (args.lora_r or 0),
+        lora_dropout=args.lora_dropout,
+        target_modules=wanted or "all-linear",
+        exclude_modules=None if wanted else odd or None,
+    )
+
+
+def _rows_of_added(
+    model: Any, args: GenerationModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[int]] | None:
+    """Return the ids of added tokens, by the layer whose rows of them train."""
+    asked = tokens_to_add(args.add_tokens)
+    added = sorted(tokenizer.get_added_vocab().keys() & asked)
+    ids: Any = tokenizer.convert_tokens_to_ids(added)
+    tables = {id(m): m for m in _embeddings(model) if m is not None}
+    names = [name for name, m in model.named_modules() if id(m) in tables]
+    tied = len({id(m.weight) for m in tables.values()}) < len(tables)
+    return dict.fromkeys(names[: 1 if tied else 2], ids) if added else None
+
+
 def _embeddings(model: Any) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def _require_layers(model: Any, wanted: list[str]) -> None:
+def _require_layers(model: Any, wanted: list[str], odd: list[str]) -> None:
     embeddings = {*map(id, _embeddings(model))}
     layers = {  # and whether each is an embedding
         name: id(module) in embeddings
@@ -107,6 +122,11 @@ def _require_layers(model: Any, wanted: list[str]) -> None:
     }
     usable = {n.split(".")[-1] for n, embeds in layers.items() if not embeds}
     for name in wanted:
+        if name.split(".")[-1] in odd:
+            raise ConfigError(
+                f"lora_target_modules: {name} computes in its own way, which peft would"
+                " not do; leave it out"
+            )
         found = [e for n, e in layers.items() if n == name or n.endswith(f".{name}")]
         if not found:
             raise ConfigError(
@@ -264,7 +284,7 @@ def _bytes(weight: torch.Tensor) -> memoryview:
 @torch.no_grad()
 def _trial(model: Any) -> torch.Tensor:
     """Return the logits of eight tokens, computed as in a training in bf16."""
-    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    ids = torch.arange(8, device=model.device)[None] % (embeddings_of(model) or 8)
     with evaluating(model), torch.autocast("cpu", torch.bfloat16):
         return model(input_ids=ids, use_cache=False).logits
 

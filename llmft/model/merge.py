@@ -27,6 +27,7 @@ from llmft.model.identity import terms_files
 from llmft.model.labels import untrained
 from llmft.model.new_weights import in_body, modules
 from llmft.model.pretrained import from_pretrained
+from llmft.process import versions
 from llmft.sources import catalog
 from llmft.sources.hub import ADAPTER, Located
 
@@ -52,15 +53,20 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         ConfigError: it is for another task, or does not fit its base.
     """
     folder = Path(located.path_or_id)
-    kind = json.loads((folder / ADAPTER).read_text("utf-8")).get("task_type")
-    fits, recipe = _KINDS.get(kind, (auto_class, ""))
+    config = json.loads((folder / ADAPTER).read_text("utf-8"))
+    kind, method = (str(config.get(name) or "") for name in ("task_type", "peft_type"))
+    if "PROMPT" in method or "TUNING" in method:
+        said = f"an adapter of {method}, which has no weights to merge; expected LoRA"
+        raise ConfigError(said, path=folder)
+    fits, recipe = _KINDS.get(kind, (auto_class or AutoModelForCausalLM, ""))
     auto_class = auto_class or fits
     if fits is not auto_class or (kind and not recipe):
         see = f"use recipes/{recipe}" if recipe else "llmft has no recipe for it"
         raise ConfigError(
             f"an adapter for {kind}; expected one for this task; {see}", path=folder
         )
-    target = catalog.cache_home() / "unpacked" / f"adapter-{_digest(folder, base)}"
+    name = f"adapter-{_digest(folder, base, auto_class)}"
+    target = catalog.cache_home() / "unpacked" / name
     if not target.is_dir():
         say(f"adapter    {located.name}, merged into {base.name} in the cache (once)")
         model = _merged(folder, base, auto_class)
@@ -69,24 +75,23 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         with publish_folder(target) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
-            for path in [*terms_files(base.path_or_id), *terms_files(folder)]:
+            for path in terms_files(base.path_or_id):
                 shutil.copyfile(path, staging / path.name)
+            for path in terms_files(folder):
+                shutil.copyfile(path, staging / f"{path.name}.adapter")
     return Located(str(target), local_files_only=True, name=located.name)
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def _digest(folder: Path, base: Located) -> str:
+def _digest(folder: Path, base: Located, auto_class: Any) -> str:
     """Return what the result depends on, in short."""
-    names = (ADAPTER, "adapter_model.safetensors", *_TOKENIZER)
-    files = [folder / name for name in names]
-    if not base.commit:
-        inner = Path(base.path_or_id)
-        files += sorted([*inner.glob("*.safetensors"), *inner.glob("*.json")])
-    parts = [file_sha256(path) for path in files if path.is_file()]
-    text = " ".join([base.name, base.commit, *parts])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    places = [folder] if base.commit else [folder, Path(base.path_or_id)]
+    files = [p for place in places for p in sorted(place.iterdir()) if p.is_file()]
+    parts = [auto_class.__name__, base.name, base.commit, *sorted(versions().items())]
+    parts += [(path.name, file_sha256(path)) for path in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _merged(folder: Path, base: Located, auto_class: Any) -> Any:

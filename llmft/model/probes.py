@@ -159,7 +159,9 @@ def changed_inputs(
 @torch.no_grad()
 def require_causal(model: PreTrainedModel, name: str) -> None:
     """Raise ConfigError for a model that sees what it should predict (BERT)."""
-    ids = torch.tensor([[0, 1], [0, 2]], device=model.device) % model.config.vocab_size
+    ids = torch.tensor([[0, 1], [0, 2]], device=model.device) % (
+        embeddings_of(model) or 8
+    )
     with evaluating(model):
         first, second = model(input_ids=ids, use_cache=False).logits[:, 0]
     if not torch.equal(first, second) and not torch.allclose(first, second, atol=1e-3):
@@ -177,7 +179,7 @@ def separates_documents(model: PreTrainedModel) -> bool:
     as it is alone. transformers does this for most causal models.
     """
     numbers = torch.arange(8, device=model.device)[None]
-    ids, positions = numbers % model.config.vocab_size, numbers % 4
+    ids, positions = numbers % (embeddings_of(model) or 8), numbers % 4
     try:
         with evaluating(model):
             packed = model(input_ids=ids, position_ids=positions, use_cache=False)

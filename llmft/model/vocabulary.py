@@ -23,6 +23,9 @@ def tokens_to_add(given: list[str] | None) -> list[str]:
     for one in given or []:
         path = Path(one)
         try:
+            one.encode()
+            if ("/" in one or path.suffix == ".txt") and not path.is_file():
+                raise ConfigError("add_tokens: no such file", path=one)
             lines = path.read_text("utf-8-sig").splitlines() if path.is_file() else None
         except (OSError, ValueError) as error:
             raise ConfigError(f"add_tokens: {brief(error)}", path=one) from error
@@ -48,11 +51,13 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, given: list[str] | None) -> N
 def resize_embeddings(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a model embeddings for all tokens; those it has stay as they are.
 
-    New ones are drawn around the mean of the others, as transformers does
+    Some models have more than their tokenizer needs: added tokens take these. New ones
+    are drawn around the mean of the others, as transformers does
     (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
     rows, needed = embeddings_of(model), max(tokenizer.get_vocab().values()) + 1
     if rows is None or needed <= rows:
+        say(f"           embeddings: none are new, the model has {rows} for {needed}")
         return
     model.resize_token_embeddings(needed)
     said = f"{needed - rows:,} new ones start near the mean of the {rows:,} others"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 
 from llmft.config.parse import Arguments
 from llmft.console import say
@@ -21,6 +22,9 @@ from llmft.errors import ConfigError, DataError, EncodingError
 from llmft.files import to_json, write_text
 from llmft.model.ends import ends_of, length, set_ends
 from llmft.tasks import generate
+
+_TRIED = 3  # tokens that are written to see whether padding changes them
+_SAME = 0.02  # relative, in bf16; rounding differs with the shape of a product
 
 
 def read_prompts(args: Arguments) -> None:
@@ -34,16 +38,22 @@ def read_prompts(args: Arguments) -> None:
         DataError: the file cannot be read, or standard input is not UTF-8.
     """
     model, data = args.model, args.data
-    if model.output_file and Path(model.output_file).expanduser().exists():
-        raise ConfigError("output_file is there: name another", path=model.output_file)
+    if model.output_file:
+        target = Path(model.output_file).expanduser()
+        if target.exists():
+            raise ConfigError("output_file is there: name another", path=target)
+        if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+            said = "output_file: its folder is not there, or cannot be written"
+            raise ConfigError(said, path=target)
     if STDIN in model.prompt:
         text = _standard_input()
         model.prompt = [text if p == STDIN else p for p in model.prompt]
     if model.prompt_file:
         reading = Reading.of(data)
-        kind = reading.file_format or Path(model.prompt_file).suffixes[:1]
+        plain = ".txt" in Path(model.prompt_file.lower()).suffixes[-2:]
+        plain = reading.file_format == "txt" or (plain and not reading.file_format)
         named = data.prompt_column_name or data.text_column_name
-        column = named or (None if kind in ("txt", [".txt"]) else "prompt")
+        column = named or (None if plain else "prompt")
         found = read_file(model.prompt_file, Columns(text=column), reading)
         show("prompts", found)
         model.prompt = found.dataset["text"][:]
@@ -106,12 +116,42 @@ def _padded(ids: list[list[int]], device: Any) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(x, device=device) for name, x in found.items()}
 
 
+def _pads_well(model: Any, ids: list[list[int]], order: list[int]) -> bool:
+    """Return whether the shortest prompt goes on alike beside the longest and alone.
+
+    Not in models that read on through the padding (RWKV), or count positions with it.
+    """
+    longest, shortest = ids[order[0]], ids[order[-1]]
+    if len(longest) == len(shortest):
+        return True
+    config = GenerationConfig(
+        max_new_tokens=_TRIED,
+        do_sample=False,
+        pad_token_id=shortest[0],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+
+    def scores(*rows: list[int]) -> torch.Tensor:
+        batch = _padded([*rows], model.device)
+        found: Any = generate.write(model, batch, config)
+        return torch.stack(found.scores)[:, -1].float()
+
+    try:
+        together, alone = scores(longest, shortest), scores(shortest)
+    except Exception:  # whatever a model says that cannot do it
+        return False
+    same = together.shape == alone.shape
+    return same and bool((together - alone).norm() <= _SAME * alone.norm())
+
+
 def _completions(
     model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> Iterator[tuple[int, list[str], int]]:
     """Yield the place of each prompt, its completions, and their tokens.
 
-    Prompts of like length are continued together, the longest first.
+    Prompts of like length are continued together, the longest first; only those of
+    equal length where padding would change the text, which is tried.
     """
     given, size = args.model, args.training.eval_batch_size
     generate.check_prompts(model, tokenizer, given)
@@ -122,10 +162,14 @@ def _completions(
     order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
     several = given.num_return_sequences
     model.eval()
+    pads = not given.no_repeat_ngram_size and _pads_well(model, ids, order)
     set_seed(args.training.seed)
     with tqdm(total=len(ids), desc="writing", unit="prompt", disable=None) as bar:
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
+        while order:
+            most = len(ids[order[0]])
+            alike = order if pads else [p for p in order if len(ids[p]) == most]
+            places = alike[:size]
+            order = order[len(places) :]
             batch = _padded([ids[place] for place in places], model.device)
             rows = generate.write(model, batch, config)[:, len(ids[places[0]]) :]
             texts = tokenizer.batch_decode(rows, skip_special_tokens=True)

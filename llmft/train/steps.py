@@ -128,7 +128,7 @@ def runnable(
         longest: the longest example of each split.
 
     Raises:
-        ConfigError: none runs; says from how many tokens on where shorter texts do.
+        ConfigError: none runs; names a number of tokens that does, if one is found.
     """
     failed: dict[Candidate, Exception] = {}
     for candidate in candidates:

@@ -161,7 +161,11 @@ def test_prompts_of_a_file_are_continued_in_batches(prompts: Any, capsys: Any) -
         assert f"\n{escape(row['prompt'] + row['completion'])}\n" in alone
     with pytest.raises(ConfigError, match=r"out.jsonl: output_file is there"):
         prompts("--prompt_file", "p.jsonl", "--output_file", "out.jsonl")
+    with pytest.raises(ConfigError, match=r"x.jsonl: output_file: its folder is not"):
+        prompts("--prompt_file", "p.jsonl", "--output_file", "no/x.jsonl")
     Path("out.jsonl").unlink()
+    Path("P.v2.TXT").write_text("the\n")
+    prompts("--prompt_file", "P.v2.TXT")
     flags = ("--prompt_file", "p.jsonl", "--output_file", "out.jsonl")
     assert prompts(*flags, "--per_device_eval_batch_size", 5) == found
     prompts("--prompt_file", "p.jsonl")

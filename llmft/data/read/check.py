@@ -15,10 +15,9 @@ from llmft.data.read.columns import Columns, choose, value_of
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
     COLUMNS,
-    INPUT,
     INSTRUCTION,
     MESSAGES,
-    OUTPUT,
+    OF_INSTRUCTION,
     PROMPT_COMPLETION,
     TEXT,
     Conversations,
@@ -213,7 +212,7 @@ class Check:
 
     def _read(self) -> list[str]:
         """Return the columns that are read."""
-        more = [n for n in (INPUT, OUTPUT) if self.instructs and n in self._names]
+        more = [n for n in OF_INSTRUCTION if self.instructs and n in self._names]
         return [*self.wanted.values(), *more]
 
     def _choose_by(self, rows: Sequence[Row]) -> None:

@@ -22,7 +22,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     MESSAGES: {"text": "messages"},
     PROMPT_COMPLETION: {"text": "prompt", "text_pair": "completion"},
 }
-INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+INSTRUCTION, OUTPUT, INPUT = "instruction", "output", "input"
+OF_INSTRUCTION = (OUTPUT, INPUT, "system", "history")  # what may stand beside it
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {"from", "value"}
 _EXPECTED = 'expected a list of {"role": ..., "content": ...}'
@@ -66,7 +67,8 @@ class Conversations:
     def of_instruction(self, row: Mapping[str, Any]) -> str:
         """Return an instruction with its output as a conversation of two turns.
 
-        An input that is not empty stands below the instruction, after an empty line.
+        An input that is not empty stands below the instruction, after an empty line; a
+        system prompt is a turn before both.
         Raises as ``store``.
         """
         asked, given = row.get(INSTRUCTION), row.get(INPUT)
@@ -75,11 +77,17 @@ class Conversations:
             raise SchemaError(said, "expected text")
         if isinstance(asked, str) and given and given.strip():
             asked = f"{asked}\n\n{given}"
-            self._inputs += 1
-        self._instructions += 1
+        if row.get("history"):
+            said = "'history' holds turns before the instruction"
+            raise SchemaError(said, "expected none, or all of them in messages")
         turns = [("user", asked), ("assistant", row.get(OUTPUT))]
+        if row.get("system"):
+            turns.insert(0, ("system", row["system"]))
         said_by = [{"role": role, "content": text} for role, text in turns]
-        return self.store(said_by, f"{INSTRUCTION} and {OUTPUT}")
+        stored = self.store(said_by, f"{INSTRUCTION} and {OUTPUT}")
+        self._instructions += 1
+        self._inputs += asked != row.get(INSTRUCTION)
+        return stored
 
     def _message(self, given: Any, name: str) -> Message:
         if not isinstance(given, dict):

@@ -97,7 +97,9 @@ class _Unpacked(io.RawIOBase):
         if self._codec is None:
             return open(path, "rb")
         with open(path, "rb") as stream:
-            if not stream.read(8).startswith(_MAGIC[self._codec]):
+            begin = stream.read(8)
+            skipped = self._codec == "zstd" and begin[1:4] == b"\x2a\x4d\x18"
+            if not (begin.startswith(_MAGIC[self._codec]) or skipped):
                 said = f"not packed by {self._codec}, as its name says"
                 ending = path.suffix
                 raise DataFormatError(

@@ -42,6 +42,8 @@ def test_the_facts_about_transformers_are_of_fields_that_it_has():
         ("--accelerator_config x", "accelerator_config is for several processes"),
         ("--hub_model_id x", "hub_model_id is of push_to_hub, which llmft does not do"),
         ("--use_liger_kernel", "use_liger_kernel needs a GPU"),
+        ("--add_tokens x --do_train false", "add_tokens and resize_embeddings need tr"),
+        ("--add_tokens x --freeze_embeddings", "add_tokens and freeze_embeddings, or"),
         ("--batch_eval_metrics", "batch_eval_metrics does not fit the metrics of"),
         ("--eval_do_concat_batches false", "eval_do_concat_batches does not fit"),
         ("--prediction_loss_only", "prediction_loss_only does not fit the metrics"),

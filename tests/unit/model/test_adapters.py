@@ -393,3 +393,50 @@ def test_an_adapter_that_lost_weights_is_refused(tmp_path, base):
     save_file(weights, path)
     with pytest.raises(ConfigError, match="does not fit its base model: Found missing"):
         load(folder, "causal-lm")
+
+
+def unpacked(home):
+    return sorted(p.name for p in (home / "unpacked").iterdir())
+
+
+def test_a_merged_adapter_is_made_anew_where_anything_of_it_changes(
+    tmp_path, base, monkeypatch
+):
+    monkeypatch.setenv("LLMFT_HOME", str(tmp_path / "home"))
+    folder = save_adapter(tmp_path, base)
+    first = load(folder, "causal-lm")
+    assert len(unpacked(tmp_path / "home")) == 1
+    for count, changed in enumerate((base, folder), 2):
+        (changed / "chat_template.jinja").write_text(f"{{# {count} #}}")
+        load(folder, "causal-lm")
+        assert len(unpacked(tmp_path / "home")) == count
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    second = load(folder, "causal-lm")
+    with torch.no_grad():
+        logits = [model.eval()(input_ids=IDS).logits for model in (first, second)]
+    assert not torch.allclose(*logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "an adapter of PREFIX_TUNING, which has no"),
+        ({"task_type": ["x"]}, r"an adapter for \['x'\]; .* no recipe"),
+        ({"task_type": "TOKEN_CLS"}, "for TOKEN_CLS; .* llmft has no recipe for it"),
+    ],
+)
+def test_adapters_that_are_none_for_a_recipe(tmp_path, base, config, said):
+    folder = save_adapter(tmp_path, base)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(ConfigError, match=said):
+        load(folder, "causal-lm")
+
+
+def test_a_layer_with_a_computation_of_its_own_is_no_target():
+    sizes = {"num_local_experts": 2, "moe_layers": [1], "num_key_value_heads": 2}
+    model = tiny.model("llama4_text", "causal-lm", 100, head_dim=16, **sizes)
+    args = GenerationModelArguments(lora_r=2, lora_target_modules=["router"])
+    with pytest.raises(ConfigError, match="router computes in its own way"):
+        add_lora(model, args)

@@ -20,7 +20,9 @@ def test_tokens_are_given_by_themselves_or_in_files(tmp_path, monkeypatch):
     assert tokens_to_add(None) == []
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
     (tmp_path / "empty.txt").write_text(" \n")
-    for name, said in (("latin.txt", "utf-8"), ("empty.txt", "there is no token")):
+    wrong = {"latin.txt": "utf-8", "empty.txt": "there is no token"}
+    wrong |= {"gone.txt": "no such file", "a/b": "no such file"}
+    for name, said in wrong.items():
         with pytest.raises(ConfigError, match=f"{name}: add_tokens: .*{said}"):
             tokens_to_add([name])
 

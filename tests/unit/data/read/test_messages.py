@@ -225,6 +225,14 @@ def test_a_stream_refuses_them(tmp_path):
         list(streamed_files(str(path), CHAT, Reading()))
 
 
+def test_a_system_prompt_beside_an_instruction_is_a_turn(tmp_path):
+    row = {"instruction": "Go.", "output": "Yes.", "system": "Be short.", "history": []}
+    source = read_file(write(tmp_path / "a.jsonl", [row]), CHAT)
+    (found,) = [json.loads(text) for text in source.dataset["text"]]
+    assert [m["role"] for m in found] == ["system", "user", "assistant"]
+    assert not any("not used" in note for note in source.notes)
+
+
 INSTRUCTIONS = [
     {"instruction": "Say it in German.", "input": "a dog", "output": "ein Hund"},
     {"instruction": "Name a fish.", "input": "", "output": "Cod"},
@@ -253,6 +261,7 @@ def test_instructions_become_conversations(tmp_path, name):
     [
         ({"output": " "}, "has no turn of the assistant with text"),
         ({"output": 3}, r"message 2 of 'instruction and output' is 3 \(int\)"),
+        ({"history": [["a", "b"]]}, "'history' holds turns before the instruction"),
         ({"input": ["a"]}, r"'input' is \['a'\] \(list\)"),
     ],
 )

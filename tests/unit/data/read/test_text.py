@@ -91,6 +91,12 @@ def test_a_text_that_was_never_packed(ending):
     assert f"take .{ending} off its name" in found
 
 
+def test_zstd_that_begins_with_a_frame_to_skip():
+    frame = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    Path("a.txt.zst").write_bytes(frame + PACK["zst"](b"one\n"))
+    assert texts("a.txt.zst") == ["one"]
+
+
 def test_a_changed_byte_in_a_gz():
     raw = bytearray(gzip.compress(b"one\ntwo\n"))
     raw[-6] ^= 1  # of the checksum

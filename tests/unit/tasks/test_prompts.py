@@ -1,0 +1,33 @@
+"""Prompts that are continued together are continued as each by itself, or alone."""
+
+import pytest
+import tiny
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmft.tasks.prompts import _padded, _pads_well
+
+RWKV = {"attention_hidden_size": 32, "context_length": 64, "use_cache": False}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "together"),
+    [("gpt2", {}, True), ("llama", {}, True), ("rwkv", RWKV, False)],
+)
+def test_a_model_that_reads_its_padding_gets_none(kind, changes, together):
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    sizes = {**tiny.SIZES, "vocab_size": 100, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, **sizes, **special, **changes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        weight.data.mul_(8)  # a random model hardly looks at what it is given
+    ids = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+    assert _pads_well(model, ids, [0, 1]) is together
+    assert _pads_well(model, [[5, 6], [7, 8]], [0, 1])
+
+
+def test_padding_is_a_token_that_is_there():
+    found = _padded([[5, 6, 7], [8]], "cpu")
+    assert found["input_ids"].tolist() == [[5, 6, 7], [8, 8, 8]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
