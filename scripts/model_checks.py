@@ -74,7 +74,7 @@ def build(task: str, config_class: Any, folder: Path) -> None:
 def load(task: str, folder: Path) -> Any:
     """Load a model as plain transformers does, in fp32 without dropout."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    if getattr(config, "pad_token_id", None) is None:
+    if task == "classify" and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
     for part in [config, *(getattr(config, n, None) for n in config.sub_configs)]:
         for name in list(getattr(part, "__dict__", ())):

@@ -79,7 +79,7 @@ def _lora_config(model: Any, args: GenerationModelArguments) -> LoraConfig:
     odd = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module).forward != nn.Linear.forward
+        if isinstance(module, nn.Linear) and not _is_linear(module)
     ]
     layers = sorted({name.split(".")[-1] for name in odd})
     _require_layers(model, wanted, layers)
@@ -94,6 +94,21 @@ def _lora_config(model: Any, args: GenerationModelArguments) -> LoraConfig:
         target_modules=wanted or "all-linear",
         exclude_modules=None if wanted else odd or None,
     )
+
+
+@torch.no_grad()
+def _is_linear(layer: nn.Linear) -> bool:
+    """Return whether a layer computes what its class says, as Falcon's own does."""
+    if type(layer).forward == nn.Linear.forward:
+        return True
+    given = torch.ones(2, layer.in_features, dtype=layer.weight.dtype)
+    try:
+        found: Any = layer(given)
+    except RuntimeError:
+        return False
+    wanted = nn.functional.linear(given, layer.weight, layer.bias)
+    same = isinstance(found, torch.Tensor) and found.shape == wanted.shape
+    return same and torch.allclose(found, wanted, 1e-4, 1e-5)
 
 
 def _rows_of_added(

@@ -440,3 +440,11 @@ def test_a_layer_with_a_computation_of_its_own_is_no_target():
     args = GenerationModelArguments(lora_r=2, lora_target_modules=["router"])
     with pytest.raises(ConfigError, match="router computes in its own way"):
         add_lora(model, args)
+
+
+def test_a_layer_that_is_linear_in_its_own_words_gets_factors(capsys):
+    model = add_lora(
+        tiny.model("falcon", "causal-lm", 100), GenerationModelArguments(lora_r=2)
+    )
+    assert "in their own way" not in capsys.readouterr().out
+    assert any("query_key_value.lora_A" in name for name, _ in model.named_parameters())
