@@ -79,7 +79,9 @@ class GenerationModelArguments(ModelArguments):
     )
     prompt: list[str] = arg([], "Beginnings to continue; - is standard input.")
     prompt_file: str | None = arg(
-        None, "File of beginnings: one a line, or a column `prompt`.", path=True
+        None,
+        "File of beginnings: one a line, or a column: prompt_column_name, `prompt`.",
+        path=True,
     )
     output_file: str | None = arg(
         None, "What is written for prompt_file: lines of JSON.", path=True

@@ -118,16 +118,6 @@ def relations(
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
         ),
-        "add_tokens and resize_embeddings need training: add --do_train": (
-            (v.get("add_tokens") or v.get("resize_embeddings")) and not v["do_train"]
-        ),
-        "add_tokens and freeze_embeddings, or freeze_backbone, exclude each other": (
-            v.get("add_tokens")
-            and (v.get("freeze_embeddings") or v.get("freeze_backbone"))
-        ),
-        "resize_embeddings with lora_r would leave them random: use add_tokens": (
-            v.get("resize_embeddings") and v.get("lora_r") and not v.get("add_tokens")
-        ),
         "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
         " as model_name_or_path": resumes and not v["do_train"],
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
@@ -138,10 +128,26 @@ def relations(
         ),
     }
     problems = _evaluation(v, given) if v["do_train"] else []
-    problems += [said for said, wrong in faults.items() if wrong]
+    problems += [said for said, wrong in (faults | _new_tokens(v)).items() if wrong]
     problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
     problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _new_tokens(v: dict[str, Any]) -> dict[str, Any]:
+    added, resized = v.get("add_tokens"), v.get("resize_embeddings")
+    frozen = v.get("freeze_embeddings") or v.get("freeze_backbone")
+    return {
+        "add_tokens and resize_embeddings need training: add --do_train": (
+            (added or resized) and not v["do_train"]
+        ),
+        "add_tokens and freeze_embeddings, or freeze_backbone, exclude each other": (
+            added and frozen
+        ),
+        "resize_embeddings with lora_r would leave them random: use add_tokens": (
+            resized and v.get("lora_r") and not added
+        ),
+    }
 
 
 def _is_not_utf8(name: str | None) -> bool:

@@ -44,10 +44,13 @@ def add_lora(
             another one, or a second adapter is to be saved on top of a first; or peft
             refuses the model, in its words.
     """
-    if args.lora_r is None:
-        return model
     base = args.model_name_or_path or ""
-    if args.lora_save == "adapter" and base_of(os.path.expanduser(base)):
+    on_adapter = base_of(os.path.expanduser(base))
+    if args.lora_r is None:
+        if on_adapter and tokenizer:
+            warn("the adapter is merged, and all weights train: --lora_r trains few")
+        return model
+    if args.lora_save == "adapter" and on_adapter:
         raise ConfigError(
             f"{base} is an adapter, merged before training: a new adapter would need"
             " that model too; use --lora_save merged"
@@ -312,6 +315,15 @@ def _cast_inputs(model: nn.Module, enabled: bool) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = enabled
+
+
+def how_to_save(model: Any) -> dict[str, Any]:
+    """Return what ``save_pretrained`` of a model in training is to be told.
+
+    Of embeddings for added tokens their rows train, which are among the factors: peft
+    would save all the others beside them.
+    """
+    return {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
 
 
 def merged(model: Any, args: GenerationModelArguments) -> Any:

@@ -67,8 +67,10 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         )
     name = f"adapter-{_digest(folder, base, auto_class)}"
     target = catalog.cache_home() / "unpacked" / name
-    if not target.is_dir():
-        say(f"adapter    {located.name}, merged into {base.name} in the cache (once)")
+    made = target.is_dir()
+    where = "" if made else " in the cache (once)"
+    say(f"adapter    {located.name}, merged into {base.name}{where}")
+    if not made:
         model = _merged(folder, base, auto_class)
         own = any((folder / name).is_file() for name in _TOKENIZER)
         tokenizer = from_pretrained(AutoTokenizer, located if own else base)

@@ -12,6 +12,7 @@ from llmft.errors import ConfigError, brief, listed
 from llmft.model.probes import embeddings_of
 
 _MOST = 5  # tokens that are named
+_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl")  # no token ends so
 
 
 def tokens_to_add(given: list[str] | None) -> list[str]:
@@ -24,8 +25,10 @@ def tokens_to_add(given: list[str] | None) -> list[str]:
         path = Path(one)
         try:
             one.encode()
-            if ("/" in one or path.suffix == ".txt") and not path.is_file():
+            if ("/" in one or path.suffix in _FILES) and not path.is_file():
                 raise ConfigError("add_tokens: no such file", path=one)
+            if path.suffix in _FILES[1:]:
+                raise ConfigError("add_tokens: expected a .txt, one a line", path=one)
             lines = path.read_text("utf-8-sig").splitlines() if path.is_file() else None
         except (OSError, ValueError) as error:
             raise ConfigError(f"add_tokens: {brief(error)}", path=one) from error

@@ -73,7 +73,13 @@ def check(v: dict[str, Any]) -> list[str]:
         other = "prompt" if v["prompt"] else "training or evaluating"
         problems.append(f"prompt_file and {other} exclude each other")
     if v["output_file"] and not v["prompt_file"]:
-        problems.append("output_file is of prompt_file")
+        problems.append("output_file needs prompt_file: others are printed")
+    draws = v.get("do_sample", True) and v.get("temperature", 1.0) > 0
+    if v.get("num_return_sequences", 1) > 1 and not draws and not acts:
+        problems.append(
+            f"num_return_sequences is {v['num_return_sequences']} without sampling: the"
+            " texts would be the same"
+        )
     if STDIN in v["prompt"] and STDIN in (v[name] for name in FILES):
         problems.append("prompt and a file are both standard input (-)")
     if acts:

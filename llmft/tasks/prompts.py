@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 
 from llmft.config.parse import Arguments
-from llmft.console import say
+from llmft.console import say, warn
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import STDIN, Reading
 from llmft.data.read.store import read_file, show
@@ -54,7 +54,8 @@ def read_prompts(args: Arguments) -> None:
         plain = reading.file_format == "txt" or (plain and not reading.file_format)
         named = data.prompt_column_name or data.text_column_name
         column = named or (None if plain else "prompt")
-        found = read_file(model.prompt_file, Columns(text=column), reading)
+        columns = Columns(text=column, needs_text=True)
+        found = read_file(model.prompt_file, columns, reading)
         show("prompts", found)
         model.prompt = found.dataset["text"][:]
 
@@ -90,11 +91,18 @@ def answer(model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> N
         for prompt, texts in zip(given.prompt, found, strict=True)
         for text in texts
     ]
+    if empty := sum(not row["completion"].strip() for row in rows):
+        chats = tokenizer.chat_template and not given.apply_chat_template
+        hint = "; the model has a chat template: --apply_chat_template" if chats else ""
+        warn(f"{empty:,} of {len(rows):,} texts are empty{hint}")
     if given.output_file:
         write_text(Path(given.output_file).expanduser(), "".join(map(_line, rows)))
         say(f"output     {given.output_file}, {len(rows):,} texts")
     else:
-        say("\n\n".join(row["prompt"] + row["completion"] for row in rows) + "\n")
+        chat = given.apply_chat_template
+        form = "[user] {prompt} [assistant] " if chat else "{prompt}"
+        form += "{completion}"
+        say("\n\n".join(form.format(**row) for row in rows) + "\n")
     rate = written / (time.perf_counter() - started)
     say(f"written    {written} tokens, {rate:.2f} tokens/s")
 

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
@@ -25,6 +25,7 @@ from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import CheckpointError, NonFiniteError, listed
 from llmft.machine.choose import release_memory
+from llmft.model.adapters import how_to_save
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.objectives import Objective
@@ -200,9 +201,8 @@ class LlmftTrainer(Trainer):
         would write these, and leave out what it does not know when it reads them.
         """
         model: Any = self.model
-        if isinstance(model, PreTrainedModel):
-            own = partial(model.save_pretrained, save_original_format=False)
-            vars(model)["save_pretrained"] = own
+        how = how_to_save(model) or {"save_original_format": False}
+        vars(model)["save_pretrained"] = partial(model.save_pretrained, **how)
         try:
             super()._save(output_dir, state_dict)
         finally:
@@ -275,7 +275,8 @@ def _load_factors(model: Any, folder: str) -> None:
     """
     if not isinstance(model, PeftModel):
         return
-    own = get_peft_model_state_dict(model)  # shares its memory with the model
+    # It shares its memory with the model.
+    own = get_peft_model_state_dict(model, **how_to_save(model))
     saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
     _require_same_weights(own.keys() ^ saved.keys())
     for name, weight in saved.items():

@@ -187,7 +187,7 @@ def test_standard_input_is_a_prompt(prompts: Any, capsys: Any) -> None:
     [
         (("--prompt_file", "p", "--prompt", "a"), "prompt_file and prompt exclude"),
         (("--prompt_file", "p", "--do_train"), "prompt_file and training or evalua"),
-        (("--prompt", "a", "--output_file", "o"), "output_file is of prompt_file"),
+        (("--prompt", "a", "--output_file", "o"), "output_file needs prompt_file"),
         (
             ("--prompt", "-", "--do_train", "--train_file", "-"),
             "prompt and a file are both standard input",

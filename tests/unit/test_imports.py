@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # itself and from those before it.
 ORDER = (
     "errors files console process sources config machine data model metrics train runs"
-    " tasks cli"
+    " tasks cli __main__"
 ).split()
 
 

@@ -324,6 +324,7 @@ class Check:
             notes += [f"format = {self.format}", *self._conversations.notes()]
         named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
         used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
+        used = [] if self.instructs else used  # the notes of conversations say it
         if used:
             notes.append(", ".join(used))
         unused = [n for n in self._names if n not in self._read()]

@@ -133,10 +133,9 @@ def _nowhere(name: str, path: Path) -> DataError:
         return DataError(said, path=path)
     if "\\" in name and os.sep != "\\":
         other = PureWindowsPath(name).as_posix()
-        hint = (
-            f"write it with /: {other}" if os.path.exists(other) else "write it with /"
-        )
-        return DataError(f"no such file{here}", hint=hint, path=path)
+        hint = f"write {other}" if os.path.exists(other) else "check the path"
+        said = f"no such file{here}, where \\ separates no folders"
+        return DataError(said, hint=hint, path=path)
     near = nearest(path.name, [p.name for p in path.parent.glob("*")])
     said = "no file matches" if glob.has_magic(str(path)) else "no such file"
     return DataError(f"{said}{here}", hint=near.strip(", "), path=path)

@@ -69,7 +69,6 @@ def run_calibration(folder, model, labels, problem_type, **data):
             callbacks=run.callbacks,
         )
         calibration.calibrate(trainer, examples, data, problem_type, run)
-        run.save(trainer)
         run.finish(trainer, "calibrated")
     return json.loads((folder / "metrics.json").read_text())
 

@@ -923,8 +923,8 @@ def test_names_that_no_file_has(tmp_path, monkeypatch, name):
     [
         ("https://example.org/train.csv", "https://example.org/train.csv: an address"),
         ("gone.csv", "gone.csv: a link to nowhere.csv, which is not there"),
-        ("d\\train.csv", "write it with /: d/train.csv"),
-        ("C:\\data\\train.csv", "write it with /"),
+        ("d\\train.csv", "; write d/train.csv"),
+        ("C:\\data\\train.csv", "where \\ separates no folders; check the path"),
     ],
 )
 def test_names_of_what_is_no_file_here(tmp_path, monkeypatch, name, wanted):
