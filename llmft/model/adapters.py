@@ -326,6 +326,18 @@ def how_to_save(model: Any) -> dict[str, Any]:
     return {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Save what was trained, or the factors alone of a model that is not merged.
+
+    They are then merged in memory: what is measured from now on is what who loads them
+    has. As two summands, bf16 rounds small factors away (SmolLM2-135M after four steps:
+    loss 5.88, merged 5.59, merged in fp32 5.54).
+    """
+    model.save_pretrained(folder, **how_to_save(model))
+    if isinstance(model, PeftModel):
+        model.merge_adapter()
+
+
 def merged(model: Any, args: GenerationModelArguments) -> Any:
     """Return the model to save: factors merged in, unless ``lora_save`` is adapter.
 

@@ -46,7 +46,7 @@ from llmft.files import (
 )
 from llmft.machine import detect
 from llmft.machine.plan import Forecast
-from llmft.model.adapters import how_to_save
+from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
@@ -222,7 +222,7 @@ class Run:
         model: Any = trainer.model
         tokenizer: Any = trainer.processing_class
         with publish_folder(self.folder / "model", replace=True) as staging:
-            model.save_pretrained(staging, **how_to_save(model))
+            save_model(model, staging)
             tokenizer.save_pretrained(staging)
             for path in terms_files(model.name_or_path):
                 shutil.copyfile(path, staging / path.name)
