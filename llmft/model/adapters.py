@@ -333,6 +333,13 @@ def save_model(model: Any, folder: Path) -> None:
     has. As two summands, bf16 rounds small factors away (SmolLM2-135M after four steps:
     loss 5.88, merged 5.59, merged in fp32 5.54).
     """
+    config = model.config.get_text_config()
+    table = model.get_input_embeddings() if model.can_generate() else None
+    pads = getattr(config, "pad_token_id", None) == config.eos_token_id
+    if pads and getattr(table, "padding_idx", 0) is None:
+        # Trainer calls the eos of the tokenizer padding, too; some families (Youtu)
+        # are loaded with zeros for it.
+        config.pad_token_id = None
     model.save_pretrained(folder, **how_to_save(model))
     if isinstance(model, PeftModel):
         model.merge_adapter()
