@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def _fault(error: Exception, located: Located, of_tokenizer: bool) -> LlmftError
         remedy = "copy its tokenizer again, or give another with --tokenizer_name"
         if Path(place).is_dir() and not Path(place, "tokenizer.json").exists():
             found = f"there is no tokenizer.json, and without it: {found}"
+            pieces = sorted(Path(place).glob("*.model"))
+            if pieces and find_spec("sentencepiece") is None:
+                found = f"{pieces[0].name} needs SentencePiece, which is not installed"
+                remedy = "pip install 'llmft[sentencepiece]'"
     return ConfigError(f"transformers cannot load it: {found}; {remedy}", path=place)
 
 

@@ -35,7 +35,8 @@ from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import SHORT, Overlap, duplicates, overlap
 from llmft.data.tokens.chat import Layout
-from llmft.data.tokens.encode import encode
+from llmft.data.tokens.encode import Encoded, encode
+from llmft.data.tokens.examples import unknown_tokens
 from llmft.errors import escape
 
 _SHARES = (0, 1, 25, 50, 75, 95, 99, 100)
@@ -73,11 +74,15 @@ def examine(
         sources: by what to call them: train, validation, test, or the file's name.
         tokenizer: counts tokens, to be compared with ``max_seq_length``.
     """
-    parts = [
-        Part(name, source, _tokens(name, source, tokenizer))
-        for name, source in sources.items()
-    ]
-    report = Report()
+    report, parts = Report(), []
+    for name, source in sources.items():
+        encoded = _encoded(name, source, tokenizer)
+        parts.append(Part(name, source, encoded.lengths if encoded else None))
+        if encoded and tokenizer and (unknown := unknown_tokens(encoded, tokenizer)):
+            what = f"unknown tokens in {name}: {unknown:,} of {len(encoded.tokens):,}"
+            meaning = "the model cannot tell them apart, as emoji or another script"
+            helps = "choose a model that knows them where they matter"
+            report.findings.append(Finding(NOTE, what, "", meaning, helps))
     if tokenizer and any(part.tokens is None for part in parts):
         what = "tokens of conversations are not counted"
         meaning = "the model has no chat template: name one that has"
@@ -101,16 +106,16 @@ def examine(
     return report
 
 
-def _tokens(
+def _encoded(
     name: str, source: Source, tokenizer: PreTrainedTokenizerBase | None
-) -> np.ndarray | None:
-    """Return the tokens of each row; None where that cannot be said."""
+) -> Encoded | None:
+    """Return the tokens of all rows; None where that cannot be said."""
     talks = source.format == MESSAGES
     if tokenizer is None or (talks and not tokenizer.chat_template):
         return None
     layout = Layout(tokenizer, source.format, files=source.files)
     given = None if source.format == TEXT else layout
-    return encode(source.dataset, tokenizer, name, layout=given).lengths
+    return encode(source.dataset, tokenizer, name, layout=given)
 
 
 def _rows(parts: Sequence[Part], report: Report) -> None:

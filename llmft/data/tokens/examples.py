@@ -34,9 +34,7 @@ def _tell(
 ) -> None:
     """Say a note, and what the tokenizer cannot tell apart; warn where it is much."""
     unknown, tokens, rows = tokenizer.unk_token_id, encoded.tokens, len(encoded.lengths)
-    # GPT-2 and its kin call their eos so, and have a token for every byte.
-    byte_level = unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    if count := 0 if byte_level else _count(tokens, {unknown}):
+    if count := unknown_tokens(encoded, tokenizer):
         note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
         total = len(tokens) - _count(tokens, {*tokenizer.all_special_ids} - {unknown})
         if count > _UNKNOWN * total:
@@ -55,6 +53,15 @@ def _tell(
             f" {rows:,} texts have ({listed(encoded.accents, 5)}); choose a"
             " model that keeps them if words differ by them only"
         )
+
+
+def unknown_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens stand for what the tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    # GPT-2 and its kin call their eos so, and have a token for every byte.
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        return 0
+    return _count(encoded.tokens, {unknown})
 
 
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:

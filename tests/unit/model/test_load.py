@@ -565,3 +565,14 @@ def test_the_end_of_a_text_is_learnt_where_it_is_the_padding_too(tmp_path):
     ids = torch.tensor([[5, tokenizer.eos_token_id, 6, 7]])
     model(input_ids=ids, labels=ids).loss.backward()
     assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].any()
+
+
+def test_a_sentencepiece_file_alone_names_its_extra(tmp_path, monkeypatch):
+    folder = tiny.save(tmp_path / "model", "llama", "causal-lm")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0e")
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    said = r"tokenizer.model needs SentencePiece.*pip install 'llmft\[sentencepiece\]'"
+    with pytest.raises(ConfigError, match=said):
+        load_tokenizer(folder)

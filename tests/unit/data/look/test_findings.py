@@ -57,6 +57,14 @@ def test_tokens_are_counted_and_compared_with_the_limit(wordpiece):
     assert "--max_seq_length 22 holds 99 %" in found.meaning
 
 
+def test_tokens_that_the_model_does_not_know_are_counted(wordpiece):
+    report = examine({"a.csv": source(["the film 🎬", "🎬 🍿 movie"])}, wordpiece)
+    (found,) = [f for f in report.findings if "unknown" in f.what]
+    assert found.what.startswith("unknown tokens in a.csv: 3 of ")
+    plain = examine({"a.csv": source(["the film"])}, wordpiece)
+    assert not [f for f in plain.findings if "unknown" in f.what]
+
+
 def test_what_is_there_twice():
     texts = tiny.sentences(50, words=20)
     train = [*texts[:40], texts[3], texts[4].upper(), texts[5] + " again"]
