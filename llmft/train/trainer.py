@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers.trainer
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
-from llmft.errors import CheckpointError, NonFiniteError, listed
+from llmft.errors import CheckpointError, NonFiniteError, brief, listed
 from llmft.machine.choose import release_memory
 from llmft.model.adapters import how_to_save
 from llmft.train import resume
@@ -209,7 +210,14 @@ class LlmftTrainer(Trainer):
             vars(model).pop("save_pretrained", None)
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(folder, model)
+        try:
+            super()._load_from_checkpoint(folder, model)
+        except StrictDataclassError as error:  # it reads any config as a plain one
+            raise CheckpointError(
+                f"transformers cannot resume this family: {brief(error)}",
+                hint="go on from its weights alone, as --model_name_or_path",
+                path=folder,
+            ) from error
         _load_factors(self.model, folder)
 
     def _load_best_model(self) -> None:

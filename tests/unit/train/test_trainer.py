@@ -14,6 +14,7 @@ import tiny
 import torch
 import transformers
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -694,3 +695,17 @@ def test_a_model_with_labels_of_several_kinds_is_evaluated(wordpiece, tmp_path):
     luke = tiny.model("luke", "masked-lm", len(wordpiece), **sizes)
     trainer = masked_lm(wordpiece, arguments(tmp_path), model=luke)
     assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_a_config_that_trainer_cannot_read_is_no_internal_error(
+    wordpiece, tmp_path, monkeypatch
+):
+    """It reads any config as a plain one, and DeepSeek V4's is refused then."""
+
+    def fails(*args):
+        raise StrictDataclassError("Class validation error")
+
+    trainer = masked_lm(wordpiece, arguments(tmp_path))
+    monkeypatch.setattr(Trainer, "_load_from_checkpoint", fails)
+    with pytest.raises(CheckpointError, match="cannot resume this family: Class val"):
+        trainer._load_from_checkpoint("checkpoint-1")
