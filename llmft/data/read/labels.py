@@ -303,7 +303,7 @@ class LabelNames:
             raise LabelError(
                 f"{split} has labels that train has not: {listed(rows, 5, str)}",
                 f"known are {listed(self.names)}",
-                "correct them, or add rows with them to train",
+                "correct them, name other data, or add rows with them to train",
                 path=place(row) if place else None,
             )
         return [known[label] for label in labels]

@@ -412,8 +412,8 @@ def test_labels_that_train_has_not(wordpiece):
         features(["a", "b", "c"], wordpiece, ["pos", "Neg", "??"])
     assert str(caught.value) == (
         "LabelError a.csv:3: test has labels that train has not: '??' (1 rows), 'Neg'"
-        " (1 rows); known are 'neg', 'pos'; correct them, or add rows with them to"
-        " train"
+        " (1 rows); known are 'neg', 'pos'; correct them, name other data, or add"
+        " rows with them to train"
     )
 
 
