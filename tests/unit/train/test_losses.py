@@ -57,8 +57,9 @@ def fast_loss(model, inputs, labels, count=None, smoothing=0.0):
         head_inputs(head) as states,
     ):
         outputs = model(**inputs)
-    assert outputs.logits.ndim == 2  # the head saw chosen positions, not texts
-    values = states[0] if states else outputs.logits
+    # The head saw chosen positions, not texts.
+    assert outputs.logits.ndim == 2 or len(outputs.logits) == 1
+    values = (states[0] if states else outputs.logits).flatten(0, -2)
     return labelled_cross_entropy(values, labels, count, smoothing, head)
 
 
