@@ -59,10 +59,10 @@ def locate(args: ModelArguments, embedded_model: str, auto_class: Any) -> Locate
     """
     alternative = f"--model_name_or_path {embedded_model} needs no hub"
     name = args.model_name_or_path or ""
-    located = _find(name, args.model_revision, alternative)
+    located = _with_weights(_find(name, args.model_revision, alternative))
     if base := base_of(located.path_or_id):
-        located = merge_adapter(located, _base_of_adapter(base, located), auto_class)
-    return _with_weights(located)
+        return merge_adapter(located, _base_of_adapter(base, located), auto_class)
+    return located
 
 
 def _with_weights(located: Located) -> Located:

@@ -36,6 +36,7 @@ _KINDS = {
     "CAUSAL_LM": (AutoModelForCausalLM, "generate.py"),
     "SEQ_CLS": (AutoModelForSequenceClassification, "classify.py"),
 }
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _PREFIX = "base_model.model."  # of the names of weights in an adapter
 _ODD = 7919  # classes that no layer has by chance
 
@@ -82,9 +83,6 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
             for path in terms_files(folder):
                 shutil.copyfile(path, staging / f"{path.name}.adapter")
     return Located(str(target), local_files_only=True, name=located.name)
-
-
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def _digest(folder: Path, base: Located, auto_class: Any) -> str:
