@@ -42,14 +42,16 @@ from llmft.sources import catalog, hub
 from llmft.sources.hub import Located
 
 
-def locate(args: ModelArguments, embedded_model: str, auto_class: Any) -> Located:
+def locate(
+    args: ModelArguments, embedded_model: str, auto_class: Any = None
+) -> Located:
     """Find the model of a run: a folder, a hub id, or an asset, which is fetched.
 
     An adapter is merged into its base, see ``merge_adapter``.
 
     Args:
         embedded_model: is advised where there is no hub.
-        auto_class: of the task.
+        auto_class: of the task; None: of an adapter, that of its kind.
 
     Raises:
         ConfigError: no such folder, or a revision of what has none; or an adapter that
