@@ -206,7 +206,7 @@ def matrices(job: Job, length: float) -> tuple[list[tuple[torch.Tensor, float]],
     name = "SmolLM2-135M-Instruct" if causal else "all-MiniLM-L6-v2"
     args = ModelArguments(model_name_or_path=f"pypi:{name}")
     loader = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    model = loader.from_pretrained(load.locate(args, f"pypi:{name}").path_or_id)
+    model: Any = loader.from_pretrained(load.locate(args, f"pypi:{name}").path_or_id)
     hidden, layers = model.config.hidden_size, model.config.num_hidden_layers
     few = {"mlm": 0.15, "classify": 1 / length}.get(job.recipe, 1.0)
     found = []

@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from llmft.process import limit_spinning
 
@@ -63,7 +64,7 @@ def write_file(path: Path, size: int) -> None:
             stream.writelines(lines)
 
 
-def tokenizer_rate(tokenizer: AutoTokenizer, path: Path) -> float:
+def tokenizer_rate(tokenizer: Any, path: Path) -> float:
     """Return the MB of text that the tokenizer alone does in a second."""
     with open(path, encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line in islice(stream, 20_000)]

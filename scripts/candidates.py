@@ -100,7 +100,9 @@ def measure(job: str, rounds: int) -> None:
     sys.path.insert(0, str(ROOT / "recipes"))
     recipe, take_trial = importlib.import_module(name), fast_path.take_trial
 
-    def take(steps: Steps, candidates: Any, batches: Batches, *rest: Any, **named: Any):
+    def take(
+        steps: Steps, candidates: Any, batches: Batches, *rest: Any, **named: Any
+    ) -> Any:
         trial = take_trial(steps, candidates, batches, *rest, **named)
         compiling = COMPILING / named["lasts"](1.0)  # of the batches of the run
         with steps.leaving_no_trace():

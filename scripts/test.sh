@@ -15,5 +15,6 @@ scripts/setup.sh
 "$venv"/bin/ruff check .
 "$venv"/bin/ruff format --check .
 "$venv"/bin/mypy
+"$venv"/bin/mypy scripts/*.py
 # Tests of a file stay in one process, which makes what they share once.
 "$venv"/bin/python -m pytest -n logical --maxprocesses 4 --dist loadscope "$@"
