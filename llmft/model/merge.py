@@ -72,7 +72,8 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
     where = "" if made else " in the cache (once)"
     say(f"adapter    {located.name}, merged into {base.name}{where}")
     if not made:
-        model = _merged(folder, base, auto_class)
+        added = config.get("trainable_token_indices") or []
+        model = _merged(folder, base, auto_class, added)
         own = any((folder / name).is_file() for name in _TOKENIZER)
         tokenizer = from_pretrained(AutoTokenizer, located if own else base)
         with publish_folder(target) as staging:
@@ -94,8 +95,13 @@ def _digest(folder: Path, base: Located, auto_class: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
-    """Return the base with the adapter in its weights, in fp32."""
+def _merged(
+    folder: Path, base: Located, auto_class: Any, added: list[int] | dict[str, list]
+) -> Any:
+    """Return the base with the adapter in its weights, in fp32.
+
+    ``added``: ids of tokens whose rows it trained, maybe by layer.
+    """
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # of a head
     try:
@@ -115,8 +121,6 @@ def _merged(folder: Path, base: Located, auto_class: Any) -> Any:
             raise ConfigError(f"{said}; expected trained weights", path=folder)
         table = model.get_input_embeddings()
         name = next(n for n, m in model.named_modules() if m is table)
-        trained = json.loads((folder / ADAPTER).read_text("utf-8"))
-        added = trained.get("trainable_token_indices") or []
         ids = chain(*added.values()) if isinstance(added, dict) else added
         least = 1 + max([len(table.weight) - 1, *ids])
         needed = rows.get(f"{name}.weight", least)
