@@ -104,7 +104,9 @@ def _is_linear(layer: nn.Linear) -> bool:
     """Return whether a layer computes what its class says, as Falcon's own does."""
     if type(layer).forward == nn.Linear.forward:
         return True
-    given = torch.ones(2, layer.in_features, dtype=layer.weight.dtype)
+    # Of unequal size: what normalizes its input would leave ones as they are.
+    given = torch.linspace(-2, 3, 2 * layer.in_features, dtype=layer.weight.dtype)
+    given = given.view(2, -1)
     try:
         found: Any = layer(given)
     except RuntimeError:
@@ -335,8 +337,8 @@ def save_model(model: Any, folder: Path) -> None:
     """
     config = model.config.get_text_config()
     table = model.get_input_embeddings() if model.can_generate() else None
-    pads = getattr(config, "pad_token_id", None) == config.eos_token_id
-    if pads and getattr(table, "padding_idx", 0) is None:
+    pad, eos = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+    if pad == eos and getattr(table, "padding_idx", 0) is None:
         # Trainer calls the eos of the tokenizer padding, too; some families (Youtu)
         # are loaded with zeros for it.
         config.pad_token_id = None

@@ -141,6 +141,7 @@ def _adapter(error: Exception, name: str, revision: str | None) -> Located | Non
     except MISSES:
         return None
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    kinds += ["*LICENSE*", "*NOTICE*", "*TERMS*"]  # which go along with the model
     folder = snapshot_download(name, revision=commit, allow_patterns=kinds)
     return Located(folder, local_files_only=True, name=name, commit=commit or "")
 

@@ -74,11 +74,12 @@ def check(v: dict[str, Any]) -> list[str]:
         problems.append(f"prompt_file and {other} exclude each other")
     if v["output_file"] and not v["prompt_file"]:
         problems.append("output_file needs prompt_file: others are printed")
-    draws = v.get("do_sample", True) and v.get("temperature", 1.0) > 0
-    if v.get("num_return_sequences", 1) > 1 and not draws and not acts:
+    draws = v["do_sample"] and v["temperature"] > 0
+    if v["num_return_sequences"] > 1 and not draws:
+        off = "temperature 0" if v["do_sample"] else "do_sample off"
         problems.append(
-            f"num_return_sequences is {v['num_return_sequences']} without sampling: the"
-            " texts would be the same"
+            f"num_return_sequences is {v['num_return_sequences']} with {off}: the"
+            " texts would be the same; use 1, or sample"
         )
     if STDIN in v["prompt"] and STDIN in (v[name] for name in FILES):
         problems.append("prompt and a file are both standard input (-)")
@@ -176,16 +177,7 @@ def check_prompts(
     tokenizer: PreTrainedTokenizerBase,
     args: GenerationModelArguments,
 ) -> None:
-    """Raise ConfigError for a prompt without tokens, or too long with its text.
-
-    Also where several texts are asked for that would be the same.
-    """
-    if args.num_return_sequences > 1 and not _draws(args):
-        off = "temperature 0" if args.do_sample else "do_sample off"
-        raise ConfigError(
-            f"num_return_sequences is {args.num_return_sequences} with {off}: the"
-            " texts would be the same; use 1, or sample"
-        )
+    """Raise ConfigError for a prompt without tokens, or too long with its text."""
     limit = position_limit(model)
     for prompt in args.prompt:
         length = len(prompt_ids(prompt, tokenizer, args))

@@ -723,10 +723,20 @@ def test_data_that_no_step_would_use():
         "prompt": ["Once"],
     }
     values |= {"lora_r": None, "lora_alpha": None, "lora_save": "merged"}
+    values |= {"do_sample": True, "temperature": 1.0, "num_return_sequences": 1}
     assert generate.check({**values, "train_file": "a.txt"}) == [
         "train_file is used by --do_train, --do_eval or --do_predict only"
     ]
     assert generate.check(values) == []
+    for greedy, off in (
+        ("do_sample", "do_sample off"),
+        ("temperature", "temperature 0"),
+    ):
+        assert generate.check({**values, greedy: 0, "num_return_sequences": 2}) == [
+            f"num_return_sequences is 2 with {off}: the texts would be the same; use 1,"
+            " or sample"
+        ]
+        assert generate.check({**values, greedy: 0}) == []
     assert generate.check({**values, "lora_alpha": 4}) == [
         "lora_alpha without lora_r has no effect"
     ]

@@ -165,8 +165,6 @@ def test_settings_reach_the_config(writer):
     assert texts(writer, top_k=1) == likeliest
     assert texts(writer, temperature=1e-4) == likeliest
     assert texts(writer, temperature=0) == likeliest
-    with pytest.raises(ConfigError, match="is 2 with temperature 0: the texts would"):
-        texts(writer, temperature=0, num_return_sequences=2)
 
 
 def test_prompts_that_cannot_be_continued(writer):
@@ -181,13 +179,6 @@ def test_prompts_that_cannot_be_continued(writer):
     with pytest.raises(ConfigError, match=message):
         texts(writer, prompts=[long])
     assert texts(writer, prompts=[long], max_new_tokens=64 - length)
-
-
-def test_several_greedy_texts_are_refused(writer):
-    with pytest.raises(
-        ConfigError, match="num_return_sequences is 2 with do_sample off"
-    ):
-        texts(writer, do_sample=False, num_return_sequences=2)
 
 
 SPEED = r"\d+ tokens, [\d.]+ tokens/s, \d+ MiB peak\n"
