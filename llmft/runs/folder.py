@@ -52,6 +52,7 @@ from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
+from llmft.runs.record import OUTPUTS, TIME
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.train import callbacks, checkpoint, resume
@@ -60,7 +61,6 @@ from llmft.train.trainer import LlmftTrainer
 
 FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
 _ELSEWHERE = "choose --output_dir"
-_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class Run:
@@ -150,7 +150,7 @@ class Run:
             "status": "running",
             "command": shlex.join([script, *self.args.command]),
             "argv": self.args.command,
-            "started": time.strftime(_TIME),
+            "started": time.strftime(TIME),
             "arguments": self.args.resolved(),
             "versions": versions(),
             "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
@@ -298,7 +298,7 @@ def _legs(resumed: Any) -> list[dict[str, Any]]:
     if "seconds" not in record:
         # It was killed: what is known is when it last logged.
         with suppress(OSError, ValueError, KeyError, TypeError):
-            began = datetime.strptime(record["started"], _TIME).timestamp()
+            began = datetime.strptime(record["started"], TIME).timestamp()
             ended = (folder / "metrics.jsonl").stat().st_mtime
             record["seconds"] = round(max(ended - began, 0.0), 1)
     return [*(record.pop("legs", None) or []), record]
@@ -369,7 +369,7 @@ def make_folder(recipe: str, args: TrainingArguments) -> Path:
     """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
     _require_free(args)
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    folder = Path(args.output_dir or Path("outputs") / recipe / stamp).expanduser()
+    folder = Path(args.output_dir or Path(OUTPUTS) / recipe / stamp).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".write-test").touch()

@@ -14,6 +14,7 @@ from llmft.console import say, warn
 from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
+from llmft.runs.record import OUTPUTS
 from llmft.train.checkpoint import checkpoints
 from llmft.train.memory import LEAST, MOST
 from llmft.train.resume import (
@@ -106,7 +107,7 @@ def make_plan(
             f" {gib(plan.free_bytes)}",
             hint="name an --output_dir elsewhere, lower --save_total_limit, or give"
             " --save_only_model",
-            path=Path(args.output_dir or "outputs"),
+            path=Path(args.output_dir or OUTPUTS),
         )
     return plan
 
@@ -184,7 +185,7 @@ def _disk(args: TrainingArguments, forecast: Forecast, saves: int) -> int:
 
 
 def _free(args: TrainingArguments) -> int:
-    folder = Path(args.output_dir or "outputs").expanduser().absolute()
+    folder = Path(args.output_dir or OUTPUTS).expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
 

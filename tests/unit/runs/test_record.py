@@ -1,0 +1,103 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmft.errors import ConfigError, DataError
+from llmft.files import try_lock
+from llmft.runs.record import KILLED, find_run, find_runs, read_run
+
+
+def make(folder, events=(), tail="", **record):
+    folder.mkdir(parents=True)
+    arguments = {
+        "learning_rate": {"value": 2e-4, "from": "flag"},
+        "seed": {"value": 42, "from": "default"},
+        "num_train_epochs": {"value": 3, "from": "follows: the data"},
+    }
+    whole = {"recipe": "mlm", "status": "complete", "arguments": arguments, **record}
+    (folder / "run.json").write_text(json.dumps(whole))
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    (folder / "metrics.jsonl").write_text(lines + tail)
+    return folder
+
+
+def test_events_of_steps_that_a_resume_did_again_stand_there_once(tmp_path):
+    def event(leg, step):
+        return {"step": step, "leg": leg, "loss": leg + step / 100}
+
+    events = [event(1, 10), event(1, 20), event(1, 30)]
+    events += [event(2, 30), event(2, 40), event(3, 20), event(3, 50)]
+    legs = [{}, {"resumed": "there/checkpoints/checkpoint-20"}]
+    resumed = "there/checkpoints/checkpoint-15"
+    run = read_run(make(tmp_path / "r", events, legs=legs, resumed=resumed))
+    assert [(e["leg"], e["step"]) for e in run.events()] == [(1, 10), (3, 20), (3, 50)]
+
+
+def test_a_line_that_a_kill_cut_ends_the_events_and_a_broken_one_is_named(tmp_path):
+    cut = read_run(make(tmp_path / "cut", [{"step": 1, "leg": 1}], tail='{"step": 2'))
+    assert [e["step"] for e in cut.events()] == [1]
+    broken = read_run(make(tmp_path / "broken", [], tail="{]\n"))
+    with pytest.raises(DataError, match=r"broken/metrics\.jsonl:1: not JSON"):
+        broken.events()
+
+
+def test_what_was_given_is_neither_a_default_nor_follows(tmp_path):
+    run = read_run(make(tmp_path / "r"))
+    assert run.given == {"learning_rate": 2e-4}
+    assert run.arguments == {"learning_rate": 2e-4, "seed": 42, "num_train_epochs": 3}
+
+
+def test_seconds_are_of_all_legs_and_unknown_where_one_was_killed(tmp_path):
+    run = read_run(make(tmp_path / "r", legs=[{"seconds": 2.5}], seconds=4.0))
+    assert run.seconds == 6.5
+    assert read_run(make(tmp_path / "k", legs=[{}], seconds=4.0)).seconds is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it opens no folders")
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    folder = make(tmp_path / "r", status="running")
+    descriptor = os.open(folder, os.O_RDONLY)
+    assert try_lock(descriptor)
+    assert read_run(folder).status == "running"
+    os.close(descriptor)
+    assert read_run(folder).status == KILLED
+
+
+def test_runs_are_found_by_folder_name_or_as_the_newest(tmp_path):
+    old = make(tmp_path / "mlm" / "2026-a1", started="2026-01-01T00:00:00+0000")
+    new = make(tmp_path / "classify" / "2026-b2", started="2026-01-02T00:00:00+0000")
+    make(old / "folds" / "1")  # a part of a run
+    (old / "model").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("[]")
+    assert [run.folder for run in find_runs(tmp_path)] == [old, new]
+    for name in (str(old), str(old / "model"), "a1"):
+        assert find_run(name, tmp_path).folder == old
+    assert find_run(None, tmp_path).folder == new
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("2026", "'2026' is in the name of 2 runs: 2026-a, 2026-b"),
+        ("zzz", "no run 'zzz'; runs are looked for in"),
+        (None, "no runs yet; runs are looked for in"),
+    ],
+)
+def test_a_name_that_is_of_no_run_or_of_several(tmp_path, name, found):
+    for run in "ab" if name else "":
+        make(tmp_path / f"2026-{run}")
+    with pytest.raises(ConfigError, match=found):
+        find_run(name, tmp_path)
+
+
+def test_reading_runs_loads_nothing_heavy():
+    code = (
+        "import sys, llmft.runs.record, llmft.cli\n"
+        "print({'torch', 'transformers', 'numpy', 'datasets'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
