@@ -71,7 +71,14 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passi
 # Facts about the fields that are not in fields.py: transformers takes learning_rate=-1
 # and nan, and any text as a log level.
 _BY_NAMES: dict[str, dict[str, Any]] = {
-    "do_train do_eval do_predict max_steps debug": about(most_used=True),
+    "do_train": about(most_used=True, help="Train."),
+    "do_eval": about(most_used=True, help="Measure on validation."),
+    "do_predict": about(most_used=True, help="Measure on test, and keep predictions."),
+    "debug": about(most_used=True, help="Show tracebacks."),
+    "max_steps": about(
+        most_used=True,
+        help="Optimizer steps, in place of num_train_epochs; a stream needs them.",
+    ),
     "greater_is_better": about(most_used=True),
     "per_device_train_batch_size": about(
         "[1, inf)",
@@ -80,7 +87,12 @@ _BY_NAMES: dict[str, dict[str, Any]] = {
         help="Examples of a batch; auto: as many as memory allows, as with"
         " auto_find_batch_size.",
     ),
-    "gradient_accumulation_steps": about("[1, inf)", most_used=True, resume=MUST_AGREE),
+    "gradient_accumulation_steps": about(
+        "[1, inf)",
+        most_used=True,
+        resume=MUST_AGREE,
+        help="Batches whose gradients add up to one optimizer step.",
+    ),
     "auto_find_batch_size": about(
         most_used=True,
         help="Before training, make the batch as large as memory allows, and"
@@ -120,10 +132,21 @@ _BY_NAMES: dict[str, dict[str, Any]] = {
         check=one_of("random", "sequential", "group_by_length", "batch_rebalance"),
     ),
     # As eval_strategy and save_strategy, in fields.py.
-    "eval_steps save_steps": about("(0, inf)", most_used=True, resume=MAY_DIFFER),
+    "eval_steps save_steps": about(
+        "(0, inf)",
+        most_used=True,
+        resume=MAY_DIFFER,
+        help="So many optimizer steps, or below 1 that part of all, where the strategy"
+        " is steps.",
+    ),
     "neftune_noise_alpha eval_delay": about("[0, inf)", resume=MAY_DIFFER),
     # The checkpoint holds its best value so far.
-    "metric_for_best_model": about(most_used=True, resume=MUST_AGREE),
+    "metric_for_best_model": about(
+        most_used=True,
+        resume=MUST_AGREE,
+        help="What decides which checkpoint is the best, and is kept; none: the loss,"
+        " of a classifier accuracy, f1_micro or r2.",
+    ),
     "eval_accumulation_steps dataloader_prefetch_factor torch_empty_cache_steps": (
         about("[1, inf)")
     ),

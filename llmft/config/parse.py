@@ -1,24 +1,22 @@
 """From a command line and a JSON file to dataclasses, with every problem at once.
 
-``argparse`` takes the command line apart and prints ``--help``. Types, ranges and
-unknown names are checked here, alike for flags and for JSON, because argparse (and
-HfArgumentParser on top of it) stops at the first problem.
+Types, ranges and unknown names are checked here, alike for flags and for JSON, because
+argparse (and HfArgumentParser on top of it) stops at the first problem.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import enum
 import json
-import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from llmft.config.convert import Text, choices_of, convert, items_of, kinds_of
+from llmft.config.command_line import read_command_line
+from llmft.config.convert import convert
 from llmft.config.facts import Argument, fields_of, fields_with
 from llmft.config.fields import TrainingArguments
 from llmft.config.fold import Fold
@@ -34,23 +32,6 @@ from llmft.console import say
 from llmft.errors import ConfigError, escape, nearest
 
 _OFF = ("false", "no", "0")
-
-
-class _Help(argparse.HelpFormatter):
-    """Keeps the lines of the description: its command lines are there to be copied."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        wrap = textwrap.TextWrapper(width)
-        lines = [
-            line if line.startswith("python ") else wrap.fill(line)
-            for line in text.strip().splitlines()
-        ]
-        return "\n".join(lines)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
 
 
 @dataclass(frozen=True)
@@ -106,9 +87,8 @@ def parse(
     fields = fields_of(*classes)
     defaults = {name: a.default for name, a in fields.items()} | made.keywords
     shown = read_json(default_file, fields)[0] if default_file else {}
-    sections = {"Model": fields_of(model_class), "Data": fields_of(data_class)}
     file_name, flags, problems = read_command_line(
-        argv, sections | _of_training(made.func), defaults | shown, description
+        argv, classes, defaults | shown, description
     )
     path = Path(file_name) if file_name else default_file
     from_file, unknown = read_json(path, fields) if path else ({}, [])
@@ -150,20 +130,6 @@ def _converted(
             where = f"{origins[name]}: " if origins[name] != COMMAND_LINE else ""
             problems.append(f"{where}{name} is {said}, expected {error}")
     return values, problems
-
-
-def _of_training(training: type) -> dict[str, dict[str, Argument]]:
-    """Return the rest of ``--help``: first what is llmft's own, or most used."""
-    fields = fields_of(training)
-    ours = TrainingArguments.__annotations__
-    used = [n for n, a in fields.items() if a.facts.get("most_used", n in ours)]
-    used.sort(key=lambda name: name not in ACTIONS)
-    return {
-        "Training": {name: fields[name] for name in used},
-        "Everything else of transformers.TrainingArguments": {
-            name: a for name, a in fields.items() if name not in used
-        },
-    }
 
 
 def _replace(
@@ -210,76 +176,6 @@ def _find_batch_size(flags: dict[str, Any], from_file: dict[str, Any]) -> None:
             given.setdefault("auto_find_batch_size", True)
         elif name in given:  # a number that goes before an auto of the file
             break
-
-
-def read_command_line(
-    argv: list[str],
-    sections: Mapping[str, Mapping[str, Argument]],
-    defaults: Mapping[str, Any],
-    description: str,
-) -> tuple[str | None, dict[str, Text], list[str]]:
-    """Split ``argv`` into the file of ``--args``, values of flags, and problems.
-
-    ``sections`` are those of ``--help``, which shows the ``defaults``.
-    """
-    parser = _Parser(
-        usage="%(prog)s [--args FILE.json] [--NAME VALUE ...]",
-        description=description,
-        formatter_class=_Help,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--args", metavar="FILE.json", help="values; flags override")
-    for title, fields in sections.items():
-        section = parser.add_argument_group(title)
-        for name, argument in fields.items():
-            _add_flag(section, name, argument, defaults[name])
-    known = {f"--{no}{name}" for name in (*defaults, "args") for no in ("", "no_")}
-    namespace, unknown = parser.parse_known_args([_named(w, known) for w in argv])
-    problems = []
-    for i, word in enumerate(unknown):
-        name = word.split("=")[0].removeprefix("--")
-        if word.startswith("--"):
-            problems.append(f"unknown argument --{name}{nearest(name, defaults)}")
-        elif not unknown[i - 1].startswith("--") or i == 0:  # else: its value
-            problems.append(f"unexpected {word!r}: every argument has a --name")
-    given = vars(namespace)
-    path = given.pop("args", None)
-    words = {n: Text([v] if isinstance(v, str) else v) for n, v in given.items()}
-    return path, words, problems
-
-
-def _named(word: str, known: Collection[str]) -> str:
-    """Return a flag as it is called: --max-seq-length stands for --max_seq_length."""
-    name, equals, value = word.partition("=")
-    called = "--" + name.removeprefix("--").replace("-", "_")
-    is_flag = name.startswith("--") and called in known
-    return called + equals + value if is_flag else word
-
-
-def _add_flag(section: Any, name: str, argument: Argument, default: Any) -> None:
-    kinds = kinds_of(argument.type)
-    choices, is_bool = choices_of(kinds), bool in kinds
-    said = argument.facts.get("help", "").split("\n\n")[0]
-    said += f" One of {', '.join(choices)}." if choices and len(choices) < 8 else ""
-    shown = default.value if isinstance(default, enum.Enum) else default
-    shown = (
-        "auto" if argument.facts.get("auto") and shown == argument.default else shown
-    )
-    said = " ".join(f"{said} (default: {shown})".split())
-    said = said.replace("%%", "%").replace("%", "%%")
-    said = argparse.SUPPRESS if argument.facts.get("refused") else said
-    shown = "BOOL" if is_bool and str not in kinds else "VALUE"
-    options: dict[str, Any] = {"metavar": shown, "help": said}
-    if is_bool or name == "debug":  # bare --debug shows tracebacks, no DebugOption
-        options |= {"nargs": "?", "const": "true" if is_bool else ""}
-    elif items_of(kinds):  # --prompt A --prompt B are two
-        adds_up = name != "report_to"
-        options |= {"nargs": "+", "action": "extend" if adds_up else "store"}
-    section.add_argument(f"--{name}", **options)
-    if is_bool and default is True:
-        off: dict[str, Any] = {"action": "store_const", "const": "false", "dest": name}
-        section.add_argument(f"--no_{name}", help=argparse.SUPPRESS, **off)
 
 
 def read_json(path: Path, names: Collection[str]) -> tuple[dict[str, Any], list[str]]:
