@@ -245,7 +245,7 @@ class Run:
         write_json(self.folder / "metrics.json", found)
         if trainer.args.do_train:
             tag = self.task.pipeline_tag
-            card = model_card(title, tag, self.measured, self.record)
+            card = model_card(title, tag, found, self.record)
             write_text(self.folder / "model" / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
