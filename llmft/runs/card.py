@@ -181,9 +181,8 @@ def _data(data: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for split, found in data.items():
         notes = listed(found.get("notes", []), 5, str)
-        count = found.get("rows")
-        rows.append((split, found["source"], "-" if count is None else f"{count:,}"))
-        rows[-1] += (notes or "-",)
+        count = "-" if found.get("rows") is None else f"{found['rows']:,}"
+        rows.append((split, found["source"], count, notes or "-"))
     return _table(("split", "source", "rows", "how it was read"), rows)
 
 
@@ -194,7 +193,7 @@ def _training(values: Mapping[str, Any], record: dict[str, Any]) -> str:
         for name in ("precision", "attention")
         if name in chosen
     ]
-    unset = (None, False, [], ["none"], -1)
+    unset: tuple[Any, ...] = (None, False, [], ["none"], -1)
     if values.get("max_steps", -1) > 0:
         values = {**values, "num_train_epochs": None}  # overruled
     known = {name: values.get(name) for name in _HYPERPARAMETERS}
