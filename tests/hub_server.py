@@ -6,6 +6,7 @@ it when it is imported.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -36,6 +37,8 @@ class HubServer:
     Attributes:
         url: for ``HF_ENDPOINT``.
         log: (method, path) of each request, in order.
+
+    Repositories that are made there are new folders of ``into``.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class HubServer:
         gated: frozenset[str] = frozenset(),
         delay: float = 0,
         status: int | None = None,
+        into: Path | None = None,
     ) -> None:
         self.repos, self.gated = dict(repos), gated
         if aliases is None:
             aliases = {f"{k.split('/')[0]}/{k.split('/')[-1]}": k for k in repos}
         self.aliases = {k: v for k, v in aliases.items() if k not in repos}
-        self.delay, self.status = delay, status
+        self.delay, self.status, self.into = delay, status, into
         self.log: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -97,13 +101,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
-        form = parse_qs(self.rfile.read(size).decode())
+        self.body = self.rfile.read(size)
+        form = parse_qs(self.body.decode())
         url = urlsplit(self.path)
         self.hub.log.append((self.command, url.path))
         time.sleep(self.hub.delay)
         path = unquote(url.path).strip("/")
         if self.hub.status:
             self._send(self.hub.status)
+        elif path == "api/repos/create":
+            self._create()
+        elif path == "api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif found := re.fullmatch(r"api/(models|datasets)", path):
             self._search(found[1], parse_qs(url.query))
         elif path.startswith("api/"):
@@ -134,6 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._gate(name) or self._send(200)
         if revision not in ("", "main", COMMIT):
             return self._missing("RevisionNotFound")
+        if action == "preupload":
+            files = json.loads(self.body)["files"]
+            as_it_is = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._json(
+                {"files": [{"path": f["path"], **as_it_is} for f in files]}
+            )
+        if action == "commit":
+            return self._gate(name) or self._commit(name)
         if action == "resolve":
             return self._gate(name) or self._file(name, rest)
         if action == "tree":
@@ -144,6 +161,30 @@ class _Handler(BaseHTTPRequestHandler):
         if action in ("", "revision"):
             return self._json(self._info(name))
         return self._missing("EntryNotFound")
+
+    def _create(self) -> None:
+        """Make an empty repository, unless it is there or not allowed."""
+        asked = json.loads(self.body)
+        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        name, url = f"models/{repo_id}", f"{self.hub.url}/{repo_id}"
+        if self.hub.into is None or name in self.hub.gated:
+            return self._missing("", 403)
+        if name in self.hub.repos:
+            return self._send(409, json.dumps({"url": url}).encode())
+        self.hub.repos[name] = self.hub.into / repo_id
+        self.hub.repos[name].mkdir(parents=True)
+        self._json({"url": url})
+
+    def _commit(self, name: str) -> None:
+        """Write the files of a commit."""
+        for line in self.body.decode().splitlines():
+            change = json.loads(line)
+            if change["key"] == "file":
+                target = self.hub.repos[name] / change["value"]["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(change["value"]["content"]))
+        page = f"{self.hub.url}/{name.removeprefix('models/')}"
+        self._json({"commitUrl": f"{page}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def _gate(self, name: str) -> bool:
         if name in self.hub.gated:

@@ -50,10 +50,7 @@ _REFUSED = {
     " ddp_static_graph ddp_timeout eval_use_gather_object": (
         "is for several processes, and llmft trains in one"
     ),
-    "push_to_hub": "is not done by llmft; upload the model/ folder",
-    "hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision": (
-        "is of push_to_hub, which llmft does not do; upload the model/ folder"
-    ),
+    "hub_strategy hub_always_push": "has no use: the model is pushed once, at the end",
     "hub_token": "would be seen by other users of this machine: set HF_TOKEN",
     "use_cache": "keeps keys and values, which training has no use for",
     "use_liger_kernel liger_kernel_config": "needs a GPU",
@@ -151,6 +148,8 @@ _BY_NAMES: dict[str, dict[str, Any]] = {
         about("[1, inf)")
     ),
     "dataloader_num_workers": about("[0, 1024]", most_used=True),
+    "push_to_hub": about(help="Upload the model to the hub at the end: hub_model_id."),
+    "hub_model_id": about(help="Its name there: owner/name."),
     "include_num_input_tokens_seen": about(check=one_of("all", "non_padding", "no")),
     "log_level log_level_replica": about(check=one_of(*_LOG_LEVELS)),
     **{names: about(refused=why) for names, why in _REFUSED.items()},

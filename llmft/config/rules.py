@@ -126,6 +126,12 @@ def relations(
         "resume_from_checkpoint true needs output_dir, the run's folder": (
             resumes is True and not v["output_dir"]
         ),
+        "push_to_hub needs do_train, and hub_model_id, as owner/name": (
+            v["push_to_hub"] and not (v["do_train"] and v["hub_model_id"])
+        ),
+        "hub_model_id is of push_to_hub: add --push_to_hub": (
+            v["hub_model_id"] and not v["push_to_hub"]
+        ),
     }
     problems = _evaluation(v, given) if v["do_train"] else []
     problems += [said for said, wrong in (faults | _new_tokens(v)).items() if wrong]

@@ -55,6 +55,7 @@ from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import OUTPUTS, TIME
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
+from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
@@ -97,6 +98,8 @@ class Run:
     ) -> None:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
+        of_fold = args.fold is not None and args.fold.place is not None
+        self.pushes = args.training.push_to_hub and not of_fold
         self.results: dict[str, dict[str, float]] = {}
         self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.more: dict[str, Any] = {"shared_with_train": self.shared}
@@ -143,6 +146,9 @@ class Run:
         self.started, self.clock = time.perf_counter(), StepClock()
         training = self.args.training
         resumed = training.resume_from_checkpoint
+        if self.pushes:  # what would fail at the end fails now
+            private = training.hub_private_repo
+            self.repo = upload.require_repo(str(training.hub_model_id), private)
         self.folder = make_folder(self.task.recipe, training)
         training.output_dir = str(self.folder)
         script = terminal.short(Path(self.script))
@@ -157,6 +163,7 @@ class Run:
             "resumed": resumed,
             "legs": _legs(resumed),
         }
+        training.push_to_hub = False  # Trainer would push its checkpoints' folder
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"
         with held(self.folder):
@@ -285,6 +292,10 @@ class Run:
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)
         say(f"next       {terminal.command(script, values, flags)}")
+        if self.pushes:
+            revision = self.args.training.hub_revision
+            page = upload.upload(self.folder / "model", self.repo, revision)
+            say(f"pushed     {page}")
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:

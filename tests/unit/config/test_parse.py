@@ -381,8 +381,8 @@ def test_all_problems_in_one_message(problems):
         ("--max_steps 0", "max_steps is 0, expected -1 or at least 1"),
         ("--max_steps -2", "max_steps is -2, expected -1 or at least 1"),
         (
-            "--push_to_hub",
-            "push_to_hub is not done by llmft; upload the model/ folder",
+            "--push_to_hub --hub_model_id me/x",
+            "push_to_hub needs do_train, and hub_model_id, as owner/name",
         ),
     ],
 )

@@ -40,7 +40,15 @@ def test_the_facts_about_transformers_are_of_fields_that_it_has():
         ("--fsdp full_shard", "fsdp is for several processes"),
         ("--local_rank 0", "local_rank is for several processes"),
         ("--accelerator_config x", "accelerator_config is for several processes"),
-        ("--hub_model_id x", "hub_model_id is of push_to_hub, which llmft does not do"),
+        ("--hub_model_id a/x", "hub_model_id is of push_to_hub: add --push_to_hub"),
+        (
+            "--push_to_hub",
+            "push_to_hub needs do_train, and hub_model_id, as owner/name",
+        ),
+        (
+            "--hub_strategy checkpoint",
+            "hub_strategy has no use: the model is pushed once",
+        ),
         ("--use_liger_kernel", "use_liger_kernel needs a GPU"),
         ("--add_tokens x --do_train false", "add_tokens and resize_embeddings need tr"),
         ("--add_tokens x --freeze_embeddings", "add_tokens and freeze_embeddings, or"),
