@@ -56,7 +56,7 @@ from llmft.runs.record import OUTPUTS, TIME
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.sources import upload
-from llmft.train import callbacks, checkpoint, resume
+from llmft.train import callbacks, checkpoint, progress, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
 
@@ -198,7 +198,7 @@ class Run:
         stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
         fault = as_fault(error, self.folder)
-        callbacks.close(self.callbacks)
+        progress.close(self.callbacks)
         said = str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
             self._save(status=status, seconds=self._seconds(), error=said)

@@ -1,16 +1,14 @@
-"""What hooks into Trainer: progress, the log, the masks' epoch, the best checkpoint."""
+"""What hooks into Trainer: the log, the masks' epoch, the best checkpoint."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback as _EarlyStoppingCallback
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from llmft.console import say, warn
@@ -18,98 +16,8 @@ from llmft.files import to_json
 from llmft.machine.plan import Forecast
 from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
+from llmft.train.progress import Progress, has_epochs
 from llmft.train.time_limit import TimeLimit, seconds_left
-
-_REDRAW_SECONDS = 0.2 if sys.stderr.isatty() else 15.0
-
-
-class Progress(ProgressCallback):
-    """One bar with loss, samples/s and the remaining time."""
-
-    training_bar: Any
-    prediction_bar: Any
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Open the bar."""
-        self.training_bar = _bar(state.max_steps, "training", "step")
-        self._started, self._first_step = time.perf_counter(), state.global_step
-        self.training_bar.update(state.global_step)
-        self.current_step = state.global_step
-        self._shown: dict[str, str] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Advance the bar and its samples/s."""
-        steps = state.global_step - self._first_step
-        examples = steps * args.train_batch_size * args.gradient_accumulation_steps
-        seconds = time.perf_counter() - self._started
-        self._shown["samples/s"] = f"{examples / seconds:.1f}"
-        self.training_bar.set_postfix(self._shown, refresh=False)
-        self.training_bar.total = state.max_steps  # a time limit corrects them
-        super().on_step_end(args, state, control, **kw)
-
-    def on_prediction_step(
-        self, *args: Any, eval_dataloader: Any = None, **kw: Any
-    ) -> None:
-        """Advance the bar of an evaluation."""
-        if self.prediction_bar is None:
-            batches = len(eval_dataloader)
-            self.prediction_bar = _bar(batches, "evaluating", "batch", leave=False)
-        self.prediction_bar.update(1)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
-    ) -> None:
-        """Show the loss in the bar, and each evaluation on a line of its own."""
-        if self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            self._shown["loss"] = f"{logs['loss']:.3f}"
-        evaluated = {
-            name.removeprefix("eval_"): f"{value:.4g}"
-            for name, value in logs.items()
-            if name.startswith("eval_") and not _is_bookkeeping(name)
-        }
-        if evaluated:
-            said = ", ".join(f"{name} {value}" for name, value in evaluated.items())
-            with tqdm.external_write_mode():  # takes the bars away meanwhile
-                epochs = _has_epochs(kw) and "epoch" in logs
-                at = (
-                    f"epoch {logs['epoch']:.4g}"
-                    if epochs
-                    else f"step {state.global_step}"
-                )
-                say(f"  {at}: {said}")
-
-
-def close(callbacks: list[TrainerCallback]) -> None:
-    """Leave the bars as they are, so that what is said next has its own line."""
-    for callback in callbacks:
-        if isinstance(callback, Progress):
-            for bar in (callback.prediction_bar, callback.training_bar):
-                if bar is not None:
-                    bar.close()
-
-
-def _bar(total: int | None, doing: str, unit: str, leave: bool = True) -> tqdm:
-    return tqdm(
-        total=total,
-        desc=doing,
-        unit=unit,
-        leave=leave,
-        mininterval=_REDRAW_SECONDS,
-        dynamic_ncols=True,
-    )
-
-
-def _has_epochs(given: dict[str, Any]) -> bool:
-    """Tell from what a callback is given whether it trains on more than a stream."""
-    train = getattr(given.get("train_dataloader"), "dataset", None)
-    return hasattr(train, "__len__")
-
-
-def _is_bookkeeping(name: str) -> bool:
-    endings = ("_stderr", "_runtime", "_per_second", "_time", "_n")
-    return name.endswith(endings)
 
 
 class MetricsLog(TrainerCallback):
@@ -223,7 +131,7 @@ class Checkpoints(TrainerCallback):
             event["epoch"]
             for event in state.log_history
             if event.get("step") == state.best_global_step and "epoch" in event
-            if _has_epochs(kw)
+            if has_epochs(kw)
         ]
         epoch = f" (epoch {epochs[-1]:.3g})" if epochs else ""
         name = args.metric_for_best_model.removeprefix("eval_")
