@@ -198,10 +198,18 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan(arguments.recipe, arguments.arguments, quiet=False)
 
 
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from llmft.tasks import predict
+
+    parser.set_defaults(run=predict.run)
+    predict.add_arguments(parser)
+
+
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
+    "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
 }
