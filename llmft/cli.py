@@ -29,6 +29,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _run(argv: list[str]) -> None:
+    if argv[:1] and argv[0] in RECIPES:  # it has its own --help
+        from llmft.tasks.recipe import recipe_file
+
+        process.load_script(str(recipe_file(argv[0]))).main(argv[1:])
+        return
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
     _add_debug(parser)
@@ -205,7 +210,16 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     predict.add_arguments(parser)
 
 
-COMMANDS = {
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: a recipe reads its arguments itself."""
+
+
+RECIPES = {
+    "mlm": ("masked language modelling, as recipes/mlm.py", _add_nothing),
+    "classify": ("sequence classification, as recipes/classify.py", _add_nothing),
+    "generate": ("causal generation, as recipes/generate.py", _add_nothing),
+}
+COMMANDS = RECIPES | {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "data": ("what is in your files, and what helps before training", _add_data),

@@ -38,6 +38,9 @@ from llmft.machine import detect
 from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.ends import ends_of, length, set_ends
 from llmft.model.probes import in_own_precision, position_limit
+from llmft.runs.plan import Plan
+from llmft.runs.record import RunRecord
+from llmft.tasks.recipe import run_recipe
 
 TASK = Task(
     name="causal-lm",
@@ -47,6 +50,14 @@ TASK = Task(
     embedded_model="pypi:SmolLM2-135M-Instruct",
     metrics=CAUSAL_LM,
 )
+
+
+def run(**arguments: Any) -> RunRecord | Plan:
+    """Run the recipe as ``recipes/generate.py`` does; see ``run_recipe``.
+
+    generate.run(train_file="chats.jsonl", do_train=True, lora_r=8)
+    """
+    return run_recipe(TASK, arguments)
 
 
 def check(v: dict[str, Any]) -> list[str]:
