@@ -210,6 +210,13 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     predict.add_arguments(parser)
 
 
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    from llmft.tasks import chat
+
+    parser.set_defaults(run=chat.run)
+    chat.add_arguments(parser)
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """Add nothing: a recipe reads its arguments itself."""
 
@@ -222,6 +229,7 @@ RECIPES = {
 COMMANDS = RECIPES | {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
+    "chat": ("talk with a causal model on the terminal", _add_chat),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),

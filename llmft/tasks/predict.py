@@ -57,7 +57,7 @@ WINDOW = 2048  # rows that are sorted by length, written and kept together
 # With fewer rows than this, trying what is fastest would take longer than it saves.
 FEW = 256
 CLASSES = (ClassificationDataArguments, ModelArguments, TrainingArguments)
-_OF_MACHINE = ("attn_implementation", "precision", "num_threads")
+OF_MACHINE = ("attn_implementation", "precision", "num_threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     said = "csv or jsonl by its ending; none: standard output, as lines of JSON"
     parser.add_argument("--output_file", metavar="FILE", help=said)
     fields = fields_of(*CLASSES)
-    for name in (*FLAGS, *_OF_MACHINE):
+    for name in (*FLAGS, *OF_MACHINE):
         said = f"{fields[name].facts['help']} (default: as in the run, or as there)"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said.replace("%", "%%"))
 
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         LlmftError: what keeps it from that; a file that is not finished is kept.
     """
     given, problems = from_flags(
-        {name: getattr(arguments, name) for name in (*FLAGS, *_OF_MACHINE)}, *CLASSES
+        {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}, *CLASSES
     )
     texts, pairs, file = arguments.text, arguments.text_pair, arguments.file
     if bool(texts) == bool(file):
