@@ -14,6 +14,7 @@ from llmft.config.parse import Arguments
 from llmft.errors import ConfigError, nearest
 from llmft.model.load import load_model, load_tokenizer
 from llmft.model.probes import require_causal
+from llmft.process import libraries_as_before, quiet_libraries
 from llmft.tasks import generate
 from llmft.tasks.named import Named, find_model
 from llmft.tasks.predict import CLASSES, OF_MACHINE, predict_texts
@@ -33,6 +34,9 @@ WRITING = [
     *("repetition_penalty", "no_repeat_ngram_size"),
 ]
 
+# Threads are the caller's own.
+_READING = [*FLAGS, *(name for name in OF_MACHINE if name != "num_threads")]
+
 
 class Predicts:
     """A classifier or a masked model, called with a text or a list of texts.
@@ -44,6 +48,8 @@ class Predicts:
 
     def __init__(self, named: Named, given: Mapping[str, Any]) -> None:
         training = cpu_arguments(**{n: given[n] for n in ("precision",) if n in given})
+        if attention := given.get("attn_implementation"):
+            named.args.attn_implementation = attention
         data = data_arguments(named, given)
         self.predictor = load_predictor(named, data, training)
         if given.get("precision") == "bf16":
@@ -112,13 +118,15 @@ def load(name: str, **arguments: Any) -> Predicts | Writes:
     Raises:
         LlmftError: there is no such model, or it has no trained head.
     """
-    known = [*FLAGS, *OF_MACHINE, *WRITING]
+    known = [*_READING, *WRITING]
     _checked(arguments, known, *CLASSES, GenerationModelArguments)
-    named = find_model(str(name))
-    if named.task.recipe == generate.TASK.recipe:
-        given = _checked(arguments, WRITING, GenerationModelArguments)
-        return Writes(named, given)
-    return Predicts(named, _checked(arguments, [*FLAGS, *OF_MACHINE], *CLASSES))
+    with libraries_as_before():
+        quiet_libraries()
+        named = find_model(str(name))
+        if named.task.recipe == generate.TASK.recipe:
+            given = _checked(arguments, WRITING, GenerationModelArguments)
+            return Writes(named, given)
+        return Predicts(named, _checked(arguments, _READING, *CLASSES))
 
 
 def _checked(

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from llmft.config.fields import ModelArguments
 from llmft.config.task import Task
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.model.load import locate
 from llmft.model.pretrained import from_pretrained
 from llmft.runs.record import OUTPUTS, RunRecord, find_run, find_runs
@@ -55,7 +55,13 @@ def find_model(name: str) -> Named:
     """
     run = _run_of(name)
     args = _arguments(name, run)
-    located = locate(args, classify.TASK.embedded_model)
+    try:
+        located = locate(args, classify.TASK.embedded_model)
+    except EnvironmentFault as error:
+        if run is None and not Path(name).exists():
+            error.hint += f"; and no run in {OUTPUTS} has that in its name"
+            error.args = (str(error),)
+        raise
     return Named(located, _task_of(located), args, run)
 
 
