@@ -29,6 +29,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _run(argv: list[str]) -> None:
+    if argv[:1] and argv[0] in RECIPES:  # it has its own --help
+        from llmft.tasks.recipe import recipe_file
+
+        process.load_script(str(recipe_file(argv[0]))).main(argv[1:])
+        return
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
     _add_debug(parser)
@@ -198,10 +203,35 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan(arguments.recipe, arguments.arguments, quiet=False)
 
 
-COMMANDS = {
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from llmft.tasks import predict
+
+    parser.set_defaults(run=predict.run)
+    predict.add_arguments(parser)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    from llmft.tasks import chat
+
+    parser.set_defaults(run=chat.run)
+    chat.add_arguments(parser)
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: a recipe reads its arguments itself."""
+
+
+RECIPES = {
+    "mlm": ("masked language modelling, as recipes/mlm.py", _add_nothing),
+    "classify": ("sequence classification, as recipes/classify.py", _add_nothing),
+    "generate": ("causal generation, as recipes/generate.py", _add_nothing),
+}
+COMMANDS = RECIPES | {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
+    "chat": ("talk with a causal model on the terminal", _add_chat),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
+    "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
 }

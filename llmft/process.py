@@ -36,6 +36,7 @@ _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 _NO_MEMORY = (  # of torch, oneDNN and safetensors
     "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
 )
+_SCRIPTS = ("mlm", "classify", "generate")  # modules that ``load_script`` makes
 _SPACE, _NETWORK = "free some space", "check network and proxy"
 _HINTS = {  # by the names of errno
     "ENOSPC EDQUOT": _SPACE,
@@ -82,6 +83,39 @@ def quiet_libraries() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+
+
+@contextmanager
+def libraries_as_before() -> Iterator[None]:
+    """Undo after the block what ``quiet_libraries`` and ``load_script`` do in it."""
+    before = []
+    for library in map(logging.getLogger, LIBRARIES):
+        before.append((library, [*library.handlers], library.propagate, library.level))
+    scripts = {name: sys.modules.get(name) for name in _SCRIPTS}
+    try:
+        with warnings.catch_warnings(), _bars_as_before():
+            yield
+    finally:
+        for library, handlers, propagate, level in before:
+            library.handlers, library.propagate = handlers, propagate
+            library.setLevel(level)
+        for name, script in scripts.items():
+            if script is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = script
+
+
+@contextmanager
+def _bars_as_before() -> Iterator[None]:
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
 
 
 class _Stop:

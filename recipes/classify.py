@@ -147,4 +147,4 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             keep=classify.arguments_to_keep(data_args),
             notes=ladder.notes,
         )
-    return plan, ladder
+    return run.planned, ladder

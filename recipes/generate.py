@@ -147,4 +147,4 @@ def fine_tune(args: Arguments) -> Plan:
             [] if given else ["--prompt", "Once upon a time"],
             keep=["apply_chat_template", *given],
         )
-    return plan
+    return run.planned

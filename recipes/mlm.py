@@ -130,4 +130,4 @@ def main(argv: list[str]) -> Plan:
         run.report(
             list(mlm.TASK.metrics), "classify", next_flags, keep=["max_seq_length"]
         )
-    return plan
+    return run.planned

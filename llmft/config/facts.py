@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from llmft.config.convert import one_of
+from llmft.config.convert import Text, convert, one_of
 
 # A resume must agree on it: it says which examples come next, or Trainer takes it from
 # the checkpoint unasked.
@@ -183,3 +183,23 @@ def fields_with(fact: str, *classes: type, among: Collection[Any] = ()) -> list[
     """Return the fields that have a fact, or one whose value is ``among`` some."""
     known = {name: a.facts.get(fact) for name, a in fields_of(*classes).items()}
     return [n for n, value in known.items() if value and value in (among or (value,))]
+
+
+def from_flags(
+    given: Mapping[str, Any], *classes: type
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of arguments that were given, and a problem for each bad one.
+
+    ``given``: texts as of a command line, or values of Python; None is not given. Names
+    that are no fields of the dataclasses are passed over.
+    """
+    fields, values, problems = fields_of(*classes), {}, []
+    for name, raw in given.items():
+        if raw is None or name not in fields:
+            continue
+        text = Text([raw]) if isinstance(raw, str) else raw
+        try:
+            values[name] = convert(text, fields[name].type, fields[name].facts)
+        except ValueError as error:
+            problems.append(f"{name} is {raw!r}, expected {error}")
+    return values, problems

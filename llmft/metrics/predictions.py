@@ -53,6 +53,14 @@ def rows(
     return found
 
 
+def said(scores: Any, labels: LabelNames, threshold: float) -> list[dict[str, Any]]:
+    """Return the prediction of each text as ``rows`` has it, without a label."""
+    found = [
+        _described(p, None, labels, threshold) for p in _probabilities(scores, labels)
+    ]
+    return [{n: x for n, x in row.items() if n != "label"} for row in found]
+
+
 def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:
     """Return what logits say as probabilities; of a regression, the numbers."""
     scores = np.asarray(scores, float)

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from llmft.console import say
+from llmft.data.tokens.collate import by_length
 from llmft.model.probes import evaluating
 
-_BATCH_TOKENS = 4096
 _PROBES = 4
 _INPUTS = ("input_ids", "token_type_ids")
 Text = tuple[tuple[int, ...], ...]  # its values in the order of _INPUTS
@@ -153,13 +153,9 @@ def _encode(
     model: Any, texts: list[Text], collate: Callable, place: str, quiet: bool = False
 ) -> torch.Tensor:
     """Return the state at ``place`` of each text, shape (texts, hidden)."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i][0]))
     states: list[Any] = [None] * len(texts)
     bar = tqdm(total=len(texts), desc="encoding", unit="text", disable=quiet or None)
-    start = 0
-    while start < len(order):
-        size = max(1, _BATCH_TOKENS // len(texts[order[start]][0]))
-        chosen = order[start : start + size]
+    for chosen in by_length([len(text[0]) for text in texts]):
         batch = _batch(model, [texts[i] for i in chosen], collate)
         output = model.base_model(**batch)
         mask = batch["attention_mask"]  # of some tokenizers, padding comes first
@@ -167,7 +163,6 @@ def _encode(
         kept = output[0][torch.arange(len(chosen), device=at.device), at]
         for k, i in enumerate(chosen):
             states[i] = kept[k]
-        start += size
         bar.update(len(chosen))
     bar.close()
     return torch.stack(states)

@@ -15,14 +15,13 @@ resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said b
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -134,6 +133,7 @@ class Run:
         self.forecast, self.planned = forecast, plan
         self.record["plan"] = asdict(plan)
         chosen = self.record["plan"].pop("choices")
+        del self.record["plan"]["folder"]
         self.record["choices"] = {choice.pop("name"): choice for choice in chosen}
         return plan
 
@@ -150,11 +150,11 @@ class Run:
             private = training.hub_private_repo
             self.repo = upload.require_repo(str(training.hub_model_id), private)
         self.folder = make_folder(self.task.recipe, training)
+        self.planned = replace(self.planned, folder=str(self.folder))
         training.output_dir = str(self.folder)
-        script = terminal.short(Path(self.script))
         self.record |= {
             "status": "running",
-            "command": shlex.join([script, *self.args.command]),
+            "command": terminal.written(self.script, self.args.command),
             "argv": self.args.command,
             "started": time.strftime(TIME),
             "arguments": self.args.resolved(),

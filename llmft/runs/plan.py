@@ -40,6 +40,7 @@ class Plan:
             (0, 0) where that is not known.
         allowed_bytes: how much it may hold.
         disk_bytes, free_bytes: what checkpoints and model need, and what there is.
+        folder: of the run, once it has started.
     """
 
     choices: list[Choice]
@@ -52,6 +53,7 @@ class Plan:
     disk_bytes: int = 0
     free_bytes: int = 0
     trial_seconds: float = 0.0
+    folder: str | None = None
 
 
 def make_plan(

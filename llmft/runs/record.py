@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,8 @@ class RunRecord:
     """
 
     folder: Path
-    record: dict[str, Any]
-    metrics: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
 
     @property
     def name(self) -> str:

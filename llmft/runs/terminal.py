@@ -15,6 +15,7 @@ from llmft.console import say, table
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
+PACKED = "_recipes"  # the folder of llmft/ that holds the recipes in a wheel
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 
@@ -73,12 +74,35 @@ def command(script: str, values: Mapping[str, Any], flags: Iterable[str] = ()) -
 
     What is None is left out.
     """
-    words = [_tool(os.path.basename(sys.executable)), short(Path(script))]
+    words = _program(script)
     for name, value in values.items():
         if value is not None:
             several = value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, several)]
     return shlex.join([*words, *flags])
+
+
+def written(script: str, argv: Sequence[str]) -> str:
+    """Return the command of a run, for its record."""
+    words = _program(script) if _is_packed(script) else [short(Path(script))]
+    return shlex.join([*words, *argv])
+
+
+def _program(script: str) -> list[str]:
+    """Return the words that start a recipe."""
+    python = _tool(os.path.basename(sys.executable))
+    if not _is_packed(script):
+        return [python, short(Path(script))]
+    there = Path(sys.executable).with_name("llmft").exists()
+    return [
+        *([_tool("llmft")] if there else [python, "-m", "llmft"]),
+        Path(script).stem,
+    ]
+
+
+def _is_packed(script: str) -> bool:
+    """Return whether a recipe is the wheel's own, which `llmft NAME` starts."""
+    return Path(script).parent.name == PACKED
 
 
 def resume_command(script: str, argv: Sequence[str], folder: Path) -> str:

@@ -25,8 +25,11 @@ from llmft.metrics.ladder import HEADLINE
 from llmft.metrics.standard_errors import Metric
 from llmft.model.labels import trained_problem_type
 from llmft.runs.folder import Run
+from llmft.runs.plan import Plan
+from llmft.runs.record import RunRecord
 from llmft.runs.terminal import UNSHARED
 from llmft.sources.hub import Located
+from llmft.tasks.recipe import run_recipe
 from llmft.train.class_weights import weights_choice
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer
@@ -48,6 +51,14 @@ TASK = Task(
     # What may be asked for before the labels are known.
     metrics={name: up for of in METRICS.values() for name, up in of.items()},
 )
+
+
+def run(**arguments: Any) -> RunRecord | Plan:
+    """Run the recipe as ``recipes/classify.py`` does; see ``run_recipe``.
+
+    classify.run(train_file="reviews.csv", time_limit="10m").metrics["eval"]
+    """
+    return run_recipe(TASK, arguments)
 
 
 def check(values: dict[str, Any]) -> list[str]:

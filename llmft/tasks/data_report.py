@@ -11,8 +11,7 @@ from typing import Any
 import jinja2
 
 from llmft import __version__
-from llmft.config.convert import Text, convert
-from llmft.config.facts import fields_of
+from llmft.config.facts import from_flags
 from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
 from llmft.data.look.report import Report, examine
@@ -98,15 +97,7 @@ def _read(
 
 def _arguments(flags: Mapping[str, Any]) -> ClassificationDataArguments:
     """Return data arguments from raw values, checked as those of a recipe."""
-    fields, values, problems = fields_of(ClassificationDataArguments), {}, []
-    for name, raw in flags.items():
-        if raw is None or name not in fields:
-            continue
-        try:
-            field = fields[name]
-            values[name] = convert(Text([raw]), field.type, field.facts)
-        except ValueError as error:
-            problems.append(f"{name} is {raw!r}, expected {error}")
+    values, problems = from_flags(flags, ClassificationDataArguments)
     kind = values.get("problem_type")
     problems += check_labels(values.get("label_delimiter"), kind)
     if problems:

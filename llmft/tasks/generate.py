@@ -38,6 +38,9 @@ from llmft.machine import detect
 from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.ends import ends_of, length, set_ends
 from llmft.model.probes import in_own_precision, position_limit
+from llmft.runs.plan import Plan
+from llmft.runs.record import RunRecord
+from llmft.tasks.recipe import run_recipe
 
 TASK = Task(
     name="causal-lm",
@@ -49,12 +52,17 @@ TASK = Task(
 )
 
 
+def run(**arguments: Any) -> RunRecord | Plan:
+    """Run the recipe as ``recipes/generate.py`` does; see ``run_recipe``.
+
+    generate.run(train_file="chats.jsonl", do_train=True, lora_r=8)
+    """
+    return run_recipe(TASK, arguments)
+
+
 def check(v: dict[str, Any]) -> list[str]:
     """Return what does not fit together where one trains, measures or samples."""
-    problems = []
-    least, most = v["min_new_tokens"], v["max_new_tokens"]
-    if least > most:
-        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    problems = check_sampling(v)
     lora = [n for n in v if n.startswith("lora_") and n != "lora_r"]
     changed = [n for n in lora if v[n] not in (None, 0.0, "merged")]
     if v["lora_r"] is None and changed:
@@ -74,13 +82,6 @@ def check(v: dict[str, Any]) -> list[str]:
         problems.append(f"prompt_file and {other} exclude each other")
     if v["output_file"] and not v["prompt_file"]:
         problems.append("output_file needs prompt_file: others are printed")
-    draws = v["do_sample"] and v["temperature"] > 0
-    if v["num_return_sequences"] > 1 and not draws:
-        off = "temperature 0" if v["do_sample"] else "do_sample off"
-        problems.append(
-            f"num_return_sequences is {v['num_return_sequences']} with {off}: the"
-            " texts would be the same; use 1, or sample"
-        )
     if STDIN in v["prompt"] and STDIN in (v[name] for name in FILES):
         problems.append("prompt and a file are both standard input (-)")
     if acts:
@@ -96,6 +97,22 @@ def check(v: dict[str, Any]) -> list[str]:
         problems.append(
             'nothing to do: give --prompt "...", or --do_train with data; in a JSON'
             ' file, add "do_train": true'
+        )
+    return problems
+
+
+def check_sampling(v: dict[str, Any]) -> list[str]:
+    """Return what does not fit together in how texts are written."""
+    problems = []
+    least, most = v["min_new_tokens"], v["max_new_tokens"]
+    if least > most:
+        problems.append(f"min_new_tokens is {least}, above max_new_tokens {most}")
+    draws = v["do_sample"] and v["temperature"] > 0
+    if v["num_return_sequences"] > 1 and not draws:
+        off = "temperature 0" if v["do_sample"] else "do_sample off"
+        problems.append(
+            f"num_return_sequences is {v['num_return_sequences']} with {off}: the"
+            " texts would be the same; use 1, or sample"
         )
     return problems
 
@@ -117,7 +134,7 @@ def examples(
     return found
 
 
-class _Terminal(TextStreamer):
+class Terminal(TextStreamer):
     """Print words as they are written, control characters escaped."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -259,7 +276,7 @@ def sample(
         streamer = None
         if live:
             say(turns, end="")
-            streamer = _Terminal(tokenizer, chat, skip_special_tokens=True)
+            streamer = Terminal(tokenizer, chat, skip_special_tokens=True)
         inputs = {"input_ids": given, "attention_mask": torch.ones_like(given)}
         ids = write(model, inputs, config, streamer)
         new = ids[:, before:]

@@ -24,6 +24,9 @@ from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
 from llmft.metrics.tokens import MASKED_LM
 from llmft.model.probes import in_own_precision
+from llmft.runs.plan import Plan
+from llmft.runs.record import RunRecord
+from llmft.tasks.recipe import run_recipe
 
 TASK = Task(
     name="masked-lm",
@@ -33,6 +36,14 @@ TASK = Task(
     embedded_model="pypi:all-MiniLM-L6-v2",
     metrics=MASKED_LM,
 )
+
+
+def run(**arguments: Any) -> RunRecord | Plan:
+    """Run the recipe as ``recipes/mlm.py`` does; see ``run_recipe``.
+
+    mlm.run(train_file="texts.txt", num_train_epochs=2)
+    """
+    return run_recipe(TASK, arguments)
 
 
 def check(values: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from llmft.errors import ConfigError
 from llmft.process import load_script
 from llmft.runs.plan import Plan
+from llmft.tasks.recipe import NAMES, recipe_file
 
 
 def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Plan:
@@ -17,17 +18,21 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
 
     Nothing is trained, and nothing written outside the cache.
 
-        plan("recipes/mlm.py", ["--args", "recipes/mlm_cpu.json"]).seconds
+        plan("mlm", ["--args", "recipes/mlm_cpu.json"]).seconds
 
     Args:
-        recipe: its file. argv: its arguments, as on the command line.
+        recipe: its name, or its file. argv: its arguments, as on the command line.
         quiet: whether to keep what the recipe prints off standard output.
 
     Raises:
         LlmftError: what the run would end with before it starts.
     """
+    if recipe in NAMES:
+        recipe = recipe_file(str(recipe))
     if not (Path(recipe).is_file() and Path(recipe).suffix == ".py"):
-        raise ConfigError("no recipe; name its file, as recipes/mlm.py", path=recipe)
+        raise ConfigError(
+            "no recipe; name one, or its file, as recipes/mlm.py", path=recipe
+        )
     arguments = [*argv, "--dry_run"]
     if not quiet:
         return load_script(str(recipe)).main(arguments)

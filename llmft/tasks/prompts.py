@@ -84,7 +84,7 @@ def answer(model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> N
         return
     started, written = time.perf_counter(), 0
     found: list[list[str]] = [[] for _ in given.prompt]
-    for place, texts, tokens in _completions(model, tokenizer, args):
+    for place, texts, tokens in completions(model, tokenizer, args):
         found[place], written = texts, written + tokens
     rows = [
         {"prompt": prompt, "completion": text}
@@ -153,7 +153,7 @@ def _pads_well(model: Any, ids: list[list[int]], order: list[int]) -> bool:
     return same and bool((together - alone).norm() <= _SAME * alone.norm())
 
 
-def _completions(
+def completions(
     model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> Iterator[tuple[int, list[str], int]]:
     """Yield the place of each prompt, its completions, and their tokens.

@@ -173,13 +173,7 @@ class Classification:
         count: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Return the loss, and the output of the model with its logits."""
-        inputs, labels = _without_labels(batch), batch["labels"]
-        core = transformers_model(model)
-        if self.tried is None or self.tried[0] is not core:
-            point = last_meeting(core, inputs, lambda p, _: first_position_only(p))
-            self.tried = core, point
-        with first_position_only(_usable(self.tried[1], core)):
-            output = model(**inputs)
+        labels, output = batch["labels"], self.output(model, _without_labels(batch))
         loss = losses.label_loss(
             output["logits"],
             labels,
@@ -189,6 +183,15 @@ class Classification:
             label_smoothing,
         )
         return loss, output
+
+    def output(self, model: Any, inputs: Batch) -> Any:
+        """Return the output of the model, whose end runs where its head looks."""
+        core = transformers_model(model)
+        if self.tried is None or self.tried[0] is not core:
+            point = last_meeting(core, inputs, lambda p, _: first_position_only(p))
+            self.tried = core, point
+        with first_position_only(_usable(self.tried[1], core)):
+            return model(**inputs)
 
     def label_count(self, batch: Batch) -> torch.Tensor:
         """Return what the loss of ``batch`` is divided by; those of a step add up."""

@@ -37,7 +37,8 @@ _COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
 class Columns:
     """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
 
-    With ``label_optional``, data without a label column is read without labels. Rows
+    With ``label_optional``, data without a label column is read without labels; without
+    ``needs_label`` that column is not read, and not taken for the text. Rows
     whose text is empty are bad where ``needs_text``. ``problem_type`` and
     ``label_delimiter`` are those of ``LabelRule``. With ``chat``, prompts with
     completions and conversations are read as such where ``text`` is not given.
@@ -127,7 +128,7 @@ def pick(
         label = None
     if not names:
         raise SchemaError("rows without columns", "expected text")
-    if columns.needs_label and label is None:
+    if (columns.needs_label or optional) and label is None:
         others = [n for n in names if n not in (text, columns.text_pair, columns.group)]
         known = [n for n in _LABEL_NAMES if n in others]
         if not known and text is not None and len(others) == 1 and not optional:

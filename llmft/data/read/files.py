@@ -160,7 +160,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
             others += len(hidden)  # notebooks keep old copies in such folders
             folders[:] = [name for name in folders if name not in hidden]
             shown = [n for n in names if not n.startswith(".")]
-            known = [Path(folder, n) for n in shown if _ending(Path(n)) in formats]
+            known = [Path(folder, n) for n in shown if format_of(Path(n)) in formats]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
             others += len(names) - len(known)
@@ -186,8 +186,8 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     return sorted(files), [f"{len(files):,} files", *notes]
 
 
-def _ending(name: Path) -> str:
-    """Return the format that the ending of a name says."""
+def format_of(name: Path) -> str:
+    """Return the format that a name's ending says, which may be none of ``FORMATS``."""
     suffix = plain_suffix(name).removeprefix(".")
     return "tsv" if suffix == "tab" else suffix
 
@@ -203,7 +203,7 @@ def rows_of(
         DataError: no such format, or an empty file; while reading, what is wrong. The
             path is left to the caller, who knows what the user named.
     """
-    file_format = reading.file_format or _ending(path)
+    file_format = reading.file_format or format_of(path)
     if file_format not in FORMATS:
         require_text(path)
         raise DataFormatError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -172,6 +172,24 @@ def examples_of(batch: Mapping[str, Any], dataset: Any) -> list[int]:
     made_of = {tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)}
     rows = (row for part in dataset.iter(1000) for row in part["input_ids"])
     return [i for i, row in enumerate(rows) if tuple(row) in made_of]
+
+
+BATCH_TOKENS = 4096  # of a batch that a model reads only, on a CPU
+
+
+def by_length(
+    lengths: Sequence[int] | np.ndarray, tokens: int = BATCH_TOKENS
+) -> Iterator[list[int]]:
+    """Yield the places of texts, longest first, so many as a batch of ``tokens`` has.
+
+    Padding counts, and a text that is longer comes alone.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
 
 
 _NO_INPUT = ("length", "row")

@@ -28,7 +28,7 @@ from llmft.data.read.files import Reading
 from llmft.data.read.labels import class_name
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
 from llmft.data.read.store import read_file, stored
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, SchemaError
 
 LABELLED = Columns(needs_label=True)
 # Where json finds a comma too many: at itself since Python 3.13, else after it.
@@ -716,6 +716,31 @@ def test_missing_files(tmp_path):
         with pytest.raises(DataError) as caught:
             read_file(tmp_path / name, Columns())
         assert str(caught.value) == f"DataError {tmp_path / name}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("header", "label", "text"),
+    [
+        ("body,label", None, "body"),
+        ("label,body", None, "body"),
+        ("body,stars", "stars", "body"),
+        ("body,stars", "gone", None),  # which of the two is then a guess
+        ("text,label", None, "text"),
+    ],
+)
+def test_a_label_that_is_not_read_is_not_taken_for_the_text(
+    tmp_path, header, label, text
+):
+    row = ",".join(name.upper() for name in header.split(","))
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    columns = Columns(label=label, label_optional=True)
+    if text is None:
+        with pytest.raises(SchemaError, match="cannot tell the text column"):
+            read_file(tmp_path / "a.csv", columns)
+        return
+    found = read_file(tmp_path / "a.csv", columns).dataset
+    assert "label" not in found.column_names
+    assert found["text"][:] == [text.upper()]
 
 
 def test_the_limit_of_csv_fields_is_put_back(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from llmft.data.tokens.collate import (
     DataCollatorForClassification,
     SeededDataCollatorForLanguageModeling,
+    by_length,
     examples_of,
     fix_masks,
     row_seed,
@@ -246,3 +247,18 @@ def test_classification_batches_drop_the_length_and_pad(wordpiece):
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
     assert "length" in rows[0]  # the caller's rows are left alone
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "wanted"),
+    [
+        ([3, 9, 5, 9], 18, [[1, 3], [2, 0]]),
+        ([3, 9, 5, 9], 20, [[1, 3], [2, 0]]),
+        ([2, 2, 2, 2, 2], 4, [[0, 1], [2, 3], [4]]),
+        ([1, 50], 8, [[1], [0]]),  # one that is longer comes alone
+        ([0, 0], 8, [[0, 1]]),
+        ([], 8, []),
+    ],
+)
+def test_texts_of_like_length_share_a_batch(lengths, tokens, wanted):
+    assert [*by_length(lengths, tokens)] == wanted

@@ -1,0 +1,270 @@
+"""``llmft predict``: what a model says of texts on the command line, or of a file.
+
+A file is read, tokenized and predicted a window at a time, in as little memory for a
+million rows as for a thousand. A window's texts run in batches of like length; the rows
+come out in their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from llmft.config.facts import fields_of, from_flags
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.console import say, table
+from llmft.data.read.check import Check, Checked, Rows, in_parts
+from llmft.data.read.files import Reading, is_pipe, named_files
+from llmft.data.read.rows import file_rows
+from llmft.data.read.store import Source
+from llmft.data.tokens.encode import CHARACTERS
+from llmft.errors import ConfigError, DataError
+from llmft.machine import choose
+from llmft.model.identity import fingerprint
+from llmft.process import Terminated, quiet_libraries, versions
+from llmft.tasks.named import Named, find_model
+from llmft.tasks.prediction_output import (
+    Part,
+    Printed,
+    check_target,
+    discard,
+    opened_part,
+)
+from llmft.tasks.predictors import (
+    FLAGS,
+    Predictor,
+    cpu_arguments,
+    data_arguments,
+    load_predictor,
+    source_of,
+)
+
+WINDOW = 2048  # rows that are sorted by length, written and kept together
+# With fewer rows than this, trying what is fastest would take longer than it saves.
+FEW = 256
+CLASSES = (ClassificationDataArguments, ModelArguments, TrainingArguments)
+OF_MACHINE = ("attn_implementation", "precision", "num_threads")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the arguments of ``llmft predict``."""
+    said = "a run or its name, a folder, hub id or pypi:NAME, with a trained head"
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help=said)
+    parser.add_argument("file", metavar="FILE", nargs="?", help="texts to predict")
+    for name, said in (
+        ("text", "a text, may be given several times"),
+        ("text_pair", "its second text, where the model compares two"),
+    ):
+        parser.add_argument(f"--{name}", action="append", default=[], help=said)
+    said = "csv or jsonl by its ending; none: standard output, as lines of JSON"
+    parser.add_argument("--output_file", metavar="FILE", help=said)
+    fields = fields_of(*CLASSES)
+    for name in (*FLAGS, *OF_MACHINE):
+        said = f"{fields[name].facts['help']} (default: as in the run, or as there)"
+        parser.add_argument(f"--{name}", metavar="VALUE", help=said.replace("%", "%%"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what ``llmft predict`` is asked.
+
+    Raises:
+        LlmftError: what keeps it from that; a file that is not finished is kept.
+    """
+    given, problems = from_flags(
+        {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}, *CLASSES
+    )
+    texts, pairs, file = arguments.text, arguments.text_pair, arguments.file
+    if bool(texts) == bool(file):
+        problems.append("give either a FILE or --text, to predict")
+    if pairs and len(pairs) != len(texts):
+        problems.append("give a --text_pair for each --text, or none")
+    if arguments.output_file and not file:
+        problems.append("output_file is for the predictions of a FILE")
+    if problems:
+        raise ConfigError(*problems)
+    target = None
+    if arguments.output_file:
+        target = Path(arguments.output_file).expanduser()
+        check_target(target)
+    printed = Printed()
+    quiet_libraries()  # those that came with this module
+    with redirect_stdout(sys.stderr):  # standard output has predictions only
+        predictor, named = _loaded(arguments.model, given, file)
+        if file:
+            _predict_file(predictor, named, file, target or printed)
+            return
+        found = predict_texts(predictor, texts, pairs)
+    show(found, predictor)
+
+
+def _loaded(
+    name: str, given: Mapping[str, Any], file: str | None
+) -> tuple[Predictor, Named]:
+    named = find_model(name)
+    if given.get("attn_implementation"):
+        named.args.attn_implementation = given["attn_implementation"]
+    training = cpu_arguments(
+        **{n: given[n] for n in ("precision", "num_threads") if n in given}
+    )
+    choose.prepare_machine(training)
+    data = data_arguments(named, given, file)
+    predictor = load_predictor(named, data, training)
+    if given.get("precision") == "bf16":
+        predictor.take("bf16", predictor.attention)
+    return predictor, named
+
+
+def predict_texts(
+    predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return what a model says of each text, or pair of texts.
+
+    Raises ConfigError for one text where the model was trained on two.
+    """
+    if predictor.columns.text_pair and not pairs:
+        raise ConfigError("this model was trained on pairs: give a text_pair, too")
+    both = zip(texts, pairs, strict=True)
+    rows: list[dict[str, Any]]
+    rows = [{"text": a, "text_pair": b} for a, b in both] if pairs else []
+    rows = rows or [{"text": text} for text in texts]
+    found = []
+    for part in in_parts(rows, _characters, WINDOW, CHARACTERS):
+        found += predictor(source_of(part))
+    return found
+
+
+def show(found: Iterable[Mapping[str, Any]], predictor: Predictor) -> None:
+    """Print predictions for a terminal: labels or tokens with their probability."""
+    for row in found:
+        texts = [row[name] for name in ("text", "text_pair") if name in row]
+        say("\n" + " / ".join(texts))
+        if "fills" in row:
+            for number, fills in enumerate(row["fills"], 1):
+                rows = [(fill["token"], fill["probability"]) for fill in fills]
+                title = f"mask {number}" if len(row["fills"]) > 1 else "token"
+                say(table(rows, [title, "probability"]))
+        elif "probabilities" in row:
+            likely = sorted(row["probabilities"].items(), key=lambda item: -item[1])
+            say(table(likely, ["label", "probability"]))
+            if isinstance(row["prediction"], list):
+                say(f"  predicted: {', '.join(row['prediction']) or 'none'}")
+        else:
+            say(f"  {row['prediction']:.6g}")
+
+
+def _characters(row: Mapping[str, Any]) -> int:
+    return len(row["text"]) + len(row.get("text_pair") or "")
+
+
+def _predict_file(
+    predictor: Predictor, named: Named, file: str, target: Path | Printed
+) -> None:
+    """Predict the rows of a file, each looked at before the first is predicted."""
+    data = predictor.args.data
+    reading = Reading.of(data)
+    with named_files(file, reading) as (files, notes, unit):
+        rows = file_rows(file, predictor.columns, reading, (files, unit), hashed=False)
+        check = Check(rows)
+        check.plain = True
+        total = sum(1 for _ in check.rows())
+        notes = [*notes, *check.notes()]
+        said = f" ({'; '.join(notes)})" if notes else ""
+        say(f"  {total:,} rows of {file}{said}")
+        if isinstance(target, Printed):
+            _write(predictor, rows, total, target)
+            return
+        made_of = {
+            "input": [total, None if is_pipe(file) else rows.described()],
+            "model": fingerprint(named.located, predictor.tokenizer),
+            "arguments": asdict(data) | {"output_file": target.name},
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            with opened_part(target, made_of) as part:
+                _write(predictor, rows, total, part)
+        except DataError:
+            discard(target)
+            raise
+        except (KeyboardInterrupt, Terminated):
+            say(f"stopped    the same command goes on after {part.rows:,} rows")
+            raise
+
+
+def _write(
+    predictor: Predictor, rows: Rows, total: int, target: Part | Printed
+) -> None:
+    """Predict what is not yet in the target, and finish it."""
+    done = row = target.rows
+    if done:
+        say(f"going on   after {done:,} rows, which are there already")
+    check = Check(rows)
+    check.plain = True
+    left = islice(check.rows(), done, None)
+    bar = tqdm(total=total, initial=done, desc="predicting", unit="row", disable=None)
+    started = time.perf_counter()
+    with bar:
+        for window in in_parts(left, _characters, WINDOW, CHARACTERS):
+            source = source_of(window, rows.name, rows.files)
+            if row == done:
+                _choose(predictor, source, total, target)
+                started = time.perf_counter()
+            target.write(_rows(predictor(source), window, row, rows), predictor.counts)
+            row += len(window)
+            bar.update(len(window))
+            if target.over:  # as head has gone
+                return
+    target.finish()
+    took = time.perf_counter() - started
+    for what, count in predictor.counts.items():
+        say(f"  {count:,} {what}")
+    rate = (row - done) / max(took, 1e-9)
+    say(f"predicted  {row - done:,} rows in {took:.1f} s, {rate:,.1f} rows/s")
+    if isinstance(target, Part):
+        say(f"output     {target.target}, {row:,} rows")
+
+
+def _choose(
+    predictor: Predictor, source: Source, total: int, target: Part | Printed
+) -> None:
+    """Take what is fastest, or what the rows before were predicted with."""
+    if target.choices:
+        predictor.take(**target.choices)
+    elif total >= FEW:
+        for choice in predictor.choose(source):
+            say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
+    target.choices = {
+        "precision": predictor.precision,
+        "attention": predictor.attention,
+    }
+    predictor.counts.update(target.counts)
+
+
+def _rows(
+    found: Iterable[Mapping[str, Any]],
+    window: Sequence[Checked],
+    first: int,
+    rows: Rows,
+) -> list[dict[str, Any]]:
+    """Return predictions with the place of each: its row, from 0, file and line."""
+    shown = []
+    for i, (values, said) in enumerate(zip(window, found, strict=True)):
+        place: dict[str, Any] = {"row": first + i}
+        if len(rows.files) > 1:
+            place["file"] = rows.files[values["file"]]
+        shown.append(place | {"line": values["line"], **said})
+    return shown

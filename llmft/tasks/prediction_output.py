@@ -1,0 +1,201 @@
+"""Where predictions go: lines of JSON or csv, a file that a kill does not cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from llmft.console import say
+from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
+from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
+
+ENDINGS = (".csv", ".jsonl")
+
+
+def check_target(target: Path) -> None:
+    """Raise ConfigError unless predictions can be written there."""
+    if target.suffix.lower() not in ENDINGS:
+        said = f"output_file is {target.name}, expected a name that ends in"
+        raise ConfigError(f"{said} {' or '.join(ENDINGS)}")
+    if target.exists():
+        raise ConfigError("output_file is there: name another", path=target)
+    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+        said = "output_file: its folder is not there, or cannot be written"
+        raise ConfigError(said, path=target)
+
+
+def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as lines of JSON."""
+    return "".join(to_json(row) + "\n" for row in rows)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+    """Return rows as csv, every text in quotes, with a line of ``header`` or without.
+
+    Each probability has its column, ``probabilities.NAME``; lists are JSON.
+    """
+    flat = [dict(_cells(row)) for row in rows]
+    written = io.StringIO()
+    # In quotes: csv does not put them around a lone carriage return by itself.
+    writer = csv.DictWriter(
+        written, [*flat[0]], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+    )
+    if header:
+        writer.writeheader()
+    writer.writerows(flat)
+    return written.getvalue()
+
+
+def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", x) for key, x in value.items())
+        else:
+            yield name, to_json(value) if isinstance(value, list) else value
+
+
+class Printed:
+    """Standard output, as lines of JSON; ``over`` where its reader has gone."""
+
+    rows = 0
+
+    def __init__(self) -> None:
+        self.stream, self.over = sys.stdout, False
+        self.counts: dict[str, int] = {}
+        self.choices: dict[str, Any] = {}
+
+    def write(
+        self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
+    ) -> None:
+        """Print rows; a terminal gets no control characters of the data."""
+        if self.stream.isatty():
+            for row in rows:
+                say(to_json(row))
+            return
+        try:
+            # Bytes: a line is UTF-8 also where the locale is not.
+            self.stream.flush()
+            self.stream.buffer.write(as_jsonl(rows).encode())
+            self.stream.buffer.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            self.over = True
+
+    def finish(self) -> None:
+        """Do nothing: all is out."""
+
+
+class Part:
+    """A file beside the target that holds whole blocks, and becomes it in the end.
+
+    Attributes:
+        rows: how many are in it. counts: what was noted of them.
+        choices: what they were made with, {} at the start; set it before writing.
+        state: the file that says so.
+    """
+
+    over = False
+
+    def __init__(self, target: Path, stream: IO[bytes], made_of: Mapping[str, Any]):
+        self.target, self.stream = target, stream
+        self.path, self.state = part_of(target), _state_of(target)
+        self.made_of = json.loads(to_json(made_of))
+        self.rows, self.size = 0, 0
+        self.counts: dict[str, int] = {}
+        self.choices: dict[str, Any] = {}
+
+    def take_up(self) -> None:
+        """Go on after the last whole block of a run that was stopped.
+
+        Raises CheckpointError where that was another one, or blocks are missing.
+        """
+        held = os.fstat(self.stream.fileno()).st_size
+        known = read_object(self.state)
+        if not held and not known:
+            return
+        anew = f"remove {self.path.name} to start anew"
+        if not known and held:
+            said = "nothing says what this part was made of"
+            raise CheckpointError(said, hint=anew, path=self.path)
+        before = known.get("made_of", {})
+        differ = [n for n in self.made_of if before.get(n) != self.made_of[n]]
+        if differ:
+            said = f"this part was made with other {' and '.join(differ)}"
+            hint = f"give the same as before, or {anew}"
+            raise CheckpointError(said, hint=hint, path=self.path)
+        if held < known["size"]:
+            said = f"the part has {held:,} bytes of {known['size']:,}"
+            raise CheckpointError(said, hint=anew, path=self.path)
+        self.rows, self.size = known["rows"], known["size"]
+        self.counts, self.choices = known["counts"], known["choices"]
+        self.stream.truncate(self.size)
+        self.stream.seek(self.size)
+
+    def write(
+        self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
+    ) -> None:
+        """Write a block to the disk, then how far the part goes."""
+        is_csv = self.target.suffix.lower() == ".csv"
+        text = as_csv(rows, header=not self.rows) if is_csv else as_jsonl(rows)
+        try:
+            self.size += self.stream.write(text.encode())
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        except OSError as error:
+            raise placed(error, self.path) from None
+        self.rows += len(rows)
+        known = {"made_of": self.made_of, "choices": self.choices}
+        known |= {"rows": self.rows, "size": self.size, "counts": dict(counts)}
+        write_json(self.state, known)
+
+    def finish(self) -> None:
+        """Let the part become the target."""
+        os.replace(self.path, self.target)
+        self.state.unlink(missing_ok=True)
+        sync(self.target.parent)
+
+
+def part_of(target: Path) -> Path:
+    """Return where predictions are until all are there."""
+    return target.with_name(f"{target.name}.part")
+
+
+def _state_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part.json")
+
+
+@contextmanager
+def opened_part(target: Path, made_of: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield the part of a target, taken up where one is there.
+
+    Raises:
+        CheckpointError: see ``Part.take_up``.
+        EnvironmentFault: another process writes it.
+    """
+    path = part_of(target)
+    with open(path, "r+b" if path.exists() else "w+b") as stream:
+        if not try_lock(stream.fileno()):
+            said = "another process is writing there"
+            raise EnvironmentFault(said, hint="wait until it ends", path=path)
+        part = Part(target, stream, made_of)
+        part.take_up()
+        try:
+            yield part
+        finally:
+            if not part.rows:  # nothing that is worth to go on from
+                path.unlink(missing_ok=True)
+                part.state.unlink(missing_ok=True)
+
+
+def discard(target: Path) -> None:
+    """Take a part away that cannot become anything."""
+    part_of(target).unlink(missing_ok=True)
+    _state_of(target).unlink(missing_ok=True)

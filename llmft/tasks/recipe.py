@@ -1,0 +1,116 @@
+"""The recipes as functions and commands, from a checkout or an installed wheel."""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import llmft
+from llmft.config.task import Task
+from llmft.errors import ConfigError, EnvironmentFault, nearest
+from llmft.files import to_json
+from llmft.process import (
+    TERMINATED,
+    Terminated,
+    as_fault,
+    libraries_as_before,
+    load_script,
+    terminable,
+)
+from llmft.runs.plan import Plan
+from llmft.runs.record import RunRecord, read_run
+from llmft.runs.terminal import PACKED
+
+NAMES = ("mlm", "classify", "generate")
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe: of the checkout, or as the wheel carries it.
+
+    Raises:
+        ConfigError: there is no recipe of that name.
+        EnvironmentFault: it is in neither.
+    """
+    if name not in NAMES:
+        said = f"no recipe {name!r}, expected one of {', '.join(NAMES)}"
+        raise ConfigError(f"{said}{nearest(name, NAMES)}")
+    package = Path(llmft.__file__).parent
+    for folder in (package / PACKED, package.parent / "recipes"):
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise EnvironmentFault("the recipes are not there", hint="install llmft again")
+
+
+def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
+    """Run the recipe of a task in this process, which is afterwards as it was before.
+
+    Args:
+        arguments: those of its flags, as values of Python; ``args`` is a JSON file.
+
+    Returns:
+        the run; with ``dry_run``, or where only prompts are continued, its plan.
+
+    Raises:
+        LlmftError: what ends the command with the exit code of its class.
+    """
+    argv = as_flags(arguments)
+    with _as_before():
+        try:
+            with terminable():
+                plan = load_script(str(recipe_file(task.recipe))).main(argv)
+        except Terminated:
+            raise SystemExit(TERMINATED) from None
+        except Exception as error:
+            fault = as_fault(error)
+            if fault is None or fault is error:
+                raise
+            raise fault from error
+    return read_run(Path(plan.folder)) if plan.folder else plan
+
+
+def as_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that gives these values."""
+    words = []
+    for name, value in arguments.items():
+        several = isinstance(value, list | tuple | set)
+        given = [_word(v) for v in (value if several else [value])]
+        if not given:  # no list is empty on a command line
+            given = ["none"] if name == "report_to" else []
+        if any(word.startswith("-") or not word for word in given):
+            words += [f"--{name}={word}" for word in given]
+        elif given:
+            words += [f"--{name}", *given]
+    return words
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, bool | np.bool_ | None):
+        return str(value).lower()
+    return to_json(value) if isinstance(value, dict) else str(value)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Put back what a recipe changes: threads, random numbers, logs and warnings."""
+    threads, states = (
+        torch.get_num_threads(),
+        (random.getstate(), torch.get_rng_state()),
+    )
+    of_numpy = np.random.get_state()
+    try:
+        with libraries_as_before():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        torch.set_rng_state(states[1])
+        np.random.set_state(of_numpy)

@@ -1,0 +1,436 @@
+"""``llmft predict`` and ``llmft.load`` against plain computations."""
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+import llmft
+from llmft import cli
+from llmft.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentFault,
+    LengthError,
+    LlmftError,
+)
+from llmft.files import try_lock
+from llmft.process import libraries_as_before
+from llmft.tasks import predict, prediction_output
+from llmft.tasks.predictors import Classifier, Predictor
+
+NAMES = {0: "bad", 1: "good", 2: "odd"}
+KINDS = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "number": "regression",
+}
+TEXTS = [*tiny.sentences(4), "a", "", *tiny.sentences(3, seed=1, words=40)]
+PLAIN = ("--precision", "fp32", "--num_threads", "1")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny classifiers by kind; of a run with its model; and of a pair."""
+    root = tmp_path_factory.mktemp("models")
+    for name, kind in KINDS.items():
+        names = {0: "stars"} if name == "number" else NAMES
+        labels = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+        tiny.save(root / name, "bert", "classification", problem_type=kind, **labels)
+        weights = load_file(root / name / "model.safetensors")
+        weights["classifier.weight"] *= 40  # else it says nearly the same of all texts
+        save_file(weights, root / name / "model.safetensors", {"format": "pt"})
+    arguments = {
+        "do_train": True,
+        "text_column_name": "body",
+        "delimiter": ";",
+        "max_seq_length": 16,
+        "long_text": "split",
+        "label_column_name": "stars",
+    }
+    for name, more in {"run": {}, "pairs": {"text_pair_column_name": "b"}}.items():
+        shutil.copytree(root / "single", root / name / "model")
+        given = arguments | more
+        if more:
+            given |= {"text_column_name": "a", "long_text": "truncate"}
+        shown = {n: {"value": v, "from": "command line"} for n, v in given.items()}
+        record = {"recipe": "classify", "status": "complete", "arguments": shown}
+        (root / name / "run.json").write_text(json.dumps(record))
+    return root
+
+
+@pytest.fixture
+def llmft_predict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        with libraries_as_before():
+            cli._run(["predict", *map(str, argv)])
+
+    return call
+
+
+def logits_of(folder, *texts):
+    """The logits of one text, or pair, alone: no padding, no batch."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    options = {"truncation": True, "max_length": 64, "return_token_type_ids": True}
+    given = tokenizer(*texts, return_tensors="pt", **options)
+    with torch.no_grad():
+        return model(**given).logits[0].double()
+
+
+def rows_of(path):
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_text_gets_what_the_model_says_of_it_alone(models, kind):
+    found = llmft.load(models / kind)(TEXTS)
+    assert [row["text"] for row in found] == TEXTS
+    for text, row in zip(TEXTS, found, strict=True):
+        logits = logits_of(models / kind, text)
+        if kind == "number":
+            assert row["prediction"] == pytest.approx(float(logits[0]), abs=1e-5)
+            assert row.keys() == {"text", "prediction"}
+            continue
+        several = kind == "multi"
+        wanted = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        assert [*row["probabilities"].values()] == pytest.approx(wanted, abs=1e-5)
+        assert [*row["probabilities"]] == [*NAMES.values()]
+        if several:
+            assert row["prediction"] == [
+                n for n, p in row["probabilities"].items() if p >= 0.5
+            ]
+        else:
+            assert row["probability"] == pytest.approx(max(wanted), abs=1e-5)
+            assert row["prediction"] == NAMES[wanted.index(max(wanted))]
+
+
+def test_a_threshold_and_pairs_are_those_that_are_given(models):
+    for least in (0.0001, 0.3, 0.9999):
+        model = llmft.load(models / "multi", multi_label_threshold=least)
+        likely = logits_of(models / "multi", "a film").sigmoid() >= least
+        wanted = [NAMES[i] for i in likely.nonzero()[:, 0].tolist()]
+        assert model("a film")[0]["prediction"] == wanted
+    wanted = logits_of(models / "single", "a film", "good").softmax(-1).tolist()
+    same = {"text": "a film", "text_pair": "good"}
+    found = llmft.load(models / "pairs")([("a film", "good"), same])
+    for row in found:
+        assert [*row["probabilities"].values()] == pytest.approx(wanted, abs=1e-5)
+        assert row["text_pair"] == "good"
+
+
+def test_windows_of_a_long_text_are_averaged(models):
+    text = " ".join(tiny.WORDS[:30])
+    (row,) = llmft.load(models / "run")(text)  # the run says split, 16 tokens
+    tokenizer = AutoTokenizer.from_pretrained(models / "single")
+    options = {"max_length": 16, "return_overflowing_tokens": True}
+    windows = tokenizer(text, truncation=True, **options)["input_ids"]
+    assert len(windows) == 3
+    model = AutoModelForSequenceClassification.from_pretrained(models / "single")
+    with torch.no_grad():
+        each = [model(torch.tensor([ids])).logits[0] for ids in windows]
+    wanted = torch.stack(each).mean(0).softmax(-1).tolist()
+    assert [*row["probabilities"].values()] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_masks_are_filled_as_by_the_pipeline(tiny_bert):
+    texts = ["the [MASK] was good.", "a <mask> film", "the [MASK] of [MASK] was sad"]
+    found = llmft.load(tiny_bert)(texts)
+    fill = pipeline("fill-mask", model=str(tiny_bert), top_k=5, device="cpu")
+    for text, row in zip(texts, found, strict=True):
+        wanted = fill(text.replace("<mask>", "[MASK]"))
+        wanted = wanted if isinstance(wanted[0], list) else [wanted]
+        assert len(row["fills"]) == len(wanted) == text.lower().count("mask")
+        for ours, theirs in zip(row["fills"], wanted, strict=True):
+            assert [f["token"] for f in ours] == [f["token_str"] for f in theirs]
+            scores = [f["score"] for f in theirs]
+            got = [f["probability"] for f in ours]
+            assert got == pytest.approx(scores, abs=1e-5)
+        assert row["prediction"] == [fills[0]["token"] for fills in row["fills"]]
+
+
+def test_a_causal_model_completes_prompts(tiny_gpt2):
+    model = llmft.load(tiny_gpt2, max_new_tokens=4)
+    first = model(["the film", "a"], do_sample=False)
+    assert [row["prompt"] for row in first] == ["the film", "a"]
+    assert all(row["completion"] for row in first)
+    assert model("a", do_sample=False) == first[1:]
+    assert len(model("a", num_return_sequences=2)) == 2
+    with pytest.raises(ConfigError, match="the texts would be the same"):
+        model("a", num_return_sequences=2, temperature=0.0)
+
+
+# A column named label is no text, whatever is in it; that of the run is its own.
+FILES = {
+    "plain.csv": (("single",), "text,label\nx y,w\n"),
+    "body.tsv": (("single",), "body\tlabel\nx y\tno such label\n"),
+    "lines.txt": (("single",), "x y\n"),
+    "rows.jsonl.gz": (("single",), '{"text": "x y"}\n'),
+    "other.csv": (
+        ("single", "--text_column_name", "b", "--delimiter", ";"),
+        "a;b\n1;x y\n",
+    ),
+    "run.csv": (("run",), "body;stars;id\nx y;5;7\n"),
+    "run.jsonl": (("run/model",), '{"body": "x y", "stars": null}\n'),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_all_formats_are_read_as_the_run_read_its_own(
+    models, llmft_predict, capfdbinary, name
+):
+    (model, *flags), text = FILES[name]
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    Path(name).write_bytes(pack(text.encode()))
+    llmft_predict(models / model, name, *flags, *PLAIN)
+    (line,) = capfdbinary.readouterr().out.decode().splitlines()
+    row = json.loads(line)
+    assert (row["row"], row["text"]) == (0, "x y")
+    wanted = logits_of(models / "single", "x y").softmax(-1).tolist()
+    assert [*row["probabilities"].values()] == pytest.approx(wanted, abs=1e-5)
+
+
+HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_csv_and_jsonl_hold_the_same(models, llmft_predict, kind):
+    Path("in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in HARD))
+    for out in ("out.jsonl", "out.csv"):
+        llmft_predict(models / kind, "in.jsonl", "--output_file", out, *PLAIN)
+    with open("out.csv", newline="", encoding="utf-8") as stream:
+        table = [*csv.DictReader(stream)]
+    for number, (ours, cells) in enumerate(
+        zip(rows_of("out.jsonl"), table, strict=True)
+    ):
+        assert (ours["row"], ours["line"]) == (number, number + 1)
+        assert cells["text"] == ours["text"] == HARD[number]
+        said = cells["prediction"]
+        if kind == "number":
+            assert float(said) == ours["prediction"]
+        elif kind == "multi":
+            assert json.loads(said) == ours["prediction"]
+        else:
+            assert said == ours["prediction"]
+        for label, p in ours.get("probabilities", {}).items():
+            assert float(cells[f"probabilities.{label}"]) == p
+    assert {p.name for p in Path().iterdir()} == {"in.jsonl", "out.jsonl", "out.csv"}
+
+
+def test_texts_of_the_command_line_become_a_table(
+    models, tiny_bert, llmft_predict, capsys
+):
+    llmft_predict(models / "single", "--text", "a film", "--text", "b\x1b[2J", *PLAIN)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    head, first, *_ = out.strip().split("\n\n")[0].splitlines()[0:3]
+    assert (head, first.split()) == ("a film", ["label", "probability"])
+    llmft_predict(models / "number", "--text", "a film", *PLAIN)
+    wanted = float(logits_of(models / "number", "a film")[0])
+    assert f"\n  {wanted:.6g}"[:8] in capsys.readouterr().out
+    llmft_predict(tiny_bert, "--text", "the [MASK] was good", *PLAIN)
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + 5
+
+
+REFUSED = [
+    ("{single}", ConfigError, "give either a FILE or --text"),
+    ("{single} f.txt --text x", ConfigError, "give either a FILE or --text"),
+    ("{single} --text x --text_pair a --text_pair b", ConfigError, "for each --text"),
+    ("{single} --text x --output_file o.csv", ConfigError, "of a FILE"),
+    ("{single} f.txt --output_file o.xlsx", ConfigError, "ends in .csv or .jsonl"),
+    ("{single} f.txt --output_file f.csv", ConfigError, "output_file is there"),
+    ("{single} f.txt --output_file no/o.csv", ConfigError, "folder is not there"),
+    ("{single} f.txt --max_seq_length 3", ConfigError, "max_seq_length is '3'"),
+    ("{single} f.txt --max_seq_length 80", ConfigError, "has 64 positions"),
+    ("{single} f.txt --encoding nope", ConfigError, "encoding is 'nope'"),
+    ("{single} none.txt", DataError, "no such file"),
+    ("{single} f.csv --output_file o.csv", DataError, "f.csv:2"),
+    (
+        "{single} f.txt --long_text error --max_seq_length 8 --output_file o.csv",
+        LengthError,
+        "f.txt:1",
+    ),
+    ("{pairs} --text x", ConfigError, "trained on pairs"),
+    ("{mlm} f.txt", DataError, "f.txt:1: a text without a mask"),
+    ("{gpt} f.txt", ConfigError, "llmft generate --model_name_or_path"),
+    ("pypi:all-MiniLM-L6-v3 --text x", ConfigError, "pypi:all-MiniLM-L6-v3"),
+    ("empty --text x", ConfigError, "no run and no model"),
+    ("nowhere --text x", EnvironmentFault, "no run in outputs has that in its"),
+]
+
+
+@pytest.mark.parametrize(("argv", "error", "said"), REFUSED, ids=lambda x: str(x)[:40])
+def test_what_cannot_be_done_is_said_and_leaves_nothing(
+    models, tiny_bert, tiny_gpt2, llmft_predict, argv, error, said
+):
+    Path("f.txt").write_text("the film was good and the man was very very sad\n")
+    Path("f.csv").write_text("text\n\x00\n")
+    Path("empty").mkdir()
+    places = {n: models / n for n in ("single", "pairs")}
+    places |= {"mlm": tiny_bert, "gpt": tiny_gpt2}
+    before = {p.name for p in Path().iterdir()}
+    with pytest.raises(error) as found:
+        llmft_predict(
+            *(word.format(**places) for word in argv.split()), "--num_threads", 1
+        )
+    assert said in str(found.value)
+    assert {p.name for p in Path().iterdir()} - {"llmft-home"} == before
+
+
+def test_a_run_is_found_by_a_part_of_its_name(models, llmft_predict, capsys):
+    for name in ("2026-a1", "2026-a2"):
+        shutil.copytree(models / "run", Path("outputs", "classify", name))
+    llmft_predict("a2", "--text", "x", *PLAIN)
+    assert "good" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="in the name of 2 runs"):
+        llmft_predict("2026", "--text", "x")
+    shutil.rmtree("outputs/classify/2026-a2/model")
+    with pytest.raises(ConfigError, match="this run saved no model"):
+        llmft_predict("a2", "--text", "x")
+
+
+@pytest.fixture
+def stopped(models, llmft_predict, monkeypatch):
+    """A command that was stopped in its third window of four, with 8 rows each."""
+    monkeypatch.setattr(predict, "WINDOW", 8)
+    texts = [" ".join(tiny.WORDS[i : i + i % 7 + 1]) for i in range(30)]
+    Path("in.txt").write_text("\n".join(texts))
+    command = (models / "single", "in.txt", "--output_file", "out.csv", *PLAIN)
+    whole = (*command[:3], "whole.csv", *PLAIN)
+    llmft_predict(*whole)
+    calls = []
+
+    def stop(self, source):
+        calls.append(source)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return Predictor.__call__(self, source)
+
+    with monkeypatch.context() as during:
+        during.setattr(Classifier, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            llmft_predict(*command)
+    assert len(rows := Path("out.csv.part").read_text().splitlines()) == 17, rows
+    return command
+
+
+def test_a_command_that_was_stopped_goes_on(stopped, llmft_predict, capsys):
+    with open("out.csv.part", "ab") as part:
+        part.write(b"a torn li")
+    llmft_predict(*stopped)
+    assert "after 16 rows" in capsys.readouterr().err
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert not [*Path().glob("*.part*")]
+
+
+def test_what_was_chosen_before_is_taken_again(stopped, llmft_predict, monkeypatch):
+    state = json.loads(Path("out.csv.part.json").read_text())
+    assert state["choices"] == {"precision": "fp32", "attention": "sdpa"}
+    state["choices"] = {"precision": "bf16", "attention": "eager"}
+    Path("out.csv.part.json").write_text(json.dumps(state))
+    monkeypatch.setattr(predict, "FEW", 0)
+    monkeypatch.setattr(Predictor, "choose", lambda *_: pytest.fail("tried again"))
+    taken = []
+    take = Predictor.take
+    monkeypatch.setattr(
+        Predictor, "take", lambda self, *a, **k: (taken.append(k), take(self, *a, **k))
+    )
+    llmft_predict(*stopped)
+    assert taken == [{"precision": "bf16", "attention": "eager"}]
+
+
+def _other_input():
+    Path("in.txt").write_text("\n".join(["a film"] * 30))
+
+
+def _cut_part():
+    Path("out.csv.part").write_text("short")
+
+
+def _no_state():
+    Path("out.csv.part.json").unlink()
+
+
+CHANGED = {
+    "input": (_other_input, (), "other input; give the same as before, or remove"),
+    "arguments": (None, ("--max_seq_length", 9), "made with other arguments"),
+    "cut": (_cut_part, (), "the part has 5 bytes of"),
+    "state": (_no_state, (), "nothing says what this part"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_part_of_something_else_is_refused(stopped, llmft_predict, name):
+    change, flags, said = CHANGED[name]
+    if change:
+        change()
+    before = Path("out.csv.part").read_bytes()
+    with pytest.raises(CheckpointError, match=said):
+        llmft_predict(*stopped, *flags)
+    assert Path("out.csv.part").read_bytes() == before
+
+
+def test_two_processes_do_not_write_one_file(stopped, llmft_predict):
+    with open("out.csv.part", "rb") as other:
+        assert try_lock(other.fileno())
+        with pytest.raises(EnvironmentFault, match="another process is writing there"):
+            llmft_predict(*stopped)
+
+
+def test_a_reader_that_has_gone_ends_it(models, llmft_predict, monkeypatch):
+    monkeypatch.setattr(predict, "WINDOW", 8)
+    Path("in.txt").write_text("a film\n" * 20)
+    written = []
+
+    def write(self, rows, counts):
+        written.append(rows)
+        self.over = True
+
+    monkeypatch.setattr(prediction_output.Printed, "write", write)
+    llmft_predict(models / "single", "in.txt", *PLAIN)
+    assert len(written) == 1
+
+
+def test_what_is_cut_or_empty_is_counted(models, llmft_predict, capsys):
+    Path("in.csv").write_text('text\n""\n' + "a film " * 40 + "\nx\n")
+    llmft_predict(models / "single", "in.csv", *PLAIN)
+    said = capsys.readouterr().err
+    assert "  1 texts are empty; they are used as they are\n" in said
+    assert "  1 texts are cut: they have more than 64 tokens\n" in said
+    assert "predicted  3 rows in " in said
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: llmft.load(m, max_seq_len=3), "did you mean max_seq_length"),
+        (lambda m: llmft.load(m, max_seq_length="x"), "max_seq_length is 'x'"),
+        (lambda m: llmft.load(m, max_seq_length=1.5), "max_seq_length is 1.5"),
+        (lambda m: llmft.load(m, temperature=1.0), "unknown argument temperature"),
+        (lambda m: llmft.load(m)([3]), "a text is int, expected str"),
+        (lambda m: llmft.load(m)([("a", "b"), "c"]), "some texts have a pair"),
+        (lambda m: llmft.load(m)([{"txt": "a"}]), "a text is dict"),
+    ],
+)
+def test_load_says_what_is_wrong(models, call, said):
+    with pytest.raises(LlmftError) as found:
+        call(models / "single")
+    assert said in str(found.value)
+
+
+def test_no_texts_are_no_predictions(models):
+    assert llmft.load(models / "single")([]) == []
