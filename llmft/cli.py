@@ -11,6 +11,17 @@ from llmft.errors import ConfigError, UnsafeArtifactError
 from llmft.sources import cache, catalog
 from llmft.sources.wheels import size_text
 
+_FIRST_STEPS = """llmft fine-tunes small language models on the CPU of this machine.
+
+  llmft classify                       a first model in a minute: film reviews
+  llmft data FILE                      look at your own texts
+  llmft classify --train_file FILE     learn to sort them; --help shows the flags
+  llmft mlm, llmft generate            the other recipes
+  llmft runs                           what has been trained, and how well
+  llmft doctor                         what this machine can do
+
+All commands: llmft --help. What they mean: README.md and recipes/docs."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage in one line, as every other fault."""
@@ -29,10 +40,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _run(argv: list[str]) -> None:
-    if argv[:1] and argv[0] in RECIPES:  # it has its own --help
-        from llmft.tasks.recipe import recipe_file
-
-        process.load_script(str(recipe_file(argv[0]))).main(argv[1:])
+    if not argv:
+        console.say(_FIRST_STEPS)
+        return
+    if argv[0] in RECIPES:  # it has its own --help
+        process.run_main(process.recipe_file(argv[0]), argv[1:])
         return
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
@@ -192,7 +204,7 @@ def _report_data(arguments: argparse.Namespace) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_plan)
-    parser.add_argument("recipe", metavar="RECIPE.py", help="as recipes/mlm.py")
+    parser.add_argument("recipe", metavar="RECIPE", help="as mlm, or recipes/mlm.py")
     rest = argparse.REMAINDER
     parser.add_argument("arguments", metavar="...", nargs=rest, help="its arguments")
 

@@ -28,15 +28,15 @@ from typing import Any
 
 from llmft import __version__
 from llmft.console import LIBRARIES, lenient_stderr, logger
-from llmft.errors import EnvironmentFault, LlmftError, escape
+from llmft.errors import ConfigError, EnvironmentFault, LlmftError, escape, nearest
 
 INTERRUPTED, TERMINATED = 130, 143
-RECIPE_FOLDERS = ("recipes", "_recipes")  # in a checkout, in a wheel
+RECIPES = ("mlm", "classify", "generate")
+PACKED = "_recipes"  # their folder in the package of an installed wheel
 _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
 _NO_MEMORY = (  # of torch, oneDNN and safetensors
     "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
 )
-_SCRIPTS = ("mlm", "classify", "generate")  # modules that ``load_script`` makes
 _SPACE, _NETWORK = "free some space", "check network and proxy"
 _HINTS = {  # by the names of errno
     "ENOSPC EDQUOT": _SPACE,
@@ -91,7 +91,7 @@ def libraries_as_before() -> Iterator[None]:
     before = []
     for library in map(logging.getLogger, LIBRARIES):
         before.append((library, [*library.handlers], library.propagate, library.level))
-    scripts = {name: sys.modules.get(name) for name in _SCRIPTS}
+    scripts = {name: sys.modules.get(name) for name in RECIPES}
     try:
         with warnings.catch_warnings(), _bars_as_before():
             yield
@@ -188,10 +188,32 @@ def run_script(path: str, argv: list[str]) -> int:
     """
 
     limit_spinning()
-    if {"-h", "--help"} & {*argv} and (text := help_of(Path(path))):
+    return run_command(lambda argv: run_main(Path(path), argv), argv)
+
+
+def run_main(script: Path, argv: list[str]) -> None:
+    """Run ``main(argv)`` of a script; ``--help`` of llmft's own comes at once."""
+    if {"-h", "--help"} & {*argv} and (text := help_of(script)):
         print(text, end="")
-        return 0
-    return run_command(lambda argv: load_script(path).main(argv), argv)
+    else:
+        load_script(str(script)).main(argv)
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe: of the checkout, or as the wheel carries it.
+
+    Raises:
+        ConfigError: there is no recipe of that name.
+        EnvironmentFault: it is in neither.
+    """
+    if name not in RECIPES:
+        said = f"no recipe {name!r}, expected one of {', '.join(RECIPES)}"
+        raise ConfigError(f"{said}{nearest(name, RECIPES)}")
+    package = Path(__file__).parent
+    for folder in (package / PACKED, package.parent / "recipes"):
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise EnvironmentFault("the recipes are not there", hint="install llmft again")
 
 
 def help_of(script: Path) -> str | None:
@@ -201,7 +223,7 @@ def help_of(script: Path) -> str | None:
     needs transformers: 5 seconds on two cores of an AMD EPYC.
     """
     kept = Path(__file__).parent / "config" / "help" / f"{script.stem}.txt"
-    ours = script.parent.name in RECIPE_FOLDERS and kept.is_file()
+    ours = script.parent.name in ("recipes", PACKED) and kept.is_file()
     return kept.read_text("utf-8") if ours else None
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llmft.console import say, table
+from llmft.process import PACKED
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
-PACKED = "_recipes"  # the folder of llmft/ that holds the recipes in a wheel
+
 _OF_TOKENIZER = ("tokenizer_name", "chat_template_path")
 
 

@@ -8,9 +8,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from llmft.errors import ConfigError
-from llmft.process import load_script
+from llmft.process import RECIPES, load_script, recipe_file
 from llmft.runs.plan import Plan
-from llmft.tasks.recipe import NAMES, recipe_file
 
 
 def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Plan:
@@ -27,7 +26,7 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
     Raises:
         LlmftError: what the run would end with before it starts.
     """
-    if recipe in NAMES:
+    if recipe in RECIPES:
         recipe = recipe_file(str(recipe))
     if not (Path(recipe).is_file() and Path(recipe).suffix == ".py"):
         raise ConfigError(

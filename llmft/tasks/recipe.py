@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import llmft
 from llmft.config.task import Task
-from llmft.errors import ConfigError, EnvironmentFault, nearest
 from llmft.files import to_json
 from llmft.process import (
     TERMINATED,
@@ -22,30 +20,11 @@ from llmft.process import (
     as_fault,
     libraries_as_before,
     load_script,
+    recipe_file,
     terminable,
 )
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord, read_run
-from llmft.runs.terminal import PACKED
-
-NAMES = ("mlm", "classify", "generate")
-
-
-def recipe_file(name: str) -> Path:
-    """Return the file of a recipe: of the checkout, or as the wheel carries it.
-
-    Raises:
-        ConfigError: there is no recipe of that name.
-        EnvironmentFault: it is in neither.
-    """
-    if name not in NAMES:
-        said = f"no recipe {name!r}, expected one of {', '.join(NAMES)}"
-        raise ConfigError(f"{said}{nearest(name, NAMES)}")
-    package = Path(llmft.__file__).parent
-    for folder in (package / PACKED, package.parent / "recipes"):
-        if (folder / f"{name}.py").is_file():
-            return folder / f"{name}.py"
-    raise EnvironmentFault("the recipes are not there", hint="install llmft again")
 
 
 def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
