@@ -16,15 +16,21 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from llmft import cli
-from llmft.config.parse import read_command_line
+from llmft.config.command_line import read_command_line
+from llmft.config.facts import fields_of
+from llmft.config.fields import (
+    GenerationDataArguments,
+    GenerationModelArguments,
+    TrainingArguments,
+)
 from llmft.console import LIBRARIES
 from llmft.errors import ConfigError, DataError
-from llmft.process import Terminated, libraries_as_before
+from llmft.process import Terminated, libraries_as_before, recipe_file
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord
 from llmft.tasks import classify, generate, mlm
 from llmft.tasks.plan import plan
-from llmft.tasks.recipe import as_flags, recipe_file
+from llmft.tasks.recipe import as_flags
 
 
 class Steps(enum.Enum):
@@ -57,14 +63,10 @@ def test_values_become_the_words_of_a_command_line(given, words):
 
 
 def test_what_looks_like_a_flag_is_a_value():
-    from llmft.config.facts import fields_of
-    from llmft.config.fields import GenerationModelArguments
-
-    fields = fields_of(GenerationModelArguments)
+    classes = (GenerationModelArguments, GenerationDataArguments, TrainingArguments)
     argv = as_flags({"prompt": ["a", "--seed"]})
-    _, found, problems = read_command_line(
-        argv, {"": fields}, dict.fromkeys(fields), ""
-    )
+    defaults = dict.fromkeys(fields_of(*classes))
+    _, found, problems = read_command_line(argv, classes, defaults, "")
     assert (found, problems) == ({"prompt": ["a", "--seed"]}, [])
 
 
@@ -168,9 +170,7 @@ def test_recipes_are_found_by_name():
 
 @pytest.mark.parametrize("name", ["mlm", "classify", "generate"])
 def test_the_command_runs_the_recipe(name, capsys):
-    with libraries_as_before(), pytest.raises(SystemExit) as ended:
-        cli._run([name, "--help"])
-    assert ended.value.code == 0
+    cli._run([name, "--help"])
     assert "--num_train_epochs" in capsys.readouterr().out
     with libraries_as_before(), pytest.raises(ConfigError, match="unknown argument"):
         cli._run([name, "--no_such_flag", "1"])
