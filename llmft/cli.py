@@ -13,13 +13,23 @@ from llmft.sources.wheels import size_text
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, as every other fault."""
+    """Reports bad usage in one line, as every other fault.
+
+    ``usual`` is the action where the first word names none of its ``actions``.
+    """
+
+    usual, actions = "", frozenset[str]()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.usual and (not args or args[0] not in {*self.actions, "-h", "--help"}):
+            args = [self.usual, *args]
+        return super().parse_known_args(args, namespace)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -198,10 +208,18 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan(arguments.recipe, arguments.arguments, quiet=False)
 
 
+def _add_runs(parser: _Parser) -> None:
+    from llmft.runs import commands
+
+    commands.add_arguments(parser)
+    parser.usual, parser.actions = commands.USUAL, frozenset(commands.ACTIONS)
+
+
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
+    "runs": ("what ran and what came of it; comparing, and taking away", _add_runs),
 }

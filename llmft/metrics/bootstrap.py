@@ -34,7 +34,7 @@ def drawn(measure: Measure, rows: int) -> dict[str, np.ndarray]:
     the spread of a paired test.
     """
     generator = np.random.default_rng(0)
-    left, parts = int(np.clip(_ENOUGH // rows, _FEWEST, _DRAWS)), []
+    left, parts = _draws(rows), []
     while left > 0:
         size = min(left, _CHUNK // rows + 1)
         picked = [generator.integers(rows, size=rows) for _ in range(size)]
@@ -42,6 +42,30 @@ def drawn(measure: Measure, rows: int) -> dict[str, np.ndarray]:
         parts.append(measure(np.stack(counts, axis=1).astype(np.float64)))
         left -= size
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def swapped(difference: Measure, rows: int) -> dict[str, np.ndarray]:
+    """Return the difference of two models in draws that swap their answers by rows.
+
+    Were they equally good, the difference without swaps would be one like these
+    (Noreen 1989, Computer-Intensive Methods for Testing Hypotheses).
+
+    Args:
+        difference: of how often each row counts with what the first model says, and
+            then with what the other says: (2 rows, draws).
+    """
+    generator = np.random.default_rng(0)
+    left, parts = _draws(rows), []
+    while left > 0:
+        size = min(left, _CHUNK // rows + 1)
+        swap = generator.integers(2, size=(size, rows)).T
+        parts.append(difference(2.0 * np.concatenate([1 - swap, swap])))
+        left -= size
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _draws(rows: int) -> int:
+    return int(np.clip(_ENOUGH // rows, _FEWEST, _DRAWS))
 
 
 def spread(draws: np.ndarray) -> float:

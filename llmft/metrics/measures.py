@@ -38,13 +38,16 @@ NUMBERS = {
 _NO_SPREAD = 1e-12  # of numbers whose variance is 1: what rounding leaves of equal ones
 
 
-def of_classes(scores: np.ndarray, labels: np.ndarray) -> Measure:
+def of_classes(
+    scores: np.ndarray, labels: np.ndarray, guesses: np.ndarray | None = None
+) -> Measure:
     """Return the metrics of texts that have one class each.
 
     Args:
         scores: logarithms of probabilities, (rows, classes). labels: class ids.
+        guesses: class ids that were given; by default the likeliest.
     """
-    n, guesses = len(labels), scores.argmax(-1)
+    n, guesses = len(labels), scores.argmax(-1) if guesses is None else guesses
     right = (guesses == labels).astype(np.float64)
     nll = -scores[np.arange(n), labels]
     calibration = calibration_error(np.exp(scores.max(-1)), right)

@@ -80,6 +80,19 @@ class RunRecord:
             if not entry["from"].startswith(("default", "follows"))
         }
 
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """Return the parts of ``metrics.json`` that hold metrics: ``eval``, ``test``.
+
+        Each is metrics by name, with value, n, standard error and split.
+        """
+        return {
+            part: found
+            for part, found in self.metrics.items()
+            if isinstance(found, dict)
+            if found
+            and all(isinstance(x, dict) and "value" in x for x in found.values())
+        }
+
     def events(self) -> list[dict[str, Any]]:
         """Return what was logged, in order; of steps that a resume did again, once."""
         found = list(_lines(self.folder / "metrics.jsonl"))
