@@ -55,6 +55,7 @@ from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import OUTPUTS, TIME
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
+from llmft.runs.tracking import Tracking
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
@@ -162,7 +163,8 @@ class Run:
         with held(self.folder):
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
-            self.callbacks = [self.clock, *found]
+            tracking = Tracking(self.record, training, self.folder, found)
+            self.callbacks = [self.clock, *found, tracking]
             log.parent.mkdir(exist_ok=True)
             self._save()
             try:
@@ -170,6 +172,7 @@ class Run:
                 with log_to_file(log), checkpoint.saving(checkpoints) as saving:
                     training.output_dir = saving
                     yield
+                    tracking.finish(self.measured)
             except BaseException as error:
                 fault = self._stopped(error)
                 if fault is None or fault is error:

@@ -95,7 +95,7 @@ class RunRecord:
 
     def events(self) -> list[dict[str, Any]]:
         """Return what was logged, in order; of steps that a resume did again, once."""
-        found = list(_lines(self.folder / "metrics.jsonl"))
+        found = list(rows_of(self.folder / "metrics.jsonl"))
         legs = [*self.record.get("legs", []), self.record]
         for leg, record in enumerate(legs, start=1):
             step = Path(str(record.get("resumed") or "")).name.partition("-")[2]
@@ -105,7 +105,7 @@ class RunRecord:
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``predictions.jsonl``; none where there is no such file."""
-        yield from _lines(self.folder / "predictions.jsonl")
+        yield from rows_of(self.folder / "predictions.jsonl")
 
     def size(self) -> int:
         """Return the bytes of all its files."""
@@ -113,7 +113,7 @@ class RunRecord:
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON lines file; what a kill left half written ends it."""
     if not path.is_file():
         return

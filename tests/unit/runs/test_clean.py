@@ -61,7 +61,7 @@ def test_it_says_what_could_go_and_takes_nothing(outputs, capsys):
         ("killed", "--failed"),
     ]
     text = "\n".join(lines)
-    assert "0.2 MB  checkpoint-10 of a complete run" in text
+    assert "0.2 MB     checkpoint-10 of a complete run" in text
     assert "failed, without a model; could be resumed from checkpoint-5" in text
     assert lines[-1].endswith("the same with --yes and the kinds takes it away")
     assert tree(outputs) == before
