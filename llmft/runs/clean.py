@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmft.errors import ConfigError, listed
-from llmft.files import try_lock
 from llmft.runs.listing import NOTES, disk, notes_of
-from llmft.runs.record import RunRecord, find_runs
+from llmft.runs.record import RunRecord, find_runs, held
 
 KINDS = {
     "checkpoints": "checkpoints of complete runs: the model stays",
@@ -31,8 +27,16 @@ _LEFTOVER = re.compile(
 _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
 # What a run makes; whatever else lies in its folder stays. run.json goes last.
 _ITS_OWN = (
-    *("checkpoints", "logs", "folds", "model", "predictions.jsonl", "report.html"),
-    *("probe.safetensors", "metrics.jsonl", "metrics.json", NOTES, "run.json"),
+    *("checkpoints", "logs", "folds", "model", "artifacts", "predictions.jsonl"),
+    *(
+        "probe.safetensors",
+        "examples.json",
+        "report.html",
+        "metrics.jsonl",
+        "metrics.json",
+        NOTES,
+        "run.json",
+    ),
 )
 
 
@@ -129,13 +133,11 @@ def _size(path: Path) -> int:
 
 
 def take_away(item: Item) -> str:
-    """Take an item away; return why it stays, or what of it does, or "".
+    """Take an item away; return what of its run stays, or "".
 
-    A run that has begun to work meanwhile stays.
+    Raises EnvironmentFault where a process has begun to work there.
     """
-    with _locked(item.run.folder) as free:
-        if not free:
-            return "in use"
+    with held(item.run.folder):
         for path in item.paths:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -146,20 +148,3 @@ def take_away(item: Item) -> str:
                 return f"{len(others)} files that are not the run's stay"
             item.run.folder.rmdir()
     return ""
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Yield whether no process is at work in the folder; none can begin meanwhile."""
-    if sys.platform == "win32":  # it opens no folders
-        yield True
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            free = try_lock(descriptor)
-        except OSError:  # a file system without locks
-            free = True
-        yield free
-    finally:
-        os.close(descriptor)

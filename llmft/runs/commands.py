@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft.console import say, table, warn
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import write_text
 from llmft.runs import clean, listing
 from llmft.runs.record import OUTPUTS, find_run, find_runs
@@ -167,8 +167,11 @@ def _clean(arguments: argparse.Namespace) -> None:
         return
     freed = 0
     for item in items:
-        stays = clean.take_away(item)
-        freed += 0 if stays == "in use" else item.size
+        try:
+            stays = clean.take_away(item)
+            freed += item.size
+        except EnvironmentFault as fault:
+            stays = fault.found
         if stays:
             warn(f"{item.run.folder}: {stays}")
     say(f"{size_text(freed)} freed")

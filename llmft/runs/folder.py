@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +39,6 @@ from llmft.files import (
     publish_folder,
     read_object,
     to_json,
-    try_lock,
     write_json,
     write_text,
 )
@@ -52,10 +50,10 @@ from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import OUTPUTS, TIME
+from llmft.runs.record import OUTPUTS, TIME, held
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
-from llmft.runs.tracking import Tracking
+from llmft.runs.tracking import Tracking, fault_of
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import finite
 from llmft.train.trainer import LlmftTrainer
@@ -193,7 +191,7 @@ class Run:
         """Record what ended the run, and say how to go on; return it as a fault."""
         stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
-        fault = as_fault(error, self.folder)
+        fault = as_fault(error, self.folder) or fault_of(error)
         callbacks.close(self.callbacks)
         said = str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
@@ -322,28 +320,6 @@ def check_output_dir(args: TrainingArguments) -> None:
     if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
         with held(folder):
             pass
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder of a run, as long as this one lives."""
-    if sys.platform == "win32":  # it opens no folders
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        free = True
-        with suppress(OSError):  # a file system without locks
-            free = try_lock(descriptor)
-        if not free:
-            raise EnvironmentFault(
-                "another process is training there",
-                hint="wait until it ends, or name another output_dir",
-                path=folder,
-            )
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _require_free(args: TrainingArguments) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmft.errors import ConfigError, DataError, listed
+from llmft.errors import ConfigError, DataError, EnvironmentFault, listed
 from llmft.files import read_object, try_lock
 
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
@@ -137,6 +138,28 @@ def _is_held(folder: Path) -> bool:
         return not try_lock(descriptor)
     except OSError:  # a file system without locks
         return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, as long as this one lives."""
+    if sys.platform == "win32":  # it opens no folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        with suppress(OSError):  # a file system without locks
+            free = try_lock(descriptor)
+        if not free:
+            raise EnvironmentFault(
+                "another process is training there",
+                hint="wait until it ends, or name another output_dir",
+                path=folder,
+            )
+        yield
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ the training, which its callback leaves out. All of them: one run of one name.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from llmft.errors import escape
+from llmft.errors import EnvironmentFault, brief, escape
 from llmft.files import read_object
 from llmft.runs.record import rows_of
 
@@ -98,6 +99,18 @@ class Tracking(TrainerCallback):
             writer.add_text(name, _markdown([*rows[0]], cells) if rows else "none")
         writer.close()
         self.tensorboard.tb_writer = None
+
+
+def fault_of(error: BaseException) -> EnvironmentFault | None:
+    """Return what a tracker raised, such as one without an account, as a fault."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == TensorBoardCallback.__module__:
+            tracker = type(frame.f_locals.get("self")).__name__
+            said = f"{tracker.removesuffix('Callback')}: {brief(error)}"
+            return EnvironmentFault(
+                said, hint="set it up, or leave it out of report_to"
+            )
+    return None
 
 
 def _plain(value: Any) -> bool | int | float | str:

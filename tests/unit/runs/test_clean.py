@@ -9,6 +9,7 @@ import pytest
 from unit.runs.test_listing import run
 from unit.runs.test_record import make
 
+from llmft.errors import EnvironmentFault
 from llmft.files import try_lock
 from llmft.runs import clean, listing
 from llmft.runs.record import read_run
@@ -120,7 +121,8 @@ def test_a_run_at_work_stays(outputs, capsys):
     (item,) = clean.find(outputs / "failed", ["failed"])
     assert all(map(try_lock, held))
     before = tree(outputs)
-    assert clean.take_away(item) == "in use"
+    with pytest.raises(EnvironmentFault, match="another process is training there"):
+        clean.take_away(item)
     assert "killed" not in "".join(run(capsys, "clean", "--failed")[1])
     run(capsys, "clean", "--failed", "--yes")
     assert tree(outputs) == before

@@ -9,9 +9,11 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from transformers import TrainerControl, TrainerState
+from transformers.integrations import TensorBoardCallback
 from unit.runs.test_folder import CHOICES, arguments
 
-from llmft.runs.tracking import Tracking
+from llmft.errors import EnvironmentFault
+from llmft.runs.tracking import Tracking, fault_of
 
 
 def events_of(folder):
@@ -76,6 +78,24 @@ def test_without_tensorboard_nothing_is_written(tmp_path):
     with tiny.started_run(arguments(tmp_path / "run")) as run:
         run.results["eval"] = {"eval_accuracy": 0.5, "eval_accuracy_stderr": 0.1}
     assert [p.name for p in (run.folder / "logs").iterdir()] == ["debug.log"]
+
+
+def test_what_a_tracker_raises_is_one_line(tmp_path):
+    args = arguments(tmp_path / "run", report_to=["tensorboard"])
+
+    def fail(log_dir):
+        raise ValueError("no account")
+
+    begin = (args.training, TrainerState(is_world_process_zero=True), TrainerControl())
+    with pytest.raises(EnvironmentFault) as caught, tiny.started_run(args) as run:
+        (tracker,) = (c for c in run.callbacks if isinstance(c, TensorBoardCallback))
+        tracker._SummaryWriter = fail
+        tracker.on_train_begin(*begin)
+    said = "TensorBoard: no account; set it up, or leave it out of report_to"
+    assert str(caught.value) == f"EnvironmentFault: {said}"
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], said in record["error"]) == ("failed", True)
+    assert fault_of(ValueError("of something else")) is None
 
 
 def test_trackio_gets_one_run_with_the_last_scalars(tmp_path, monkeypatch):
