@@ -36,9 +36,8 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row]) -> dict[str, dict[str
     """Return each metric of two models, by how much the other is above, and how sure.
 
     ``stderr`` is of the difference, by draws of rows that are the same for both.
-    ``sure`` is 1 - p of a test that swaps what both say of a row; a swap that gives
-    the same difference counts by half (Fagerland et al. 2013, doi:10.1186/
-    1471-2288-13-91).
+    ``sure`` is 1 - p of a test that swaps what both say of a row; of accuracy, it is
+    McNemar's, by draws.
 
     Args:
         one, other: their rows with labels, of the same texts in the same order.
@@ -80,10 +79,8 @@ def _sure(difference: float, swaps: np.ndarray) -> float:
     if not math.isfinite(difference):
         return 0.0
     sizes = np.abs(swaps[~np.isnan(swaps)]) - abs(difference)
-    same = np.abs(sizes) < _SAME
     # What is there is one of the draws, too.
-    p = ((sizes[~same] > 0).sum() + (same.sum() + 1) / 2) / (len(sizes) + 1)
-    return float(1 - p)
+    return float(1 - ((sizes > -_SAME).sum() + 1) / (len(sizes) + 1))
 
 
 def _measure(rows: Sequence[Row], kind: str) -> Measure:

@@ -132,6 +132,8 @@ def _pair(
         said = f"{' and '.join(lacks)} has no predictions.jsonl"
         found["notes"].append(f"unpaired: {said}; smaller differences cannot be told")
         metrics = _unpaired(found, run_a, run_b)
+    if metrics and {*_differing([run_a, run_b], _arguments)} == {"seed"}:
+        found["notes"].append("only the seed differs: so far apart are runs of one job")
     found["metrics"] = metrics
     found["verdict"] = _verdict(metrics, a, b, clear)
     return found

@@ -46,6 +46,18 @@ def test_of_equal_models_one_in_twenty_is_called_better(monkeypatch):
     assert min(called.values()) > 0  # and not never, either
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(9, 2), (4, 0), (20, 6)])
+def test_of_accuracy_it_is_the_test_of_mcnemar(only_a, only_b):
+    rows, counts = [[], []], ((only_a, (0, 1)), (only_b, (1, 0)), (30, (0, 0)))
+    for count, guesses in counts:
+        for model, guess in zip(rows, guesses, strict=True):
+            model += rows_of([0] * count, [guess] * count, [0.8] * count)
+    n, least = only_a + only_b, min(only_a, only_b)
+    p = min(1, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+    found = compare_rows(*rows)["accuracy"]
+    assert found["sure"] == pytest.approx(1 - p, abs=0.02)
+
+
 def test_a_better_model_is_found_and_how_much_it_is_better():
     one, other = two_models(np.random.default_rng(1), 1000, 0.80, 0.86)
     found = compare_rows(one, other)
@@ -83,7 +95,7 @@ def test_a_model_and_itself_do_not_differ():
     one, _ = two_models(np.random.default_rng(3), 50, 0.7, 0.7)
     for entry in compare_rows(one, one).values():
         assert [entry["difference"], entry["stderr"]] == pytest.approx([0, 0])
-        assert entry["sure"] == 0.5  # half of what is the same
+        assert entry["sure"] == 0
 
 
 def test_several_labels_and_numbers():

@@ -66,8 +66,10 @@ def test_a_better_run_is_named_with_how_much_and_how_sure(tmp_path):
 
 def test_equal_runs_show_no_difference(tmp_path):
     runs = [classifier(tmp_path / str(seed), 0.8, seed) for seed in (1, 2)]
-    verdict = compare(runs)["pairs"][0]["verdict"]
-    assert verdict.startswith("no difference that could be told: B has accuracy ")
+    (pair,) = compare(runs)["pairs"]
+    wanted = "no difference that could be told: B has accuracy "
+    assert pair["verdict"].startswith(wanted)
+    assert "only the seed differs: so far apart are runs of one job" in pair["notes"]
 
 
 def test_of_three_runs_a_difference_has_to_be_clearer(tmp_path):

@@ -86,11 +86,15 @@ def test_what_a_tracker_raises_is_one_line(tmp_path):
     def fail(log_dir):
         raise ValueError("no account")
 
-    begin = (args.training, TrainerState(is_world_process_zero=True), TrainerControl())
-    with pytest.raises(EnvironmentFault) as caught, tiny.started_run(args) as run:
+    state = (args.training, TrainerState(is_world_process_zero=True), TrainerControl())
+
+    def begin(run):
         (tracker,) = (c for c in run.callbacks if isinstance(c, TensorBoardCallback))
         tracker._SummaryWriter = fail
-        tracker.on_train_begin(*begin)
+        tracker.on_train_begin(*state)
+
+    with pytest.raises(EnvironmentFault) as caught, tiny.started_run(args) as run:
+        begin(run)
     said = "TensorBoard: no account; set it up, or leave it out of report_to"
     assert str(caught.value) == f"EnvironmentFault: {said}"
     record = json.loads((tmp_path / "run" / "run.json").read_text())
