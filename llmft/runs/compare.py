@@ -123,6 +123,9 @@ def _pair(
     """Return what two runs say of the same rows, and which is better."""
     (a, run_a), (b, run_b) = one, other
     found: dict[str, Any] = {"a": a, "b": b, "notes": _unlike(run_a, run_b)}
+    for name, run in (one, other):
+        if run.status != "complete":
+            found["notes"].append(f"{name} is {run.status}")
     rows_a, rows_b = list(run_a.predictions()), list(run_b.predictions())
     metrics: dict[str, dict[str, Any]] = {}
     if rows_a and rows_b:

@@ -32,9 +32,9 @@ class Tracking(TrainerCallback):
 
     Args:
         record: what ``run.json`` holds.
-        args: the arguments of the run; the name of its folder becomes its ``run_name``,
+        args: the arguments of the run. Its folder and time become its ``run_name``,
             unless it has one: trackio would take what is logged after the training for
-            another run.
+            another run, and two runs of one name for one.
         folder: of the run.
         others: the callbacks before this one.
     """
@@ -50,7 +50,9 @@ class Tracking(TrainerCallback):
         self.trackio = "trackio" in args.report_to
         found = [c for c in others if isinstance(c, TensorBoardCallback)]
         self.tensorboard: Any = found[0] if found else None
-        args.run_name = args.run_name or folder.name
+        legs = [*record.get("legs", []), record]  # a run that is resumed keeps its name
+        name = f"{folder.name} {legs[0].get('started', '')[:19]}"
+        args.run_name = args.run_name or name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Give TensorBoard the command and the plan."""
@@ -69,9 +71,7 @@ class Tracking(TrainerCallback):
         if self.trackio and last:
             import trackio
 
-            trackio.log(
-                {f"train/{n.removeprefix('train_')}": x for n, x in last.items()}
-            )
+            trackio.log(last)  # by the names that wandb and mlflow have for them
 
     def finish(self, measured: Mapping[str, Mapping[str, Any]]) -> None:
         """Give TensorBoard what stands at the end.
@@ -106,7 +106,7 @@ def fault_of(error: BaseException) -> EnvironmentFault | None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__") == TensorBoardCallback.__module__:
             tracker = type(frame.f_locals.get("self")).__name__
-            said = f"{tracker.removesuffix('Callback')}: {brief(error)}"
+            said = f"{tracker.removesuffix('Callback')}: {brief(error).rstrip('.')}"
             return EnvironmentFault(
                 said, hint="set it up, or leave it out of report_to"
             )

@@ -99,12 +99,13 @@ def test_rows_that_only_one_has_or_with_another_label_are_counted(tmp_path):
 
 
 def test_other_texts_are_not_paired(tmp_path):
-    one, other = (classifier(tmp_path / n, 0.8, 1) for n in "xy")
+    one = classifier(tmp_path / "x", 0.8, 1)
+    other = classifier(tmp_path / "y", 0.8, 1, status="failed")
     path = other.folder / "predictions.jsonl"
     path.write_text(path.read_text().replace("<b>", "<i>"))
     (pair,) = compare([one, other])["pairs"]
     assert pair["verdict"] == "no verdict"
-    assert pair["notes"] == ["no paired test: 0 rows are in both"]
+    assert pair["notes"] == ["B is failed", "no paired test: 0 rows are in both"]
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,17 @@ def test_trackio_gets_one_run_with_the_last_scalars(tmp_path, monkeypatch):
     trackio = SimpleNamespace(log=logged.append)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     args = SimpleNamespace(report_to=["trackio"], run_name=None)
-    tracking = Tracking({}, args, tmp_path / "the-run", [])
-    assert args.run_name == "the-run"
+    record = {"started": "2026-01-02T10:00:00+0000", "legs": []}
+    tracking = Tracking(record, args, tmp_path / "the-run", [])
+    assert args.run_name == "the-run 2026-01-02T10:00:00"
     state = (args, TrainerState(), TrainerControl())
     tracking.on_log(*state, logs={"loss": 1.0, "epoch": 1.0})
     tracking.on_log(*state, logs={"train_loss": 0.5, "total_flos": 3, "epoch": 1.0})
-    assert logged == [{"train/loss": 0.5, "train/total_flos": 3}]
+    assert logged == [{"train_loss": 0.5, "total_flos": 3}]
+    resumed = SimpleNamespace(report_to=["trackio"], run_name=None)
+    again = {"started": "2026-01-03T10:00:00+0000", "legs": [record]}
+    Tracking(again, resumed, tmp_path / "the-run", [])
+    assert resumed.run_name == args.run_name
     given = SimpleNamespace(report_to=["wandb"], run_name="mine")
     Tracking({}, given, tmp_path, []).on_log(*state, logs={"train_loss": 0.5})
     assert (given.run_name, len(logged)) == ("mine", 1)
