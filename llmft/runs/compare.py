@@ -132,7 +132,7 @@ def _pair(
         metrics = _paired(found, rows_a, rows_b, run_a)
     else:
         lacks = [n for n, rows in ((a, rows_a), (b, rows_b)) if not rows]
-        said = f"{' and '.join(lacks)} has no predictions.jsonl"
+        said = f"no predictions.jsonl in {' and '.join(lacks)}"
         found["notes"].append(f"unpaired: {said}; smaller differences cannot be told")
         metrics = _unpaired(found, run_a, run_b)
     if metrics and {*_differing([run_a, run_b], _arguments)} == {"seed"}:
