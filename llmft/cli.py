@@ -24,13 +24,23 @@ All commands: llmft --help. What they mean: README.md and recipes/docs."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, as every other fault."""
+    """Reports bad usage in one line, as every other fault.
+
+    ``usual`` is the action where the first word names none of its ``actions``.
+    """
+
+    usual, actions = "", frozenset[str]()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.usual and (not args or args[0] not in {*self.actions, "-h", "--help"}):
+            args = [self.usual, *args]
+        return super().parse_known_args(args, namespace)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -229,6 +239,13 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     chat.add_arguments(parser)
 
 
+def _add_runs(parser: _Parser) -> None:
+    from llmft.runs import commands
+
+    commands.add_arguments(parser)
+    parser.usual, parser.actions = commands.USUAL, frozenset(commands.ACTIONS)
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """Add nothing: a recipe reads its arguments itself."""
 
@@ -246,4 +263,5 @@ COMMANDS = RECIPES | {
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
+    "runs": ("what ran and what came of it; comparing, and taking away", _add_runs),
 }

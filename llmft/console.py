@@ -111,7 +111,7 @@ def warn(text: str) -> None:
 
 def width(text: str) -> int:
     """Return the columns of a terminal that ``text`` takes; a wide letter takes two."""
-    return sum(map(_columns, text))
+    return len(text) if text.isascii() else sum(map(_columns, text))
 
 
 def _columns(character: str) -> int:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
 
@@ -50,6 +49,8 @@ def fit_temperature(
         logits: (rows, outputs).
         labels: class ids, (rows,); or 0 and 1, (rows, outputs).
     """
+    from scipy.optimize import minimize_scalar  # half a second, for this alone
+
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
 
     def loss(log_t: float) -> float:

@@ -9,18 +9,11 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from llmft.metrics.calibration import calibration_error
-from llmft.metrics.standard_errors import F64S, Measure, Metric, members
+from llmft.metrics.bootstrap import Measure
+from llmft.metrics.measures import CLASSES, of_classes
+from llmft.metrics.standard_errors import F64S, Metric
 
-# Whether greater is better.
-METRICS = {
-    "loss": False,
-    "accuracy": True,
-    "f1_macro": True,
-    "matthews_correlation": True,
-    "log_loss": False,
-    "calibration_error": False,
-}
+METRICS = CLASSES
 
 
 class Classification(Metric):
@@ -37,37 +30,7 @@ class Classification(Metric):
         """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, dtype=np.float64)
         labels = np.asarray(references)
-        return _measure(log_softmax(logits, axis=-1), labels)
-
-
-def _measure(scores: np.ndarray, labels: np.ndarray) -> Measure:
-    """Return the metrics as functions of how often each text counts."""
-    n, guesses = len(labels), scores.argmax(-1)
-    right = (guesses == labels).astype(np.float64)
-    nll = -scores[np.arange(n), labels]
-    calibration = calibration_error(np.exp(scores.max(-1)), right)
-    found, groups = np.unique(np.stack([labels, guesses]), return_inverse=True)
-    of_label, of_guess = (members(ids, len(found)) for ids in groups.reshape(2, n))
-
-    def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
-        true, guessed = of_label @ counts, of_guess @ counts  # (classes, draws)
-        hits = of_label @ (counts * right[:, None])
-        both = true + guessed
-        f1 = 2 * hits / np.maximum(both, 1)
-        # Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006
-        joint = hits.sum(0) * n - (true * guessed).sum(0)
-        spread = (n * n - (guessed**2).sum(0)) * (n * n - (true**2).sum(0))
-        loss = nll @ counts / n
-        return {
-            "loss": loss,
-            "accuracy": right @ counts / n,
-            "f1_macro": f1.sum(0) / (both > 0).sum(0),
-            "matthews_correlation": joint / np.sqrt(np.where(spread > 0, spread, 1)),
-            "log_loss": loss,
-            "calibration_error": calibration(counts),
-        }
-
-    return measure
+        return of_classes(log_softmax(logits, axis=-1), labels)
 
 
 def per_class(

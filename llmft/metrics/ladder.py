@@ -11,7 +11,8 @@ import numpy as np
 
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
-from llmft.metrics.standard_errors import Metric, drawn, spread
+from llmft.metrics.bootstrap import drawn, spread
+from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
 HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}

@@ -7,18 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
-from llmft.metrics.calibration import calibration_error
-from llmft.metrics.standard_errors import F64S, Measure, Metric
+from llmft.metrics.bootstrap import Measure
+from llmft.metrics.measures import LABELS, of_labels
+from llmft.metrics.standard_errors import F64S, Metric
 
-# Whether greater is better.
-METRICS = {
-    "loss": False,
-    "f1_micro": True,
-    "f1_macro": True,
-    "subset_accuracy": True,
-    "log_loss": False,
-    "calibration_error": False,
-}
+METRICS = LABELS
 
 
 class MultiLabel(Metric):
@@ -41,26 +34,5 @@ class MultiLabel(Metric):
         """Return the metrics as functions of how often each text counts."""
         logits = np.asarray(predictions, np.float64)
         labels = np.asarray(references, np.float64)
-        probabilities = expit(logits)
-        guesses = (probabilities >= self.threshold).astype(np.float64)
-        calibration = calibration_error(probabilities, labels)
-        # log(1 + exp(z)) - y z, without overflow
-        nll = (np.logaddexp(0, logits) - labels * logits).mean(1)
-        same = (guesses == labels).all(1).astype(np.float64)
-        twice = 2 * labels * guesses  # F1 is this over the labels and guesses
-        both, n = labels + guesses, len(labels)
-
-        def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
-            parts, sizes = twice.T @ counts, both.T @ counts  # (labels, draws)
-            occur = np.maximum((sizes > 0).sum(0), 1)
-            loss = nll @ counts / n
-            return {
-                "loss": loss,
-                "f1_micro": parts.sum(0) / np.maximum(sizes.sum(0), 1),
-                "f1_macro": (parts / np.maximum(sizes, 1)).sum(0) / occur,
-                "subset_accuracy": same @ counts / n,
-                "log_loss": loss,
-                "calibration_error": calibration(counts),
-            }
-
-        return measure
+        guesses = (expit(logits) >= self.threshold).astype(np.float64)
+        return of_labels(logits, labels, guesses)

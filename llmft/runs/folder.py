@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +38,6 @@ from llmft.files import (
     publish_folder,
     read_object,
     to_json,
-    try_lock,
     write_json,
     write_text,
 )
@@ -51,9 +49,10 @@ from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import OUTPUTS, TIME
+from llmft.runs.record import OUTPUTS, TIME, held
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
+from llmft.runs.tracking import Tracking, fault_of
 from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, progress, resume
 from llmft.train.callbacks import finite
@@ -169,7 +168,8 @@ class Run:
         with held(self.folder):
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
-            self.callbacks = [self.clock, *found]
+            tracking = Tracking(self.record, training, self.folder, found)
+            self.callbacks = [self.clock, *found, tracking]
             log.parent.mkdir(exist_ok=True)
             self._save()
             try:
@@ -177,6 +177,7 @@ class Run:
                 with log_to_file(log), checkpoint.saving(checkpoints) as saving:
                     training.output_dir = saving
                     yield
+                    tracking.finish(self.measured)
             except BaseException as error:
                 fault = self._stopped(error)
                 if fault is None or fault is error:
@@ -197,7 +198,7 @@ class Run:
         """Record what ended the run, and say how to go on; return it as a fault."""
         stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
-        fault = as_fault(error, self.folder)
+        fault = as_fault(error, self.folder) or fault_of(error)
         progress.close(self.callbacks)
         said = str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
@@ -330,28 +331,6 @@ def check_output_dir(args: TrainingArguments) -> None:
     if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
         with held(folder):
             pass
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder of a run, as long as this one lives."""
-    if sys.platform == "win32":  # it opens no folders
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        free = True
-        with suppress(OSError):  # a file system without locks
-            free = try_lock(descriptor)
-        if not free:
-            raise EnvironmentFault(
-                "another process is training there",
-                hint="wait until it ends, or name another output_dir",
-                path=folder,
-            )
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _require_free(args: TrainingArguments) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmft.errors import ConfigError, DataError, listed
+from llmft.errors import ConfigError, DataError, EnvironmentFault, listed
 from llmft.files import read_object, try_lock
 
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
@@ -80,9 +81,22 @@ class RunRecord:
             if not entry["from"].startswith(("default", "follows"))
         }
 
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """Return the parts of ``metrics.json`` that hold metrics: ``eval``, ``test``.
+
+        Each is metrics by name, with value, n, standard error and split.
+        """
+        return {
+            part: found
+            for part, found in self.metrics.items()
+            if isinstance(found, dict)
+            if found
+            and all(isinstance(x, dict) and "value" in x for x in found.values())
+        }
+
     def events(self) -> list[dict[str, Any]]:
         """Return what was logged, in order; of steps that a resume did again, once."""
-        found = list(_lines(self.folder / "metrics.jsonl"))
+        found = list(rows_of(self.folder / "metrics.jsonl"))
         legs = [*self.record.get("legs", []), self.record]
         for leg, record in enumerate(legs, start=1):
             step = Path(str(record.get("resumed") or "")).name.partition("-")[2]
@@ -92,7 +106,7 @@ class RunRecord:
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``predictions.jsonl``; none where there is no such file."""
-        yield from _lines(self.folder / "predictions.jsonl")
+        yield from rows_of(self.folder / "predictions.jsonl")
 
     def size(self) -> int:
         """Return the bytes of all its files."""
@@ -100,7 +114,7 @@ class RunRecord:
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON lines file; what a kill left half written ends it."""
     if not path.is_file():
         return
@@ -124,6 +138,28 @@ def _is_held(folder: Path) -> bool:
         return not try_lock(descriptor)
     except OSError:  # a file system without locks
         return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, as long as this one lives."""
+    if sys.platform == "win32":  # it opens no folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        with suppress(OSError):  # a file system without locks
+            free = try_lock(descriptor)
+        if not free:
+            raise EnvironmentFault(
+                "another process is training there",
+                hint="wait until it ends, or name another output_dir",
+                path=folder,
+            )
+        yield
     finally:
         os.close(descriptor)
 

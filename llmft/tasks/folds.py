@@ -28,8 +28,9 @@ from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
+from llmft.metrics.bootstrap import with_errors
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
-from llmft.metrics.standard_errors import Metric, with_errors
+from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import versions
 from llmft.runs.folder import FOLDS, held, make_folder

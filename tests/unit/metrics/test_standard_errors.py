@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from llmft.metrics import classes, multilabel, regression
-from llmft.metrics import standard_errors as errors
+from llmft.metrics import bootstrap, classes, multilabel, regression
 
 ROOT = Path(__file__).parents[3]
 # 1,000 draws here, and as many there: each standard error is known to 2-3 %.
@@ -28,24 +27,24 @@ def of_mean(values):
 def test_the_error_of_a_mean(rows, monkeypatch):
     """Also in many chunks, which change nothing, and with 300 draws."""
     values = np.random.default_rng(1).gamma(2.0, 2.0, rows)
-    found = errors.with_errors(of_mean(values), rows)
+    found = bootstrap.with_errors(of_mean(values), rows)
     assert found["mean"] == pytest.approx(values.mean())
     assert found["n"] == rows
     wanted = values.std(ddof=1) / rows**0.5
     assert found["mean_stderr"] == pytest.approx(wanted, rel=RESAMPLED)
-    assert errors.with_errors(of_mean(values), rows) == found
-    monkeypatch.setattr(errors, "_CHUNK", 3000)
-    again = errors.with_errors(of_mean(values), rows)
+    assert bootstrap.with_errors(of_mean(values), rows) == found
+    monkeypatch.setattr(bootstrap, "_CHUNK", 3000)
+    again = bootstrap.with_errors(of_mean(values), rows)
     assert again == pytest.approx(found, rel=1e-9)
 
 
 def test_a_single_row_has_no_error():
-    found = errors.with_errors(of_mean(np.array([0.1])), 1)
+    found = bootstrap.with_errors(of_mean(np.array([0.1])), 1)
     assert found == {"mean": 0.1, "mean_stderr": 0, "n": 1}
 
 
 def test_what_is_no_number_stays_so():
-    found = errors.with_errors(of_mean(np.array([1.0, np.nan])), 2)
+    found = bootstrap.with_errors(of_mean(np.array([1.0, np.nan])), 2)
     assert np.isnan([found["mean"], found["mean_stderr"]]).all()
 
 

@@ -1,0 +1,216 @@
+"""``llmft runs`` and what follows it on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmft.console import say, table, warn
+from llmft.errors import ConfigError, EnvironmentFault
+from llmft.files import write_text
+from llmft.runs import clean, listing
+from llmft.runs.record import OUTPUTS, find_run, find_runs
+from llmft.sources.wheels import size_text
+
+USUAL = "list"
+_TARGETS = (".html", ".htm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the actions and their arguments."""
+    parser.epilog = f"Without an action: {USUAL}."
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    for name, (help_text, add, work) in ACTIONS.items():
+        action = actions.add_parser(name, help=help_text, description=help_text)
+        action.set_defaults(run=work)
+        action.add_argument("--debug", action="store_true", help="show tracebacks")
+        add(action)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    fields = ", ".join(listing.HEADER)
+    parser.add_argument("--sort", metavar="FIELD", default="started", help=fields)
+    several: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
+    parser.add_argument("--recipe", metavar="NAME", **several, help="only these")
+    known = ", ".join(listing.STATUSES)
+    parser.add_argument("--status", metavar="STATUS", **several, help=known)
+    parser.add_argument("--tag", metavar="TAG", **several, help="only with all these")
+    _add_json(parser, "one object a line for each run")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    for status in arguments.status:
+        if status not in listing.STATUSES:
+            known = ", ".join(listing.STATUSES)
+            raise ConfigError(f"status is {status!r}, expected {known}")
+    folder = _folder(arguments)
+    rows = [listing.row_of(run) for run in find_runs(folder)]
+    filters = {name: getattr(arguments, name) for name in ("recipe", "status")}
+    shown = listing.select(rows, filters | {"tags": arguments.tag})
+    shown = listing.order(shown, arguments.sort)
+    if arguments.json:
+        for row in shown:
+            _say_json(row)
+    elif not rows:
+        say(f"no runs yet in {folder}")
+    elif not shown:
+        say(f"none of the {len(rows):,} runs in {folder} is like that")
+    else:
+        say(listing.as_text(shown))
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_json(parser, "as one object")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from llmft.runs.compare import compare
+    from llmft.runs.compare_page import sections
+
+    run = find_run(arguments.name)
+    row = listing.row_of(run)
+    row |= {"command": run.record.get("command"), "error": run.record.get("error")}
+    row |= {"given": run.given, "metrics": run.metrics}
+    if arguments.json:
+        _say_json(row)
+        return
+    given = [[name, json.dumps(v, ensure_ascii=False)] for name, v in run.given.items()]
+    parts = [table(given, ["given", ""])] if given else []
+    parts += [
+        f"{title}\n{table(r, header)}" for title, header, r in sections(compare([run]))
+    ]
+    for name in ("command", "error", "note"):
+        parts += [f"{name}: {row[name]}"] if row[name] else []
+    say("\n\n".join(parts))
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="RUN", nargs="+", help="a folder, or its name")
+    parser.add_argument("--html", metavar="FILE.html", help="write it there, too")
+    _add_json(parser, "as one object")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from llmft.runs.compare import compare
+    from llmft.runs.compare_page import as_html, as_text
+
+    target = arguments.html
+    if target is not None and Path(target).suffix.lower() not in _TARGETS:
+        raise ConfigError(f"html is {target!r}, expected a name that ends in .html")
+    runs = [find_run(name) for name in arguments.names]
+    if len({run.folder.resolve() for run in runs}) < max(len(runs), 2):
+        raise ConfigError("`runs compare` needs two runs or more, each named once")
+    found = compare(runs)
+    if target is not None:
+        write_text(Path(target), as_html(found))
+    if arguments.json:
+        _say_json(found)
+        return
+    say(as_text(found))
+    if target is not None:
+        say(f"\nwritten to {target}")
+
+
+def _add_tag(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("tags", metavar="TAG", nargs="+")
+    parser.add_argument("--remove", action="store_true", help="take them away")
+
+
+def _tag(arguments: argparse.Namespace) -> None:
+    run = find_run(arguments.name)
+    tags = listing.tag(run.folder, arguments.tags, arguments.remove)
+    say(f"{run.name}: {', '.join(tags) or 'no tags'}")
+
+
+def _add_note(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("text", metavar="TEXT", help='"" takes it away')
+
+
+def _note(arguments: argparse.Namespace) -> None:
+    run = find_run(arguments.name)
+    listing.set_note(run.folder, arguments.text)
+    say(f"{run.name}: {arguments.text or 'no note'}")
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    for kind, said in clean.KINDS.items():
+        parser.add_argument(f"--{kind}", action="store_true", help=said)
+    said = "only runs that began longer ago, such as 30d"
+    parser.add_argument("--older_than", metavar="TIME", help=said)
+    parser.add_argument("--yes", action="store_true", help="take it away")
+
+
+def _clean(arguments: argparse.Namespace) -> None:
+    named = [kind for kind in clean.KINDS if getattr(arguments, kind)]
+    if arguments.yes and not named:
+        kinds = ", ".join(f"--{kind}" for kind in clean.KINDS)
+        raise ConfigError(f"`runs clean --yes` needs to know what: {kinds}")
+    seconds = clean.age(arguments.older_than) if arguments.older_than else 0.0
+    folder = _folder(arguments)
+    items = clean.find(folder, named or list(clean.KINDS), seconds)
+    if not items:
+        say(f"nothing to take away in {folder}")
+        return
+    rows = [(i.run.name, f"--{i.kind}", size_text(i.size), i.what) for i in items]
+    say(table(rows, ["run", "kind", "size", "what"]))
+    total = size_text(sum(item.size for item in items))
+    if not arguments.yes:
+        say(f"{total} could be freed: the same with --yes and the kinds takes it away")
+        return
+    freed = 0
+    for item in items:
+        try:
+            stays = clean.take_away(item)
+            freed += item.size
+        except EnvironmentFault as fault:
+            stays = fault.found
+        if stays:
+            warn(f"{item.run.folder}: {stays}")
+    say(f"{size_text(freed)} freed")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    said = f"where the runs are (default: {OUTPUTS})"
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help=said)
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder that was named. Raises ConfigError where there is none."""
+    folder = Path(arguments.folder or OUTPUTS).expanduser()
+    if arguments.folder and not folder.is_dir():
+        known = ", ".join(ACTIONS)
+        said = f"no folder and no action: {arguments.folder}; actions are {known}"
+        raise ConfigError(said)
+    return folder
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    said = f"its folder, or part of its name in {OUTPUTS}"
+    parser.add_argument("name", metavar="RUN", help=said)
+
+
+def _add_json(parser: argparse.ArgumentParser, said: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"strict JSON, {said}")
+
+
+def _say_json(value: Any) -> None:
+    say(json.dumps(value, allow_nan=False))  # ASCII: nothing of it is escaped again
+
+
+_Add = Callable[[argparse.ArgumentParser], None]
+ACTIONS: dict[str, tuple[str, _Add, Callable[[argparse.Namespace], None]]] = {
+    "list": ("one line a run", _add_list, _list),
+    "show": ("what a run was asked, and what came of it", _add_show, _show),
+    "compare": ("which of some runs is better, and how sure", _add_compare, _compare),
+    "tag": ("give a run tags to find it by", _add_tag, _tag),
+    "note": ("keep a sentence with a run", _add_note, _note),
+    "clean": ("say what could be freed; --yes takes it away", _add_clean, _clean),
+}

@@ -1,0 +1,291 @@
+"""Comparing runs: what was asked differently, what came of it, which is better."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from llmft.runs.record import RunRecord
+
+CLEAR = 0.95  # as sure as this a difference is said to be one
+_FEW = 0.5  # of the rows of the shorter file of predictions: by chance, some are alike
+_SHOWN = 50  # rows that are kept of those where two runs differ
+_ON = {"eval": "validation", "folds": "rows held out"}  # what a part is measured on
+_OF_PLACE = ("output_dir",)  # arguments that differ always
+_SPLITS = ("validation", "test")
+# What is judged without predictions, the first that both have; whether greater is
+# better. Perplexity says what the loss does.
+_HEADLINES = {"accuracy": True, "f1_micro": True, "r2": True, "loss": False}
+POINTS = ("accuracy", "f1", "subset_accuracy")  # shares, whose differences are points
+_COSTS = (
+    "wall_seconds",
+    "peak_rss_bytes",
+    "train_samples_per_second",
+    "train_tokens_per_second",
+    "steps",
+)
+
+
+def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what differs between runs, and of each two whether one is better.
+
+    Whatever has a value for each run is a list in their order; runs are named A, B, C.
+    """
+    names = [chr(ord("A") + i) for i in range(len(runs))]
+    named = dict(zip(names, runs, strict=True))
+    several = [*combinations(named.items(), 2)]
+    clear = 1 - (1 - CLEAR) / max(len(several), 1)  # Bonferroni
+    return {
+        "runs": [
+            {
+                "name": name,
+                "run": run.name,
+                "folder": str(run.folder),
+                "recipe": run.recipe,
+                "status": run.status,
+                "command": run.record.get("command"),
+            }
+            for name, run in named.items()
+        ],
+        "arguments": _differing(runs, _arguments),
+        "choices": _differing(runs, _choices),
+        "data": _differing(runs, _data),
+        "model": _differing(runs, lambda run: run.record.get("model", {})),
+        "surroundings": _differing(runs, _surroundings),
+        "metrics": _metrics(runs),
+        "costs": _costs(runs),
+        "clear": clear,
+        "pairs": [_pair(one, other, clear) for one, other in several],
+    }
+
+
+def _differing(
+    runs: Sequence[RunRecord], facts: Callable[[RunRecord], Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """Return the facts that not all runs share."""
+    found = [facts(run) for run in runs]
+    names = dict.fromkeys(name for of_run in found for name in of_run)
+    values = {name: [of_run.get(name) for of_run in found] for name in names}
+    return {n: v for n, v in values.items() if any(x != v[0] for x in v)}
+
+
+def _arguments(run: RunRecord) -> dict[str, Any]:
+    return {n: v for n, v in run.arguments.items() if n not in _OF_PLACE}
+
+
+def _choices(run: RunRecord) -> dict[str, Any]:
+    chosen = run.record.get("choices", {})
+    return {name: choice.get("value") for name, choice in chosen.items()}
+
+
+def _data(run: RunRecord) -> dict[str, Any]:
+    return {
+        f"{split} {key}": part[key]
+        for split, part in run.record.get("data", {}).items()
+        for key in ("source", "rows", "sha256")
+        if key in part
+    }
+
+
+def _surroundings(run: RunRecord) -> dict[str, Any]:
+    return {**run.record.get("versions", {}), **run.record.get("cpu", {})}
+
+
+def _metrics(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Return each final metric: the part, its name, and the entry of each run."""
+    parts = [run.measured() for run in runs]
+    keys = dict.fromkeys(
+        (part, name) for of_run in parts for part in of_run for name in of_run[part]
+    )
+    return [
+        {
+            "part": _ON.get(part, part),
+            "metric": name,
+            "values": [of_run.get(part, {}).get(name) for of_run in parts],
+        }
+        for part, name in keys
+        if not (name == "loss" and (part, "log_loss") in keys)  # the same
+    ]
+
+
+def _costs(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    found = [run.metrics.get("run", {}) for run in runs]
+    values = {name: [of_run.get(name) for of_run in found] for name in _COSTS}
+    return {name: v for name, v in values.items() if any(x is not None for x in v)}
+
+
+def _pair(
+    one: tuple[str, RunRecord], other: tuple[str, RunRecord], clear: float
+) -> dict[str, Any]:
+    """Return what two runs say of the same rows, and which is better."""
+    (a, run_a), (b, run_b) = one, other
+    found: dict[str, Any] = {"a": a, "b": b, "notes": _unlike(run_a, run_b)}
+    for name, run in (one, other):
+        if run.status != "complete":
+            found["notes"].append(f"{name} is {run.status}")
+    rows_a, rows_b = list(run_a.predictions()), list(run_b.predictions())
+    metrics: dict[str, dict[str, Any]] = {}
+    if rows_a and rows_b:
+        metrics = _paired(found, rows_a, rows_b, run_a)
+    else:
+        lacks = [n for n, rows in ((a, rows_a), (b, rows_b)) if not rows]
+        said = f"no predictions.jsonl in {' and '.join(lacks)}"
+        found["notes"].append(f"unpaired: {said}; smaller differences cannot be told")
+        metrics = _unpaired(found, run_a, run_b)
+    if metrics and {*_differing([run_a, run_b], _arguments)} == {"seed"}:
+        found["notes"].append("only the seed differs: so far apart are runs of one job")
+    found["metrics"] = metrics
+    found["verdict"] = _verdict(metrics, a, b, clear)
+    return found
+
+
+def _unlike(run_a: RunRecord, run_b: RunRecord) -> list[str]:
+    """Return warnings of evaluation data that are not the same."""
+    found = []
+    for split in _SPLITS:
+        a, b = (r.record.get("data", {}).get(split, {}) for r in (run_a, run_b))
+        if a and b and a.get("sha256") != b.get("sha256"):
+            found.append(f"the {split} data are not the same")
+    return found
+
+
+def _paired(
+    found: dict[str, Any],
+    rows_a: list[dict[str, Any]],
+    rows_b: list[dict[str, Any]],
+    run_a: RunRecord,
+) -> dict[str, dict[str, Any]]:
+    """Compare what was said of the rows that both have; add the counts of them."""
+    from llmft.metrics.paired import compare_rows, kind_of  # numpy
+
+    of_b = {_key(row): row for row in rows_b}
+    both = [(row, of_b[_key(row)]) for row in rows_a if _key(row) in of_b]
+    alike = [(x, y) for x, y in both if x["label"] == y["label"] is not None]
+    found["rows"] = {
+        "both": len(both),
+        "only_a": len(rows_a) - len(both),
+        "only_b": len(rows_b) - len(both),
+        "other_label_or_none": len(both) - len(alike),
+    }
+    if len(both) < _FEW * min(len(rows_a), len(rows_b)) or not alike:
+        found["notes"].append(f"no paired test: {len(alike):,} rows are in both")
+        return {}
+    if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
+        found["notes"].append("no paired test: classes here, something else there")
+        return {}
+    right = [
+        (x["prediction"] == x["label"], y["prediction"] == y["label"]) for x, y in alike
+    ]
+    found["right"] = {
+        "both": right.count((True, True)),
+        "only_a": right.count((True, False)),
+        "only_b": right.count((False, True)),
+        "neither": right.count((False, False)),
+    }
+    differ = [(x, y) for x, y in alike if x["prediction"] != y["prediction"]]
+    found["differ"] = {
+        "count": len(differ),
+        "rows": [_shown(x, y, run_a) for x, y in differ[:_SHOWN]],
+    }
+    one, other = zip(*alike, strict=True)
+    metrics = compare_rows(one, other)
+    if "log_loss" in metrics:
+        found["notes"].append("log_loss is here of probabilities of six digits")
+    return metrics
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return what a row is known by; the same text may stand in several."""
+    return json.dumps([row.get(n) for n in ("split", "row", "text", "text_pair")])
+
+
+def _shown(
+    row_a: Mapping[str, Any], row_b: Mapping[str, Any], run_a: RunRecord
+) -> dict[str, Any]:
+    part = run_a.record.get("data", {}).get(row_a.get("split"), {})
+    texts = [row_a[name] for name in ("text", "text_pair") if name in row_a]
+    return {
+        "place": f"{part.get('source', row_a.get('split'))}:{row_a.get('line')}",
+        "text": " / ".join(texts),
+        "label": row_a["label"],
+        "a": row_a["prediction"],
+        "b": row_b["prediction"],
+    }
+
+
+def _unpaired(
+    found: dict[str, Any], run_a: RunRecord, run_b: RunRecord
+) -> dict[str, dict[str, Any]]:
+    """Compare a metric of the same data that both have, by its standard errors."""
+    for split, part in (("test", "test"), ("validation", "eval")):
+        parts = [run.measured().get(part, {}) for run in (run_a, run_b)]
+        hashes = [_data(run).get(f"{split} sha256") for run in (run_a, run_b)]
+        shared = [n for n in _HEADLINES if all(n in p for p in parts)]
+        if not shared or hashes[0] != hashes[1]:
+            continue
+        name = shared[0]
+        a, b = (p[name] for p in parts)
+        errors = [entry.get("stderr") for entry in (a, b)]
+        if None in (a["value"], b["value"], *errors):
+            continue
+        if name == "loss" and (why := _other_tokens(run_a, run_b, a, b)):
+            found["notes"].append(f"no verdict on {part}: {why}")
+            continue
+        difference, error = b["value"] - a["value"], math.hypot(*errors)
+        return {
+            name: {
+                "on": split,
+                "a": a["value"],
+                "b": b["value"],
+                "difference": difference,
+                "stderr": error,
+                "sure": math.erf(abs(difference) / error / 2**0.5) if error else 0.0,
+                "greater_is_better": _HEADLINES[name],
+            }
+        }
+    return {}
+
+
+def _other_tokens(
+    run_a: RunRecord, run_b: RunRecord, a: Mapping[str, Any], b: Mapping[str, Any]
+) -> str:
+    """Return why losses per token are of different tokens, or ""."""
+    tokenizers = [r.record.get("model", {}).get("tokenizer") for r in (run_a, run_b)]
+    if tokenizers[0] != tokenizers[1]:
+        return "their tokenizers differ, and so does what a token is"
+    if run_a.recipe != run_b.recipe:
+        return f"a loss of {run_a.recipe} is not one of {run_b.recipe}"
+    if a.get("n") != b.get("n"):
+        return f"{a.get('n'):,} tokens are predicted there, and {b.get('n'):,} here"
+    return ""
+
+
+def _verdict(
+    metrics: Mapping[str, Mapping[str, Any]], a: str, b: str, clear: float
+) -> str:
+    """Return in words which of two is better by the first metric, and how sure."""
+    if not metrics:
+        return "no verdict"
+    name, found = next(iter(metrics.items()))
+    difference = found["difference"]
+    said = f"{name} {change(name, difference, found['stderr'])}"
+    sure = f"{min(found['sure'], 0.999):.1%}".replace("%", " %")
+    if not difference or found["sure"] < clear:
+        return f"no difference that could be told: {b} has {said} ({sure} sure)"
+    better = b if (difference > 0) is found["greater_is_better"] else a
+    if better == a:
+        said = f"{name} {change(name, -difference, found['stderr'])}"
+    return f"{better} is better: {said} ({sure} sure)"
+
+
+def change(name: str, difference: float | None, error: float | None) -> str:
+    """Return a difference with its error; of shares, in points."""
+    if difference is None:
+        return "-"
+    scale, unit = (100, " points") if name.startswith(POINTS) else (1, "")
+    digits = 2 if unit else 4
+    spread = "-" if error is None else f"{scale * error:.{digits}f}"
+    return f"{scale * difference:+.{digits}f} +- {spread}{unit}"

@@ -1,0 +1,165 @@
+"""``llmft runs``: one line a run, its tags and its note."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llmft.console import table, terminal_columns, width
+from llmft.errors import ConfigError, escape, nearest
+from llmft.files import read_object, write_json
+from llmft.runs.record import RunRecord
+from llmft.sources.wheels import size_text
+
+NOTES = "notes.json"  # tags and note: run.json is the run's own
+_PARTS = ("test", "eval", "folds")  # of metrics.json, the first that is there
+_METRICS = ("accuracy", "f1_micro", "r2", "perplexity")  # else the first of the part
+STATUSES = ("complete", "failed", "interrupted", "running", "killed")
+HEADER = "run recipe started status metric value on data minutes disk tags".split()
+# Columns that a narrow terminal goes without, the first first.
+_DISPENSABLE = "disk data minutes on started tags recipe metric status".split()
+
+
+def notes_of(folder: Path) -> dict[str, Any]:
+    """Return ``tags`` and ``note`` of a run."""
+    found = read_object(folder / NOTES)
+    return {"tags": found.get("tags") or [], "note": found.get("note") or ""}
+
+
+def tag(folder: Path, tags: Sequence[str], remove: bool = False) -> list[str]:
+    """Add tags to a run, or take them away; return those that it has.
+
+    Raises ConfigError for one that is to go and is not there.
+    """
+    notes = notes_of(folder)
+    there = notes["tags"]
+    if remove and (unknown := [name for name in tags if name not in there]):
+        had = ", ".join(there) or "none"
+        raise ConfigError(f"no tag {unknown[0]!r}; it has {had}", path=folder)
+    kept = [name for name in there if not remove or name not in tags]
+    kept += [] if remove else [n for n in dict.fromkeys(tags) if n not in there]
+    write_json(folder / NOTES, notes | {"tags": kept})
+    return kept
+
+
+def set_note(folder: Path, text: str) -> None:
+    """Give a run a note; an empty one takes it away."""
+    write_json(folder / NOTES, notes_of(folder) | {"note": text})
+
+
+def headline(run: RunRecord) -> dict[str, Any]:
+    """Return the metric that a run is judged by, as its entry with its name.
+
+    Empty where there is none.
+    """
+    measured = run.measured()
+    names = [p for p in (*_PARTS, *measured) if p in measured]
+    part: dict[str, Any] = measured[names[0]] if names else {}
+    name = next((n for n in (*_METRICS, *part) if n in part), None)
+    return {"metric": name, **part[name]} if name else {}
+
+
+def row_of(run: RunRecord) -> dict[str, Any]:
+    """Return what there is to say of a run on one line."""
+    found = headline(run)
+    data = run.record.get("data", {})
+    source: dict[str, Any] = data.get("train") or next(iter(data.values()), {})
+    return {
+        "run": run.name,
+        "recipe": run.recipe,
+        "started": run.record.get("started"),
+        "status": run.status,
+        "metric": found.get("metric"),
+        "value": found.get("value"),
+        "stderr": found.get("stderr"),
+        "split": found.get("split"),
+        "n": found.get("n"),
+        "data": source.get("source"),
+        "rows": source.get("rows"),
+        "seconds": run.seconds,
+        "disk_bytes": disk(run.folder),
+        **notes_of(run.folder),
+        "folder": str(run.folder),
+    }
+
+
+def disk(folder: Path) -> int:
+    """Return the bytes of the files in and below a folder; links are not followed."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with suppress(OSError):  # a run at work took it away meanwhile
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def select(
+    rows: Sequence[dict[str, Any]], filters: dict[str, Collection[str]]
+) -> list[dict[str, Any]]:
+    """Return the rows whose recipe, status and tags are among those asked for."""
+    kept = list(rows)
+    for name, wanted in filters.items():
+        if wanted and name == "tags":
+            kept = [row for row in kept if {*wanted} <= {*row["tags"]}]
+        elif wanted:
+            kept = [row for row in kept if row[name] in wanted]
+    return kept
+
+
+def order(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    """Return rows by a field, rising; those without a value last.
+
+    Raises ConfigError where there is no such field.
+    """
+    field = {"minutes": "seconds", "disk": "disk_bytes", "+-": "stderr"}.get(
+        field, field
+    )
+    if rows and field not in rows[0]:
+        known = ", ".join(rows[0])
+        said = f"no field {field!r}{nearest(field, rows[0])}; there are {known}"
+        raise ConfigError(said)
+    there = [row for row in rows if row[field] is not None]
+    return sorted(there, key=lambda row: row[field]) + [
+        row for row in rows if row[field] is None
+    ]
+
+
+def as_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return runs as a table; a narrow terminal goes without some columns."""
+    cells = [dict(zip(HEADER, _line(row), strict=True)) for row in rows]
+    widths = {n: max(width(n), *(width(c[n]) for c in cells)) for n in HEADER}
+    names, dropped = list(HEADER), list[str]()
+    for name in _DISPENSABLE:
+        if sum(widths[n] + 2 for n in names) <= terminal_columns():
+            break
+        names.remove(name)
+        dropped.append(name)
+    shown = table([[c[n] for n in names] for c in cells], names)
+    if dropped:
+        shown += f"\nno room for: {', '.join(dropped)}; --json has all"
+    return shown
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    value, error, seconds = row["value"], row["stderr"], row["seconds"]
+    shown = "-" if value is None else f"{value:,.4g}"
+    return [
+        escape(row["run"]),
+        escape(row["recipe"]),
+        (row["started"] or "-")[:16].replace("T", " "),
+        escape(row["status"]),
+        escape(row["metric"] or "-"),
+        shown if error is None else f"{shown} +- {error:.2g}",
+        escape(row["split"] or "-"),
+        escape(os.path.basename(str(row["data"] or "-").rstrip("/"))),
+        "-" if seconds is None else f"{seconds / 60:.1f}",
+        size_text(row["disk_bytes"]),
+        escape(", ".join(row["tags"])),
+    ]

@@ -1,0 +1,149 @@
+"""Comparing runs: what differs, the verdict in words, the page."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from unit.runs.test_record import make
+
+from llmft.runs.compare import compare
+from llmft.runs.compare_page import as_html, as_text
+from llmft.runs.record import read_run
+
+ROWS = 200
+
+
+def classifier(folder, accuracy, seed, data="h", rows=ROWS, **record):
+    """A run whose predictions are right for that share of the rows."""
+    draw = np.random.default_rng(seed)
+    lines = []
+    for row in range(rows):
+        label = "ab"[row % 2]
+        guess = label if draw.random() < accuracy else "ab"[1 - row % 2]
+        found = {"split": "test", "row": row, "line": row + 1, "text": f"<b>{row}"}
+        parts = {"a": 0.2, "b": 0.2} | {guess: 0.8}
+        found |= {"label": label, "prediction": guess, "probabilities": parts}
+        lines.append(json.dumps(found) + "\n")
+    test = {"source": "t.jsonl", "rows": rows, "sha256": data}
+    arguments = {"seed": {"value": seed, "from": "flag"}}
+    arguments["output_dir"] = {"value": str(folder), "from": "flag"}
+    record = {"recipe": "classify", "arguments": arguments} | record
+    make(folder, data={"test": test}, **record)
+    (folder / "predictions.jsonl").write_text("".join(lines))
+    return read_run(folder)
+
+
+def language_model(folder, loss, stderr=0.01, n=1000, data="h", tokenizer="t", **more):
+    entry = {"value": loss, "n": n, "stderr": stderr, "split": "validation"}
+    parts = {"validation": {"source": "v.txt", "rows": 9, "sha256": data}}
+    model = {"name": "m", "tokenizer": tokenizer}
+    make(folder, recipe="generate", data=parts, model=model, **more)
+    found = {"eval": {"loss": entry}, "run": {"wall_seconds": 3.0}}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    return read_run(folder)
+
+
+def test_a_better_run_is_named_with_how_much_and_how_sure(tmp_path):
+    runs = [
+        classifier(tmp_path / n, a, s) for n, a, s in (("x", 0.6, 1), ("y", 0.9, 2))
+    ]
+    for order, better in ((runs, "B"), (runs[::-1], "A")):
+        found = compare(order)
+        (pair,) = found["pairs"]
+        said = r"accuracy \+\d\d\.\d\d \+- \d\.\d\d points \(99\.9 % sure\)"
+        assert re.fullmatch(f"{better} is better: {said}", pair["verdict"])
+    assert found["arguments"] == {"seed": [2, 1]}  # no output_dir
+    right = pair["right"]
+    assert sum(right.values()) == ROWS
+    differ = pair["differ"]
+    assert differ["count"] == right["only_a"] + right["only_b"]
+    assert len(differ["rows"]) == 50
+    first = differ["rows"][0]
+    assert first["place"] == f"t.jsonl:{int(first['text'][3:]) + 1}"
+    assert {first["a"], first["b"]} == {"a", "b"}
+
+
+def test_equal_runs_show_no_difference(tmp_path):
+    runs = [classifier(tmp_path / str(seed), 0.8, seed) for seed in (1, 2)]
+    (pair,) = compare(runs)["pairs"]
+    wanted = "no difference that could be told: B has accuracy "
+    assert pair["verdict"].startswith(wanted)
+    assert "only the seed differs: so far apart are runs of one job" in pair["notes"]
+
+
+def test_of_three_runs_a_difference_has_to_be_clearer(tmp_path):
+    runs = [classifier(tmp_path / str(seed), 0.8, seed) for seed in (1, 2, 3)]
+    found = compare(runs)
+    assert [(p["a"], p["b"]) for p in found["pairs"]] == [
+        *map(tuple, "AB AC BC".split())
+    ]
+    assert found["clear"] == pytest.approx(1 - 0.05 / 3)
+    assert "a difference is one from 98.33 % sure on" in as_text(found)
+
+
+def test_rows_that_only_one_has_or_with_another_label_are_counted(tmp_path):
+    one = classifier(tmp_path / "x", 0.6, 1)
+    other = classifier(tmp_path / "y", 0.9, 2, data="other", rows=150)
+    path = other.folder / "predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["label"], lines[1]["label"], lines[2]["text"] = "b", None, "changed"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (pair,) = compare([one, other])["pairs"]
+    wanted = {"both": 149, "only_a": 51, "only_b": 1, "other_label_or_none": 2}
+    assert pair["rows"] == wanted
+    assert "the test data are not the same" in pair["notes"]
+    assert sum(pair["right"].values()) == 147
+    said = "rows: 149 in both, 51 only in A, 1 only in B, 2 left out, without the same"
+    assert said in as_text(compare([one, other]))
+
+
+def test_other_texts_are_not_paired(tmp_path):
+    one = classifier(tmp_path / "x", 0.8, 1)
+    other = classifier(tmp_path / "y", 0.8, 1, status="failed")
+    path = other.folder / "predictions.jsonl"
+    path.write_text(path.read_text().replace("<b>", "<i>"))
+    (pair,) = compare([one, other])["pairs"]
+    assert pair["verdict"] == "no verdict"
+    assert pair["notes"] == ["B is failed", "no paired test: 0 rows are in both"]
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "note"),
+    [
+        (
+            {"loss": 1.0},
+            "B is better: loss -1.0000 +- 0.0141 (99.9 % sure)",
+            "unpaired",
+        ),
+        ({"loss": 2.01}, "no difference that could be told: B has loss", "unpaired"),
+        ({"loss": 1.0, "tokenizer": "u"}, "no verdict", "their tokenizers differ"),
+        ({"loss": 1.0, "n": 999}, "no verdict", "1,000 tokens are predicted there"),
+        ({"loss": 1.0, "data": "i"}, "no verdict", "validation data are not the same"),
+        ({"loss": 1.0, "stderr": None}, "no verdict", "unpaired"),
+    ],
+)
+def test_language_models_are_compared_unpaired(tmp_path, change, verdict, note):
+    runs = [
+        language_model(tmp_path / "x", 2.0),
+        language_model(tmp_path / "y", **change),
+    ]
+    (pair,) = compare(runs)["pairs"]
+    assert pair["verdict"].startswith(verdict)
+    assert any(note in said for said in pair["notes"])
+
+
+def test_both_forms_show_what_is_there_and_the_page_has_no_script(tmp_path):
+    runs = [classifier(tmp_path / n, 0.7, s) for n, s in (("x", 1), ("<y>", 2))]
+    found = compare(runs)
+    json.dumps(found, allow_nan=False)
+    text, page = as_text(found), as_html(found)
+    for said in (found["pairs"][0]["verdict"], "only A", "f1_macro", "t.jsonl:"):
+        assert said in text
+        assert said in page
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    assert "&lt;y&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")

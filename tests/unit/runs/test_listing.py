@@ -1,0 +1,165 @@
+"""``llmft runs``: the lines, their order and filters, tags and notes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from unit.runs.test_record import make
+
+from llmft import cli, console
+from llmft.runs import listing
+from llmft.runs.record import read_run
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """A folder with three runs, at work in the folder above it."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"value": 0.84, "stderr": 0.011, "n": 10, "split": "test"}
+    for i, (name, recipe, status) in enumerate(
+        [
+            ("r1", "classify", "complete"),
+            ("r2", "mlm", "failed"),
+            ("r3", "mlm", "complete"),
+        ]
+    ):
+        data = {"train": {"source": f"files/{name}.csv", "rows": 5}}
+        started = f"2026-01-0{i + 1}T10:00:00+0000"
+        facts = {"recipe": recipe, "status": status, "seconds": 90.0 - i}
+        make(tmp_path / "outputs" / recipe / name, data=data, started=started, **facts)
+    accuracy = {"test": {"loss": entry | {"value": 9}, "accuracy": entry}}
+    folder = tmp_path / "outputs" / "classify" / "r1"
+    (folder / "metrics.json").write_text(json.dumps(accuracy | {"run": {"steps": 3}}))
+    return tmp_path / "outputs"
+
+
+def run(capsys, *argv):
+    """The exit code of ``llmft runs``, its lines, and what it complains of."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["runs", *map(str, argv)])
+    out, err = capsys.readouterr()
+    return stopped.value.code, out.splitlines(), err
+
+
+def test_one_line_a_run(outputs, capsys):
+    code, lines, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert lines[0].split() == listing.HEADER
+    shown = (
+        "r1 classify 2026-01-01 10:00 complete accuracy 0.84 +- 0.011 test r1.csv 1.5"
+    )
+    assert " ".join(lines[1].split()).startswith(shown)
+    assert [line.split()[0] for line in lines[1:]] == ["r1", "r2", "r3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--recipe", "mlm"], ["r2", "r3"]),
+        (["--status", "complete", "failed"], ["r1", "r2", "r3"]),
+        (["list", "--status", "failed"], ["r2"]),
+        (["--tag", "good", "kept"], ["r3"]),
+        (["--sort", "minutes"], ["r3", "r2", "r1"]),
+        (["--sort", "value"], ["r1", "r2", "r3"]),
+        (["outputs/mlm"], ["r2", "r3"]),
+    ],
+)
+def test_filters_and_order(outputs, capsys, argv, names):
+    listing.tag(outputs / "mlm" / "r3", ["good", "kept"])
+    listing.tag(outputs / "mlm" / "r2", ["good"])
+    code, lines, _ = run(capsys, *argv)
+    assert (code, [line.split()[0] for line in lines[1:]]) == (0, names)
+    code, lines, _ = run(capsys, *argv, "--json")
+    assert [json.loads(line)["run"] for line in lines] == names
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere"], "no folder and no action: nowhere; actions are list, show,"),
+        (["--sort", "valu"], "no field 'valu', did you mean value?; there are run,"),
+        (["--status", "done"], "status is 'done', expected complete, failed,"),
+        (["show", "r9"], "no run 'r9'; runs are looked for in outputs"),
+        (["compare", "r1"], "`runs compare` needs two runs or more, each named once"),
+        (["compare", "r1", "outputs/classify/r1"], "needs two runs or more"),
+        (
+            ["compare", "r1", "r2", "--html", "x.txt"],
+            "html is 'x.txt', expected a name",
+        ),
+        (["tag", "r1", "x", "--remove"], "no tag 'x'; it has none"),
+        (
+            ["clean", "--yes"],
+            "needs to know what: --checkpoints, --failed, --leftovers",
+        ),
+        (["clean", "--older_than", "3"], "older_than is '3', expected a time such as"),
+    ],
+)
+def test_bad_usage_is_one_line(outputs, capsys, argv, said):
+    code, lines, err = run(capsys, *argv)
+    assert (code, lines, err.count("\n")) == (2, [], 1)
+    assert said in err
+
+
+def test_nothing_to_show_is_said(outputs, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert run(capsys, "empty")[1] == ["no runs yet in empty"]
+    said = ["none of the 3 runs in outputs is like that"]
+    assert run(capsys, "--recipe", "generate")[1] == said
+
+
+def test_tags_and_note_are_kept_beside_run_json(outputs, capsys):
+    before = (outputs / "classify" / "r1" / "run.json").read_bytes()
+    assert run(capsys, "tag", "r1", "good", "café", "good")[1] == ["r1: good, café"]
+    assert run(capsys, "note", "r1", "a better\nrate")[0] == 0
+    assert run(capsys, "tag", "r1", "good", "--remove")[1] == ["r1: café"]
+    notes = {"tags": ["café"], "note": "a better\nrate"}
+    assert listing.notes_of(outputs / "classify" / "r1") == notes
+    assert (outputs / "classify" / "r1" / "run.json").read_bytes() == before
+    _, lines, _ = run(capsys, "show", "r1")
+    assert "note: a better" in lines
+    (line,) = run(capsys, "show", "r1", "--json")[1]
+    assert json.loads(line)["tags"] == ["café"]
+    assert json.loads(line)["given"] == {"learning_rate": 2e-4}
+
+
+@pytest.mark.parametrize(("columns", "dropped"), [(80, "disk"), (40, "recipe")])
+def test_a_narrow_terminal_goes_without_columns(outputs, monkeypatch, columns, dropped):
+    monkeypatch.setattr(listing, "terminal_columns", lambda: columns)
+    monkeypatch.setattr(console, "terminal_columns", lambda: columns)
+    rows = [listing.row_of(read_run(outputs / "classify" / "r1"))]
+    rows[0]["run"] = "20261127-153407-abcdef"
+    *shown, last = listing.as_text(rows).splitlines()
+    assert max(map(len, shown)) <= columns
+    assert "20261127-153407-abcdef" in shown[1]
+    assert "0.84 +- 0.011" in shown[1]
+    assert last.startswith("no room for: disk, ")
+    assert dropped in last
+
+
+def test_names_from_elsewhere_move_no_cursor(outputs, capsys):
+    make(outputs / "mlm" / "a\x1b[2J\x85", started="2026")
+    _, lines, _ = run(capsys)
+    assert lines[1].split()[0] == "a\\x1b[2J\\x85"
+    assert json.loads(run(capsys, "--json")[1][0])["run"] == "a\x1b[2J\x85"
+
+
+def test_a_hundred_runs_take_a_moment_and_load_nothing_heavy(tmp_path):
+    for i in range(100):
+        make(tmp_path / f"r{i:03d}", started=f"2026-{i:03d}")
+        (tmp_path / f"r{i:03d}" / "model").mkdir()
+    code = (
+        "import sys, time, llmft.cli as c\n"
+        "start = time.process_time()\n"
+        f"try: c.main(['runs', {str(tmp_path)!r}])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(time.process_time() - start)\n"
+        "print({'torch', 'transformers', 'numpy', 'datasets'} & {*sys.modules})"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert time.perf_counter() - began < 10  # it began at all
+    *lines, seconds, heavy = done.stdout.splitlines()
+    assert (len(lines), heavy, done.stderr) == (101, "set()", "")
+    assert float(seconds) < 0.3
