@@ -31,7 +31,6 @@ from llmft.data.read.check import Check, Checked, Rows, in_parts
 from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source
-from llmft.data.tokens.encode import CHARACTERS
 from llmft.errors import ConfigError, DataError
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
@@ -53,7 +52,9 @@ from llmft.tasks.predictors import (
     source_of,
 )
 
-WINDOW = 2048  # rows that are sorted by length, written and kept together
+# Rows that are sorted by length, predicted and written together, and characters of
+# them: 15 batches or so, some seconds of a small model. That much a kill costs.
+WINDOW, CHARACTERS = 2048, 2**18
 # With fewer rows than this, trying what is fastest would take longer than it saves.
 FEW = 256
 CLASSES = (ClassificationDataArguments, ModelArguments, TrainingArguments)
@@ -74,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_file", metavar="FILE", help=said)
     fields = fields_of(*CLASSES)
     for name in (*FLAGS, *OF_MACHINE):
-        said = f"{fields[name].facts['help']} (default: as in the run, or as there)"
+        default = str(fields[name].default)
+        if name in FLAGS:
+            default = f"that of the run, else {default}"
+        if name == "max_seq_length":
+            default = "that of the run, else what the model allows, up to 512"
+        said = f"{fields[name].facts['help']} (default: {default})"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said.replace("%", "%%"))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import shutil
 from pathlib import Path
@@ -337,6 +338,22 @@ def test_a_command_that_was_stopped_goes_on(stopped, llmft_predict, capsys):
     assert not [*Path().glob("*.part*")]
 
 
+def test_what_is_fastest_is_tried_on_the_first_texts(
+    models, llmft_predict, monkeypatch, capsys
+):
+    monkeypatch.setattr(predict, "FEW", 4)
+    texts = tiny.sentences(4)
+    for count in (3, 4):
+        Path("in.txt").write_text("\n".join(texts[:count]))
+        llmft_predict(models / "single", "in.txt", "--num_threads", 1)
+        out, said = capsys.readouterr()
+        assert ("  precision " in said, "  attention " in said) == (count == 4,) * 2
+        for line, text in zip(out.splitlines(), texts, strict=False):
+            wanted = logits_of(models / "single", text).softmax(-1).tolist()
+            found = [*json.loads(line)["probabilities"].values()]
+            assert found == pytest.approx(wanted, abs=0.05)  # it may be bf16
+
+
 def test_what_was_chosen_before_is_taken_again(stopped, llmft_predict, monkeypatch):
     state = json.loads(Path("out.csv.part.json").read_text())
     assert state["choices"] == {"precision": "fp32", "attention": "sdpa"}
@@ -389,6 +406,15 @@ def test_two_processes_do_not_write_one_file(stopped, llmft_predict):
         assert try_lock(other.fileno())
         with pytest.raises(EnvironmentFault, match="another process is writing there"):
             llmft_predict(*stopped)
+
+
+def test_standard_input_is_read(models, llmft_predict, monkeypatch, capfdbinary):
+    pipe = io.TextIOWrapper(io.BytesIO(b"a film\nx\n"))
+    monkeypatch.setattr("sys.stdin", pipe)
+    flags = ("--file_format", "txt", *PLAIN)
+    llmft_predict(models / "single", "-", *flags)
+    lines = capfdbinary.readouterr().out.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["a film", "x"]
 
 
 def test_a_reader_that_has_gone_ends_it(models, llmft_predict, monkeypatch):
