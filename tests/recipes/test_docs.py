@@ -71,10 +71,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "prompts.txt").write_text("Once\nA film\n", "utf-8")
     stories = "".join(json.dumps({"text": text}) + "\n" for text in lines)
     (tmp_path / "stories.jsonl").write_text(stories, "utf-8")
-    turns = [("user", "Who are you?"), ("assistant", "A model.")]
-    talk = {"messages": [{"role": role, "content": said} for role, said in turns]}
-    talks = (json.dumps({**talk, "id": i}) + "\n" for i in range(60))
-    (tmp_path / "talks.jsonl").write_text("".join(talks), "utf-8")
+    with open(tmp_path / "talks.jsonl", "w", encoding="utf-8") as stream:
+        for line in lines:
+            turns = [("user", f"What is {line}?"), ("assistant", line)]
+            said = [{"role": role, "content": content} for role, content in turns]
+            stream.write(json.dumps({"messages": said}) + "\n")
     for name in ("recipes", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
