@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft import __version__, console, process
@@ -198,10 +199,28 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan(arguments.recipe, arguments.arguments, quiet=False)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_report)
+    said = "its folder, or a part of its name (default: the newest)"
+    parser.add_argument("name", metavar="RUN", nargs="?", help=said)
+    said = "write the page there (default: report.html in the folder of the run)"
+    parser.add_argument("--output", metavar="FILE.html", help=said)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    # matplotlib, which the other commands do without
+    from llmft.runs.record import find_run
+    from llmft.runs.report.page import write_report
+
+    target = arguments.output and Path(arguments.output).expanduser()
+    console.say(str(write_report(find_run(arguments.name), target or None)))
+
+
 COMMANDS = {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
+    "report": ("a page of a run: what came of it, and where it is weak", _add_report),
 }

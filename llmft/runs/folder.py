@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
-from llmft.console import log_to_file, say
+from llmft.console import log_to_file, logger, say, warn
 from llmft.data.split.splits import Splits
-from llmft.errors import EnvironmentFault
+from llmft.errors import EnvironmentFault, brief
 from llmft.files import (
     publish_folder,
     read_object,
@@ -52,7 +52,7 @@ from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import OUTPUTS, TIME
+from llmft.runs.record import OUTPUTS, TIME, read_run
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.train import callbacks, checkpoint, resume
@@ -281,10 +281,28 @@ class Run:
             steps = self.steps - self.clock.first_step
             seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
             say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
+        # All is done but for the status.
+        publish_report(self.folder, {**self.record, "status": "complete"})
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)
         say(f"next       {terminal.command(script, values, flags)}")
+
+
+def publish_report(folder: Path, record: dict[str, Any] | None = None) -> None:
+    """Write ``report.html``; a fault there is a warning, and costs no run.
+
+    Args:
+        record: what ``run.json`` will say.
+    """
+    try:
+        from llmft.runs.report.page import write_report  # matplotlib, at the end only
+
+        run = read_run(folder)
+        write_report(run if record is None else replace(run, record=record))
+    except Exception as error:
+        warn(f"no report.html: {brief(error)}; `llmft report` tries again")
+        logger.debug("report.html", exc_info=True)
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:

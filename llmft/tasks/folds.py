@@ -32,7 +32,7 @@ from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric, with_errors
 from llmft.model.identity import fingerprint
 from llmft.process import versions
-from llmft.runs.folder import FOLDS, held, make_folder
+from llmft.runs.folder import FOLDS, held, make_folder, publish_report
 from llmft.runs.plan import Plan, duration_text
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
@@ -41,7 +41,7 @@ from llmft.tasks.prepare import prepare, read_splits
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
 _OF_RUN = (
     *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
-    *("checkpoints", "logs", "model"),
+    *("checkpoints", "logs", "model", "report.html"),
 )
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
@@ -96,6 +96,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         plan, ladder = train(replace(last, fold=fold))
         assert ladder is not None
         _write_predictions(folder, source, found, rows, ladder, data)
+        publish_report(folder)  # once more, with these
     return plan
 
 
