@@ -33,7 +33,8 @@ def rows(
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
     of names, and the latter has those of at least ``multi_label_threshold``. Under
     ``rungs`` stands what each of these says instead, by its short name: its
-    ``prediction`` and, of a class, the ``probability``.
+    ``prediction`` and, of a class, the ``probability`` and, where that is another one
+    than the label, the ``label_probability``.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
     scores, known = _probabilities(predicted.predictions, labels), predicted.label_ids
@@ -48,7 +49,11 @@ def rows(
         others = _probabilities(rung.scores, labels)
         for row, p in zip(found, others, strict=True):
             said = _described(p, None, labels, least)
-            kept = {n: said[n] for n in ("prediction", "probability") if n in said}
+            kept: dict[str, Any] = {
+                n: said[n] for n in ("prediction", "probability") if n in said
+            }
+            if "probability" in said and row["label"] not in (None, said["prediction"]):
+                kept["label_probability"] = said["probabilities"][row["label"]]
             row.setdefault("rungs", {})[rung.short] = kept
     return found
 

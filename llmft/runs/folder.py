@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
-from llmft.console import log_to_file, logger, say, warn
+from llmft.console import log_to_file, say
 from llmft.data.split.splits import Splits
-from llmft.errors import EnvironmentFault, brief
+from llmft.errors import EnvironmentFault
 from llmft.files import (
     publish_folder,
     read_object,
@@ -52,11 +52,14 @@ from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import OUTPUTS, TIME, read_run
+from llmft.runs.record import OUTPUTS, TIME
+from llmft.runs.report.publish import publish_report
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.train import callbacks, checkpoint, resume
+from llmft.train.batches import lengths_in_brief
 from llmft.train.callbacks import finite
+from llmft.train.tally import breakdown
 from llmft.train.trainer import LlmftTrainer
 
 FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
@@ -129,6 +132,7 @@ class Run:
         plan = make_plan(self.args.training, choices, train, forecast)
         show(plan, self.args.training)
         self.forecast, self.planned = forecast, plan
+        self.record["lengths"] = lengths_in_brief(train)
         self.record["plan"] = asdict(plan)
         chosen = self.record["plan"].pop("choices")
         self.record["choices"] = {choice.pop("name"): choice for choice in chosen}
@@ -242,6 +246,9 @@ class Run:
         }
         found = {**self.measured, "run": speed}
         found |= {name: part for name, part in self.more.items() if part}
+        if tally := getattr(trainer.objective, "tally", None):
+            tokenizer = trainer.processing_class
+            found["tokens"] = breakdown(tally, tokenizer, trainer.train_dataset)
         write_json(self.folder / "metrics.json", found)
         if trainer.args.do_train:
             tag = self.task.pipeline_tag
@@ -252,6 +259,13 @@ class Run:
         """Write ``predictions.jsonl``; each row says of which split it is."""
         lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
+
+    def write_examples(self, name: str, found: list[dict[str, Any]]) -> None:
+        """Write ``examples.json``: what the model said before and after training.
+
+        ``name``: ``fill_mask`` or ``samples``.
+        """
+        write_json(self.folder / "examples.json", {name: found})
 
     def report(
         self,
@@ -287,22 +301,6 @@ class Run:
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)
         say(f"next       {terminal.command(script, values, flags)}")
-
-
-def publish_report(folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Write ``report.html``; a fault there is a warning, and costs no run.
-
-    Args:
-        record: what ``run.json`` will say.
-    """
-    try:
-        from llmft.runs.report.page import write_report  # matplotlib, at the end only
-
-        run = read_run(folder)
-        write_report(run if record is None else replace(run, record=record))
-    except Exception as error:
-        warn(f"no report.html: {brief(error)}; `llmft report` tries again")
-        logger.debug("report.html", exc_info=True)
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:

@@ -32,8 +32,9 @@ from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric, with_errors
 from llmft.model.identity import fingerprint
 from llmft.process import versions
-from llmft.runs.folder import FOLDS, held, make_folder, publish_report
+from llmft.runs.folder import FOLDS, held, make_folder
 from llmft.runs.plan import Plan, duration_text
+from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits

@@ -237,8 +237,18 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
     text = re.sub(r"(?<=[>\"])\s+(?=[</])|\s+(?=\")", "", text)
     text = re.sub(r"<g/>|<defs></defs>", "", text)
+    text = re.sub(r"(<g[^>]*)>((?:<use [^>]*/>){2,})", _styled_once, text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     _, _, inner = text.partition(">")
     head = f'<svg class="chart" role="img" aria-label="{escape(label)}" {box[0]}>'
     return Markup(head + inner)
+
+
+def _styled_once(found: re.Match[str]) -> str:
+    """Say what marks look like once for all of them, where it is the same."""
+    styles = set(re.findall(r'style="[^"]*"', found[2]))
+    if len(styles) != 1 or "style=" in found[1]:
+        return found[0]
+    marks = re.sub(r'\s*style="[^"]*"', "", found[2])
+    return f"{found[1]} {styles.pop()}>{marks}"

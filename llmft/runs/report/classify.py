@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmft.runs.record import RunRecord
-from llmft.runs.report import charts
+from llmft.runs.report import charts, regression
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers
 from llmft.runs.report.parts import (
     NORMAL,
@@ -25,7 +25,7 @@ from llmft.runs.report.verdict import difference
 
 CLASSES = 40  # of a table of classes
 _GRID = 16  # classes whose confusion matrix is a table
-_DOTS = 400  # cells that are drawn of a larger one
+_DOTS = 300  # cells that are drawn of a larger one
 _PAIRS, _MISTAKES, _WEAK = 20, 20, 12
 _BINS = 10
 
@@ -41,12 +41,11 @@ def ladder(run: RunRecord) -> Section:
         for rung in of["rungs"]:
             saved, by = "saved", ""
             if "below" in rung:
-                value, error = difference(rung)
-                saved, by = f"{value:+.4f}", f"± {number(NORMAL * error)}"
+                above, error = difference(rung)
+                saved, by = f"{above:+.4f}", f"± {number(NORMAL * error)}"
             seconds = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
-            rows.append(
-                (named(rung["name"]), number(rung["value"]), saved, by, seconds)
-            )
+            value = number(rung["value"])
+            rows.append((named(rung["name"]), value, saved, by, seconds))
         name = of["metric"]
         header = ["method", name, "saved is above by", "95 %", "seconds"]
         caption = f"The ladder: {name} on {of['n']:,} rows {what}"
@@ -63,62 +62,13 @@ def answers_section(answers: Answers) -> Section:
     if answers.rest:
         found.said.append(f"{answers.rest:,} rows have no label and are left out here.")
     if answers.kind == REGRESSION:
-        found.blocks += numbers(answers)
+        found.blocks += regression.blocks(answers)
         return found
     if answers.kind == SINGLE:
         found.blocks += confusion(answers)
     found.blocks.append(by_class(answers))
     found.blocks += [calibration(answers), thresholds(answers)]
     return found
-
-
-def numbers(answers: Answers) -> list[Any]:
-    """Return charts of a regression: predicted against true, and the errors."""
-    true, said = answers.given, answers.said
-    rng = np.random.default_rng(0)
-    some = np.arange(len(true))
-    if len(true) > 2 * charts.POINTS:
-        some = np.sort(rng.choice(len(true), 2 * charts.POINTS, replace=False))
-    r = float(np.corrcoef(true, said)[0, 1]) if min(true.std(), said.std()) else 0.0
-    quantiles = np.quantile(true, np.linspace(0, 1, 6))
-    rows = []
-    for low, high in zip(quantiles[:-1], quantiles[1:], strict=True):
-        part = (true >= low) & (true <= high)
-        if part.any() and (not rows or rows[-1][0] != f"{low:.4g} to {high:.4g}"):
-            off = said[part] - true[part]
-            values = (off.mean(), np.abs(off).mean(), off.std())
-            row = (
-                f"{low:.4g} to {high:.4g}",
-                int(part.sum()),
-                *map(number, map(float, values)),
-            )
-            rows.append(row)
-    header = [
-        "number as labelled",
-        "rows",
-        "mean error",
-        "mean absolute error",
-        "spread",
-    ]
-    table = Table("Errors by the number as labelled", header, rows)
-    drawn = shown_of(len(some), len(true), "rows, drawn by chance")
-    said_ = f"{len(some):,} points, correlation {r:.3f}; the dashed line is no error."
-    scatter = charts.points(
-        "predicted against labelled",
-        true[some],
-        said[some],
-        ("as labelled", "predicted"),
-        said_,
-        Table("Predicted against labelled: numbers", table.header, table.rows, drawn),
-    )
-    off = said - true
-    counts, ends = np.histogram(off, bins=min(24, max(5, int(np.sqrt(len(off))))))
-    names = [f"{a:.2g}" for a in (ends[:-1] + ends[1:]) / 2]
-    return [
-        scatter,
-        charts.bars("errors (predicted less labelled)", names, counts, "rows"),
-        table,
-    ]
 
 
 def confusion(answers: Answers) -> list[Any]:
@@ -158,7 +108,8 @@ def confusion(answers: Answers) -> list[Any]:
         f" {min(len(wrong), _DOTS):,} of {len(wrong):,} pairs of classes that were"
         " confused. The darker, the larger the share of the label's rows."
     )
-    return [charts.heat("confusion matrix", places, shares, size, said, listed), listed]
+    below = Table("", [], [], "The pairs are in the table below.")
+    return [charts.heat("confusion matrix", places, shares, size, said, below), listed]
 
 
 def confused(counts: np.ndarray) -> list[tuple[int, int]]:
@@ -196,7 +147,10 @@ def _share(part: Any, of: Any) -> float:
 def by_class(answers: Answers) -> Table:
     """Return the table of classes, the weakest first where there are many."""
     scores = [row for row in class_scores(answers) if row[4]]
+    unseen = len(answers.names) - len(scores)
+    notes = [f"{unseen:,} classes have no row"] if unseen else []
     if len(scores) > CLASSES:
+        notes.insert(0, f"{CLASSES} of {len(scores):,}, those of the lowest F1")
         scores = sorted(scores, key=lambda row: row[3])[:CLASSES]
     rows = [
         (
@@ -205,11 +159,7 @@ def by_class(answers: Answers) -> Table:
         )
         for name, precision, recall, f1, n, both in scores
     ]
-    note = shown_of(len(rows), len(answers.names), "classes, those of the lowest F1")
-    if not note.strip() or len(answers.names) <= CLASSES:
-        note = shown_of(
-            len(rows), len(answers.names), "classes; the others have no row"
-        )
+    note = "; ".join(notes)
     header = ["class", "precision", "recall", "95 % of recall", "F1", "rows"]
     what = "labels" if answers.kind == MULTI else "classes"
     return Table(f"By {what}", header, rows, note)
@@ -319,14 +269,11 @@ def mistakes(answers: Answers) -> Section:
         first, wrong = "error", len(off)
     else:
         places = np.flatnonzero(~answers.right)
-        surest = np.array([_sureness(answers, i) for i in places])
+        surest = np.array([_sureness(answers, int(i)) for i in places])
         chosen = np.argsort(-surest, kind="stable")[:_MISTAKES]
         order, wrong = places[chosen], len(places)
-        sizes, title = (
-            [f"{surest[i]:.3f}" for i in chosen],
-            "The most confident mistakes",
-        )
-        first = "probability"
+        sizes = [f"{surest[i]:.3f}" for i in chosen]
+        first, title = "probability", "The most confident mistakes"
     if not wrong:
         return Section("Mistakes", ["No row was answered wrongly."])
     rows = [

@@ -13,7 +13,7 @@ from llmft.errors import escape
 from llmft.files import write_text
 from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
-from llmft.runs.report.advice import advice
+from llmft.runs.report.advice import Seen, advice
 from llmft.runs.report.answers import read_answers
 from llmft.runs.report.curves import curves
 from llmft.runs.report.label_errors import label_errors, suspects
@@ -76,8 +76,8 @@ def _sections(run: RunRecord, events: list[dict[str, Any]]) -> list[Section]:
         found.append(classify.answers_section(answers))
         found.append(classify.weak_section(groups, answers.kind))
         found.append(classify.mistakes(answers))
-    doubted = [(part, s) for part in parts.values() for s in suspects(part)]
+    doubted = suspects(parts)
     found += [label_errors(parts, doubted), *lm.sections(run)]
     found += [facts.cost(run), facts.data(run), facts.machine(run)]
-    found.append(advice(run, events, parts, groups, doubted))
+    found.append(advice(Seen(run, events, groups, doubted)))
     return found

@@ -24,6 +24,11 @@ class Table:
     rows: Sequence[Sequence[object]]
     note: str = ""
     kind: str = "table"
+    # The columns of longer texts, which may take several lines.
+    wide: Sequence[str] = (
+        *("text", "where", "from", "notes", "reason", "value", "labels"),
+        *("what was seen", "what may help", "group"),
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import gammaln, ndtr, ndtri
@@ -127,7 +128,7 @@ def _groups(answers: Answers) -> Iterator[tuple[str, str, Sequence[int]]]:
         lines = [answers.rows[i].get("line") for i in rows]
         if all(isinstance(line, int) for line in lines):
             what = "lines" if len(by_path) == 1 else f"lines of {path}"
-            for what, name, inner in _in_parts(what, lines):
+            for _, name, inner in _in_parts(what, lines):
                 yield what, name, [rows[i] for i in inner]
     if "fold" in answers.rows[0]:
         for fold, rows in places_of(answers.column("fold")).items():
@@ -140,7 +141,7 @@ def _in_parts(
     """Yield the rows in ranges of a value, each with about as many."""
     x = np.asarray(values, float)
     limits = np.unique(np.quantile(x, np.linspace(0, 1, _PARTS + 1)))
-    for low, high in zip(limits[:-1], limits[1:], strict=True):
+    for low, high in pairwise(limits):
         top = high == limits[-1]
         rows = np.flatnonzero((x >= low) & ((x <= high) if top else (x < high)))
         if not len(rows):

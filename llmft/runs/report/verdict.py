@@ -51,7 +51,7 @@ def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
 def _against(ladder: dict[str, Any]) -> list[str]:
     """Say how the saved model stands to the methods below it."""
     points = ladder["metric"] in _SHARES
-    above, alike, below = [], [], []
+    above, alike, below = list[str](), list[str](), list[str]()
     for rung in ladder["rungs"]:
         if "below" not in rung:
             continue
