@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from llmft.runs.report.parts import Chart, Table, number
 
-POINTS = 200  # of a curve; of more, means are drawn
+POINTS = 120  # of a curve; of more, means are drawn
 _FEW = 12  # points whose numbers stand below a chart
 _SIZE = (4.2, 2.4)  # inches
 # Colours that matplotlib writes, and what the page has in their place.
@@ -38,8 +38,6 @@ _SETTINGS: Any = {
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
     "axes.xmargin": 0.02,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
@@ -53,6 +51,12 @@ _SETTINGS: Any = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "path.simplify": True,
+}
+# Styles that many parts have, and the classes of the page that say the same.
+_CLASSES = {
+    r"fill: none; stroke: var\(--line\); stroke-width: 0.6[^\"]*": "kg",
+    r"font-size: 9px; *text-anchor: middle; fill: currentColor": "km",
+    r"font-size: 9px; *text-anchor: end; fill: currentColor": "ke",
 }
 _DASHES = ("-", "--", ":")
 
@@ -183,14 +187,20 @@ def heat(
     return Chart(svg, title, numbers)
 
 
+def _short(value: float, _: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _axes(x_label: str, y_label: str, size: Any = _SIZE) -> tuple[Figure, Any]:
     figure = Figure(figsize=size)
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
     # Fixed margins: a layout engine draws everything three times.
-    left, bottom = (0.62 if y_label else 0.5) / size[0], 0.42 / size[1]
+    left, bottom = (0.66 if y_label else 0.55) / size[0], 0.42 / size[1]
     axes = figure.add_axes((left, bottom, 0.97 - left, 0.95 - bottom))
     axes.patch.set_visible(False)
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return figure, axes
@@ -218,23 +228,20 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = text.replace("xlink:href", "href")
-    used = {
-        *re.findall(r'href="#([^"]+)"', text),
-        *re.findall(r"url\(#([^)]+)\)", text),
-    }
-    chart = zlib.crc32(label.encode())
-
-    def renamed(found: re.Match[str]) -> str:
-        return f' id="k{chart:x}{found[1]}"' if found[1] in used else ""
-
-    text = re.sub(r'\sid="([^"]*)"', renamed, text)
-    text = re.sub(r'href="#', f'href="#k{chart:x}', text)
-    text = re.sub(r"url\(#", f"url(#k{chart:x}", text)
+    ids = sorted({*re.findall(r'(?:href="|url\()#([^")]+)', text)})
+    chart = f"{zlib.crc32(label.encode()):x}"
+    text = re.sub(r'\sid="([^"]*)"', lambda m: m[0] if m[1] in ids else "", text)
+    for i, name in enumerate(ids):
+        own = rf"\g<1>k{chart}-{i}"
+        text = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', own, text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, variable)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"font-family: [^;\"]*;?|transform=\"rotate\(-0 [^\"]*\"", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    for style, name in _CLASSES.items():
+        text = re.sub(rf'(clip-path="[^"]*" )?style="{style}"', f'class="{name}"', text)
+    # Not in what is read.
+    text = re.sub(r"(\d\.\d\d)\d+(?=[^<>]*>)", r"\1", text)
     text = re.sub(r"(?<=[>\"])\s+(?=[</])|\s+(?=\")", "", text)
     text = re.sub(r"<g/>|<defs></defs>", "", text)
     text = re.sub(r"(<g[^>]*)>((?:<use [^>]*/>){2,})", _styled_once, text)

@@ -15,6 +15,7 @@ from llmft.runs.report.parts import (
     Section,
     Table,
     between,
+    brief_name,
     named,
     number,
     shown_of,
@@ -94,7 +95,7 @@ def confusion(answers: Answers) -> list[Any]:
     if size <= _GRID:
         used = [(named(names[i]), _shades(counts[i])) for i in range(size)]
         caption = "Confusion matrix: rows are the labels, columns what was said"
-        grid = Cells(caption, ["", *map(named, names)], used)
+        grid = Cells(caption, ["", *map(brief_name, names)], used)
         return [grid, listed] if size > 2 else [grid]
     where = np.argwhere(counts)
     wrong = where[where[:, 0] != where[:, 1]]

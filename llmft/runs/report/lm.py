@@ -10,7 +10,15 @@ from llmft.errors import escape
 from llmft.files import read_object
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts
-from llmft.runs.report.parts import Section, Table, Texts, between, number, wilson
+from llmft.runs.report.parts import (
+    TEXT,
+    Section,
+    Table,
+    Texts,
+    between,
+    number,
+    wilson,
+)
 
 _GRAM = 4  # words in a row that are a repetition where they come again
 _TEXTS, _LONGEST = 12, 1500  # samples, and characters of each, that are shown
@@ -40,7 +48,7 @@ def measured(run: RunRecord) -> Section:
                 value, error = number(entry["value"]), number(entry["stderr"])
                 rows.append((shown + split, name, value, error, f"{entry['n']:,}"))
     if rows:
-        header = ["on", "metric", "value", "standard error", "tokens"]
+        header = ["on", "metric", "reached", "standard error", "tokens"]
         section.blocks.append(Table("Metrics", header, rows))
     return section
 
@@ -59,7 +67,8 @@ def tokens(run: RunRecord) -> Section:
         section.blocks.append(Table(title, header, rows))
         if name == "by_position" and len(rows) > 1:
             values = [math.exp(min(50.0, g["loss"])) for _, g in ordered]
-            labels = [name.split(" ")[0] for name, _ in ordered]
+            labels = [name.removeprefix("under ").split(" ")[0] for name, _ in ordered]
+            labels[0] = f"< {labels[0]}" if ordered[0][0][:1] == "u" else labels[0]
             bars = charts.bars("perplexity by position", labels, values, "perplexity")
             section.blocks.append(bars)
     if section.blocks:
@@ -88,7 +97,8 @@ def texts(run: RunRecord) -> Section:
     """Return words that were filled in, or samples, before training and after."""
     section, found = Section("Examples"), read_object(run.folder / "examples.json")
     if filled := found.get("fill_mask"):
-        rows = [[row[n] for n in ("text", "word", "before", "after")] for row in filled]
+        names = ("text", "word", "before", "after")
+        rows = [[escape(row[n][:TEXT]) for n in names] for row in filled]
         header = ["text", "the word", "guesses before", "after"]
         right = {w: sum(_hit(row, w) for row in filled) for w in ("before", "after")}
         section.said.append(
@@ -106,12 +116,12 @@ def texts(run: RunRecord) -> Section:
             )
         for sample in samples[:_TEXTS]:
             pairs = [
-                (f"{when}, repetition {repetition(text):.0%}", escape(text, _LONGEST))
+                (f"{when}, repetition {repetition(text):.0%}", escape(text[:_LONGEST]))
                 for when in ("before", "after")
                 for text in sample[when]
             ]
             section.blocks.append(
-                Texts(f"Prompt: {escape(sample['prompt'], 200)}", pairs)
+                Texts(f"Prompt: {escape(sample['prompt'][:TEXT])}", pairs)
             )
     return section
 

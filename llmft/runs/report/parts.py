@@ -12,6 +12,7 @@ from llmft.errors import escape
 
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 CLEAR = 2.0  # standard errors; a difference of fewer is none
+_NARROW = 14  # characters of the head of a narrow column
 LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
 
 
@@ -24,11 +25,12 @@ class Table:
     rows: Sequence[Sequence[object]]
     note: str = ""
     kind: str = "table"
-    # The columns of longer texts, which may take several lines.
+    # The columns of longer texts, and those of names, which may take several lines.
     wide: Sequence[str] = (
-        *("text", "where", "from", "notes", "reason", "value", "labels"),
-        *("what was seen", "what may help", "group"),
+        *("text", "where", "from", "notes", "reason", "value"),
+        *("what was seen", "what may help"),
     )
+    names: Sequence[str] = ("labelled", "said", "said instead", "rather", "labels")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,14 @@ def named(value: object) -> str:
     """Return a label, or several, short enough for a cell."""
     if isinstance(value, list):
         value = ", ".join(map(str, value)) or "none"
-    return escape(number(value) if isinstance(value, float) else value, LABEL)
+    text = number(value) if isinstance(value, float) else str(value)
+    return escape(text[: LABEL + 1], LABEL)
+
+
+def brief_name(value: object) -> str:
+    """Return the beginning of a label, for the head of a narrow column."""
+    name = named(value)
+    return name if len(name) <= _NARROW else name[: _NARROW - 1] + "…"
 
 
 def shown_of(shown: int, of: int, what: str) -> str:

@@ -11,7 +11,7 @@ from llmft.runs.report import charts
 from llmft.runs.report.answers import Answers
 from llmft.runs.report.parts import Table, number, shown_of
 
-_POINTS = 400  # that are drawn
+_POINTS = 300  # that are drawn
 _PARTS = 5  # groups of about equal size
 
 

@@ -59,7 +59,7 @@ def _against(ladder: dict[str, Any]) -> list[str]:
         scale, unit = (100, " points") if points else (1, "")
         size = f"{abs(by) * scale:.1f} ± {NORMAL * error * scale:.1f}{unit}"
         if not points:
-            size = f"{number(abs(by))} ± {number(NORMAL * error)}"
+            size = f"{number(abs(by))} ± {NORMAL * error:.2g}"
         if abs(by) <= CLEAR * error:
             alike.append(name)
         else:
