@@ -212,8 +212,11 @@ def _report(arguments: argparse.Namespace) -> None:
     from llmft.runs.record import find_run
     from llmft.runs.report.page import write_report
 
-    target = arguments.output and Path(arguments.output).expanduser()
-    console.say(str(write_report(find_run(arguments.name), target or None)))
+    target = Path(arguments.output).expanduser() if arguments.output else None
+    if target and target.suffix.lower() not in (".html", ".htm"):
+        said = f"output is {arguments.output!r}, expected a name that ends in .html"
+        raise ConfigError(said)
+    console.say(str(write_report(find_run(arguments.name), target)))
 
 
 COMMANDS = {

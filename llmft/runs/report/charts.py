@@ -196,7 +196,7 @@ def _axes(x_label: str, y_label: str, size: Any = _SIZE) -> tuple[Figure, Any]:
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
     # Fixed margins: a layout engine draws everything three times.
-    left, bottom = (0.66 if y_label else 0.55) / size[0], 0.42 / size[1]
+    left, bottom = (0.74 if y_label else 0.64) / size[0], 0.42 / size[1]
     axes = figure.add_axes((left, bottom, 0.97 - left, 0.95 - bottom))
     axes.patch.set_visible(False)
     axes.xaxis.set_major_formatter(_short)
