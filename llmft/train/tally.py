@@ -26,7 +26,7 @@ class TokenTally:
 
     def add(self, ids: torch.Tensor, places: torch.Tensor, found: torch.Tensor) -> None:
         """Add tokens: ``ids`` and ``places`` (n,), ``found`` (n, 3)."""
-        values = found.double().cpu().numpy()
+        values = found.detach().cpu().double().numpy()
         self.tokens = _added(self.tokens, ids.cpu().numpy(), values)
         self.places = _added(self.places, places.cpu().numpy(), values)
 
@@ -58,8 +58,9 @@ def breakdown(tally: TokenTally, tokenizer: Any, train: Any) -> dict[str, Any]:
     found = {"by_kind": _grouped(kinds, tally.tokens[ids])}
     if train is not None and hasattr(train, "column_names"):
         blocks = train[: min(len(train), _ENOUGH)]["input_ids"]
-        counts = np.bincount(np.concatenate(blocks), minlength=len(tally.tokens))
-        names = [_range(int(n), _FREQUENT) for n in counts[ids]]
+        seen = np.concatenate([np.asarray(block, int) for block in blocks])
+        counts = np.bincount(seen, minlength=len(tally.tokens))
+        names = [_range(int(n), _FREQUENT) if n else "never" for n in counts[ids]]
         found["by_frequency"] = _grouped(names, tally.tokens[ids])
     places = np.flatnonzero(tally.places[:, 1])
     names = [_range(int(p) + 1, tuple(2**k for k in range(3, 14))) for p in places]

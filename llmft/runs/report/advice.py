@@ -41,7 +41,7 @@ def advice(seen: Seen) -> Section:
     section, rows = Section("What to try next"), list[tuple[str, str]]()
     if seen.run.status != "complete":
         return section
-    for rule in (_curve, _ladder, _classes, _data, _calibration, _certainty):
+    for rule in (_time, _curve, _ladder, _classes, _data, _calibration, _certainty):
         rows += rule(seen)
     if rows:
         header = ["what was seen", "what may help"]
@@ -49,6 +49,16 @@ def advice(seen: Seen) -> Section:
     else:
         section.said.append("Nothing that was measured asks for a change.")
     return section
+
+
+def _time(seen: Seen) -> Iterator[tuple[str, str]]:
+    limit = seen.run.arguments.get("time_limit")
+    passes = seen.run.metrics.get("run", {}).get("epochs")
+    if limit and passes is not None and passes < 1:
+        yield (
+            f"the time was enough for {number(passes)} of a pass over train",
+            f"a longer --time_limit (it was {limit})",
+        )
 
 
 def _curve(seen: Seen) -> Iterator[tuple[str, str]]:

@@ -41,9 +41,13 @@ def curves(events: Events) -> Section:
 
 
 def series(events: Events, name: str) -> Line:
-    """Return steps and values of what was logged under a name."""
-    there = [e for e in events if e.get(name) is not None and "step" in e]
-    return [float(e["step"]) for e in there], [float(e[name]) for e in there]
+    """Return steps and values of what was logged under a name, of a step the last."""
+    there = {
+        float(event["step"]): float(event[name])
+        for event in events
+        if event.get(name) is not None and "step" in event
+    }
+    return list(there), list(there.values())
 
 
 def _of(events: Events, names: dict[str, str]) -> dict[str, Line]:

@@ -81,7 +81,7 @@ def tokens(run: RunRecord) -> Section:
 def _first_number(name: str, group: dict[str, Any]) -> float:
     """Order ranges by where they begin, and other groups by their size."""
     words = name.replace(",", "").split()
-    if words[0] == "under":
+    if words[0] in ("under", "never"):
         return -1.0
     return float(words[0]) if words[0].isdigit() else -float(group["tokens"])
 
