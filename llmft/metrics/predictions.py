@@ -29,6 +29,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return one row a text: line, text, label (None where unknown), prediction.
 
+    Where the data are of several files also ``file``, its place among them.
+
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
     of names, and the latter has those of at least ``multi_label_threshold``. Under
@@ -37,6 +39,8 @@ def rows(
     than the label, the ``label_probability``.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
+    if "file" in data.column_names and max(data["file"][:], default=0):
+        names.append("file")
     scores, known = _probabilities(predicted.predictions, labels), predicted.label_ids
     wanted = [None] * len(scores) if known is None else list(known)
     columns = [data[name][:] for name in names]
@@ -56,6 +60,21 @@ def rows(
                 kept["label_probability"] = said["probabilities"][row["label"]]
             row.setdefault("rungs", {})[rung.short] = kept
     return found
+
+
+def with_paths(
+    found: Sequence[dict[str, Any]], files: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return rows with the ``path`` of their file instead of its place in ``files``."""
+    return [
+        {
+            **{n: v for n, v in row.items() if n != "file"},
+            "path": str(files[row["file"]]),
+        }
+        if "file" in row
+        else row
+        for row in found
+    ]
 
 
 def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:

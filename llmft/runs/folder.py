@@ -46,6 +46,7 @@ from llmft.files import (
 )
 from llmft.machine import detect
 from llmft.machine.plan import Forecast
+from llmft.metrics.predictions import with_paths
 from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
@@ -100,6 +101,7 @@ class Run:
     ) -> None:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
+        self.files = splits.sources[self.held_out].files if self.held_out else []
         self.results: dict[str, dict[str, float]] = {}
         self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.more: dict[str, Any] = {"shared_with_train": self.shared}
@@ -256,8 +258,12 @@ class Run:
             write_text(self.folder / "model" / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
-        """Write ``predictions.jsonl``; each row says of which split it is."""
-        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
+        """Write ``predictions.jsonl``; each row says of which split it is.
+
+        Where that has several files, also of which one.
+        """
+        found = with_paths(rows, self.files)
+        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in found)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 
     def write_examples(self, name: str, found: list[dict[str, Any]]) -> None:

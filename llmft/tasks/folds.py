@@ -284,6 +284,8 @@ def _write_predictions(
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [
         to_json(row | {"split": "train", "row": int(at), "fold": int(fold)}) + "\n"
-        for row, at, fold in zip(said, order, folds, strict=True)
+        for row, at, fold in zip(
+            predictions.with_paths(said, source.files), order, folds, strict=True
+        )
     ]
     write_text(file, "".join(lines) + of_test)

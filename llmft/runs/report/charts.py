@@ -187,7 +187,7 @@ def heat(
     return Chart(svg, title, numbers)
 
 
-def _short(value: float, _: int) -> str:
+def _short(value: float, _: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
