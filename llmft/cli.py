@@ -210,13 +210,13 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     # matplotlib, which the other commands do without
     from llmft.runs.record import find_run
-    from llmft.runs.report.page import write_report
+    from llmft.runs.report.publish import write_page
 
     target = Path(arguments.output).expanduser() if arguments.output else None
     if target and target.suffix.lower() not in (".html", ".htm"):
         said = f"output is {arguments.output!r}, expected a name that ends in .html"
         raise ConfigError(said)
-    console.say(str(write_report(find_run(arguments.name), target)))
+    console.say(str(write_page(find_run(arguments.name), target)))
 
 
 COMMANDS = {

@@ -267,10 +267,7 @@ class Run:
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 
     def write_examples(self, name: str, found: list[dict[str, Any]]) -> None:
-        """Write ``examples.json``: what the model said before and after training.
-
-        ``name``: ``fill_mask`` or ``samples``.
-        """
+        """Write ``examples.json``: ``fill_mask`` or ``samples``, before and after."""
         write_json(self.folder / "examples.json", {name: found})
 
     def report(
@@ -301,8 +298,8 @@ class Run:
             steps = self.steps - self.clock.first_step
             seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
             say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
-        # All is done but for the status.
-        publish_report(self.folder, {**self.record, "status": "complete"})
+        done = {"status": "complete", "seconds": self._seconds()}  # but for saying so
+        publish_report(self.folder, {**self.record, **done})
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)

@@ -1,6 +1,7 @@
 """The page of a run: its structure, what it refuses to hold, and what it says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -226,7 +227,7 @@ def test_a_fault_costs_no_run(tmp_path, capsys):
     assert "`llmft report` tries again" in said
 
 
-def test_it_needs_no_torch(tmp_path):
+def test_it_needs_no_torch_and_leaves_nothing_in_the_home_folder(tmp_path):
     folder = report_runs.folder_of(tmp_path / "r", "single")
     code = (
         "import sys; from llmft import cli\n"
@@ -234,9 +235,14 @@ def test_it_needs_no_torch(tmp_path):
         "finally: print({'torch', 'transformers', 'sklearn'} & {*sys.modules})"
     )
     words = [sys.executable, "-c", code, "report", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {n: v for n, v in os.environ.items() if not n.startswith(("XDG", "MPL"))}
+    env |= {"HOME": str(home), "LLMFT_HOME": str(home / "llmft")}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "set()"
+    assert [path.name for path in home.iterdir()] == ["llmft"]
 
 
 def test_it_is_written_whole_beside_what_was_there(tmp_path):
