@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft import __version__, console, process
@@ -246,6 +247,26 @@ def _add_runs(parser: _Parser) -> None:
     parser.usual, parser.actions = commands.USUAL, frozenset(commands.ACTIONS)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_report)
+    said = "its folder, or a part of its name (default: the newest)"
+    parser.add_argument("name", metavar="RUN", nargs="?", help=said)
+    said = "write the page there (default: report.html in the folder of the run)"
+    parser.add_argument("--output", metavar="FILE.html", help=said)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    # matplotlib, which the other commands do without
+    from llmft.runs.record import find_run
+    from llmft.runs.report.publish import write_page
+
+    target = Path(arguments.output).expanduser() if arguments.output else None
+    if target and target.suffix.lower() not in (".html", ".htm"):
+        said = f"output is {arguments.output!r}, expected a name that ends in .html"
+        raise ConfigError(said)
+    console.say(str(write_page(find_run(arguments.name), target)))
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """Add nothing: a recipe reads its arguments itself."""
 
@@ -263,5 +284,6 @@ COMMANDS = RECIPES | {
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
+    "report": ("a page of a run: what came of it, and where it is weak", _add_report),
     "runs": ("what ran and what came of it; comparing, and taking away", _add_runs),
 }

@@ -139,7 +139,7 @@ def fine_tune(args: Arguments) -> Plan:
 
         run.finish(trainer, f"Causal language model on {splits.name}")
         after = generate.sample(model, tokenizer, model_args, training_args.seed)
-        generate.show(before, after)
+        generate.show(before, after, model_args.prompt, run)
         given = ["prompt"] if model_args.prompt else []
         run.report(
             list(generate.TASK.metrics),

@@ -122,9 +122,7 @@ def main(argv: list[str]) -> Plan:
             )
 
         run.finish(trainer, f"Masked language model on {splits.name}")
-        mlm.show_filled(
-            cloze, before, mlm.fill_masks(model, tokenizer, cloze), run.held_out
-        )
+        mlm.show_filled(cloze, before, mlm.fill_masks(model, tokenizer, cloze), run)
         # What to run next: a classifier on this encoder, on the user's own texts too.
         next_flags = [] if data_args.dataset_name else ["--train_file", "LABELLED.csv"]
         run.report(

@@ -32,6 +32,7 @@ RUN_FOLDER = {
     "checkpoints",
     "logs",
     "model",
+    "report.html",
 }
 _LIMIT = 300  # seconds for a process; far more than any of them takes
 

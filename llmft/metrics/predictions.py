@@ -29,13 +29,18 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return one row a text: line, text, label (None where unknown), prediction.
 
+    Where the data are of several files also ``file``, its place among them.
+
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
     of names, and the latter has those of at least ``multi_label_threshold``. Under
     ``rungs`` stands what each of these says instead, by its short name: its
-    ``prediction`` and, of a class, the ``probability``.
+    ``prediction`` and, of a class, the ``probability`` and, where that is another one
+    than the label, the ``label_probability``.
     """
     names = ["line", *(n for n in ("text", "text_pair") if n in data.column_names)]
+    if "file" in data.column_names and max(data["file"][:], default=0):
+        names.append("file")
     scores, known = _probabilities(predicted.predictions, labels), predicted.label_ids
     wanted = [None] * len(scores) if known is None else list(known)
     columns = [data[name][:] for name in names]
@@ -48,7 +53,11 @@ def rows(
         others = _probabilities(rung.scores, labels)
         for row, p in zip(found, others, strict=True):
             said = _described(p, None, labels, least)
-            kept = {n: said[n] for n in ("prediction", "probability") if n in said}
+            kept: dict[str, Any] = {
+                n: said[n] for n in ("prediction", "probability") if n in said
+            }
+            if "probability" in said and row["label"] not in (None, said["prediction"]):
+                kept["label_probability"] = said["probabilities"][row["label"]]
             row.setdefault("rungs", {})[rung.short] = kept
     return found
 
@@ -59,6 +68,21 @@ def said(scores: Any, labels: LabelNames, threshold: float) -> list[dict[str, An
         _described(p, None, labels, threshold) for p in _probabilities(scores, labels)
     ]
     return [{n: x for n, x in row.items() if n != "label"} for row in found]
+
+
+def with_paths(
+    found: Sequence[dict[str, Any]], files: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return rows with the ``path`` of their file instead of its place in ``files``."""
+    return [
+        {
+            **{n: v for n, v in row.items() if n != "file"},
+            "path": str(files[row["file"]]),
+        }
+        if "file" in row
+        else row
+        for row in found
+    ]
 
 
 def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:

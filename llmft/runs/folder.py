@@ -43,6 +43,7 @@ from llmft.files import (
 )
 from llmft.machine import detect
 from llmft.machine.plan import Forecast
+from llmft.metrics.predictions import with_paths
 from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
@@ -50,12 +51,15 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import OUTPUTS, TIME, held
+from llmft.runs.report.publish import publish_report
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.runs.tracking import Tracking, fault_of
 from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, progress, resume
+from llmft.train.batches import lengths_in_brief
 from llmft.train.callbacks import finite
+from llmft.train.tally import breakdown
 from llmft.train.trainer import LlmftTrainer
 
 FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
@@ -98,6 +102,7 @@ class Run:
         self.held_out = splits.held_out()
         of_fold = args.fold is not None and args.fold.place is not None
         self.pushes = args.training.push_to_hub and not of_fold
+        self.files = splits.sources[self.held_out].files if self.held_out else []
         self.results: dict[str, dict[str, float]] = {}
         self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.more: dict[str, Any] = {"shared_with_train": self.shared}
@@ -130,6 +135,7 @@ class Run:
         plan = make_plan(self.args.training, choices, train, forecast)
         show(plan, self.args.training)
         self.forecast, self.planned = forecast, plan
+        self.record["lengths"] = lengths_in_brief(train)
         self.record["plan"] = asdict(plan)
         chosen = self.record["plan"].pop("choices")
         del self.record["plan"]["folder"]
@@ -250,6 +256,9 @@ class Run:
         }
         found = {**self.measured, "run": speed}
         found |= {name: part for name, part in self.more.items() if part}
+        if tally := getattr(trainer.objective, "tally", None):
+            tokenizer = trainer.processing_class
+            found["tokens"] = breakdown(tally, tokenizer, trainer.train_dataset)
         write_json(self.folder / "metrics.json", found)
         if trainer.args.do_train:
             tag = self.task.pipeline_tag
@@ -257,9 +266,17 @@ class Run:
             write_text(self.folder / "model" / "README.md", card)
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
-        """Write ``predictions.jsonl``; each row says of which split it is."""
-        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
+        """Write ``predictions.jsonl``; each row says of which split it is.
+
+        Where that has several files, also of which one.
+        """
+        found = with_paths(rows, self.files)
+        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in found)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
+
+    def write_examples(self, name: str, found: list[dict[str, Any]]) -> None:
+        """Write ``examples.json``: ``fill_mask`` or ``samples``, before and after."""
+        write_json(self.folder / "examples.json", {name: found})
 
     def report(
         self,
@@ -289,6 +306,8 @@ class Run:
             steps = self.steps - self.clock.first_step
             seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
             say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
+        done = {"status": "complete", "seconds": self._seconds()}  # but for saying so
+        publish_report(self.folder, {**self.record, **done})
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)

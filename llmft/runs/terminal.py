@@ -49,6 +49,8 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
     if (folder / "predictions.jsonl").is_file():
         say(f"\npredicted  {short(folder / 'predictions.jsonl')}")
     say(f"\nrun        {short(folder)}")
+    if (folder / "report.html").is_file():
+        say(f"report     {short(folder / 'report.html')}")
     if given["do_train"] and "tensorboard" in given["report_to"]:
         logs = shlex.quote(short(folder / "logs"))
         say(f"curves     {_tool('tensorboard')} --logdir {logs}")

@@ -18,6 +18,7 @@ PARTS = {
     "tokenized": "token ids of data",
     "hardware": "measurements of this machine",
     "metrics": "locks of metrics",
+    "fonts": "the list of fonts, of charts",
 }
 
 

@@ -35,6 +35,7 @@ from llmft.model.identity import fingerprint
 from llmft.process import versions
 from llmft.runs.folder import FOLDS, held, make_folder
 from llmft.runs.plan import Plan, duration_text
+from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import PROBE, TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
@@ -42,7 +43,7 @@ from llmft.tasks.prepare import prepare, read_splits
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
 _OF_RUN = (
     *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
-    *("checkpoints", "logs", "model"),
+    *("checkpoints", "logs", "model", "report.html"),
 )
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
@@ -97,6 +98,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         plan, ladder = train(replace(last, fold=fold))
         assert ladder is not None
         _write_predictions(folder, source, found, rows, ladder, data)
+        publish_report(folder)  # once more, with these
     return plan
 
 
@@ -283,6 +285,8 @@ def _write_predictions(
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [
         to_json(row | {"split": "train", "row": int(at), "fold": int(fold)}) + "\n"
-        for row, at, fold in zip(said, order, folds, strict=True)
+        for row, at, fold in zip(
+            predictions.with_paths(said, source.files), order, folds, strict=True
+        )
     ]
     write_text(file, "".join(lines) + of_test)

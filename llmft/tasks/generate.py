@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from llmft.machine import detect
 from llmft.metrics.tokens import CAUSAL_LM
 from llmft.model.ends import ends_of, length, set_ends
 from llmft.model.probes import in_own_precision, position_limit
+from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord
 from llmft.tasks.recipe import run_recipe
@@ -295,8 +296,20 @@ def sample(
     return texts
 
 
-def show(before: list[list[str]], after: list[list[str]]) -> None:
-    """Print the texts of each prompt; ``before`` is empty where nothing was trained."""
+def show(
+    before: list[list[str]],
+    after: list[list[str]],
+    prompts: Sequence[str],
+    run: Run,
+) -> None:
+    """Print and keep the texts of each prompt.
+
+    ``before`` is empty where nothing was trained.
+    """
+    if after:
+        both = zip(prompts, before or [[]] * len(after), after, strict=True)
+        kept = [{"prompt": p, "before": one, "after": two} for p, one, two in both]
+        run.write_examples("samples", kept)
     for prompt in range(len(after)):
         say()
         for name, texts in (("before", before), ("after", after)):

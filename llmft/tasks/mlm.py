@@ -24,6 +24,7 @@ from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
 from llmft.metrics.tokens import MASKED_LM
 from llmft.model.probes import in_own_precision
+from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord
 from llmft.tasks.recipe import run_recipe
@@ -156,11 +157,14 @@ def show_filled(
     examples: list[tuple[str, str]],
     before: list[str],
     after: list[str],
-    split: str | None,
+    run: Run,
 ) -> None:
-    """Print what ``fill_masks`` gave before and after training on ``split``."""
+    """Print and keep what ``fill_masks`` gave before and after training."""
     if examples:
-        say(f"\nfill-mask, on {split}")
+        say(f"\nfill-mask, on {run.held_out}")
         both = zip(examples, before, after, strict=True)
         rows = [(text, word, then, now) for (text, word), then, now in both]
-        say(table(rows, ["text", "word", "before", "after"]))
+        header = ["text", "word", "before", "after"]
+        say(table(rows, header))
+        kept = [dict(zip(header, row, strict=True)) for row in rows]
+        run.write_examples("fill_mask", kept)

@@ -19,6 +19,17 @@ def lengths_of(data: Any) -> np.ndarray:
     return pc.list_value_length(column).to_numpy()
 
 
+def lengths_in_brief(data: Any | None) -> dict[str, int]:
+    """Return how long examples are, for ``run.json``; of a stream, nothing."""
+    if data is None or not hasattr(data, "column_names") or not len(data):
+        return {}
+    lengths = lengths_of(data)
+    half, nearly, longest = np.quantile(lengths, (0.5, 0.9, 1), method="lower")
+    found = {"examples": len(lengths), "50 %": half, "90 %": nearly, "longest": longest}
+    found["as long as the longest"] = (lengths == longest).sum()
+    return {name: int(value) for name, value in found.items()}
+
+
 class Batches:
     """The batches of an epoch, the shortest first.
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import EarlyStoppingCallback as _EarlyStoppingCallback
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -23,12 +24,24 @@ from llmft.train.time_limit import TimeLimit, seconds_left
 class MetricsLog(TrainerCallback):
     """Append every logged event to ``metrics.jsonl`` as strict JSON.
 
+    With a loss go the samples/s of the steps since the one before, and the memory.
+
     Args:
         leg: 1, and one more after each resume: steps may stand there once for each.
     """
 
     def __init__(self, path: Path, leg: int) -> None:
         self.path, self.leg = path, leg
+        self.steps, self.seconds, self.began = 0, 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Start the clock of a step."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Stop it."""
+        self.seconds += time.perf_counter() - self.began
+        self.steps += 1
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
@@ -40,6 +53,12 @@ class MetricsLog(TrainerCallback):
             "time": round(time.time(), 3),
             **(logs or {}),
         }
+        if "loss" in event and self.seconds:
+            examples = args.train_batch_size * args.gradient_accumulation_steps
+            speed = self.steps * examples / self.seconds
+            event["samples_per_second"] = round(speed, 3)
+            event["rss_bytes"] = psutil.Process().memory_info().rss
+            self.steps, self.seconds = 0, 0.0
         line = to_json({name: finite(value) for name, value in event.items()})
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")

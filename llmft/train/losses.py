@@ -11,6 +11,7 @@ from torch import nn
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.data.tokens.collate import IGNORED
+from llmft.train.tally import TokenTally
 
 # Logits that are held at a time, about: 134 MB in fp32.
 LOGITS = 2**25
@@ -176,7 +177,10 @@ def labelled_rows(
 
 
 def token_statistics(
-    values: torch.Tensor, labels: torch.Tensor, head: nn.Linear | None = None
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    head: nn.Linear | None = None,
+    tally: TokenTally | None = None,
 ) -> torch.Tensor:
     """Reduce the logits of a batch to what ``metrics.tokens.TokenPrediction`` needs.
 
@@ -185,13 +189,14 @@ def token_statistics(
     Args:
         values, head: as ``labelled_cross_entropy`` takes them.
         labels: (batch, length), -100 where there is none.
+        tally: is told of each token, too.
 
     Returns:
         float64 of shape (batch, 3), on the device of ``values``: summed negative
         log-likelihood, labelled tokens, right guesses.
     """
     rows, wanted = labelled_rows(values, labels)
-    owner = (labels != IGNORED).nonzero()[:, 0]
+    owner, places = (labels != IGNORED).nonzero().T
     sums = rows.new_zeros(len(labels), 3, dtype=_widest(rows.device))
     rows = rows if head is None else _padded(rows)
     for part in _parts(rows, rows.shape[-1] if head is None else head.out_features):
@@ -205,6 +210,8 @@ def token_statistics(
         columns = (nll, torch.ones_like(nll), logits.argmax(-1) == chosen)
         found = torch.stack([column.to(sums.dtype) for column in columns], 1)
         sums.index_add_(0, owner[part], found)
+        if tally is not None:
+            tally.add(chosen, places[part], found)
     return sums
 
 

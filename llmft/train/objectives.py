@@ -1,7 +1,8 @@
 """What a task computes of a model and a batch: one objective a task.
 
 ``LlmftTrainer`` knows no task. It asks an objective for ``loss``, ``evaluate``,
-``label_count`` and ``by_text``; another task needs these four.
+``label_count`` and ``by_text``, and says ``begin_evaluation``; another task needs these
+five.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llmft.train.narrow import (
     transformers_model,
 )
 from llmft.train.outputs import output_layer, vectors_of_texts
+from llmft.train.tally import TokenTally
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -40,6 +42,7 @@ class _LanguageModel:
     masked: bool
 
     def __init__(self) -> None:
+        self.tally = TokenTally()  # of the last evaluation
         # A model with its last_meeting and plain_head, as its first batch shows them.
         self.tried: tuple[Any, nn.Module | None, nn.Linear | None] | None = None
 
@@ -60,9 +63,13 @@ class _LanguageModel:
         self, model: Any, batch: Batch, label_smoothing: float = 0.0
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, never smoothed, and ``losses.token_statistics``."""
-        statistics = losses.token_statistics(*self._run(model, batch))
+        statistics = losses.token_statistics(*self._run(model, batch), self.tally)
         nll, count, _ = statistics.sum(0)
         return (nll / count.clamp(min=1)).float(), {"statistics": statistics}
+
+    def begin_evaluation(self) -> None:
+        """Forget the tokens of the evaluation before."""
+        self.tally = TokenTally()
 
     def label_count(self, batch: Batch) -> torch.Tensor:
         """Return what the loss of ``batch`` is divided by; those of a step add up."""
@@ -192,6 +199,9 @@ class Classification:
             self.tried = core, point
         with first_position_only(_usable(self.tried[1], core)):
             return model(**inputs)
+
+    def begin_evaluation(self) -> None:
+        """Keep nothing: what is predicted is kept by the trainer."""
 
     def label_count(self, batch: Batch) -> torch.Tensor:
         """Return what the loss of ``batch`` is divided by; those of a step add up."""

@@ -169,6 +169,7 @@ class LlmftTrainer(Trainer):
             NonFiniteError: a loss or, without labels, a prediction is not a number.
         """
         release_memory()
+        self.objective.begin_evaluation()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = output.metrics or {}
         losses = {n: x for n, x in found.items() if n.endswith("_loss")}

@@ -158,8 +158,10 @@ def test_predictions_are_those_of_the_model(
 def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     cwd, said = csv_run
     run = process.only_run(cwd, "classify")
-    shown, curves, following = said.splitlines()[-3:]
+    shown, page, curves, following = said.splitlines()[-4:]
     assert shown.split() == ["run", str(run.relative_to(cwd))]
+    assert page.split() == ["report", str(run.relative_to(cwd) / "report.html")]
+    assert "Accuracy " in (run / "report.html").read_text("utf-8")
     assert curves.endswith(f"tensorboard --logdir {run.relative_to(cwd)}/logs")
     assert re.search(r"validation +accuracy +\S+ +\S+ +31\n", said)
     words = shlex.split(following.removeprefix("next").strip())
@@ -170,7 +172,7 @@ def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     (second,) = set((cwd / "outputs/classify").iterdir()) - {run}
     assert not list(second.glob("checkpoints/*"))
     assert {p.name for p in second.iterdir()} - {"checkpoints"} == {
-        *("run.json", "metrics.json", "predictions.jsonl", "logs")
+        *("run.json", "metrics.json", "predictions.jsonl", "logs", "report.html")
     }
     rows = process.read_jsonl(second / "predictions.jsonl")
     assert [r["prediction"] for r in rows] == ["NA", "no"]

@@ -59,7 +59,8 @@ def test_mlm_on_a_txt(bert: Path, tmp_path: Path) -> None:
         cwd=cwd,
     )
     run = process.only_run(cwd, "mlm")
-    assert {p.name for p in run.iterdir()} == process.RUN_FOLDER
+    kept = {*process.RUN_FOLDER, "examples.json"}
+    assert {p.name for p in run.iterdir()} == kept
     check_learnt(run, "masked_accuracy")
     assert "fill-mask" in said
     fill = pipeline("fill-mask", str(run / "model"), device="cpu")
@@ -174,7 +175,8 @@ def test_generate_on_a_jsonl(gpt2: Path, tmp_path: Path) -> None:
     )
     run = cwd / "run"
     assert {p.name for p in cwd.iterdir()} == {"run"}
-    assert {p.name for p in run.iterdir()} == process.RUN_FOLDER
+    kept = {*process.RUN_FOLDER, "examples.json"}
+    assert {p.name for p in run.iterdir()} == kept
     check_learnt(run, "token_accuracy")
     assert "before [1] the old man" in said
     assert "after [2]  the old man" in said

@@ -76,7 +76,7 @@ def train(name: str, *flags: object, cwd: Path, env: dict[str, str]) -> str:
         env=env,
     )
     run = process.only_run(cwd, recipe)
-    extra = {"predictions.jsonl"} if recipe == "classify" else set()
+    extra = {"predictions.jsonl" if recipe == "classify" else "examples.json"}
     assert {p.name for p in run.iterdir()} == process.RUN_FOLDER | extra
     record = process.read_json(run / "run.json")
     assert record["status"] == "complete"

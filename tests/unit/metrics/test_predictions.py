@@ -282,3 +282,33 @@ def test_numbers():
     found = predictions.rows(PAIRS, predicted(None, [[0.3], [1.25]]), labels, ARGS)
     assert [r["label"] for r in found] == [None, None]
     assert predictions.mistakes(found, 5, labels) == ""
+
+
+def test_rows_of_several_files_say_which(tmp_path):
+    texts = TEXTS.add_column("file", [0, 1, 0, 1, 1])
+    found = predictions.rows(texts, predicted(), NAMES, ARGS)
+    placed = predictions.with_paths(found, ["a.csv", "b.csv"])
+    assert [row["path"] for row in placed] == [
+        "a.csv",
+        *["b.csv", "a.csv"],
+        *["b.csv"] * 2,
+    ]
+    assert [{**r, "path": 0} for r in placed] == [
+        {**{n: v for n, v in r.items() if n != "file"}, "path": 0} for r in found
+    ]
+    alone = TEXTS.add_column("file", [0] * 5)
+    plain = predictions.rows(alone, predicted(), NAMES, ARGS)
+    assert predictions.with_paths(plain, ["a.csv"]) == plain
+    assert "path" not in plain[0]
+
+
+def test_a_method_that_says_another_class_says_how_probable_the_label_is():
+    scores = np.log(np.tile([0.2, 0.7, 0.1], (5, 1)))
+    found = predictions.rows(TEXTS, predicted(), NAMES, ARGS, [Rung("few", scores)])
+    for row in found:
+        said = row["rungs"]["few"]
+        if row["label"] == NAMES.names[1]:
+            assert "label_probability" not in said
+        else:
+            p = [0.2, 0.7, 0.1][list(NAMES.names).index(row["label"])]
+            assert said["label_probability"] == pytest.approx(p)

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -262,16 +263,22 @@ def test_scores_that_are_not_numbers_stop(greedy):
     assert e.value.exit_code == 6
 
 
-def test_show_gives_every_text_of_every_prompt(capsys):
-    generate.show([["a", "b"], ["c", "d"]], [["A", "B"], ["C\x1b", "D"]])
+def test_show_gives_every_text_of_every_prompt_and_keeps_them(capsys):
+    kept = []
+    run = SimpleNamespace(write_examples=lambda *given: kept.append(given))
+    after = [["A", "B"], ["C\x1b", "D"]]
+    generate.show([["a", "b"], ["c", "d"]], after, ["1", "2"], run)
     assert capsys.readouterr().out == (
         "\nbefore [1] a\nbefore [2] b\nafter [1]  A\nafter [2]  B\n"
         "\nbefore [1] c\nbefore [2] d\nafter [1]  C\\x1b\nafter [2]  D\n"
     )
-    generate.show([], [["A"], ["B"]])
+    generate.show([], [["A"], ["B"]], ["1", "2"], run)
     assert capsys.readouterr().out == "\nwritten    A\n\nwritten    B\n"
-    generate.show([], [])
+    generate.show([], [], [], run)
     assert capsys.readouterr().out == ""
+    first, second = ([row["before"] for row in rows] for _, rows in kept)
+    assert (first, second) == ([["a", "b"], ["c", "d"]], [[], []])
+    assert kept[0][1][1] == {"prompt": "2", "before": ["c", "d"], "after": after[1]}
 
 
 class _Elsewhere:

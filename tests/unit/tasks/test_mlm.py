@@ -1,5 +1,7 @@
 """Words that a masked language model fills in, before and after training."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -87,15 +89,19 @@ def test_fill_masks_gives_the_three_likeliest(wordpiece):
     assert fill_masks(model, wordpiece, []) == []
 
 
-def test_what_was_filled_in_is_shown_side_by_side(capsys):
-    show_filled([("a [MASK]", "film")], ["the, a"], ["film, movie"], "test")
+def test_what_was_filled_in_is_shown_side_by_side_and_kept(capsys):
+    kept = []
+    run = SimpleNamespace(held_out="test", write_examples=lambda *x: kept.append(x))
+    show_filled([("a [MASK]", "film")], ["the, a"], ["film, movie"], run)
     assert capsys.readouterr().out == (
         "\nfill-mask, on test\n"
         "  text      word  before  after\n"
         "  a [MASK]  film  the, a  film, movie\n"
     )
-    show_filled([], [], [], None)
+    show_filled([], [], [], run)
     assert capsys.readouterr().out == ""
+    both = {"before": "the, a", "after": "film, movie"}
+    assert kept == [("fill_mask", [{"text": "a [MASK]", "word": "film"} | both])]
 
 
 def test_examples_before_and_after_come_in_one_precision(wordpiece, tmp_path):

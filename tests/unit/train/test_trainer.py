@@ -498,6 +498,10 @@ def test_the_log_of_a_run_stays_in_its_folder(wordpiece, tmp_path, monkeypatch):
 
     events = [json.loads(line, parse_constant=refuse) for line in lines]
     assert [e["loss"] for e in events if "loss" in e] == losses(trainer)
+    for event in events:
+        assert ("samples_per_second" in event) is ("loss" in event)
+        assert event.get("rss_bytes", 2e8) > 1e8
+        assert event.get("samples_per_second", 1) > 0
     assert events[-1]["test_loss"] is events[-1]["other"] is None
     assert all(e["step"] <= 3 and e["time"] > 0 for e in events)
     assert any("eval_accuracy" in e for e in events)

@@ -1,0 +1,178 @@
+"""What to try next: only what follows from what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llmft.errors import escape
+from llmft.runs.record import RunRecord
+from llmft.runs.report.curves import Events, series
+from llmft.runs.report.label_errors import STRONG, Suspect
+from llmft.runs.report.parts import (
+    CLEAR,
+    NORMAL,
+    Section,
+    Table,
+    listed_words,
+    number,
+)
+from llmft.runs.report.segments import Segment, weak
+from llmft.runs.report.verdict import difference, headline
+
+_FALL = 0.02  # of the validation loss, from one evaluation to the next
+_RISE = 0.05
+_OFF = 0.05  # calibration error that is worth mending
+_WIDE = 0.03  # half an interval of a share
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What advice follows from."""
+
+    run: RunRecord
+    events: Events
+    groups: Sequence[Segment]
+    doubted: Sequence[Suspect]
+
+
+def advice(seen: Seen) -> Section:
+    """Return what was seen, and what may help."""
+    section, rows = Section("What to try next"), list[tuple[str, str]]()
+    if seen.run.status != "complete":
+        return section
+    for rule in (_time, _curve, _ladder, _classes, _data, _calibration, _certainty):
+        rows += rule(seen)
+    if rows:
+        header = ["what was seen", "what may help"]
+        section.blocks.append(Table("From what was seen", header, rows))
+    else:
+        section.said.append("Nothing that was measured asks for a change.")
+    return section
+
+
+def _time(seen: Seen) -> Iterator[tuple[str, str]]:
+    limit = seen.run.arguments.get("time_limit")
+    passes = seen.run.metrics.get("run", {}).get("epochs")
+    if limit and passes is not None and passes < 1:
+        yield (
+            f"the time was enough for {number(passes)} of a pass over train",
+            f"a longer --time_limit (it was {limit})",
+        )
+
+
+def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
+    _, losses = series(seen.events, "eval_loss")
+    if len(losses) < 2:
+        return
+    best = min(losses)
+    if losses[-1] == best and losses[-2] - best > _FALL * abs(losses[-2]):
+        limit = seen.run.arguments.get("time_limit")
+        helps = f"a longer --time_limit (it was {limit})" if limit else ""
+        said = f"{number(losses[-2])} to {number(best)} in the last evaluation"
+        yield (
+            f"the loss on validation was still falling: {said}",
+            helps or "more --num_train_epochs",
+        )
+    elif losses[-1] > best * (1 + _RISE) and best > 0:
+        at = losses.index(best) + 1
+        kept = seen.run.arguments.get("load_best_model_at_end")
+        if not kept:
+            yield (
+                f"the loss on validation rose from {number(best)} (evaluation {at}) to"
+                f" {number(losses[-1])}",
+                "fewer --num_train_epochs, or --load_best_model_at_end true; where"
+                " accuracy went on rising, it may stay",
+            )
+
+
+def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
+    metrics = seen.run.metrics
+    ladder = metrics.get("ladder") or metrics.get("k_folds", {}).get("ladder")
+    if not ladder:
+        return
+    names = [rung["name"] for rung in ladder["rungs"]]
+    above, alike = [], []
+    for rung in ladder["rungs"][: names.index(ladder["saved"])]:
+        by, error = difference(rung)
+        if by < -CLEAR * error:
+            above.append(escape(rung["name"], 60))
+        elif by <= CLEAR * error:
+            alike.append(escape(rung["name"], 60))
+    if above:
+        yield (
+            f"{listed_words(above)} reached more than the model",
+            "a longer training, a model made for this language and subject, or the"
+            " simpler method itself",
+        )
+    if alike:
+        yield (
+            f"no clear difference to {listed_words(alike)}",
+            "the simpler method costs less; more rows may show a difference",
+        )
+
+
+def _classes(seen: Seen) -> Iterator[tuple[str, str]]:
+    found = seen.run.metrics.get("weak_classes", {})
+    for name, what in (
+        ("never_predicted", "never predicted"),
+        ("few_training_rows", "with few training rows"),
+    ):
+        if classes := list(found.get(name) or {}):
+            first = listed_words([escape(c, 40) for c in classes[:5]])
+            more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+            yield f"classes {what}: {first}{more}", "; ".join(found["what_helps"])
+    clear = [segment for segment in weak(seen.groups) if segment.what != "label"]
+    if clear:
+        shown = [f"{s.what} {escape(s.name, 40)}" for s in clear[:3]]
+        yield (
+            f"weak where {listed_words(shown)}",
+            "more rows like these in train; look at how they are labelled",
+        )
+
+
+def _data(seen: Seen) -> Iterator[tuple[str, str]]:
+    strong = sum(suspect.chance < STRONG for suspect in seen.doubted)
+    if strong:
+        rows = "row whose label" if strong == 1 else "rows whose label"
+        yield (
+            f"{strong:,} {rows} nearly all methods speak against",
+            "look at them under Probable label errors, and mend what is wrong",
+        )
+    lengths = seen.run.record.get("lengths") or {}
+    most, arguments = seen.run.arguments.get("max_seq_length"), seen.run.arguments
+    long = lengths.get("as long as the longest", 0)
+    cut = arguments.get("long_text") == "truncate" and lengths.get("longest") == most
+    if seen.run.recipe == "classify" and cut and long > 0.1 * lengths["examples"]:
+        share = long / lengths["examples"]
+        yield (
+            f"{share:.0%} of the examples of train fill max_seq_length {most}: texts"
+            " are cut",
+            "a larger --max_seq_length, or --long_text split",
+        )
+
+
+def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
+    found = headline(seen.run)
+    entry = seen.run.metrics.get(found[0], {}).get("calibration_error") if found else {}
+    if not entry or entry["value"] is None or seen.run.arguments.get("calibrate"):
+        return
+    value, error = entry["value"], entry["stderr"] or 0.0
+    if value > _OFF and value > CLEAR * error:
+        yield (
+            f"probabilities are off by {value:.3f} in the mean (calibration error)",
+            "--calibrate true",
+        )
+
+
+def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
+    found = headline(seen.run)
+    if found is None or found[1] not in ("accuracy", "f1_micro"):
+        return
+    part, name, entry = found
+    half = NORMAL * (entry["stderr"] or 0.0)
+    if half > _WIDE and part != "folds":
+        yield (
+            f"{name} is known to ± {100 * half:.1f} points only ({entry['n']:,} rows)",
+            "more rows to measure on, or --k_folds 5, which measures on every row",
+        )

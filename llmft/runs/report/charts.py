@@ -1,0 +1,261 @@
+"""Small charts as SVG in the colours of the page, by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from llmft.runs.report.parts import Chart, Table, number
+
+POINTS = 120  # of a curve; of more, means are drawn
+_FEW = 12  # points whose numbers stand below a chart
+_SIZE = (4.2, 2.4)  # inches
+# Colours that matplotlib writes, and what the page has in their place.
+_INK, _GRID = "#010101", "#010102"
+LINES = ("#010103", "#010104", "#010105")
+_VARIABLES = {
+    _INK: "currentColor",
+    _GRID: "var(--line)",
+    **{color: f"var(--c{i})" for i, color in enumerate(LINES, 1)},
+}
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "llmft",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.xmargin": 0.02,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "path.simplify": True,
+}
+# Styles that many parts have, and the classes of the page that say the same.
+_CLASSES = {
+    r"fill: none; stroke: var\(--line\); stroke-width: 0.6[^\"]*": "kg",
+    r"font-size: 9px; *text-anchor: middle; fill: currentColor": "km",
+    r"font-size: 9px; *text-anchor: end; fill: currentColor": "ke",
+}
+_DASHES = ("-", "--", ":")
+
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a curve of at most ``POINTS`` points, each the mean of its neighbours."""
+    x, y = np.asarray(xs, float), np.asarray(ys, float)
+    if len(x) <= POINTS:
+        return x, y
+    ends = np.linspace(0, len(x), POINTS + 1).astype(int)
+    sizes = np.diff(ends)
+    return np.add.reduceat(x, ends[:-1]) / sizes, np.add.reduceat(y, ends[:-1]) / sizes
+
+
+def curve(
+    title: str, lines: Mapping[str, Line], x_label: str, log: bool = False
+) -> Chart:
+    """Return a chart of lines by name, each x and y."""
+    said = "; ".join(f"{name}: {_course(*line)}" for name, line in lines.items())
+    label = f"{title}. {said}."
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes(x_label, "")
+        for (name, line), color, dash in zip(
+            lines.items(), LINES, _DASHES, strict=False
+        ):
+            x, y = thinned(*line)
+            mark = "o" if len(x) <= _FEW else ""
+            axes.plot(x, y, dash, color=color, label=name, marker=mark, markersize=3.5)
+        if log:
+            axes.set_yscale("log")
+        if len(lines) > 1:
+            axes.legend(loc="best")
+        svg = _svg(figure, label)
+    most = max(len(line[0]) for line in lines.values())
+    note = f"{most:,} points, drawn as {POINTS} means" if most > POINTS else ""
+    rows = [
+        (name, number(float(x)), number(float(y)))
+        for name, line in lines.items()
+        for x, y in _some(*line)
+    ]
+    numbers = Table(f"{title}: numbers", ["", x_label, title], rows, note)
+    return Chart(svg, title, numbers)
+
+
+def points(
+    title: str, x: Any, y: Any, labels: tuple[str, str], said: str, numbers: Table
+) -> Chart:
+    """Return a chart of single points, and of the line where both are the same."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes(*labels)
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axes.plot(ends, ends, "--", color=_INK, linewidth=0.8)
+        axes.plot(x, y, "o", color=LINES[0], alpha=0.35, markersize=3, mew=0)
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(svg, title, numbers)
+
+
+def calibration(
+    title: str, stated: Any, found: Any, sizes: Any, said: str, numbers: Table
+) -> Chart:
+    """Return how often rows were right, by what their probability said."""
+    stated, found, sizes = (np.asarray(v, float) for v in (stated, found, sizes))
+    error = 1.96 * np.sqrt(np.clip(found * (1 - found), 0.01, None) / sizes)
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes("probability that was stated", "share that was right")
+        axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=0.8)
+        axes.vlines(
+            stated,
+            np.clip(found - error, 0, 1),
+            np.clip(found + error, 0, 1),
+            color=LINES[0],
+            linewidth=1,
+        )
+        axes.plot(stated, found, "o-", color=LINES[0], markersize=4)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(svg, title, numbers)
+
+
+def bars(title: str, names: Sequence[str], values: Any, label: str) -> Chart:
+    """Return bars side by side, as of a histogram."""
+    values = [float(v) for v in values]
+    top = names[int(np.argmax(values))]
+    said = f"{len(names)} bars, the highest at {top}: {number(max(values))}"
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes("", label)
+        axes.bar(range(len(names)), values, color=LINES[0], width=0.8)
+        axes.grid(visible=False, axis="x")
+        step = -(-len(names) // 6)
+        axes.set_xticks(range(0, len(names), step), names[::step])
+        svg = _svg(figure, f"{title}. {said}.")
+    rows = [(name, number(v)) for name, v in zip(names, values, strict=True)]
+    return Chart(svg, title, Table(f"{title}: numbers", ["", label], rows))
+
+
+def heat(
+    title: str, places: Any, shares: Any, size: int, said: str, numbers: Table
+) -> Chart:
+    """Return cells of a large matrix that are not empty, the darker the more.
+
+    Args:
+        places: (cells, 2), row and column. shares: of each cell, 0 to 1.
+    """
+    places, shares = np.asarray(places), np.asarray(shares, float)
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes("class that was said", "class as labelled", (4.4, 4.2))
+        axes.grid(visible=False)
+        wrong = places[:, 0] != places[:, 1]
+        side = max(1.6, 230 / size)
+        for which, color in ((~wrong, LINES[0]), (wrong, LINES[1])):
+            for low, high, alpha in ((0, 0.1, 0.35), (0.1, 0.3, 0.6), (0.3, 1.1, 1.0)):
+                row, column = places[which & (shares >= low) & (shares < high)].T
+                axes.plot(
+                    *(column, row),
+                    *("s",),
+                    color=color,
+                    alpha=alpha,
+                    markersize=side,
+                    mew=0,
+                )
+        axes.set_xlim(-1, size)
+        axes.set_ylim(size, -1)
+        svg = _svg(figure, f"{title}. {said}")
+    return Chart(svg, title, numbers)
+
+
+def _short(value: float, _: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _axes(x_label: str, y_label: str, size: Any = _SIZE) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size)
+    FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
+    # Fixed margins: a layout engine draws everything three times.
+    left, bottom = (0.74 if y_label else 0.64) / size[0], 0.42 / size[1]
+    axes = figure.add_axes((left, bottom, 0.97 - left, 0.95 - bottom))
+    axes.patch.set_visible(False)
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
+
+
+def _some(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """Return up to ``_FEW`` points of a curve, with both ends."""
+    places = np.linspace(0, len(xs) - 1, min(len(xs), _FEW)).round().astype(int)
+    return [(xs[i], ys[i]) for i in places]
+
+
+def _course(xs: Sequence[float], ys: Sequence[float]) -> str:
+    first, last = number(float(ys[0])), number(float(ys[-1]))
+    least, most = number(float(min(ys))), number(float(max(ys)))
+    return f"from {first} to {last}, lowest {least}, highest {most}"
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """Return the drawing as a part of a page: no head, no ids that another has."""
+    stream = io.StringIO()
+    nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = text.replace("xlink:href", "href")
+    ids = sorted({*re.findall(r'(?:href="|url\()#([^")]+)', text)})
+    chart = f"{zlib.crc32(label.encode()):x}"
+    text = re.sub(r'\sid="([^"]*)"', lambda m: m[0] if m[1] in ids else "", text)
+    for i, name in enumerate(ids):
+        own = rf"\g<1>k{chart}-{i}"
+        text = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', own, text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*;?|transform=\"rotate\(-0 [^\"]*\"", "", text)
+    for style, name in _CLASSES.items():
+        text = re.sub(rf'(clip-path="[^"]*" )?style="{style}"', f'class="{name}"', text)
+    # Not in what is read.
+    text = re.sub(r"(\d\.\d\d)\d+(?=[^<>]*>)", r"\1", text)
+    text = re.sub(r"(?<=[>\"])\s+(?=[</])|\s+(?=\")", "", text)
+    text = re.sub(r"<g/>|<defs></defs>", "", text)
+    text = re.sub(r"(<g[^>]*)>((?:<use [^>]*/>){2,})", _styled_once, text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    _, _, inner = text.partition(">")
+    head = f'<svg class="chart" role="img" aria-label="{escape(label)}" {box[0]}>'
+    return Markup(head + inner)
+
+
+def _styled_once(found: re.Match[str]) -> str:
+    """Say what marks look like once for all of them, where it is the same."""
+    styles = set(re.findall(r'style="[^"]*"', found[2]))
+    if len(styles) != 1 or "style=" in found[1]:
+        return found[0]
+    marks = re.sub(r'\s*style="[^"]*"', "", found[2])
+    return f"{found[1]} {styles.pop()}>{marks}"

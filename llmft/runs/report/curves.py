@@ -1,0 +1,60 @@
+"""The curves of a run: loss, metrics, learning rate, gradient, speed, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmft.runs.report.charts import Line, curve
+from llmft.runs.report.parts import Section
+
+Events = Sequence[dict[str, Any]]
+METRICS = (
+    *("accuracy", "f1_macro", "f1_micro", "r2", "spearman", "masked_accuracy"),
+    "token_accuracy",
+)
+
+
+def curves(events: Events) -> Section:
+    """Return what was logged while it trained, by step."""
+    found = Section("Curves")
+    groups: list[tuple[str, dict[str, Line], float]] = [
+        ("loss", _of(events, {"loss": "train", "eval_loss": "validation"}), 1),
+        ("metrics, on validation", _of_metrics(events), 1),
+        ("learning rate", _of(events, {"learning_rate": "learning rate"}), 1),
+        ("gradient norm", _of(events, {"grad_norm": "gradient norm"}), 1),
+        ("samples/s", _of(events, {"samples_per_second": "samples/s"}), 1),
+        ("memory, GiB", _of(events, {"rss_bytes": "resident"}), 2**30),
+    ]
+    for title, lines, unit in groups:
+        if lines:
+            scaled = {n: (x, [v / unit for v in y]) for n, (x, y) in lines.items()}
+            found.blocks.append(curve(title, scaled, "step"))
+    if not found:
+        return found
+    several = {event.get("leg") for event in events}
+    if len(several) > 1:
+        found.said.append(
+            f"The run was resumed: {len(several)} legs, of each step the last one."
+        )
+    return found
+
+
+def series(events: Events, name: str) -> Line:
+    """Return steps and values of what was logged under a name, of a step the last."""
+    there = {
+        float(event["step"]): float(event[name])
+        for event in events
+        if event.get(name) is not None and "step" in event
+    }
+    return list(there), list(there.values())
+
+
+def _of(events: Events, names: dict[str, str]) -> dict[str, Line]:
+    lines = {shown: series(events, name) for name, shown in names.items()}
+    return {shown: line for shown, line in lines.items() if len(line[0]) > 1}
+
+
+def _of_metrics(events: Events) -> dict[str, Line]:
+    known = [n for n in METRICS if any(f"eval_{n}" in event for event in events)]
+    return _of(events, {f"eval_{name}": name for name in known[:3]})

@@ -1,0 +1,118 @@
+"""Around a run: plan and reality, machine, choices, data, arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmft.errors import escape
+from llmft.runs.record import RunRecord
+from llmft.runs.report.parts import TEXT, Section, Table, named, number, shown_of
+
+_VALUES = 60  # characters
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Return a time as people say it."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def cost(run: RunRecord) -> Section:
+    """Return what was planned, and what the run came to."""
+    plan, real = run.record.get("plan", {}), run.metrics.get("run", {})
+    section, rows = Section("Plan and reality"), list[tuple[str, str, str]]()
+    planned = plan.get("seconds") or {}
+    if plan or real:
+        resumed = len(run.record.get("legs", [])) > 0
+        train = planned.get("training")
+        rows.append(("steps", number(plan.get("steps")), number(real.get("steps"))))
+        rows.append(
+            ("training", seconds_text(train), seconds_text(real.get("train_seconds")))
+        )
+        whole = sum(planned.values()) if planned else None
+        rows.append(("all of it", seconds_text(whole), seconds_text(run.seconds)))
+        memory = plan.get("memory_bytes")
+        shown = " to ".join(f"{b / 2**30:.1f}" for b in memory) if memory else "-"
+        peak = real.get("peak_rss_bytes")
+        took = f"{peak / 2**30:.1f}" if peak else "-"
+        rows.append(("memory at the most, GiB", shown, took))
+        if resumed:
+            section.said.append("The plan is of the last leg, after a resume.")
+    for name in ("train_samples_per_second", "train_tokens_per_second"):
+        if name in real:
+            unit = name.removeprefix("train_").replace("_per_second", "/s")
+            rows.append((unit, "-", number(real[name])))
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    if rows:
+        section.blocks.append(Table("Time and memory", ["", "plan", "reality"], rows))
+    return section
+
+
+def data(run: RunRecord) -> Section:
+    """Return the rows of each split, and what was left out or noticed."""
+    section, rows = Section("Data"), list[tuple[Any, ...]]()
+    for split, found in run.record.get("data", {}).items():
+        notes = [str(note) for note in found.get("notes") or []]
+        notes += _audit(found.get("audit") or {})
+        source = escape(found.get("source", ""), 120)
+        rows.append((split, number(found.get("rows")), source, _short(notes)))
+    if rows:
+        header = ["split", "rows", "from", "notes"]
+        section.blocks.append(Table("Rows", header, rows))
+    return section
+
+
+def _audit(audit: dict[str, Any]) -> list[str]:
+    """Return the counts of an audit in words, as deep as they are."""
+    said = []
+    for name, value in audit.items():
+        if name == "also_in":
+            said += [f"also in {part}: {_counts(v)}" for part, v in value.items()]
+        else:
+            said.append(f"{name.replace('_', ' ')}: {_counts(value)}")
+    return said
+
+
+def _counts(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{n.replace('_', ' ')} {_counts(v)}" for n, v in value.items()
+        )
+    return number(value)
+
+
+def _short(notes: list[str]) -> str:
+    return escape("; ".join(notes), 2 * TEXT)
+
+
+def machine(run: RunRecord) -> Section:
+    """Return the machine, what was chosen for it, and what was asked for."""
+    record, section = run.record, Section("Machine and choices")
+    cpu, versions = record.get("cpu", {}), record.get("versions", {})
+    if cpu:
+        known = ", ".join(f"{name} {version}" for name, version in versions.items())
+        section.said.append(f"{cpu.get('name')}, {cpu.get('cores')} cores; {known}.")
+    chosen = [
+        (name, escape(c.get("value"), _VALUES), escape(c.get("reason"), TEXT))
+        for name, c in record.get("choices", {}).items()
+    ]
+    if chosen:
+        header = ["what", "value", "reason"]
+        section.blocks.append(Table("What was chosen", header, chosen))
+    given = [(name, named(value)) for name, value in run.given.items()]
+    if given:
+        table = Table("Arguments that were given", ["argument", "value"], given[:60])
+        section.blocks.append(table)
+    model = [(n, escape(v, TEXT)) for n, v in record.get("model", {}).items()]
+    if model:
+        note = shown_of(12, len(model), "entries") if len(model) > 12 else ""
+        table = Table("The model it began with", ["", "value"], model[:12], note)
+        section.blocks.append(table)
+    if command := record.get("command"):
+        section.said.append(f"Command: {escape(command, 2 * TEXT)}")
+    return section

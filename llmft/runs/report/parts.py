@@ -1,0 +1,143 @@
+"""What a page is made of, and how numbers and texts are shown on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from llmft.errors import escape
+
+NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
+CLEAR = 2.0  # standard errors; a difference of fewer is none
+_NARROW = 14  # characters of the head of a narrow column
+LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; the first cell of a row names it."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+    kind: str = "table"
+    # The columns of longer texts, and those of names, which may take several lines.
+    wide: Sequence[str] = (
+        *("text", "where", "from", "notes", "reason", "value"),
+        *("what was seen", "what may help"),
+    )
+    names: Sequence[str] = ("labelled", "said", "said instead", "rather", "labels")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, which says in words what it shows; its title and its numbers."""
+
+    svg: Markup
+    title: str
+    numbers: Table
+    kind: str = "chart"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table of counts whose shade says how large each is: a confusion matrix.
+
+    ``rows`` has the name of each row, and of each cell the shade, 0 to 5, and text.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]
+    kind: str = "cells"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Longer texts, each below a line that says what it is."""
+
+    caption: str
+    texts: Sequence[tuple[str, str]]
+    kind: str = "texts"
+
+
+@dataclass
+class Section:
+    """A part of the page: a heading, sentences, tables and charts."""
+
+    title: str
+    said: list[str] = field(default_factory=list)
+    blocks: list[Table | Chart | Cells | Texts] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        """What links lead to it."""
+        return self.title.lower().replace(" ", "-").replace(",", "")
+
+    def __bool__(self) -> bool:
+        return bool(self.said or self.blocks)
+
+
+def number(value: object) -> str:
+    """Return a number in four digits, and anything else as it is."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return "-"
+    if isinstance(value, int) or (value == round(value) and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def interval(value: float, error: float | None) -> str:
+    """Return the limits of 95 % about a value whose standard error is known."""
+    if error is None or not math.isfinite(error):
+        return "-"
+    return f"{number(value - NORMAL * error)} to {number(value + NORMAL * error)}"
+
+
+def wilson(right: float, n: float) -> tuple[float, float]:
+    """Return the limits of 95 % of a share (Wilson 1927); 0 to 1 of no rows."""
+    if not n:
+        return 0.0, 1.0
+    z, p = NORMAL, right / n
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def between(limits: tuple[float, float]) -> str:
+    """Return two limits of shares."""
+    return f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def named(value: object) -> str:
+    """Return a label, or several, short enough for a cell."""
+    if isinstance(value, list):
+        value = ", ".join(map(str, value)) or "none"
+    text = number(value) if isinstance(value, float) else str(value)
+    return escape(text[: LABEL + 1], LABEL)
+
+
+def brief_name(value: object) -> str:
+    """Return the beginning of a label, for the head of a narrow column."""
+    name = named(value)
+    return name if len(name) <= _NARROW else name[: _NARROW - 1] + "…"
+
+
+def shown_of(shown: int, of: int, what: str) -> str:
+    """Return ``20 of 340 rows``, or "" where nothing is left out."""
+    return f"{shown:,} of {of:,} {what}" if shown < of else ""
+
+
+def listed_words(words: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,66 @@
+"""Writing the page of a run; matplotlib is loaded for it, and not before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmft.console import logger, warn
+from llmft.errors import brief
+from llmft.runs.record import RunRecord, read_run
+from llmft.sources import catalog
+
+_FOLDER = "MPLCONFIGDIR"
+_LOGS = ("matplotlib", "matplotlib.font_manager")
+
+
+def publish_report(folder: Path, record: dict[str, Any] | None = None) -> None:
+    """Write ``report.html``; a fault there is a warning, and costs no run.
+
+    Args:
+        record: what ``run.json`` will say.
+    """
+    try:
+        run = read_run(folder)
+        write_page(run if record is None else replace(run, record=record))
+    except Exception as error:
+        warn(f"no report.html: {brief(error)}; `llmft report` tries again")
+        logger.debug("report.html", exc_info=True)
+
+
+def write_page(run: RunRecord, target: Path | None = None) -> Path:
+    """Write the page of a run, by default into its folder; return where it is.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    with _cache_of_fonts():
+        from llmft.runs.report.page import write_report
+    return write_report(run, target)
+
+
+@contextmanager
+def _cache_of_fonts() -> Iterator[None]:
+    """Let matplotlib, where it loads in the block, keep its list of fonts with ours.
+
+    By itself it makes folders in the user's home, and says so where it cannot.
+    """
+    if _FOLDER in os.environ or "matplotlib" in sys.modules:
+        yield
+        return
+    os.environ[_FOLDER] = str(catalog.cache_home() / "fonts")
+    levels = {log: log.level for log in map(logging.getLogger, _LOGS)}
+    for log in levels:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        del os.environ[_FOLDER]
+        for log, level in levels.items():
+            log.setLevel(level)

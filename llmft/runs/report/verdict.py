@@ -1,0 +1,96 @@
+"""What came of a run, in one or two plain sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmft.errors import escape
+from llmft.runs.record import RunRecord
+from llmft.runs.report.parts import CLEAR, NORMAL, interval, listed_words, number
+
+# The parts of metrics.json that a result is judged by, the first that is there.
+PARTS = ("test", "folds", "eval")
+HEADLINES = ("accuracy", "f1_micro", "r2", "perplexity", "loss")
+_SHARES = ("accuracy", "f1_micro")  # differences are told in points
+
+
+def headline(run: RunRecord) -> tuple[str, str, dict[str, Any]] | None:
+    """Return part, name and entry of the metric that a run is judged by."""
+    for part in PARTS:
+        for name in HEADLINES:
+            entry = run.metrics.get(part, {}).get(name)
+            if entry and entry["value"] is not None:
+                return part, name, entry
+    return None
+
+
+def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
+    """Return the sentences."""
+    said = [] if run.status == "complete" else [_stopped(run, events)]
+    found = headline(run)
+    if found is None:
+        if run.status == "complete":
+            said.append("The run is complete; nothing was measured.")
+        return said
+    part, name, entry = found
+    where = {"test": "test", "folds": "train, each held out once", "eval": "validation"}
+    unit = {"mlm": "masked tokens", "generate": "tokens"}.get(run.recipe, "rows")
+    shown = f"{name.replace('_', ' ').capitalize()} {number(entry['value'])}"
+    if entry["stderr"]:
+        shown += f" (95 % interval {interval(entry['value'], entry['stderr'])})"
+    said.append(f"{shown} on {entry['n']:,} {unit} of {where[part]}.")
+    before = run.metrics.get("before", {}).get(name)
+    if before and before["value"] is not None:
+        said.append(f"Before training it was {number(before['value'])}.")
+    ladder = run.metrics.get("ladder") or run.metrics.get("k_folds", {}).get("ladder")
+    if ladder:
+        said += _against(ladder)
+    return said
+
+
+def _against(ladder: dict[str, Any]) -> list[str]:
+    """Say how the saved model stands to the methods below it."""
+    points = ladder["metric"] in _SHARES
+    above, alike, below = list[str](), list[str](), list[str]()
+    for rung in ladder["rungs"]:
+        if "below" not in rung:
+            continue
+        name, by, error = escape(rung["name"], 60), *difference(rung)
+        scale, unit = (100, " points") if points else (1, "")
+        size = f"{abs(by) * scale:.1f} ± {NORMAL * error * scale:.1f}{unit}"
+        if not points:
+            size = f"{number(abs(by))} ± {NORMAL * error:.2g}"
+        if abs(by) <= CLEAR * error:
+            alike.append(name)
+        else:
+            (above if by > 0 else below).append(f"{name} by {size}")
+    saved, said = escape(ladder["saved"], 60), []
+    if above:
+        said.append(f"The saved model ({saved}) is better than {listed_words(above)}.")
+    if below:
+        said.append(f"The saved model ({saved}) is worse than {listed_words(below)}.")
+    if alike:
+        rest = f"No difference could be told to {listed_words(alike)}"
+        said.append(f"{rest}: it is under {CLEAR:g} standard errors.")
+    return said
+
+
+def difference(rung: dict[str, Any]) -> tuple[float, float]:
+    """Return by how much the saved model is above a rung, and the standard error."""
+    error = rung["below"]["stderr"]
+    return rung["below"]["value"], float("inf") if error is None else error
+
+
+def _stopped(run: RunRecord, events: list[dict[str, Any]]) -> str:
+    """Say how far a run came that did not complete."""
+    status = {"killed": "was killed", "running": "is still running"}
+    said = f"The run {status.get(run.status, run.status)}"
+    if run.status == "interrupted":
+        said = "The run was interrupted"
+    steps = run.record.get("plan", {}).get("steps")
+    last = max((e.get("step", 0) for e in events), default=0)
+    of = f" of {steps:,}" if steps else ""
+    said += f"; the last step that was logged is {last:,}{of}."
+    if error := run.record.get("error"):
+        said += f" It said: {escape(error, 500)}"
+    return said
