@@ -222,6 +222,13 @@ def _limits(metrics: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     if weak := metrics.get("weak_classes"):
         lines = weak_lines(weak).splitlines()[:-1]  # without what helps in training
         found += [line.strip().capitalize() + "." for line in lines]
+    for one in metrics.get("weak_segments", []):
+        low, high = one["limits"]
+        found.append(
+            f"It is weaker on rows of {one['what']} {one['name']}: {one['of']}"
+            f" {one['value']:.3g} ({low:.3g} to {high:.3g}, n {one['n']:,}), elsewhere"
+            f" {one['rest']:.3g}."
+        )
     error = (test or validation or {}).get("calibration_error")
     if error and error["value"] is not None:
         found.append(

@@ -51,7 +51,7 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import OUTPUTS, TIME, held
-from llmft.runs.report.publish import publish_report
+from llmft.runs.report.publish import publish_report, weak_segments
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.runs.tracking import Tracking, fault_of
@@ -254,11 +254,13 @@ class Run:
             "peak_rss_bytes": detect.peak_rss_bytes(),
             **training_speed(trainer, self.clock),
         }
-        found = {**self.measured, "run": speed}
+        found: dict[str, Any] = {**self.measured, "run": speed}
         found |= {name: part for name, part in self.more.items() if part}
         if tally := getattr(trainer.objective, "tally", None):
             tokenizer = trainer.processing_class
             found["tokens"] = breakdown(tally, tokenizer, trainer.train_dataset)
+        if segments := weak_segments(self.folder):
+            found["weak_segments"] = segments
         write_json(self.folder / "metrics.json", found)
         if trainer.args.do_train:
             tag = self.task.pipeline_tag

@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from llmft.console import logger, warn
 from llmft.errors import brief
 from llmft.runs.record import RunRecord, read_run
+from llmft.runs.report.answers import REGRESSION, read_answers
+from llmft.runs.report.segments import segments, weak
 from llmft.sources import catalog
 
 _FOLDER = "MPLCONFIGDIR"
@@ -32,6 +34,21 @@ def publish_report(folder: Path, record: dict[str, Any] | None = None) -> None:
     except Exception as error:
         warn(f"no report.html: {brief(error)}; `llmft report` tries again")
         logger.debug("report.html", exc_info=True)
+
+
+def weak_segments(folder: Path) -> list[dict[str, Any]]:
+    """Return the groups of rows that a run's model is weak at, for ``metrics.json``."""
+    try:
+        parts = read_answers(read_run(folder))
+        answers = next(iter(parts.values()), None)
+        if answers is None:
+            return []
+        of = "mean absolute error" if answers.kind == REGRESSION else "mistakes"
+        return [{"of": of, **asdict(one)} for one in weak(segments(answers))]
+    except Exception as error:  # as above
+        warn(f"no weak segments: {brief(error)}")
+        logger.debug("weak segments", exc_info=True)
+        return []
 
 
 def write_page(run: RunRecord, target: Path | None = None) -> Path:

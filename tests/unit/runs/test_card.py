@@ -92,6 +92,16 @@ LADDER = {
         {"name": "fine-tuned", "value": 0.8, "stderr": 0.02},
     ],
 }
+SEGMENT = {
+    "of": "mistakes",
+    "what": "length, words",
+    "name": "20 to 40",
+    "n": 120,
+    "value": 0.31,
+    "rest": 0.12,
+    "limits": (0.25, 0.37),
+    "chance": 0.0001,
+}
 WEAK = {
     "never_predicted": {"rare": 3},
     "few_training_rows": {"rare": 3},
@@ -124,6 +134,14 @@ WEAK = {
                 "- There was no test set: validation also chose the checkpoint",
                 "- Its probabilities are off by 0.123 on average",
                 "- Examples had at most 64 tokens.",
+            ],
+        ),
+        (
+            {"weak_segments": [SEGMENT]},
+            {},
+            [
+                "- It is weaker on rows of length, words 20 to 40: mistakes 0.31 (0.25"
+                " to 0.37, n 120), elsewhere 0.12."
             ],
         ),
         ({}, {}, ["- Nothing was measured on rows that the model had not seen."]),
