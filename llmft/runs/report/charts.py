@@ -171,7 +171,7 @@ def heat(
         wrong = places[:, 0] != places[:, 1]
         side = max(1.6, 230 / size)
         for which, color in ((~wrong, LINES[0]), (wrong, LINES[1])):
-            for low, high, alpha in ((0, 0.1, 0.35), (0.1, 0.3, 0.6), (0.3, 1.1, 1.0)):
+            for low, high, alpha in ((0, 0.1, 0.5), (0.1, 0.3, 0.7), (0.3, 1.1, 1.0)):
                 row, column = places[which & (shares >= low) & (shares < high)].T
                 axes.plot(
                     *(column, row),

@@ -99,6 +99,7 @@ def confusion(answers: Answers) -> list[Any]:
         return [grid, listed] if size > 2 else [grid]
     where = np.argwhere(counts)
     wrong = where[where[:, 0] != where[:, 1]]
+    wrong = np.random.default_rng(0).permutation(wrong)  # of equal ones, any
     order = np.argsort(-counts[tuple(wrong.T)], kind="stable")
     diagonal = where[where[:, 0] == where[:, 1]]
     places = np.concatenate([diagonal, wrong[order][:_DOTS]])
