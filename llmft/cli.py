@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft import __version__, console, process
-from llmft.errors import ConfigError, UnsafeArtifactError
+from llmft.errors import ConfigError, UnsafeArtifactError, nearest
 from llmft.sources import cache, catalog
 from llmft.sources.wheels import size_text
 
@@ -57,6 +57,9 @@ def _run(argv: list[str]) -> None:
     if argv[0] in RECIPES:  # it has its own --help
         process.run_main(process.recipe_file(argv[0]), argv[1:])
         return
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        said = f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)}"
+        raise ConfigError(f"{said}; see `llmft --help`")
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
     _add_debug(parser)
@@ -66,7 +69,11 @@ def _run(argv: list[str]) -> None:
         if name in argv:  # the arguments of the others need not be looked up
             _add_debug(command)
             add_arguments(command)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{name}" for name in vars(arguments)]
+        said = f"unknown argument {unknown[0]}{nearest(unknown[0], flags)}"
+        raise ConfigError(f"{said}; see `llmft {arguments.command} --help`")
     arguments.run(arguments)
 
 

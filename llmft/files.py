@@ -100,9 +100,13 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; an empty one where there is none."""
+    """Return the JSON object in ``path``; an empty one where there is none.
+
+    NaN and infinity, which are no JSON, become None.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        found = json.loads(text, parse_constant=lambda name: None)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

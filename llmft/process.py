@@ -223,7 +223,7 @@ def help_of(script: Path) -> str | None:
     needs transformers: 5 seconds on two cores of an AMD EPYC.
     """
     kept = Path(__file__).parent / "config" / "help" / f"{script.stem}.txt"
-    ours = script.parent.name in ("recipes", PACKED) and kept.is_file()
+    ours = script.stem in RECIPES and script.resolve() == recipe_file(script.stem)
     return kept.read_text("utf-8") if ours else None
 
 

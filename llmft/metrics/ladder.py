@@ -18,6 +18,7 @@ from llmft.metrics.standard_errors import Metric
 HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}
 # A difference of fewer standard errors is none.
 CLEAR = 2.0
+PROBE = "linear probe"  # the rung from which the training begins
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
         elif difference <= CLEAR * error or not math.isfinite(error):
             alike.append(rung["name"])
     said = []
+    if PROBE in above:
+        above.remove(PROBE)
+        said.append(
+            f"  the {PROBE}, from which the training began, reached more here: train"
+            " longer, or at a lower --learning_rate"
+        )
     if above:
         said.append(
             f"  {', '.join(above)} reached more here: a model that was made for this"

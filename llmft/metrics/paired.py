@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logit
+from scipy.special import logit, ndtr
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.metrics import measures
@@ -78,9 +78,13 @@ def _number(value: float) -> float | None:
 def _sure(difference: float, swaps: np.ndarray) -> float:
     if not math.isfinite(difference):
         return 0.0
-    sizes = np.abs(swaps[~np.isnan(swaps)]) - abs(difference)
-    # What is there is one of the draws, too.
-    return float(1 - ((sizes > -_SAME).sum() + 1) / (len(sizes) + 1))
+    swaps = swaps[~np.isnan(swaps)]
+    beyond = (np.abs(swaps) - abs(difference) > -_SAME).sum()
+    chance = (beyond + 1) / (len(swaps) + 1)  # what is there is one of the draws, too
+    if not beyond and len(swaps) > 1 and swaps.std() > 0:
+        # Beyond all draws: their number says no more, the tail of a normal one does.
+        chance = min(chance, 2 * ndtr(-abs(difference) / swaps.std()))
+    return float(1 - chance)
 
 
 def _measure(rows: Sequence[Row], kind: str) -> Measure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from llmft.errors import escape, listed
 from llmft.metrics.predictions import weak_lines
+from llmft.runs.report.parts import limits
 from llmft.runs.terminal import UNSHARED
 from llmft.sources import catalog
 
-_95 = 1.96  # standard errors on both sides hold 95 % of normal draws
 _HYPERPARAMETERS = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size"
     " gradient_accumulation_steps lr_scheduler_type warmup_steps weight_decay optim"
@@ -70,13 +71,13 @@ def _front(
             metric_type=name,
             metric_value=m["value"],
             metric_name=name,
-            metric_args={"n": m["n"], "interval_95": _interval(m), "part": part},
+            metric_args={"n": m["n"], "interval_95": _interval(name, m), "part": part},
         )
         for part, name, m in _measured(metrics)
         if m["value"] is not None and m["split"] in data and part != "before"
     ]
     front = ModelCardData(
-        model_name=title if found else None,
+        model_name=escape(title, 200) if found else None,
         eval_results=found or None,
         library_name="transformers",
         pipeline_tag=tag,
@@ -99,9 +100,10 @@ def _license(name: Any) -> str | None:
 
 
 def _origin(record: dict[str, Any], metrics: Mapping[str, Any]) -> str:
-    base = record.get("model", {}).get("name", "")
-    if Path(base).is_absolute() or base.startswith((".", "~")):
-        base = Path(base).name
+    source = record.get("model", {})
+    base = str(source.get("name", ""))
+    if not catalog.is_asset(base) and "commit" not in source:  # a folder
+        base = re.split(r"[/\\]", base.rstrip("/\\"))[-1]
     speed = metrics.get("run", {})
     said = f"Made from `{_text(base)}` by llmft {record['versions']['llmft']}"
     said += f" (transformers {record['versions']['transformers']})"
@@ -124,11 +126,10 @@ def _measured(metrics: Mapping[str, Any]) -> Iterable[tuple[str, str, dict[str, 
                 yield part, name, entry
 
 
-def _interval(entry: Mapping[str, Any]) -> list[float] | None:
-    value, error = entry["value"], entry["stderr"]
-    if value is None or error is None:
+def _interval(name: str, entry: Mapping[str, Any]) -> list[float] | None:
+    if entry["value"] is None or entry["stderr"] is None:
         return None
-    return [round(value - _95 * error, 6), round(value + _95 * error, 6)]
+    return [round(limit, 6) for limit in limits(name, entry)]
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
@@ -138,9 +139,9 @@ def _results(metrics: Mapping[str, Any]) -> str:
         plain = part.removesuffix(UNSHARED)
         on = names.get(plain, "{}").format(entry["split"])
         on += ", without rows that train has, too" if part != plain else ""
-        between = _interval(entry)
+        between = _interval(name, entry)
         shown = "-" if between is None else f"{between[0]:.4g} to {between[1]:.4g}"
-        rows.append((on, name, _number(entry["value"]), shown, f"{entry['n']:,}"))
+        rows.append((on, name, _number(entry["value"]), shown, f"{entry['n'] or 0:,}"))
     return _table(("on", "metric", "value", "95 % interval", "n"), rows)
 
 
@@ -253,9 +254,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _text(value: Any, limit: int | None = None) -> str:
     """Return a value for Markdown: on one line, without what would be markup."""
     shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    for sign, stand_in in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;")):
-        shown = shown.replace(sign, stand_in)
-    return escape(shown, limit)
+    shown = escape(shown, limit).replace("&", "&amp;")
+    for sign in "<|[]`*":
+        shown = shown.replace(sign, f"&#{ord(sign)};")
+    return shown
 
 
 def _number(value: float | None) -> str:

@@ -21,9 +21,6 @@ KINDS = {
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = 3600  # seconds; what is younger may be in the making
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_LEFTOVER = re.compile(
-    r"\..+\.(staging|older)-.+-\d+-[0-9a-f]{8}|\..+\.[0-9a-f]{8}|\.write-test"
-)
 _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
 # What a run makes; whatever else lies in its folder stays. run.json goes last.
 _ITS_OWN = (
@@ -37,6 +34,12 @@ _ITS_OWN = (
         NOTES,
         "run.json",
     ),
+)
+_ENDED = ("failed", "interrupted", "killed")
+_FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
+_LEFTOVER = re.compile(
+    r"\.(model|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
+    rf"|\.({_FILES})\.[0-9a-f]{{8}}|\.write-test"
 )
 
 
@@ -86,7 +89,8 @@ def _of_run(run: RunRecord, now: float) -> Iterator[Item]:
     has_model = model.is_dir() and any(model.iterdir())
     if (
         not has_model
-        and run.status != "complete"
+        and run.status in _ENDED
+        and "versions" in run.record  # else somebody else's
         and not any(notes_of(folder).values())
     ):
         ended = f"{run.status}, without a model"

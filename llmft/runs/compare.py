@@ -267,9 +267,10 @@ def _verdict(
     metrics: Mapping[str, Mapping[str, Any]], a: str, b: str, clear: float
 ) -> str:
     """Return in words which of two is better by the first metric, and how sure."""
-    if not metrics:
+    told = {n: m for n, m in metrics.items() if m["difference"] is not None}
+    if not told:
         return "no verdict"
-    name, found = next(iter(metrics.items()))
+    name, found = next(iter(told.items()))
     difference = found["difference"]
     said = f"{name} {change(name, difference, found['stderr'])}"
     sure = f"{min(found['sure'], 0.999):.1%}".replace("%", " %")

@@ -51,7 +51,7 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import OUTPUTS, TIME, held
-from llmft.runs.report.publish import publish_report, weak_segments
+from llmft.runs.report.publish import for_the_page, publish_report, weak_segments
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.runs.tracking import Tracking, fault_of
@@ -191,6 +191,10 @@ class Run:
                 raise fault from error
             else:
                 self._save(status="complete", seconds=self._seconds())
+                if self.pushes and self.args.training.do_train:
+                    revision = self.args.training.hub_revision
+                    page = upload.upload(self.folder / "model", self.repo, revision)
+                    say(f"pushed     {page}")
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self.started, 1)
@@ -257,9 +261,9 @@ class Run:
         found: dict[str, Any] = {**self.measured, "run": speed}
         found |= {name: part for name, part in self.more.items() if part}
         if tally := getattr(trainer.objective, "tally", None):
-            tokenizer = trainer.processing_class
-            found["tokens"] = breakdown(tally, tokenizer, trainer.train_dataset)
-        if segments := weak_segments(self.folder):
+            of = (tally, trainer.processing_class, trainer.train_dataset)
+            found["tokens"] = for_the_page("tokens", lambda: breakdown(*of))
+        if segments := for_the_page("segments", lambda: weak_segments(self.folder)):
             found["weak_segments"] = segments
         write_json(self.folder / "metrics.json", found)
         if trainer.args.do_train:
@@ -314,10 +318,6 @@ class Run:
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)
         say(f"next       {terminal.command(script, values, flags)}")
-        if self.pushes:
-            revision = self.args.training.hub_revision
-            page = upload.upload(self.folder / "model", self.repo, revision)
-            say(f"pushed     {page}")
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:

@@ -11,12 +11,10 @@ from typing import Any
 from llmft.console import table, terminal_columns, width
 from llmft.errors import ConfigError, escape, nearest
 from llmft.files import read_object, write_json
-from llmft.runs.record import RunRecord
+from llmft.runs.record import HEADLINES, PARTS, RunRecord
 from llmft.sources.wheels import size_text
 
 NOTES = "notes.json"  # tags and note: run.json is the run's own
-_PARTS = ("test", "eval", "folds")  # of metrics.json, the first that is there
-_METRICS = ("accuracy", "f1_micro", "r2", "perplexity")  # else the first of the part
 STATUSES = ("complete", "failed", "interrupted", "running", "killed")
 HEADER = "run recipe started status metric value on data minutes disk tags".split()
 # Columns that a narrow terminal goes without, the first first.
@@ -56,9 +54,9 @@ def headline(run: RunRecord) -> dict[str, Any]:
     Empty where there is none.
     """
     measured = run.measured()
-    names = [p for p in (*_PARTS, *measured) if p in measured]
+    names = [p for p in (*PARTS, *measured) if p in measured]
     part: dict[str, Any] = measured[names[0]] if names else {}
-    name = next((n for n in (*_METRICS, *part) if n in part), None)
+    name = next((n for n in (*HEADLINES, *part) if n in part), None)
     return {"metric": name, **part[name]} if name else {}
 
 

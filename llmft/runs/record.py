@@ -13,12 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmft.errors import ConfigError, DataError, EnvironmentFault, listed
+from llmft.console import warn
+from llmft.errors import (
+    ConfigError,
+    DataError,
+    EnvironmentFault,
+    listed,
+    nearest,
+    shorten,
+)
 from llmft.files import read_object, try_lock
 
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
 TIME = "%Y-%m-%dT%H:%M:%S%z"  # in run.json
 KILLED = "killed"  # a status that no process could write
+# By what a run is judged: the first part of metrics.json that is there, and in it the
+# first metric.
+PARTS = ("test", "folds", "eval")
+HEADLINES = ("accuracy", "f1_micro", "r2", "perplexity", "loss")
+_SHAPES: dict[str, Any] = {
+    **dict.fromkeys(("data", "arguments", "choices", "versions", "model"), dict),
+    **dict.fromkeys(("plan", "cpu"), dict),
+    **dict.fromkeys(("started", "status", "recipe", "command"), str),
+    "legs": list,
+    "seconds": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -108,24 +127,24 @@ class RunRecord:
         """Yield the rows of ``predictions.jsonl``; none where there is no such file."""
         yield from rows_of(self.folder / "predictions.jsonl")
 
-    def size(self) -> int:
-        """Return the bytes of all its files."""
-        files = (path for path in self.folder.rglob("*") if not path.is_symlink())
-        return sum(path.stat().st_size for path in files if path.is_file())
-
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON lines file; what a kill left half written ends it."""
+    """Yield the objects of a JSON lines file; what a kill left half written ends it.
+
+    Raises DataError for a line that is none.
+    """
     if not path.is_file():
         return
-    with open(path, encoding="utf-8") as stream:
+    with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
+            found = None
+            with suppress(ValueError):
+                found = json.loads(line)
+            if not isinstance(found, dict):
+                if not line.endswith(b"\n"):
                     return
-                raise DataError("not JSON", path=f"{path}:{number}") from error
+                raise DataError("not a JSON object", path=f"{path}:{number}")
+            yield found
 
 
 def _is_held(folder: Path) -> bool:
@@ -165,21 +184,48 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Return the run in a folder. Raises ConfigError where there is none."""
+    """Return the run in a folder.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: its ``run.json`` is not what a run writes.
+    """
     record = read_object(folder / "run.json")
     if not record:
         raise ConfigError("no run: there is no run.json", path=folder)
+    if wrong := _misshapen(record):
+        raise DataError(f"no record of a run: {wrong}", path=folder / "run.json")
     return RunRecord(folder, record, read_object(folder / "metrics.json"))
 
 
+def _misshapen(record: dict[str, Any]) -> str:
+    """Return what of a record is not of its type, or ""."""
+    for name, kind in _SHAPES.items():
+        if name in record and not isinstance(record[name], kind):
+            return f"{name} is {shorten(record[name])}"
+    for name in ("data", "arguments", "choices"):
+        for key, entry in record.get(name, {}).items():
+            if not isinstance(entry, dict):
+                return f"{name}.{key} is {shorten(entry)}"
+            if name == "arguments" and not {"value", "from"} <= entry.keys():
+                return f"{name}.{key} is {shorten(entry)}"
+    wrong = [leg for leg in record.get("legs", []) if not isinstance(leg, dict)]
+    return f"a leg is {shorten(wrong[0])}" if wrong else ""
+
+
 def find_runs(root: Path) -> list[RunRecord]:
-    """Return all runs in and below a folder, the oldest first."""
+    """Return all runs in and below a folder, the oldest first.
+
+    A folder whose ``run.json`` is damaged is warned of, and left out.
+    """
     found = []
     for folder, below, files in os.walk(root):
         if "run.json" in files:
             below.clear()  # folds and checkpoints are parts of the run
-            with suppress(ConfigError):
+            try:
                 found.append(read_run(Path(folder)))
+            except (ConfigError, DataError) as error:
+                warn(f"left out: {error}")
     return sorted(found, key=lambda run: (str(run.record.get("started")), run.name))
 
 
@@ -205,5 +251,8 @@ def find_run(name: str | None, root: Path = Path(OUTPUTS)) -> RunRecord:
     if found:
         names = listed([run.name for run in found], 5, str)
         raise ConfigError(f"{name!r} is in the name of {len(found)} runs: {names}")
-    what = "no runs yet" if name is None or not runs else f"no run {name!r}"
-    raise ConfigError(f"{what}; runs are looked for in {root}", path=name)
+    what = "no runs yet"
+    if name is not None and runs:
+        what = f"no run {name!r}{nearest(name, [run.name for run in runs])}"
+    said = f"{what}; runs are looked for in {root}, `llmft runs` lists them"
+    raise ConfigError(said, path=name)

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmft.console import say, table
 from llmft.process import PACKED
+from llmft.runs.report.parts import limits
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
@@ -39,6 +40,10 @@ def results(
             shown = "-" if value is None else f"{value:,.4g}"
             spread = "-" if error is None else f"{error:.2g}"
             n = f"{metrics[name]['n']:,}"
+            if name == "accuracy" and error == 0 and value in (0, 1):
+                # All right, or all wrong: draws of the rows tell nothing.
+                low, high = limits(name, metrics[name])
+                spread = f"(95 %: {low:.3g} to {high:.3g})"
             rows.append((on.get(part, part), name, shown, spread, n))
     header = ["on", "metric", "value", "+-", "n"]
     return f"\nresults\n{table(rows, header)}" if rows else ""
@@ -49,6 +54,8 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
     if (folder / "predictions.jsonl").is_file():
         say(f"\npredicted  {short(folder / 'predictions.jsonl')}")
     say(f"\nrun        {short(folder)}")
+    if (folder / "predictions.jsonl").is_file() and (folder / "model").is_dir():
+        say(f"use        {_tool('llmft')} predict {shlex.quote(short(folder))} NEW.csv")
     if (folder / "report.html").is_file():
         say(f"report     {short(folder / 'report.html')}")
     if given["do_train"] and "tensorboard" in given["report_to"]:

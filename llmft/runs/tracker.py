@@ -167,6 +167,8 @@ def plain(value: Any) -> Any:
     """Return a value of numpy or torch as Python's own, NaN and infinity as None."""
     if hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, dict):
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -252,7 +252,9 @@ def choices(
     weights = None if objective.weights is None else objective.weights.tolist()
     weighed = weights_choice(data.class_weights, weights, labels)
     if train is not None and labels.problem_type == SINGLE and data.contrastive_weight:
-        said = "texts of a class in a batch are drawn together"
+        said = (
+            "texts of a class in a batch are drawn together; a part of the train loss"
+        )
         if not objective.contrast:
             said = "batches of one text, a frozen encoder, or a head of several layers"
         weighed.append(Choice("contrast", f"{objective.contrast:g}", said))

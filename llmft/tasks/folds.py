@@ -29,7 +29,7 @@ from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.bootstrap import with_errors
-from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
+from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import versions
@@ -37,7 +37,7 @@ from llmft.runs.folder import FOLDS, held, make_folder
 from llmft.runs.plan import Plan, duration_text
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
-from llmft.tasks.ladder import PROBE, TUNED, Ladder
+from llmft.tasks.ladder import TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
 
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]

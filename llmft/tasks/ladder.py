@@ -27,7 +27,7 @@ from llmft.console import say
 from llmft.data.read.labels import LabelNames
 from llmft.data.split.splits import Splits
 from llmft.metrics.baseline import tfidf
-from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
+from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
 from llmft.train.linear_probe import fit_linear_probe
@@ -35,7 +35,7 @@ from llmft.train.narrow import transformers_model
 from llmft.train.outputs import has_new_output
 from llmft.train.trainer import LlmftTrainer
 
-PROBE, TUNED = "linear probe", "fine-tuned"
+TUNED = "fine-tuned"
 
 
 class Ladder:

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 
 from llmft.config.fields import ModelArguments
 from llmft.config.task import Task
-from llmft.errors import ConfigError, EnvironmentFault
+from llmft.errors import ConfigError, EnvironmentFault, nearest
 from llmft.model.load import locate
 from llmft.model.pretrained import from_pretrained
 from llmft.runs.record import OUTPUTS, RunRecord, find_run, find_runs
@@ -68,6 +68,10 @@ def find_model(name: str) -> Named:
 def _run_of(name: str) -> RunRecord | None:
     path = Path(name).expanduser()
     if not path.exists():
+        beside = path.parent if path.parent != Path() else path / "no folder"
+        if runs := [run.parent.name for run in beside.glob("*/run.json")]:
+            said = f"no run and no model there{nearest(path.name, runs)}"
+            raise ConfigError(f"{said}; `llmft runs` lists the runs", path=name)
         meant = any(name in run.name for run in find_runs(Path(OUTPUTS)))
         return find_run(name) if meant and not catalog.is_asset(name) else None
     try:

@@ -32,6 +32,7 @@ from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, DataError
+from llmft.files import file_sha256
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
 from llmft.process import Terminated, quiet_libraries, versions
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what ``llmft predict`` is asked.
 
     Raises:
-        LlmftError: what keeps it from that; a file that is not finished is kept.
+        LlmftError: what keeps it from that.
     """
     given, problems = from_flags(
         {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}, *CLASSES
@@ -194,7 +195,7 @@ def _predict_file(
             _write(predictor, rows, total, target)
             return
         made_of = {
-            "input": [total, None if is_pipe(file) else rows.described()],
+            "input": [total, _input(file, files, rows)],
             "model": fingerprint(named.located, predictor.tokenizer),
             "arguments": asdict(data) | {"output_file": target.name},
             "versions": versions(),
@@ -209,6 +210,13 @@ def _predict_file(
         except (KeyboardInterrupt, Terminated):
             say(f"stopped    the same command goes on after {part.rows:,} rows")
             raise
+
+
+def _input(file: str, files: Sequence[Path], rows: Rows) -> Any:
+    """Return what tells an input from another; of a pipe, the hash of all of it."""
+    if is_pipe(file):
+        return [file_sha256(Path(path)) for path in files]
+    return rows.described()
 
 
 def _write(

@@ -24,7 +24,7 @@ def check_target(target: Path) -> None:
     if target.suffix.lower() not in ENDINGS:
         said = f"output_file is {target.name}, expected a name that ends in"
         raise ConfigError(f"{said} {' or '.join(ENDINGS)}")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ConfigError("output_file is there: name another", path=target)
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
         said = "output_file: its folder is not there, or cannot be written"
@@ -119,10 +119,11 @@ class Part:
         """
         held = os.fstat(self.stream.fileno()).st_size
         known = read_object(self.state)
-        if not held and not known:
+        if not held:  # what the state says has been taken away
+            self.state.unlink(missing_ok=True)
             return
         anew = f"remove {self.path.name} to start anew"
-        if not known and held:
+        if not known:
             said = "nothing says what this part was made of"
             raise CheckpointError(said, hint=anew, path=self.path)
         before = known.get("made_of", {})

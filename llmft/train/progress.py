@@ -17,11 +17,19 @@ _LINE = "{desc}: {percentage:.0f}% of {total_fmt}, {elapsed}, {remaining} left{p
 
 
 class _Lines:
-    """Standard error for bars where it is a file: each state on a line of its own."""
+    """Standard error for bars where it is a file: each state on a line of its own.
+
+    What moves the cursor is left out, and so is a state that stands there already.
+    """
+
+    last = ""
 
     def write(self, text: str) -> None:
-        for state in filter(None, map(str.strip, text.split("\r"))):
-            sys.stderr.write(f"  {state}\n")
+        plain = text.replace("\x1b[A", "")
+        for state in filter(None, map(str.strip, plain.split("\r"))):
+            if state.partition(",")[0] != self.last:
+                self.last = state.partition(",")[0]
+                sys.stderr.write(f"  {state}\n")
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -114,7 +114,7 @@ def test_every_command_of_a_page_does_what_it_says(
     page: Path, work: Path, capfd: pytest.CaptureFixture
 ) -> None:
     needs_run = "outputs/first" in page.read_text("utf-8")
-    if needs_run and page.name not in ("README.md", "report.md"):  # made by another
+    if needs_run and "--output_dir outputs/first" not in page.read_text("utf-8"):
         made = ["--train_file", "reviews.csv", "--text_column_name", "review"]
         made += ["--label_column_name", "rating", "--output_dir", "outputs/first"]
         assert run(["llmft", "classify", *made]) == 0

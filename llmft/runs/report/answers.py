@@ -90,15 +90,18 @@ def read_answers(run: RunRecord) -> dict[str, Answers]:
     names: dict[str, None] = {}
     kind = REGRESSION
     for row in run.predictions():
-        split, label = str(row.get("split")), row["label"]
-        if label is None:
+        split, label = str(row.get("split")), row.get("label")
+        if label is None or "prediction" not in row:
             rest[split] = rest.get(split, 0) + 1
             continue
         found = row.pop("probabilities", None)
         if found is not None:
             kind = MULTI if isinstance(label, list) else SINGLE
-            names = names or dict.fromkeys(found)
-            values = list(found.values()) if kind == MULTI else found.get(label, 0.0)
+            several = kind == MULTI
+            names |= dict.fromkeys([*found, *(label if several else [label])])
+            values = list(found.values()) if several else found.get(label, 0.0)
+            if not several:
+                row.setdefault("probability", max(found.values(), default=0.0))
             numbers.setdefault(split, []).append(values)
         rows.setdefault(split, []).append(row)
     sources = run.record.get("data", {})

@@ -89,6 +89,8 @@ def curve(
             axes.plot(x, y, dash, color=color, label=name, marker=mark, markersize=3.5)
         if log:
             axes.set_yscale("log")
+        else:
+            _widen(axes)
         if len(lines) > 1:
             axes.legend(loc="best")
         svg = _svg(figure, label)
@@ -101,6 +103,14 @@ def curve(
     ]
     numbers = Table(f"{title}: numbers", ["", x_label, title], rows, note)
     return Chart(svg, title, numbers)
+
+
+def _widen(axes: Any) -> None:
+    """Let a curve that hardly moves look flat: 5 % to both sides at the least."""
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    half = max((high - low) / 2, 0.05 * abs(middle))
+    axes.set_ylim(middle - half, middle + half)
 
 
 def points(

@@ -15,11 +15,16 @@ METRICS = (
 )
 
 
-def curves(events: Events) -> Section:
-    """Return what was logged while it trained, by step."""
+def curves(events: Events, contrast: bool = False) -> Section:
+    """Return what was logged while it trained, by step.
+
+    Args:
+        contrast: whether the loss of training has that of contrast in it.
+    """
+    train = "train, with contrast" if contrast else "train"
     found = Section("Curves")
     groups: list[tuple[str, dict[str, Line], float]] = [
-        ("loss", _of(events, {"loss": "train", "eval_loss": "validation"}), 1),
+        ("loss", _of(events, {"loss": train, "eval_loss": "validation"}), 1),
         ("metrics, on validation", _of_metrics(events), 1),
         ("learning rate", _of(events, {"learning_rate": "learning rate"}), 1),
         ("gradient norm", _of(events, {"grad_norm": "gradient norm"}), 1),

@@ -67,7 +67,8 @@ def _harmless(value: Any) -> Any:
 
 
 def _sections(run: RunRecord, events: list[dict[str, Any]]) -> list[Section]:
-    found = [curves(events), classify.ladder(run)]
+    contrast = run.record.get("choices", {}).get("contrast", {}).get("value", "0")
+    found = [curves(events, contrast != "0"), classify.ladder(run)]
     parts = read_answers(run)
     groups = []
     if parts:

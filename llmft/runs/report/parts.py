@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
@@ -12,6 +13,8 @@ from llmft.errors import escape
 
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 CLEAR = 2.0  # standard errors; a difference of fewer is none
+_NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
+_AT_MOST_1 = ("r2", "matthews_correlation", "pearson", "spearman")
 _NARROW = 14  # characters of the head of a narrow column
 LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
 
@@ -95,11 +98,21 @@ def number(value: object) -> str:
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def interval(value: float, error: float | None) -> str:
-    """Return the limits of 95 % about a value whose standard error is known."""
-    if error is None or not math.isfinite(error):
-        return "-"
-    return f"{number(value - NORMAL * error)} to {number(value + NORMAL * error)}"
+def limits(name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the limits of 95 % of a metric, which stay where it can be.
+
+    Those of accuracy are Wilson's; else they are about the value, by its standard
+    error; NaN where that is not known.
+    """
+    value, error, n = entry["value"], entry["stderr"], entry.get("n")
+    if name == "accuracy" and n:
+        return wilson(value * n, n)
+    half = math.nan if error is None else NORMAL * error
+    share = name.startswith(("accuracy", "f1_", "subset_", "calibration_"))
+    least, most = -math.inf, 1.0 if share or name in _AT_MOST_1 else math.inf
+    if share or name in _NOT_BELOW_0:
+        least = 0.0
+    return max(value - half, least), min(value + half, most)
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:

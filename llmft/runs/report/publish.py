@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmft.console import logger, warn
 from llmft.errors import brief
@@ -18,37 +18,43 @@ from llmft.runs.report.answers import REGRESSION, read_answers
 from llmft.runs.report.segments import segments, weak
 from llmft.sources import catalog
 
+T = TypeVar("T")
 _FOLDER = "MPLCONFIGDIR"
 _LOGS = ("matplotlib", "matplotlib.font_manager")
 
 
+def for_the_page(what: str, make: Callable[[], T]) -> T | None:
+    """Return what ``make`` does; a fault there is a warning, and costs no run."""
+    try:
+        return make()
+    except Exception as error:
+        warn(f"no {what}: {brief(error)}")
+        logger.debug("%s", what, exc_info=True)
+        return None
+
+
 def publish_report(folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Write ``report.html``; a fault there is a warning, and costs no run.
+    """Write ``report.html`` at the end of a run.
 
     Args:
         record: what ``run.json`` will say.
     """
-    try:
+
+    def publish() -> None:
         run = read_run(folder)
         write_page(run if record is None else replace(run, record=record))
-    except Exception as error:
-        warn(f"no report.html: {brief(error)}; `llmft report` tries again")
-        logger.debug("report.html", exc_info=True)
+
+    for_the_page("report.html (`llmft report` tries again)", publish)
 
 
 def weak_segments(folder: Path) -> list[dict[str, Any]]:
     """Return the groups of rows that a run's model is weak at, for ``metrics.json``."""
-    try:
-        parts = read_answers(read_run(folder))
-        answers = next(iter(parts.values()), None)
-        if answers is None:
-            return []
-        of = "mean absolute error" if answers.kind == REGRESSION else "mistakes"
-        return [{"of": of, **asdict(one)} for one in weak(segments(answers))]
-    except Exception as error:  # as above
-        warn(f"no weak segments: {brief(error)}")
-        logger.debug("weak segments", exc_info=True)
+    parts = read_answers(read_run(folder))
+    answers = next(iter(parts.values()), None)
+    if answers is None:
         return []
+    of = "mean absolute error" if answers.kind == REGRESSION else "mistakes"
+    return [{"of": of, **asdict(one)} for one in weak(segments(answers))]
 
 
 def write_page(run: RunRecord, target: Path | None = None) -> Path:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.errors import escape
-from llmft.runs.record import RunRecord
-from llmft.runs.report.parts import CLEAR, NORMAL, interval, listed_words, number
+from llmft.runs.record import HEADLINES, PARTS, RunRecord
+from llmft.runs.report.parts import CLEAR, NORMAL, limits, listed_words, number
 
-# The parts of metrics.json that a result is judged by, the first that is there.
-PARTS = ("test", "folds", "eval")
-HEADLINES = ("accuracy", "f1_micro", "r2", "perplexity", "loss")
 _SHARES = ("accuracy", "f1_micro")  # differences are told in points
 
 
@@ -36,9 +33,11 @@ def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
     where = {"test": "test", "folds": "train, each held out once", "eval": "validation"}
     unit = {"mlm": "masked tokens", "generate": "tokens"}.get(run.recipe, "rows")
     shown = f"{name.replace('_', ' ').capitalize()} {number(entry['value'])}"
-    if entry["stderr"]:
-        shown += f" (95 % interval {interval(entry['value'], entry['stderr'])})"
-    said.append(f"{shown} on {entry['n']:,} {unit} of {where[part]}.")
+    if entry["stderr"] is not None:
+        low, high = map(number, limits(name, entry))
+        shown += f" (95 % interval {low} to {high})"
+    on = f"{entry['n']:,} {unit} of " if entry["n"] else ""
+    said.append(f"{shown} on {on}{where[part]}.")
     before = run.metrics.get("before", {}).get(name)
     if before and before["value"] is not None:
         said.append(f"Before training it was {number(before['value'])}.")

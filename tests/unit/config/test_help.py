@@ -34,3 +34,10 @@ def test_help_needs_no_library():
     )
     assert done.stderr == ""
     assert done.stdout == f"{help_of(RECIPES[0])}set()\n"
+
+
+def test_an_edited_copy_of_a_recipe_has_its_own_help(tmp_path):
+    copy = tmp_path / "recipes" / "classify.py"
+    copy.parent.mkdir()
+    copy.write_text(RECIPES[0].read_text("utf-8"), "utf-8")
+    assert help_of(copy) is None

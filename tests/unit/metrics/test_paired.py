@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llmft.metrics import bootstrap
+from llmft.metrics import bootstrap, paired
 from llmft.metrics.classes import Classification
 from llmft.metrics.paired import compare_rows
 
@@ -125,3 +125,11 @@ def test_what_has_no_value_is_none():
     rows = [{"label": 1.0, "prediction": p} for p in (0.9, 1.2)]
     found = compare_rows(rows, rows[::-1])["r2"]
     assert (found["a"], found["difference"], found["sure"]) == (None, None, 0.0)
+
+
+def test_many_rows_make_sure_beyond_the_number_of_draws():
+    """As a comparison of seven runs asks for: 1 - 0.05 / 21."""
+    swaps = np.random.default_rng(1).normal(0, 0.004, 300)
+    assert paired._sure(0.8, swaps) > 1 - 1e-9
+    assert paired._sure(0.0001, swaps) < 0.3
+    assert paired._sure(0.8, np.zeros(300)) == 1 - 1 / 301

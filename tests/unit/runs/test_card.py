@@ -57,9 +57,9 @@ def test_results_are_a_model_index_with_intervals():
         ("accuracy", 0.75, "test"),
     ]
     assert results[0].dataset_name == "<i>.csv"
-    inside = {"n": 200, "interval_95": [0.7608, 0.8392], "part": "test"}
+    inside = {"n": 200, "interval_95": [0.739144, 0.849549], "part": "test"}
     assert results[0].metric_args == inside
-    assert "| test | accuracy | 0.8 | 0.7608 to 0.8392 | 200 |" in text
+    assert "| test | accuracy | 0.8 | 0.7391 to 0.8495 | 200 |" in text
     assert "| test | loss | not finite | - | 200 |" in text
     assert "| test, without rows that train has, too | accuracy | 0.75 |" in text
     assert "| test, before training | loss | 9 |" in text
@@ -68,14 +68,18 @@ def test_results_are_a_model_index_with_intervals():
 
 def test_the_card_names_no_folder_and_escapes_what_is_markup():
     values = {"output_dir": "/secret/run", "train_file": "/home/me/a|b.csv"}
+    names = "/home/me/models/base", "secret/models/base/", "C:\\secret\\base", "base"
+    for name in names:
+        said = model_card("Title", "fill-mask", {}, record({"name": name}))
+        assert "Made from `base` by llmft 1" in said
     model = {"name": "/home/me/models/base"}
     text = model_card("<b>", "fill-mask", {}, record(model, **values))
     assert "/home" not in text
     assert "secret" not in text
     assert "Made from `base` by llmft 1" in text
     assert "| train | a&#124;b.csv | 3,000 | duplicates: 2 |" in text
-    assert "| test | &lt;i>.csv | 3,000 |" in text
-    assert "\n# &lt;b>\n" in text
+    assert "| test | &#60;i>.csv | 3,000 |" in text
+    assert "\n# &#60;b>\n" in text
 
 
 LADDER = {
@@ -158,6 +162,18 @@ def test_what_the_run_knows_stands_in_the_card(metrics, values, lines):
     said = record({"name": "m"}, **values)
     text = model_card("Title", "text-classification", metrics, said)
     assert [line for line in lines if line not in text] == []
+
+
+def test_hostile_labels_are_no_markup():
+    weak = {**WEAK, "never_predicted": {"![x](http://e/p.png)": 3, "`a`": 1}}
+    title = "<script>\u202e" + "x" * 999
+    found = {"weak_classes": weak, "test": {"loss": entry(0.5, 0.01)}}
+    text = model_card(title, "fill-mask", found, record({"name": "m"}))
+    card = ModelCard(text)
+    assert "![x]" not in text
+    assert "\u202e" not in text
+    assert 200 <= len(card.data.model_name) < 210
+    assert "<script>" not in card.text
 
 
 def test_what_the_run_does_not_know_does_not_stand_there():

@@ -148,3 +148,12 @@ def test_links_are_not_followed(tmp_path, monkeypatch, capsys):
     assert not Path("outputs/failed/run.json").exists()
     assert Path("outputs/done/run.json").is_file()
     assert run(capsys, "clean")[1] == ["nothing to take away in outputs"]
+
+
+def test_what_other_programs_wrote_stays(tmp_path):
+    for name, record in (("own", '{"id": 3}'), ("fails", '{"status": "failed"}')):
+        put(tmp_path / name / "checkpoints" / "precious.bin")
+        (tmp_path / name / "run.json").write_text(record)
+        put(tmp_path / name / ".mine.20250101")
+        os.utime(tmp_path / name / ".mine.20250101", (OLD, OLD))
+    assert clean.find(tmp_path, list(clean.KINDS)) == []

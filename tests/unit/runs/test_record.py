@@ -17,7 +17,8 @@ def make(folder, events=(), tail="", **record):
         "seed": {"value": 42, "from": "default"},
         "num_train_epochs": {"value": 3, "from": "follows: the data"},
     }
-    whole = {"recipe": "mlm", "status": "complete", "arguments": arguments, **record}
+    whole = {"recipe": "mlm", "status": "complete", "versions": {}}
+    whole |= {"arguments": arguments, **record}
     (folder / "run.json").write_text(json.dumps(whole))
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "metrics.jsonl").write_text(lines + tail)
@@ -40,7 +41,7 @@ def test_a_line_that_a_kill_cut_ends_the_events_and_a_broken_one_is_named(tmp_pa
     cut = read_run(make(tmp_path / "cut", [{"step": 1, "leg": 1}], tail='{"step": 2'))
     assert [e["step"] for e in cut.events()] == [1]
     broken = read_run(make(tmp_path / "broken", [], tail="{]\n"))
-    with pytest.raises(DataError, match=r"broken/metrics\.jsonl:1: not JSON"):
+    with pytest.raises(DataError, match=r"broken/metrics\.jsonl:1: not a JSON object"):
         broken.events()
 
 
@@ -101,3 +102,33 @@ def test_reading_runs_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"data": [1]}, "data is [1]"),
+        ({"data": {"train": "x"}}, "data.train is 'x'"),
+        ({"arguments": {"seed": {"value": 1}}}, "arguments.seed is {'value': 1}"),
+        ({"seconds": "abc"}, "seconds is 'abc'"),
+        ({"legs": 5}, "legs is 5"),
+        ({"legs": [5]}, "a leg is 5"),
+        ({"started": 5}, "started is 5"),
+    ],
+)
+def test_a_damaged_record_hides_no_other_run(tmp_path, capsys, damage, said):
+    good = make(tmp_path / "good")
+    bad = make(tmp_path / "bad", **damage)
+    with pytest.raises(DataError, match="no record of a run: ") as raised:
+        read_run(bad)
+    assert said in str(raised.value)
+    assert [run.folder for run in find_runs(tmp_path)] == [good]
+    assert f"left out: DataError {bad}/run.json: " in capsys.readouterr().err
+
+
+def test_lines_that_are_no_objects_are_named(tmp_path):
+    for bad in (b"5\n", b"\xff\xfe\n"):
+        run = read_run(make(tmp_path / bad.hex()))
+        (run.folder / "metrics.jsonl").write_bytes(bad)
+        with pytest.raises(DataError, match="not a JSON object"):
+            run.events()

@@ -401,6 +401,45 @@ def test_a_part_of_something_else_is_refused(stopped, llmft_predict, name):
     assert Path("out.csv.part").read_bytes() == before
 
 
+def test_a_part_that_was_taken_away_begins_anew(stopped, llmft_predict):
+    Path("out.csv.part").unlink()
+    llmft_predict(*stopped)
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert not [*Path().glob("*.part*")]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_standard_input_goes_on_only_where_it_is_the_same(
+    stopped, llmft_predict, monkeypatch, same
+):
+    """The input of the part is told by its hash: the number of rows is the same."""
+    text = Path("in.txt").read_text()
+    calls = []
+
+    def give(words):
+        stream = io.TextIOWrapper(io.BytesIO(words.encode()))
+        monkeypatch.setattr("sys.stdin", stream)
+        rest = ("--output_file", "piped.csv", "--file_format", "txt", *PLAIN)
+        llmft_predict(stopped[0], "-", *rest)
+
+    def stop(self, source):
+        calls.append(source)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return Predictor.__call__(self, source)
+
+    with monkeypatch.context() as during:
+        during.setattr(Classifier, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            give(text)
+    if same:
+        give(text)
+        assert len(Path("piped.csv").read_text().splitlines()) == 31
+        return
+    with pytest.raises(CheckpointError, match="made with other input"):
+        give(text.replace("the", "a"))
+
+
 def test_two_processes_do_not_write_one_file(stopped, llmft_predict):
     with open("out.csv.part", "rb") as other:
         assert try_lock(other.fileno())

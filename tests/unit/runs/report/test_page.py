@@ -126,7 +126,7 @@ def test_it_has_the_sections_of_its_kind(page):
 def test_the_verdict_and_what_follows(tmp_path):
     text = render(read_run(report_runs.folder_of(tmp_path / "r", "single")))
     said = Page(text).text
-    assert "Accuracy 0.8 (95 % interval 0.7608 to 0.8392) on 300 rows of test." in said
+    assert "Accuracy 0.8 (95 % interval 0.7511 to 0.8413) on 300 rows of test." in said
     assert (
         "better than majority by 40.0 ± 2.0 points and TF-IDF + logistic by 5.0 ± 2.0"
         " points." in said
@@ -222,8 +222,8 @@ def test_a_fault_costs_no_run(tmp_path, capsys):
     publish.publish_report(folder)
     assert not (folder / "report.html").exists()
     said = capsys.readouterr().err
-    assert "llmft: warning: no report.html: " in said
-    assert "predictions.jsonl:1: not JSON" in said
+    assert "llmft: warning: no report.html (`llmft report` tries again): " in said
+    assert "predictions.jsonl:1: not a JSON object" in said
     assert "`llmft report` tries again" in said
 
 
