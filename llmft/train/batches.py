@@ -21,7 +21,7 @@ def lengths_of(data: Any) -> np.ndarray:
 
 def lengths_in_brief(data: Any | None) -> dict[str, int]:
     """Return how long examples are, for ``run.json``; of a stream, nothing."""
-    if data is None or not hasattr(data, "column_names") or not len(data):
+    if data is None or not hasattr(data, "__len__") or not len(data):
         return {}
     lengths = lengths_of(data)
     half, nearly, longest = np.quantile(lengths, (0.5, 0.9, 1), method="lower")

@@ -56,7 +56,7 @@ def breakdown(tally: TokenTally, tokenizer: Any, train: Any) -> dict[str, Any]:
         for i, piece in zip(ids.tolist(), pieces, strict=True)
     ]
     found = {"by_kind": _grouped(kinds, tally.tokens[ids])}
-    if train is not None and hasattr(train, "column_names"):
+    if hasattr(train, "__len__"):
         blocks = train[: min(len(train), _ENOUGH)]["input_ids"]
         seen = np.concatenate([np.asarray(block, int) for block in blocks])
         counts = np.bincount(seen, minlength=len(tally.tokens))

@@ -100,6 +100,8 @@ def run(words: list[str]) -> int:
         more = [*SHORT, *(["--max_new_tokens", "4"] if name == "generate" else [])]
         if "--time_limit" in rest:
             more = ["--dry_run"]
+        if "--streaming" in rest:  # it does not know all rows
+            more = ["--max_steps", "2", "--fast_path", "off"]
         rest += more if trains else ["--fast_path", "off", "--max_new_tokens", "4"]
     if program == "python":
         path = rest.pop(0)

@@ -158,8 +158,9 @@ def test_predictions_are_those_of_the_model(
 def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     cwd, said = csv_run
     run = process.only_run(cwd, "classify")
-    shown, page, curves, following = said.splitlines()[-4:]
+    shown, use, page, curves, following = said.splitlines()[-5:]
     assert shown.split() == ["run", str(run.relative_to(cwd))]
+    assert use.split()[2:] == ["predict", str(run.relative_to(cwd)), "NEW.csv"]
     assert page.split() == ["report", str(run.relative_to(cwd) / "report.html")]
     assert "Accuracy " in (run / "report.html").read_text("utf-8")
     assert curves.endswith(f"tensorboard --logdir {run.relative_to(cwd)}/logs")

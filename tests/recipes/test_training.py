@@ -202,7 +202,7 @@ def test_prediction_with_a_trained_model(
     assert not (run / "model").exists()
     assert "steps of" not in said
     found = process.read_json(run / "metrics.json")
-    assert set(found) - {"weak_classes"} == {"test", "run"}
+    assert set(found) - {"weak_classes", "weak_segments"} == {"test", "run"}
     trained = process.read_json(runs["accumulated"] / "metrics.json")
     assert process.values(found["test"]) == process.values(trained["eval"])
     now, before = (

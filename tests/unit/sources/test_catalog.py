@@ -530,7 +530,7 @@ def test_command(fake, cache, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: COMMAND; see `llmft --help`"),
+        (["asets"], "no command 'asets', did you mean assets?; see `llmft --help`"),
         (
             ["assets", "fetch", "fakes"],
             "pypi:fakes is unknown, did you mean pypi:fake?; known are pypi:fake",
@@ -548,12 +548,19 @@ def test_command(fake, cache, tmp_path, capfd):
             "the following arguments are required: FILE.whl; "
             "see `llmft assets add --help`",
         ),
-        (["assets", "--nope"], "unrecognized arguments: --nope; see `llmft --help`"),
+        (["assets", "--nope"], "unknown argument --nope; see `llmft assets --help`"),
     ],
 )
 def test_bad_usage(argv, message, fake, capfd):
     assert run(*argv) == 2
     assert capfd.readouterr() == ("", f"llmft: ConfigError: {message}\n")
+
+
+def test_the_command_alone_says_what_to_do_next(fake, capfd):
+    assert run() == 0
+    said = capfd.readouterr().out
+    assert "llmft classify --train_file FILE" in said
+    assert "All commands: llmft --help" in said
 
 
 def test_version_and_imports():
