@@ -13,7 +13,7 @@ from typing import Any
 
 from llmft.console import say, table
 from llmft.process import PACKED
-from llmft.runs.report.parts import limits
+from llmft.runs.report.parts import NORMAL, limits
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
@@ -41,9 +41,9 @@ def results(
             spread = "-" if error is None else f"{error:.2g}"
             n = f"{metrics[name]['n']:,}"
             if name == "accuracy" and error == 0 and value in (0, 1):
-                # All right, or all wrong: draws of the rows tell nothing.
+                # All right, or all wrong: draws tell nothing, Wilson's limits do.
                 low, high = limits(name, metrics[name])
-                spread = f"(95 %: {low:.3g} to {high:.3g})"
+                spread = f"{(high - low) / (2 * NORMAL):.2g}"
             rows.append((on.get(part, part), name, shown, spread, n))
     header = ["on", "metric", "value", "+-", "n"]
     return f"\nresults\n{table(rows, header)}" if rows else ""

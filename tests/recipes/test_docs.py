@@ -101,7 +101,7 @@ def run(words: list[str]) -> int:
         if "--time_limit" in rest:
             more = ["--dry_run"]
         if "--streaming" in rest:  # it does not know all rows
-            more = ["--max_steps", "2", "--fast_path", "off"]
+            more = ["--max_steps", "2", "--fast_path", "off", "--max_eval_samples", "9"]
         rest += more if trains else ["--fast_path", "off", "--max_new_tokens", "4"]
     if program == "python":
         path = rest.pop(0)
@@ -149,6 +149,6 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     assert path.stat().st_size < 150_000  # with its outputs
     notebook = nbformat.read(path, 4)
     here = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=280, resources=here).execute()
+    NotebookClient(notebook, timeout=600, resources=here).execute()
     assert not list(tmp_path.glob("*.pkl"))
     shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
