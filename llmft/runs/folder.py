@@ -14,10 +14,8 @@ resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said b
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -28,7 +26,6 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llmft.config.choice import Choice
-from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
 from llmft.console import log_to_file, say
@@ -49,8 +46,9 @@ from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
+from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import OUTPUTS, TIME, held
+from llmft.runs.record import TIME, held
 from llmft.runs.report.publish import for_the_page, publish_report, weak_segments
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
@@ -61,9 +59,6 @@ from llmft.train.batches import lengths_in_brief
 from llmft.train.callbacks import finite
 from llmft.train.tally import breakdown
 from llmft.train.trainer import LlmftTrainer
-
-FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
-_ELSEWHERE = "choose --output_dir"
 
 
 class Run:
@@ -335,63 +330,6 @@ def _legs(resumed: Any) -> list[dict[str, Any]]:
             ended = (folder / "metrics.jsonl").stat().st_mtime
             record["seconds"] = round(max(ended - began, 0.0), 1)
     return [*(record.pop("legs", None) or []), record]
-
-
-def check_output_dir(args: TrainingArguments) -> None:
-    """Find the checkpoint to resume, and make sure that ``output_dir`` can be used.
-
-    Writes nothing; recipes call it before they load anything. Sets
-    ``resume_from_checkpoint`` to the path of a verified checkpoint or to None.
-
-    Raises:
-        CheckpointError: where there is none to resume, or it is not whole.
-        EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
-    """
-    resume.locate(args)
-    _require_free(args)
-    if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
-        with held(folder):
-            pass
-
-
-def _require_free(args: TrainingArguments) -> None:
-    if not args.output_dir:
-        return
-    folder = Path(args.output_dir).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise EnvironmentFault("output_dir is a file", path=folder)
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if there.is_dir() and not os.access(there, os.W_OK):
-        raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
-    entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if entries == [FOLDS]:  # before the training that comes after them
-        return
-    resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
-    if entries and folder.resolve() not in resumed.parents:
-        raise EnvironmentFault(
-            f"output_dir is not empty: it holds {', '.join(entries[:5])}",
-            hint="name a new folder, or resume with --resume_from_checkpoint"
-            " FOLDER/checkpoints/checkpoint-N",
-            path=folder,
-        )
-
-
-def make_folder(recipe: str, args: TrainingArguments) -> Path:
-    """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
-    _require_free(args)
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    folder = Path(args.output_dir or Path(OUTPUTS) / recipe / stamp).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".write-test").touch()
-        (folder / ".write-test").unlink()
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write there: {error.strerror}",
-            hint=_ELSEWHERE,
-            path=folder,
-        ) from error
-    return folder
 
 
 def _with_errors(

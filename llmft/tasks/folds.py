@@ -33,8 +33,10 @@ from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import versions
-from llmft.runs.folder import FOLDS, held, make_folder
+from llmft.runs.output_dir import FOLDS, make_folder
 from llmft.runs.plan import Plan, duration_text
+from llmft.runs.record import held
+from llmft.runs.report.parts import NORMAL
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
@@ -45,7 +47,6 @@ _OF_RUN = (
     *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
     *("checkpoints", "logs", "model", "report.html"),
 )
-NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
 
 

@@ -12,7 +12,7 @@ from llmft.config.task import Task
 from llmft.data.split.splits import Splits, load_splits, needed_splits
 from llmft.machine import choose
 from llmft.model.load import load_tokenizer, locate, require_memory_for_weights
-from llmft.runs.folder import check_output_dir
+from llmft.runs.output_dir import check_output_dir
 from llmft.sources.hub import Located
 
 

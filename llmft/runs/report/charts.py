@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from llmft.runs.report.parts import Chart, Table, number
+from llmft.runs.report.parts import NORMAL, Chart, Table, number
 
 POINTS = 120  # of a curve; of more, means are drawn
 _FEW = 12  # points whose numbers stand below a chart
@@ -132,7 +132,7 @@ def calibration(
 ) -> Chart:
     """Return how often rows were right, by what their probability said."""
     stated, found, sizes = (np.asarray(v, float) for v in (stated, found, sizes))
-    error = 1.96 * np.sqrt(np.clip(found * (1 - found), 0.01, None) / sizes)
+    error = NORMAL * np.sqrt(np.clip(found * (1 - found), 0.01, None) / sizes)
     with mpl.rc_context(_SETTINGS):
         figure, axes = _axes("probability that was stated", "share that was right")
         axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=0.8)

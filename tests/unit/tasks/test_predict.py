@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -304,15 +305,8 @@ def test_a_run_is_found_by_a_part_of_its_name(models, llmft_predict, capsys):
         llmft_predict("a2", "--text", "x")
 
 
-@pytest.fixture
-def stopped(models, llmft_predict, monkeypatch):
-    """A command that was stopped in its third window of four, with 8 rows each."""
-    monkeypatch.setattr(predict, "WINDOW", 8)
-    texts = [" ".join(tiny.WORDS[i : i + i % 7 + 1]) for i in range(30)]
-    Path("in.txt").write_text("\n".join(texts))
-    command = (models / "single", "in.txt", "--output_file", "out.csv", *PLAIN)
-    whole = (*command[:3], "whole.csv", *PLAIN)
-    llmft_predict(*whole)
+@contextmanager
+def stopping_in_the_third_window(monkeypatch):
     calls = []
 
     def stop(self, source):
@@ -323,8 +317,20 @@ def stopped(models, llmft_predict, monkeypatch):
 
     with monkeypatch.context() as during:
         during.setattr(Classifier, "__call__", stop)
-        with pytest.raises(KeyboardInterrupt):
-            llmft_predict(*command)
+        yield
+
+
+@pytest.fixture
+def stopped(models, llmft_predict, monkeypatch):
+    """A command that was stopped in its third window of four, with 8 rows each."""
+    monkeypatch.setattr(predict, "WINDOW", 8)
+    texts = [" ".join(tiny.WORDS[i : i + i % 7 + 1]) for i in range(30)]
+    Path("in.txt").write_text("\n".join(texts))
+    command = (models / "single", "in.txt", "--output_file", "out.csv", *PLAIN)
+    whole = (*command[:3], "whole.csv", *PLAIN)
+    llmft_predict(*whole)
+    with stopping_in_the_third_window(monkeypatch), pytest.raises(KeyboardInterrupt):
+        llmft_predict(*command)
     assert len(rows := Path("out.csv.part").read_text().splitlines()) == 17, rows
     return command
 
@@ -414,7 +420,6 @@ def test_standard_input_goes_on_only_where_it_is_the_same(
 ):
     """The input of the part is told by its hash: the number of rows is the same."""
     text = Path("in.txt").read_text()
-    calls = []
 
     def give(words):
         stream = io.TextIOWrapper(io.BytesIO(words.encode()))
@@ -422,16 +427,8 @@ def test_standard_input_goes_on_only_where_it_is_the_same(
         rest = ("--output_file", "piped.csv", "--file_format", "txt", *PLAIN)
         llmft_predict(stopped[0], "-", *rest)
 
-    def stop(self, source):
-        calls.append(source)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return Predictor.__call__(self, source)
-
-    with monkeypatch.context() as during:
-        during.setattr(Classifier, "__call__", stop)
-        with pytest.raises(KeyboardInterrupt):
-            give(text)
+    with stopping_in_the_third_window(monkeypatch), pytest.raises(KeyboardInterrupt):
+        give(text)
     if same:
         give(text)
         assert len(Path("piped.csv").read_text().splitlines()) == 31

@@ -28,7 +28,7 @@ from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import CheckpointError
 from llmft.process import Terminated
-from llmft.runs import folder as runs
+from llmft.runs import output_dir as runs
 from llmft.train import callbacks, checkpoint, resume
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.objectives import Classification
@@ -358,7 +358,7 @@ def test_a_run_that_goes_on_is_not_resumed(run):
 
 _RESUMES = """
 import sys
-from llmft.runs import folder as runs
+from llmft.runs import output_dir as runs
 from llmft.config.fields import TrainingArguments
 from llmft.errors import EnvironmentFault
 _, run, folder = sys.argv

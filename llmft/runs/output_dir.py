@@ -1,0 +1,73 @@
+"""The folder that a run gets: whether it can be used, and making it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from llmft.config.fields import TrainingArguments
+from llmft.errors import EnvironmentFault
+from llmft.runs.record import OUTPUTS, held
+from llmft.train import resume
+
+FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
+_ELSEWHERE = "choose --output_dir"
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Find the checkpoint to resume, and make sure that ``output_dir`` can be used.
+
+    Writes nothing; recipes call it before they load anything. Sets
+    ``resume_from_checkpoint`` to the path of a verified checkpoint or to None.
+
+    Raises:
+        CheckpointError: where there is none to resume, or it is not whole.
+        EnvironmentFault: where ``output_dir`` is a file, or in use by another run.
+    """
+    resume.locate(args)
+    _require_free(args)
+    if args.output_dir and (folder := Path(args.output_dir).expanduser()).is_dir():
+        with held(folder):
+            pass
+
+
+def _require_free(args: TrainingArguments) -> None:
+    if not args.output_dir:
+        return
+    folder = Path(args.output_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise EnvironmentFault("output_dir is a file", path=folder)
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if there.is_dir() and not os.access(there, os.W_OK):
+        raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
+    entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if entries == [FOLDS]:  # before the training that comes after them
+        return
+    resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
+    if entries and folder.resolve() not in resumed.parents:
+        raise EnvironmentFault(
+            f"output_dir is not empty: it holds {', '.join(entries[:5])}",
+            hint="name a new folder, or resume with --resume_from_checkpoint"
+            " FOLDER/checkpoints/checkpoint-N",
+            path=folder,
+        )
+
+
+def make_folder(recipe: str, args: TrainingArguments) -> Path:
+    """Return the new folder of the run; raise EnvironmentFault where it cannot be."""
+    _require_free(args)
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    folder = Path(args.output_dir or Path(OUTPUTS) / recipe / stamp).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".write-test").touch()
+        (folder / ".write-test").unlink()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write there: {error.strerror}",
+            hint=_ELSEWHERE,
+            path=folder,
+        ) from error
+    return folder
