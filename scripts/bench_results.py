@@ -16,7 +16,8 @@ on validation is shown, and by how many of its standard errors the delivered mod
 above it. With --per_class, each seed draws so many texts of each class to train on, and
 the deviation over these draws stands behind the mean; with --rows, so many texts
 altogether. With --k_folds, the interval of a cross-validation on them is compared with
-what the final model reaches on the test set.
+what the final model reaches on the test set. The file of --output is written after each
+seed; the same command goes on behind the seeds that it holds.
 """
 
 import argparse
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--k_folds", type=int, default=0, metavar="K")
     parser.add_argument("--grid", action="store_true", help="also nine plain trainings")
     parser.add_argument("--flags", default="", help="more for the recipe, in a string")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON to go on from")
     args = parser.parse_args()
     found = {
         path.name.removesuffix("_train.jsonl"): path.parent
@@ -178,10 +179,12 @@ def main() -> None:
         for path in sorted(folder.glob("*_train.jsonl"))
     }
     results: dict[str, list[dict[str, Any]]] = {}
+    if args.output and args.output.is_file():
+        results = json.loads(args.output.read_text())
     for name, count in product(args.sets or found, args.per_class or [0]):
         shown = f"{name}, {count} a class" if count else name
-        results[shown] = []
-        for seed in range(1, args.seeds + 1):
+        results.setdefault(shown, [])
+        for seed in range(len(results[shown]) + 1, args.seeds + 1):
             with tempfile.TemporaryDirectory() as temporary:
                 folder = found[name].resolve()
                 if drawn := count or args.rows:
@@ -195,8 +198,8 @@ def main() -> None:
                     run["grid"] = best_of_grid(flags, seed, run["metric"])
             results[shown].append(run)
             say(f"{shown}, seed {seed}: {run['saved']} {run['value']:.4f}")
-        if args.output:
-            args.output.write_text(json.dumps(results, indent=2) + "\n")
+            if args.output:
+                args.output.write_text(json.dumps(results, indent=2) + "\n")
     header = ["set", "metric", "TF-IDF", "probe", "tuned", "delivered", "seconds"]
     header += ["folds", "inside"] if args.k_folds else []
     header += ["grid", "above it by", "its best"] if args.grid else []
