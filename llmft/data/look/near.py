@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from llmft.data.read.prints import normalised
 from llmft.data.read.store import Source
-from llmft.data.split.duplicates import SHORT, Prints, first_rows, normalised, row_texts
+from llmft.data.split.duplicates import SHORT, Prints, first_rows, row_texts
 
 THRESHOLD, PIECE = 0.8, 5
 # 1 - (1 - 0.8**4)**8 = 0.985 of the pairs at the threshold share a bucket.

@@ -25,14 +25,16 @@ from llmft.data.read.check import Check, Rows, in_parts
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, named_files
 from llmft.data.read.messages import TEXT
+from llmft.data.read.prints import PRINTS, row_prints, with_prints
 from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
 from llmft.files import checksum, publish_folder, write_json
 from llmft.sources import catalog
 
 CONTENT = ("text", "text_pair", "label", "group")
-_BATCH = 10_000
-_CACHE = 6  # to be raised where the same files are read in another way
+_BATCH = 10_000  # rows at a time, and
+_CHARACTERS = 2**21  # about as many characters at the most
+_CACHE = 7  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException)
 
@@ -47,7 +49,7 @@ class Source:
     ``messages.COLUMNS``, a conversation being JSON. A label is the text that stands for
     its class, a number, or a JSON list of classes, as ``problem_type`` says. Columns
     ``file`` (int32, the place in ``files``) and ``line`` (int64) tell where each row
-    begins.
+    begins; those of ``PRINTS`` are there where it was stored.
     """
 
     dataset: Dataset
@@ -73,15 +75,29 @@ class Source:
 
 
 def content_hash(dataset: Dataset) -> str:
-    """Return the sha256 over all values of the content, and the names of columns."""
+    """Return the sha256 over the content: its prints, and its labels and groups."""
     names = [n for n in CONTENT if n in dataset.column_names]
     digest = hashlib.sha256("\0".join(names).encode())
-    for batch in dataset.select_columns(names).iter(_BATCH):
-        for values in zip(*batch.values(), strict=True):
-            for value in values:
-                raw = b"" if value is None else value.encode()
-                digest.update(len(raw).to_bytes(8, "little") + raw)
+    digest.update(prints_of(dataset)[0].tobytes())
+    if beside := [n for n in names if n not in CONTENT[:2]]:
+        for batch in dataset.select_columns(beside).iter(_BATCH):
+            for values in zip(*batch.values(), strict=True):
+                for value in values:
+                    raw = b"" if value is None else value.encode()
+                    digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
+
+
+def prints_of(data: Dataset) -> Sequence[np.ndarray]:
+    """Return the columns ``PRINTS`` of rows; they are made where none are stored."""
+    if PRINTS[0] in data.column_names:
+        # Not by slicing: to gather a million chosen rows takes datasets seconds.
+        rows = slice(None) if data._indices is None else data._indices.column(0)
+        return [data.data.column(name).to_numpy()[rows] for name in PRINTS]
+    texts = data.select_columns([n for n in CONTENT[:2] if n in data.column_names])
+    parts = batches(texts, _BATCH, _CHARACTERS)
+    made = [row_prints([*part.values()]) for part in parts]
+    return [*map(np.concatenate, zip(*made, strict=True))]
 
 
 def batches(
@@ -125,9 +141,9 @@ def stored(rows: Rows) -> Source:
 
     def write(staging: Path) -> dict[str, Any]:
         batches = check.batches()
-        first = next(batches)  # there is one, or an error
+        first = with_prints(next(batches))  # there is one, or an error
         with pa.ipc.new_stream(str(staging / "data.arrow"), first.schema) as writer:
-            for batch in chain([first], batches):
+            for batch in chain([first], map(with_prints, batches)):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
         return {"notes": check.notes(), "problem_type": kind, "format": found}

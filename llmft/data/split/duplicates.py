@@ -1,21 +1,20 @@
 """Rows that are there twice: within a split, with another label, across splits.
 
-Two texts are the same where they differ in nothing, or only in case and white space:
-$1.50 is not $150, -5 not 5, and C# not C. Each row is two hashes of 8 bytes, so that
-millions need little memory.
+Rows are compared by their prints, so that millions need little memory.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
 
 from llmft.data.read.labels import MULTI, names_in
-from llmft.data.read.store import CONTENT, Source, batches
+from llmft.data.read.prints import PAIR
+from llmft.data.read.store import CONTENT, Source, batches, prints_of
 from llmft.files import to_json
 
 # Where there are no labels, a line with fewer characters than this (a heading, an
@@ -23,7 +22,6 @@ from llmft.files import to_json
 SHORT = 32
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
-_PAIR = "\x01"  # between the two texts of a row; no text holds a NUL
 
 
 @dataclass(frozen=True)
@@ -53,24 +51,7 @@ class Overlap:
     pairs: np.ndarray
 
 
-def normalised(texts: Sequence[str]) -> list[str]:
-    """Return texts without case and white space, NUL and \\x01 left as they are.
-
-    NFKC and casefold; then no white space, control or format characters.
-    """
-    joined = unicodedata.normalize("NFKC", "\0".join(texts)).casefold()
-    kept = np.ones(0x110000, bool)
-    kept[[ord(c) for c in set(joined) - {"\0", _PAIR} if _passed_over(c)]] = False
-    codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
-    return codes[kept[codes]].tobytes().decode("utf-32-le").split("\0")
-
-
-def _passed_over(character: str) -> bool:
-    kind = unicodedata.category(character)
-    return kind[0] == "Z" or kind in ("Cc", "Cf")
-
-
-def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
+def row_texts(source: Source, between: str = PAIR) -> Iterator[list[str]]:
     """Yield the texts of all rows, a part at a time; ``between`` joins pairs."""
     names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
     data = source.dataset.select_columns(names)
@@ -80,24 +61,18 @@ def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
 
 def prints(source: Source) -> Prints:
     """Return the hashes of all rows; texts of a pair count together."""
-    data = source.dataset
-    least = 1 if "label" in data.column_names else SHORT
-    exact = np.empty(len(data), np.int64)
-    plain, compared = exact.copy(), np.empty(len(data), bool)
-    at = 0
-    for texts in row_texts(source):
-        for text, read in zip(texts, normalised(texts), strict=True):
-            exact[at], plain[at] = hash(text), hash(read)
-            compared[at] = len(read.strip(_PAIR)) >= least
-            at += 1
-    return Prints(exact, plain, compared)
+    exact, plain, characters = prints_of(source.dataset)
+    least = 1 if "label" in source.dataset.column_names else SHORT
+    return Prints(exact, plain, characters >= least)
 
 
 def first_rows(found: Prints, *, exact: bool = False) -> np.ndarray:
     """Return for each row the first one with the same text; int64, ``(rows,)``."""
-    keys = found.exact if exact else found.normalised
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    return np.where(found.compared, first[which], np.arange(len(keys)))
+    keys, rows = found.exact if exact else found.normalised, np.arange(len(found.exact))
+    which = pa.array(keys).dictionary_encode().indices.to_numpy()
+    first = np.empty(len(rows), np.int64)
+    first[which[::-1]] = rows[::-1]  # of several with one key, the last is kept
+    return np.where(found.compared, first[which], rows)
 
 
 def duplicates(found: Prints) -> Overlap:

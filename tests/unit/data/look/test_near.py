@@ -8,8 +8,9 @@ import tiny
 from datasets import Dataset
 
 from llmft.data.look.near import PIECE, THRESHOLD, near_duplicates
+from llmft.data.read.prints import normalised
 from llmft.data.read.store import Source
-from llmft.data.split.duplicates import normalised, prints
+from llmft.data.split.duplicates import prints
 
 WORDS = [f"{a}{b}" for a in tiny.WORDS for b in tiny.WORDS]
 

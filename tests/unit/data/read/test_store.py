@@ -23,9 +23,11 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from llmft.data.read import rows as rows_module
+from llmft.data.read import store
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
 from llmft.data.read.labels import class_name
+from llmft.data.read.prints import PRINTS
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
 from llmft.data.read.store import read_file, stored
 from llmft.errors import ConfigError, DataError, SchemaError
@@ -69,8 +71,9 @@ WRITERS = {
 
 
 def content(source):
-    """The columns of a source without the places of its rows."""
-    return source.dataset.remove_columns(["file", "line"]).to_dict()
+    """The columns of a source without the places of its rows, and their prints."""
+    names = [n for n in store.CONTENT if n in source.dataset.column_names]
+    return source.dataset.select_columns(names).to_dict()
 
 
 @pytest.fixture
@@ -783,7 +786,7 @@ def test_hub_splits_give_the_names_of_classes():
     unlabelled = from_hub(
         hub_split([-1, -1]), "a/b[test]", Columns(needs_label=True, label_optional=True)
     )
-    assert unlabelled.dataset.column_names == ["text", "file", "line"]
+    assert unlabelled.dataset.column_names == ["text", "file", "line", *PRINTS]
     assert unlabelled.notes[-1] == "'label' is empty in all rows"
     with pytest.raises(DataError, match="no column 'txt'; it has 'sentence', 'label'"):
         from_hub(hub_split([0]), "a/b[train]", Columns("txt"))

@@ -16,6 +16,7 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.data.read.labels import MULTI, names_in
+from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import Source
 from llmft.data.split import splits
 from llmft.data.split.sampling import split_off
@@ -174,7 +175,8 @@ def test_files_are_used_as_they_are(file):
     assert list(found.parts) == ["train", "validation", "test"]
     assert found.name.endswith("train.csv")
     assert found.held_out() == "test"
-    assert found.parts["train"].column_names == ["text", "file", "line"]
+    names = ["text", "file", "line", *PRINTS]
+    assert found.parts["train"].column_names == names
 
 
 def test_validation_and_test_are_made_out_of_train(file, capsys):

@@ -1,0 +1,112 @@
+"""Prints tell the same texts as ever, however fast they are made."""
+
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+
+from llmft.data.read import prints, store
+from llmft.data.read.columns import Columns
+from llmft.data.read.prints import PRINTS, normalised, row_prints
+from llmft.data.read.store import prints_of, read_file
+
+
+def spell(text):
+    """``normalised`` of one text, told a second time, character by character."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kinds = [(c, unicodedata.category(c)) for c in folded]
+    return "".join(
+        c
+        for c, kind in kinds
+        if c in "\0\x01" or (kind[0] != "Z" and kind not in ("Cc", "Cf"))
+    )
+
+
+TEXTS = [
+    *("Good  film", "good film", "GOOD FILM", "g\u00adood\u200b film\n", "Straße"),
+    *(
+        "STRASSE",
+        "ﬁne",
+        "fine",
+        "e\u0301t\u00e9",
+        "\u00e9te\u0301",
+        "हिन्दी",
+        "हनद",
+        "C++",
+    ),
+    *(
+        "C",
+        "👍",
+        "👎",
+        "漢字。",
+        "漢字",
+        "...",
+        "!",
+        "",
+        " ",
+        "x" * 100_000,
+        "Ⅷ",
+        "viii",
+    ),
+]
+
+
+def test_case_and_white_space_are_taken_away():
+    assert normalised(TEXTS) == [spell(text) for text in TEXTS]
+    assert [normalised([text]) for text in TEXTS] == [[spell(t)] for t in TEXTS]
+    same = [normalised(TEXTS)[i] for i in range(4)]
+    assert same == ["goodfilm"] * 4
+    assert normalised([]) == []
+
+
+def test_adversarial_texts_as_they_were_normalised_before():
+    """All of the first plane, and 20,000 strings of what is odd about characters."""
+    every = [chr(c) for c in range(0x10000) if not 0xD800 <= c < 0xE000]
+    odd = [c for c in every if unicodedata.normalize("NFKC", c).casefold() != c]
+    odd += [c for c in every if unicodedata.category(c)[0] in "ZCM"][:700]
+    odd += [*map(chr, range(128)), "\U000e0041", "\U0001f1e9", "\U00013430"]
+    draw = random.Random(7)
+    made = ["".join(draw.choices(odd, k=draw.randrange(9))) for _ in range(20_000)]
+    made += ["a b", "a\0b", "\0", "\x01", "\xff", "\x7f", "i\u0307", "\u0130", ""]
+    assert normalised(every + made) == [spell(text) for text in every + made]
+
+
+def test_no_other_planes_have_characters_to_leave_out():
+    kinds = {unicodedata.category(chr(c)) for c in range(0x20000, 0xE0000)}
+    kinds |= {unicodedata.category(chr(c)) for c in range(0xE1000, 0x110000)}
+    assert not kinds & {"Zs", "Zl", "Zp", "Cc", "Cf"}
+    assert (~prints._kept()).sum() > 200
+
+
+def test_prints_are_stored_and_carried_along(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    rows = [*TEXTS[:5], "A", "a", "", " ", "x"]
+    path.write_text("text,more\n" + "".join(f'"{t}",{t[:1]}.\n' for t in rows))
+    columns = Columns("text", text_pair="more")
+    source = read_file(path, columns)
+    assert {*PRINTS} < {*source.dataset.column_names}
+    order = np.random.default_rng(3).permutation(len(rows))
+    chosen = source.select(order).dataset
+    monkeypatch.setattr(store, "_BATCH", 3)
+    made = prints_of(chosen.remove_columns([*PRINTS]))
+    for found, again in zip(prints_of(chosen), made, strict=True):
+        assert found.tolist() == again.tolist()
+    bare = source.select(order[:4])
+    bare = bare.dataset.remove_columns([*PRINTS])
+    assert store.content_hash(bare) == source.select(order[:4]).sha256
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((["a"], ["b"]), (["ab"], [""])),
+        ((["a\x01"], ["b"]), (["a"], ["\x01b"])),
+        ((["a"], ["b"]), (["a\x01b"],)),
+        ((["a"],), (["A"],)),
+    ],
+)
+def test_different_texts_have_different_hashes(one, other):
+    """So that what a cache holds of one is never taken for the other."""
+    assert row_prints(one)[0] != row_prints(other)[0]
+    assert row_prints(one)[0] == row_prints(one)[0]
