@@ -11,10 +11,15 @@ import json
 import os
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +30,7 @@ import tokenizers
 import transformers
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmft.config.fields import DataArguments
 from llmft.data.read.store import batches, cached, content_hash
@@ -33,7 +38,7 @@ from llmft.data.tokens.chat import Layout
 
 _CACHE = 4  # to be raised where the same settings make other ids
 BATCH = 1000  # texts that a tokenizer gets at once
-CHARACTERS = 2**22  # it takes 30 times as much memory as the text has
+CHARACTERS = 2**21  # it takes 30 times as much memory as the text has, two at a time
 
 Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -132,11 +137,9 @@ def _write(
             if kinds is not None:
                 typed = True
                 types.write(kinds.tobytes())
-            letters = set[str]().union(*batch["text"]) if strips else ()
-            lost = {c for c in letters if ord(c) > 127 and _has_accent(c)}
-            if lost:
-                accented += sum(not lost.isdisjoint(text) for text in batch["text"])
-                accents |= lost
+            if strips:
+                count, lost = _accented(batch["text"])
+                accented, accents = accented + count, accents | lost
             bar.update(len(batch["text"]))
     np.save(folder / "lengths.npy", np.concatenate(lengths))
     shown = "".join(sorted(accents))[:100]
@@ -147,21 +150,45 @@ def _encoded(
     texts: Dataset, how: How, workers: int | None
 ) -> Iterator[tuple[Batch, Ids]]:
     """Yield batches with their ids, in order; no more than a few are held at once."""
+    parts = batches(texts, BATCH, CHARACTERS)
     if workers is None:
-        for batch in batches(texts, BATCH, CHARACTERS):
-            yield batch, encode_batch(batch, *how)
+        yield from encode_ahead(parts, how)
         return
     # spawn: a process forked after the tokenizer ran its threads may never end.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, how)
-    waiting: deque[tuple[Batch, Future[Ids]]] = deque()
     with pool:
-        for batch in batches(texts, BATCH, CHARACTERS):
-            waiting.append((batch, pool.submit(_in_worker, batch)))
-            if len(waiting) > 2 * workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
+        yield from _ahead(parts, pool, _in_worker, 2 * workers)
+
+
+def encode_ahead(parts: Iterator[Batch], how: How) -> Iterator[tuple[Batch, Ids]]:
+    """Yield batches with their ids, in order.
+
+    The tokenizer works in threads of its own while the caller reads what comes next,
+    and makes something of what came before. Two batches are in work, for one thread
+    would leave it idle as often as it hands ids to Python.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        yield from _ahead(parts, pool, lambda batch: encode_batch(batch, *how), 2)
+
+
+def _ahead(
+    parts: Iterator[Batch], pool: Executor, work: Callable[[Batch], Ids], most: int
+) -> Iterator[tuple[Batch, Ids]]:
+    waiting: deque[tuple[Batch, Future[Ids]]] = deque()
+    end: Exception | None = None
+    while end is None or waiting:
+        while end is None and len(waiting) <= most:
+            try:
+                batch = next(parts)
+            except Exception as error:  # what came before it is handed on first
+                end = error
+            else:
+                waiting.append((batch, pool.submit(work, batch)))
+        if waiting:
+            done, future = waiting.popleft()
             yield done, future.result()
+    if not isinstance(end, StopIteration):
+        raise end
 
 
 _worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with
@@ -183,11 +210,16 @@ def encode_batch(
     layout: Layout | None = None,
 ) -> Ids:
     """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
-    types: Sequence[Any]
+    types: Sequence[Any] = ()
+    pairs = batch.get("text_pair")
     if layout is not None:
         rows, types = layout.encode(batch, end_token)
+    elif (backend := _plain_backend(tokenizer)) is not None:
+        texts = batch["text"] if pairs is None else [*zip(batch["text"], pairs)]  # noqa: B905
+        made = backend.encode_batch_fast(texts)  # without the places of tokens
+        rows = [encoding.ids for encoding in made]
+        types = [encoding.type_ids for encoding in made] if pairs else ()
     else:
-        pairs = batch.get("text_pair")
         encoded = tokenizer(
             batch["text"],
             pairs,
@@ -197,12 +229,28 @@ def encode_batch(
             verbose=False,
         )
         rows, types = encoded["input_ids"], encoded.get("token_type_ids", ())
-        if end_token is not None:
-            rows = [r if r[-1:] == [end_token] else [*r, end_token] for r in rows]
+    if end_token is not None and layout is None:
+        rows = [r if r[-1:] == [end_token] else [*r, end_token] for r in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     flat = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
     kinds = [np.asarray(t, np.int8) for t in types]
     return flat, lengths, np.concatenate(kinds) if kinds else None
+
+
+def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return what makes ids by itself, None where transformers adds to them."""
+    kind, base = type(tokenizer), PreTrainedTokenizerFast
+    if (kind.__call__, kind._encode_plus) != (base.__call__, base._encode_plus):
+        return None
+    backend = tokenizer.backend_tokenizer
+    # Only where they are set: another thread may be at work.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def _read(folder: Path, facts: dict[str, Any], rows: int) -> Encoded:
@@ -229,6 +277,18 @@ def _strips_accents(tokenizer: PreTrainedTokenizerBase) -> bool:
     return normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
 
 
+def _accented(texts: Sequence[str]) -> tuple[int, set[str]]:
+    """Return how many texts have letters with an accent, and these."""
+    odd = [text for text in texts if not text.isascii()]
+    codes = np.frombuffer("".join(odd).encode("utf-32-le"), np.uint32)
+    letters = [*map(chr, np.unique(codes[codes > 127]))]
+    lost = {letter for letter in letters if _has_accent(letter)}
+    places = np.flatnonzero(np.isin(codes, [*map(ord, lost)]))
+    ends = np.cumsum([len(text) for text in odd])
+    return len(np.unique(np.searchsorted(ends, places, "right"))), lost
+
+
+@cache
 def _has_accent(letter: str) -> bool:
     parts = unicodedata.normalize("NFD", letter)
     return any(unicodedata.category(part) == "Mn" for part in parts)

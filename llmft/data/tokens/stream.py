@@ -20,7 +20,7 @@ from llmft.config.fields import LanguageModelingDataArguments
 from llmft.console import warn
 from llmft.data.read.check import Rows, in_parts
 from llmft.data.read.store import Source, in_memory
-from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_batch
+from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_ahead
 from llmft.errors import DataError
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
@@ -101,8 +101,10 @@ class Stream(IterableDataset):
         """Yield ids and lengths of some texts at a time."""
         rows = islice(self.rows, self.skip, None)
         texts = (str(values["text"]) for values in rows)
-        for part in in_parts(texts, len, BATCH, CHARACTERS):
-            yield encode_batch({"text": part}, self.tokenizer, self.end_token)[:2]
+        parts = ({"text": part} for part in in_parts(texts, len, BATCH, CHARACTERS))
+        how = (self.tokenizer, self.end_token, None)
+        for _, (ids, lengths, _) in encode_ahead(parts, how):
+            yield ids, lengths
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for ids, lengths in self._encoded():

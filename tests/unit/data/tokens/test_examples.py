@@ -3,6 +3,7 @@
 import copy
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
@@ -55,16 +56,15 @@ def one_by_one(texts, tokenizer, end=()):
 
 
 @pytest.fixture
-def calls(monkeypatch, wordpiece):
+def calls(monkeypatch):
     """Counts the texts that go through a tokenizer."""
-    seen = []
-    real = type(wordpiece).__call__
+    seen, real = [], encode_module.encode_batch
 
-    def counted(self, texts, *args, **options):
-        seen.extend(texts if texts != [""] else [])
-        return real(self, texts, *args, **options)
+    def counted(batch, *args):
+        seen.extend(batch["text"])
+        return real(batch, *args)
 
-    monkeypatch.setattr(type(wordpiece), "__call__", counted)
+    monkeypatch.setattr(encode_module, "encode_batch", counted)
     return seen
 
 
@@ -217,15 +217,15 @@ def test_damaged_types_of_pairs_are_made_anew(wordpiece, capsys, change):
 def test_two_processes_may_tokenize_the_same_at_once(bpe, monkeypatch):
     """One finishes while the other is at work; each has its own file until then."""
     expected = list(chain(*one_by_one(TEXTS, bpe)))
-    real, inner = type(bpe).__call__, []
+    real, inner = encode_module.encode_batch, []
 
-    def interrupted(self, *args, **options):
+    def interrupted(*args):
         if not inner:
             inner.append(None)
             inner[0] = list(chain(*blocks(TEXTS, bpe, "row")["input_ids"]))
-        return real(self, *args, **options)
+        return real(*args)
 
-    monkeypatch.setattr(type(bpe), "__call__", interrupted)
+    monkeypatch.setattr(encode_module, "encode_batch", interrupted)
     outer = list(chain(*blocks(TEXTS, bpe, "row")["input_ids"]))
     assert outer == inner[0] == expected
     (folder,) = (catalog.cache_home() / "tokenized").iterdir()
@@ -254,6 +254,41 @@ def test_another_tokenizer_is_seen(bpe, wordpiece):
     assert blocks(["a film"], bpe)["input_ids"][:] == one_by_one(["a film"], bpe)
     made = blocks(["a film"], wordpiece)["input_ids"][:]
     assert made == one_by_one(["a film"], wordpiece)
+
+
+PAIRS = ["of it", "", "x " * 40, "caf\u00e9 [SEP] </s>", "\U0001f44d \u4e2d\u6587"]
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+@pytest.mark.parametrize("end", [None, 3])
+@pytest.mark.parametrize("split", [False, True])
+def test_ids_are_those_of_a_call_of_the_tokenizer(wordpiece, bpe, pairs, end, split):
+    """Also where it was used with truncation and padding before."""
+    texts = ["", "the film " * 30, "[MASK] <|endoftext|> x", "\u00e9\u0301 \0\n", "a"]
+    for tokenizer in map(copy.deepcopy, (wordpiece, bpe)):
+        tokenizer(texts, truncation=True, max_length=4, padding=False)
+        tokenizer.split_special_tokens = split
+        batch = {"text": texts} | ({"text_pair": pairs} if pairs else {})
+        ids, lengths, types = encode_module.encode_batch(batch, tokenizer, end)
+        made = tokenizer(texts, pairs, return_token_type_ids=True)
+        wanted = [row + [end] * (end is not None) for row in made["input_ids"]]
+        wanted = [w[:-1] if w[-2:] == [end, end] else w for w in wanted]
+        assert [x.tolist() for x in np.split(ids, np.cumsum(lengths)[:-1])] == wanted
+        if pairs:
+            assert types.tolist() == list(chain(*made["token_type_ids"]))
+        else:
+            assert types is None
+
+
+def test_a_tokenizer_that_adds_something_of_its_own_is_called(wordpiece):
+    class Own(type(wordpiece)):
+        def __call__(self, texts, *args, **options):
+            return super().__call__([f"{t} film" for t in texts], *args, **options)
+
+    own = copy.deepcopy(wordpiece)
+    own.__class__ = Own
+    ids = encode_module.encode_batch({"text": ["a"]}, own)[0]
+    assert ids.tolist() == wordpiece("a film")["input_ids"]
 
 
 def test_workers_give_the_same(bpe):
@@ -417,14 +452,14 @@ def test_labels_that_train_has_not(wordpiece):
     )
 
 
-def test_long_texts_come_in_small_batches(bpe, calls, monkeypatch):
+def test_long_texts_come_in_small_batches(bpe, monkeypatch):
     """A tokenizer takes 30 times the memory of its texts: books come a few at once."""
     monkeypatch.setattr("llmft.data.tokens.encode.CHARACTERS", 300)
     sizes, real = [], encode_module.encode_batch
 
-    def counted(batch, *args, **options):
+    def counted(batch, *args):
         sizes.append(sum(map(len, batch["text"])))
-        return real(batch, *args, **options)
+        return real(batch, *args)
 
     monkeypatch.setattr(encode_module, "encode_batch", counted)
     long = tiny.sentences(40)

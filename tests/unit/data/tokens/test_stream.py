@@ -18,7 +18,7 @@ from llmft.data.read.files import Reading
 from llmft.data.read.rows import streamed_files
 from llmft.data.split import splits as splits_module
 from llmft.data.split.splits import load_splits
-from llmft.data.tokens import stream
+from llmft.data.tokens import encode, stream
 from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.stream import Stream, held_out
 from llmft.errors import ConfigError, DataError, LeakageError, LlmftError
@@ -236,13 +236,13 @@ def test_books_are_tokenized_a_few_at_once(tmp_path, wordpiece, monkeypatch):
     books = tiny.sentences(30, words=40)
     (tmp_path / "a.txt").write_text("\n".join(books))
     monkeypatch.setattr(stream, "CHARACTERS", 300)
-    sizes, real = [], stream.encode_batch
+    sizes, real = [], encode.encode_batch
 
     def counted(batch, *args):
         sizes.append(sum(map(len, batch["text"])))
         return real(batch, *args)
 
-    monkeypatch.setattr(stream, "encode_batch", counted)
+    monkeypatch.setattr(encode, "encode_batch", counted)
     args = arguments(tmp_path / "a.txt", block_policy="row")
     assert sum(len(b["input_ids"]) for b in blocks_of(args, wordpiece)) == (
         sum(map(len, wordpiece(books)["input_ids"]))
