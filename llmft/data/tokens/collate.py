@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,11 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from llmft.config.fields import MaskedLMDataArguments
-from llmft.data.tokens.masking import SpanLengths, choose, draws, word_edges
+from llmft.data.tokens.masking import (
+    FATE,
+    TOKEN,
+    Draws,
+    SpanLengths,
+    choose,
+    word_edges,
+)
 from llmft.errors import DataError
 
 IGNORED = -100
@@ -26,10 +31,10 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
     """``DataCollatorForLanguageModeling`` whose masks depend on (seed, epoch, row).
 
     The one of transformers draws from a stream, so that a worker, a look-ahead or a
-    resume changes every later mask. Here each row seeds its own draw, and has at least
-    one masked token unless all are special. Examples need ``input_ids`` and ``row``;
-    those with ``epoch`` have the masks of that one, and those with ``labels`` are taken
-    as they are.
+    resume changes every later mask. Here each is a hash of what it belongs to, made for
+    a whole batch at once, and a row has at least one unless all its tokens are special.
+    Examples need ``input_ids`` and ``row``; those with ``epoch`` have the masks of that
+    one, and those with ``labels`` are taken as they are.
 
     ``mlm_masking`` is token, whole_word or span: ``word_edges`` says what a word is,
     ``SpanLengths`` what ``geometric_p`` and ``max_span_length`` mean.
@@ -57,7 +62,8 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._special = torch.tensor(self.tokenizer.all_special_ids)
+        self._special = np.array(self.tokenizer.all_special_ids)
+        self._size = len(self.tokenizer)
         by_token, by_span = self.mlm_masking == "token", self.mlm_masking == "span"
         self._edges = None if by_token else word_edges(self.tokenizer)
         lengths = (self.geometric_p, self.max_span_length)
@@ -69,71 +75,66 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Make a batch; see the class."""
-        pairs = [self._example(example, int(self._epoch)) for example in examples]
-        ids, labels = ([pair[i] for pair in pairs] for i in (0, 1))
+        rows = [np.asarray(example["input_ids"], np.int64) for example in examples]
+        lengths, ids = np.array([*map(len, rows)]), np.concatenate(rows)
+        labels = ids
+        if "labels" in examples[0]:
+            given = [np.asarray(example["labels"], np.int64) for example in examples]
+            labels = np.concatenate(given)
+        elif self.mlm:
+            ids, labels = self._masked(ids, lengths, examples)
+        inside = np.arange(lengths.max()) < lengths[:, None]
+
+        def padded(values: np.ndarray, fill: int) -> torch.Tensor:
+            batch = np.full(inside.shape, fill, np.int64)
+            batch[inside] = values
+            return torch.from_numpy(batch)
+
         pad = self.tokenizer.pad_token_id
         batch = {
-            "input_ids": pad_sequence(ids, True, 0 if pad is None else pad),
-            "labels": pad_sequence(labels, True, IGNORED),
+            "input_ids": padded(ids, 0 if pad is None else pad),
+            "labels": padded(labels, IGNORED),
         }
         if "seq_lengths" in examples[0]:
-            of_each = [
-                torch.cat([torch.arange(n) for n in example["seq_lengths"]])
-                for example in examples
-            ]
-            batch["position_ids"] = pad_sequence(of_each, batch_first=True)
+            documents = np.concatenate([example["seq_lengths"] for example in examples])
+            places = np.arange(len(ids))
+            places -= np.repeat(np.cumsum(documents) - documents, documents)
+            batch["position_ids"] = padded(places, 0)
             batch["labels"][batch["position_ids"] == 0] = IGNORED
-        if len({*map(len, ids)}) > 1:
-            batch["attention_mask"] = pad_sequence([*map(torch.ones_like, ids)], True)
+        if not inside.all():
+            batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
             batch["begins_epoch"] = torch.tensor(found)
         return batch
 
-    def _example(
-        self, example: dict[str, Any], epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.as_tensor(example["input_ids"], dtype=torch.int64)
-        if "labels" in example:
-            return ids, torch.as_tensor(example["labels"], dtype=torch.int64)
-        if not self.mlm:
-            return ids, ids.clone()
-        epoch = int(example.get("epoch", epoch))
-        seed = row_seed(self.mask_seed, epoch, int(example["row"]))
-        generator = torch.Generator().manual_seed(seed)
-        special = torch.isin(ids, self._special)
-        if self._edges is None:
-            self.generator = generator
-            inputs, labels = self.torch_mask_tokens(ids[None].clone(), special[None])
-            self.generator = None  # it cannot be sent to a worker that is spawned
-            if (labels != IGNORED).any():
-                return inputs[0], labels[0]
-        return self._mask_words(ids.numpy(), ~special.numpy(), generator)
-
-    def _mask_words(
-        self, ids: np.ndarray, maskable: np.ndarray, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose words or spans, and mask, replace or keep them.
+    def _masked(
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        examples: Sequence[Mapping[str, Any]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Choose tokens, words or spans of all rows; mask, replace or keep them.
 
         Each has one fate, as in SpanBERT; each token that is replaced gets a random one
         of its own. BERT's whole-word code decides for each token, which leaves parts of
         the word in sight that is to be guessed.
         """
-        share, size = float(self.mlm_probability or 0), len(self.tokenizer)
-        chosen, unit = choose(ids, maskable, share, generator, self._edges, self._spans)
-        fate = np.where(chosen, draws(len(ids), generator)[unit], np.inf)
-        random = torch.randint(size, (len(ids),), generator=generator).numpy()
+        epoch = int(self._epoch)
+        epochs = np.array([example.get("epoch", epoch) for example in examples])
+        rows = np.array([int(example["row"]) for example in examples])
+        draws = Draws(self.mask_seed, epochs, rows, lengths)
+        share, maskable = float(self.mlm_probability or 0), ~np.isin(ids, self._special)
+        chosen, unit = choose(ids, maskable, share, draws, self._edges, self._spans)
+        at = np.flatnonzero(chosen)
+        fate = draws.of_tokens(FATE, unit[at])
+        random = (draws.of_tokens(TOKEN, at) * self._size).astype(np.int64)
         to_mask = self.mask_replace_prob
-        inputs = np.where(fate < to_mask + self.random_replace_prob, random, ids)
-        inputs = np.where(fate < to_mask, self.tokenizer.mask_token_id, inputs)
-        labels = np.where(chosen, ids, IGNORED)
-        return torch.from_numpy(inputs), torch.from_numpy(labels)
-
-
-def row_seed(seed: int, epoch: int, row: int) -> int:
-    """Return a seed of 63 bits that depends on the three numbers alone."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{row}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") & (2**63 - 1)
+        new = np.where(fate < to_mask + self.random_replace_prob, random, ids[at])
+        inputs, labels = ids.copy(), np.full(len(ids), IGNORED)
+        inputs[at] = np.where(fate < to_mask, self.tokenizer.mask_token_id, new)
+        labels[at] = ids[at]
+        return inputs, labels
 
 
 def fix_masks(
@@ -146,8 +147,7 @@ def fix_masks(
     They are those of (seed, epoch -1, row): evaluations can be compared. Raises
     DataError where all tokens are special, so that there is nothing to measure.
     """
-    rows = (collator._example(example, FIXED_EPOCH) for example in dataset)
-    if not any((labels != IGNORED).any() for _, labels in rows):
+    if all(np.isin(ids, collator._special).all() for ids in dataset["input_ids"]):
         tokens = sum(len(ids) for ids in dataset["input_ids"])
         raise DataError(
             f"all {tokens:,} {split} tokens are special ones, or unknown to the"

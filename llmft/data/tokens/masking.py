@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -62,15 +61,18 @@ class WordEdges:
     splits: np.ndarray
     separators: np.ndarray
 
-    def begins(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def begins(
+        self, ids: np.ndarray, starts: Sequence[int] | np.ndarray = (0,)
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return where words, and where parts begin in ``ids`` (int64, (length,)).
 
         Both are bool (length,). Separators part a row: each begins a part and a word,
-        and so does what follows it.
+        and so does what follows it, and the row that begins at each of ``starts``.
         """
-        parts = self.separators[ids]
+        parts = np.append(self.separators[ids], False)  # for a row without tokens
         parts[1:] |= parts[:-1].copy()
-        parts[:1] = True
+        parts[starts,] = True
+        parts = parts[:-1]
         words = parts.copy()
         words[1:] |= self.splits[self.last[ids[:-1]], self.first[ids[1:]]]
         return words, parts
@@ -213,96 +215,143 @@ class SpanLengths:
         return cls(chances.cumsum(), (reached / reached.sum()).cumsum(), reached.sum())
 
 
+_GAMMA = 0x9E3779B97F4A7C15
+# What the random numbers of a token are for, and those of a row.
+_CHOSEN, FATE, TOKEN, _LENGTH, _USES = range(5)
+_PLACE, _INSIDE_SPAN, _LENGTH_OF_ONE = range(3)
+
+
+class Draws:
+    """Random numbers for rows that lie one behind the other.
+
+    Each is a hash, that of SplitMix64, of seed, epoch, row, place within the row and
+    what it is for: it is the same in whatever batch the row stands.
+
+    Args:
+        epochs, rows: int64, one for each row. lengths: their tokens, int64.
+
+    Attributes:
+        row: of each token, the number of its row from 0. starts: where rows begin.
+    """
+
+    def __init__(
+        self, seed: int, epochs: np.ndarray, rows: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        keys: np.ndarray = np.full(len(rows), seed, np.int64).view(np.uint64)
+        for value in (epochs, rows):
+            keys = _mixed(keys + _step(1)) ^ value.astype(np.int64).view(np.uint64)
+        self._rows = _mixed(keys + _step(1))
+        self.row = np.repeat(np.arange(len(rows)), lengths)
+        self.starts = np.cumsum(lengths) - lengths
+        places = np.arange(len(self.row)) - self.starts[self.row]
+        self._tokens = self._rows[self.row] + places.view(np.uint64) * _step(_USES)
+
+    def of_tokens(self, use: int, at: np.ndarray | slice) -> np.ndarray:
+        """Return numbers from [0, 1) for the tokens at these places, float64."""
+        return _uniform(self._tokens[at] + _step(use))
+
+    def of_rows(self, use: int) -> np.ndarray:
+        """Return numbers from [0, 1) for the rows, float64."""
+        return _uniform(self._rows - _step(use + 1))
+
+
+def _step(count: int) -> np.uint64:
+    return np.uint64(count * _GAMMA % 2**64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def _uniform(values: np.ndarray) -> np.ndarray:
+    return (_mixed(values) >> np.uint64(11)) * 2.0**-53
+
+
 def choose(
     ids: np.ndarray,
     maskable: np.ndarray,
     probability: float,
-    generator: torch.Generator,
+    draws: Draws,
     edges: WordEdges | None,
     spans: SpanLengths | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose whole words of a row, or with ``spans`` whole spans of words.
+    """Choose tokens, with ``edges`` whole words, or with ``spans`` spans of words.
 
-    Each word is chosen with ``probability``, so that this is the share of tokens too,
-    however long words are; where that leaves none, one of them is. Words that are cut
-    by the end of ``ids`` count as far as they are there. A span ends where its text
-    does, at a separator.
+    Each is chosen with ``probability``, so that this is the share of tokens too,
+    however long words are; where that leaves none of a row, one of its is. Words that
+    are cut by the end of a row count as far as they are there. A span ends where its
+    text does, at a separator.
 
     Args:
-        ids: int64, shape (length,). maskable: bool, the same: only these are chosen.
-        edges: without them a single token is chosen.
+        ids: int64, of the rows of ``draws`` one behind the other.
+        maskable: bool, the same: only these are chosen.
 
     Returns:
         chosen (bool) and, for each token, the place where its word or span begins
-        (int64), both of shape (length,). None is chosen where none is maskable.
+        (int64), both like ``ids``. None is chosen where none is maskable.
     """
+    begins, part = np.arange(len(ids)), draws.row
     if not maskable.any():
-        return maskable, np.arange(len(ids))
+        return maskable, begins
+    word = begins
     if edges is not None:
-        words, parts = edges.begins(ids)
-        if spans is None:
-            unit = _begin_of_each(words)
-            chosen = (draws(len(ids), generator) < probability)[unit]
-        else:
-            word = words.cumsum() - 1
-            interval = _intervals(word[-1] + 1, probability, generator, spans)[word]
-            parts[1:] |= interval[1:] != interval[:-1]
-            chosen, unit = interval % 2 == 1, _begin_of_each(parts)
-        chosen &= maskable
-        if chosen.any():
-            return chosen, unit
-    return _one(ids, maskable, generator, edges, spans), np.zeros_like(ids)
-
-
-def draws(count: int, generator: torch.Generator) -> np.ndarray:
-    """Return so many numbers from [0, 1), float64."""
-    return torch.rand(count, dtype=torch.float64, generator=generator).numpy()
+        first, parts = edges.begins(ids, draws.starts)
+        begins, word, part = first.nonzero()[0], first.cumsum() - 1, parts.cumsum()
+    if spans is None:
+        unit = begins[word]
+        chosen = (draws.of_tokens(_CHOSEN, begins) < probability)[word]
+    else:
+        interval = _intervals(begins, probability, draws, spans)[word]
+        parts[1:] |= interval[1:] != interval[:-1]
+        chosen, unit = interval % 2 == 1, parts.nonzero()[0][parts.cumsum() - 1]
+    chosen &= maskable
+    counts = np.bincount(draws.row[maskable], minlength=len(draws.starts))
+    bare = np.bincount(draws.row[chosen], minlength=len(counts)) < (counts > 0)
+    if bare.any():
+        one = np.cumsum(counts) - counts + (draws.of_rows(_PLACE) * counts).astype(int)
+        place = np.zeros(len(counts), np.int64)
+        place[bare] = maskable.nonzero()[0][one[bare]]
+        size = _lengths(spans.whole, draws.of_rows(_LENGTH_OF_ONE)) if spans else 1
+        after, within = (word[place] + size)[draws.row], bare[draws.row] & maskable
+        place = place[draws.row]
+        within &= (word >= word[place]) & (word < after) & (part == part[place])
+        chosen, unit = chosen | within, np.where(within, place, unit)
+    return chosen, unit
 
 
 def _lengths(chances: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return chances[:-1].searchsorted(drawn, "right") + 1
 
 
-def _begin_of_each(begins: np.ndarray) -> np.ndarray:
-    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
-
-
 def _intervals(
-    words: int, probability: float, generator: torch.Generator, spans: SpanLengths
+    begins: np.ndarray, probability: float, draws: Draws, spans: SpanLengths
 ) -> np.ndarray:
-    """Return for each word the number of its gap (even) or span (odd), int64.
+    """Return for each word, by where it begins, the number of its gap or span, int64.
 
-    Gaps and spans take turns; gaps are geometric, of the mean length that leaves
-    ``probability`` to the spans. The row begins somewhere within, so that the first
-    word is chosen as often as any other.
+    In each row gaps (even) and spans (odd) take turns; gaps are geometric, of the mean
+    length that leaves ``probability`` to the spans. The row begins somewhere within, so
+    that the first word is chosen as often as any other.
     """
+    row, words = draws.row[begins], len(begins)
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # word of each row
     ends = probability / (probability + spans.mean * (1 - probability))
-    drawn = draws(2 * words + 1, generator)
-    gaps = np.log1p(-drawn[:words]) / math.log1p(-min(ends, 1 - 1e-12))
-    lengths = np.empty(2 * words, dtype=np.int64)
-    lengths[::2] = np.minimum(gaps, words)
-    lengths[1::2] = _lengths(spans.whole, drawn[words:-1])
-    if drawn[-1] < probability:
-        lengths[:2] = 0, _lengths(spans.left, drawn[words])
-    else:
-        lengths[0] += 1
-    return lengths.cumsum().searchsorted(np.arange(words), "right")
-
-
-def _one(
-    ids: np.ndarray,
-    maskable: np.ndarray,
-    generator: torch.Generator,
-    edges: WordEdges | None,
-    spans: SpanLengths | None,
-) -> np.ndarray:
-    """Choose a maskable token, with ``edges`` its word, with ``spans`` from it on."""
-    where, length = draws(2, generator)
-    places = maskable.nonzero()[0]
-    place = places[int(where * len(places))]
-    if edges is None:
-        return np.arange(len(ids)) == place
-    words, parts = (begins.cumsum() for begins in edges.begins(ids))
-    beyond = words[place] + (_lengths(spans.whole, length) if spans else 1)
-    within = (words >= words[place]) & (words < beyond) & (parts == parts[place])
-    return within & maskable
+    gaps = np.log1p(-draws.of_tokens(_CHOSEN, begins))
+    gaps = np.minimum(gaps / math.log1p(-min(ends, 1 - 1e-12)), words)
+    drawn = draws.of_tokens(_LENGTH, begins)
+    lengths = np.stack([gaps.astype(np.int64), _lengths(spans.whole, drawn)])
+    inside = (draws.of_rows(_INSIDE_SPAN) < probability)[row[first]]
+    left = _lengths(spans.left, drawn[first])
+    lengths[0, first] = np.where(inside, 0, lengths[0, first] + 1)
+    lengths[1, first] = np.where(inside, left, lengths[1, first])
+    # One search for all rows: each begins far behind the one before.
+    rank = np.repeat(np.arange(len(first)), np.diff(np.append(first, words)))
+    reach = lengths.T.ravel().cumsum()
+    far, before = reach[-1] + words, reach[2 * first] - lengths[0, first]
+    reach = (reach.reshape(-1, 2) + (rank * far - before[rank])[:, None]).ravel()
+    wanted = np.arange(words) - first[rank] + rank * far
+    return reach.searchsorted(wanted, "right") - 2 * first[rank]

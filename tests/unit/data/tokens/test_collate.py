@@ -14,7 +14,6 @@ from llmft.data.tokens.collate import (
     by_length,
     examples_of,
     fix_masks,
-    row_seed,
 )
 from llmft.errors import DataError
 
@@ -220,20 +219,6 @@ def test_causal_labels_keep_eos_though_it_is_the_pad_token(bpe):
     without_pad = SeededDataCollatorForLanguageModeling(bpe, mlm=False)
     batch = without_pad([{"input_ids": ids, "row": 0} for ids in ([5], [6, 7])])
     assert batch["labels"].tolist() == [[5, -100], [6, 7]]
-
-
-def test_row_seeds_are_valid_and_differ():
-    seeds = {
-        row_seed(seed, epoch, row)
-        for seed in (0, 42)
-        for epoch in (-1, 0, 1, 12)
-        for row in (0, 1, 12, 123_456_789)
-    }
-    assert len(seeds) == 2 * 4 * 4
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert row_seed(1, 12, 3) != row_seed(1, 1, 23)  # digits do not run together
-    assert row_seed(42, 0, 0) == row_seed(42, 0, 0)
-    torch.Generator().manual_seed(max(seeds))
 
 
 def test_classification_batches_drop_the_length_and_pad(wordpiece):

@@ -8,12 +8,17 @@ import random
 import numpy as np
 import pytest
 import tiny
-import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, row_seed
-from llmft.data.tokens.masking import SpanLengths, choose, require_span, word_edges
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.data.tokens.masking import (
+    Draws,
+    SpanLengths,
+    choose,
+    require_span,
+    word_edges,
+)
 from llmft.errors import ConfigError
 
 CHINESE = "我喜欢看电影这部很好。"
@@ -279,15 +284,18 @@ def test_all_of_a_unit_has_one_fate(tokenizer):
         assert partly <= 0.02 * units
 
 
+def draws_of(lengths, epoch=0, seed=0, first=0):
+    rows = np.arange(first, first + len(lengths))
+    return Draws(seed, np.full(len(lengths), epoch), rows, np.array(lengths))
+
+
 def rows_of_words(wordpiece, rows, words, spans, probability=0.15):
-    """Yield what is chosen in rows of words of one token each."""
+    """Return what is chosen in rows of words of one token each, and the units."""
     edges = word_edges(wordpiece)
-    first = wordpiece.convert_tokens_to_ids("film")
-    ids = np.full(words, first)
-    maskable = np.ones(words, dtype=bool)
-    for row in range(rows):
-        generator = torch.Generator().manual_seed(row_seed(0, 0, row))
-        yield choose(ids, maskable, probability, generator, edges, spans)
+    ids = np.full(rows * words, wordpiece.convert_tokens_to_ids("film"))
+    maskable, draws = np.ones(len(ids), dtype=bool), draws_of([words] * rows)
+    chosen, unit = choose(ids, maskable, probability, draws, edges, spans)
+    return chosen.reshape(rows, words), unit.reshape(rows, words)
 
 
 @pytest.mark.parametrize(("p", "longest"), [(0.2, 10), (1.0, 10), (0.05, 4)])
@@ -299,7 +307,7 @@ def test_lengths_of_spans(wordpiece, p, longest):
     spans = SpanLengths.geometric(p, longest)
     assert spans.mean == pytest.approx(mean, rel=1e-12)
     assert (p, longest) != (0.2, 10) or round(mean, 1) == 3.8  # the paper's figure
-    ((chosen, unit),) = rows_of_words(wordpiece, 1, 200_000, spans)
+    (chosen,), (unit,) = rows_of_words(wordpiece, 1, 200_000, spans)
     lengths = collections.Counter(collections.Counter(unit[chosen].tolist()).values())
     count = sum(lengths.values())
     assert count > 5000
@@ -315,7 +323,7 @@ def test_lengths_of_spans(wordpiece, p, longest):
 @pytest.mark.parametrize(("probability", "p"), [(0.15, 0.2), (0.9, 0.2), (0.5, 0.01)])
 def test_each_place_is_as_often_in_a_span(wordpiece, probability, p):
     spans, rows, words = SpanLengths.geometric(p, 10), 4000, 40
-    found = [c for c, _ in rows_of_words(wordpiece, rows, words, spans, probability)]
+    found, _ = rows_of_words(wordpiece, rows, words, spans, probability)
     by_place = np.mean(found, axis=0)
     # A row without any, for which no gap may end, has a span: these are added.
     ends = probability / (probability + spans.mean * (1 - probability))
@@ -338,8 +346,8 @@ def test_spans_are_whole_words_and_end_at_separators(tokenizer):
         most = max([-1, *(w for w in words_a if w is not None)]) + 1
         of_word = [*words_a, None, *(w if w is None else w + most for w in words_b)]
         maskable = ~np.isin(ids, tokenizer.all_special_ids)
-        generator = torch.Generator().manual_seed(row)
-        chosen, unit = choose(ids, maskable, 0.4, generator, edges, spans)
+        draws = draws_of([len(ids)], first=row)
+        chosen, unit = choose(ids, maskable, 0.4, draws, edges, spans)
         for begin in set(unit[chosen].tolist()):
             places = np.flatnonzero(chosen & (unit == begin))
             assert places.max() < len(a) or places.min() > len(a)
@@ -375,18 +383,93 @@ def test_a_row_has_a_masked_token_where_it_can(tokenizer, mode):
     assert bare["input_ids"].tolist() == [[tokenizer.pad_token_id] * 3]
 
 
-def test_single_tokens_are_masked_as_by_transformers(wordpiece):
-    """One is added only where its collator masks none in a row."""
-    added = 0
-    theirs = DataCollatorForLanguageModeling(wordpiece)
-    for row, (ids, _, inputs, labels) in enumerate(
-        masked_rows(wordpiece, "token", 200)
-    ):
-        theirs.generator = torch.Generator().manual_seed(row_seed(42, 0, row))
-        wanted = theirs.torch_mask_tokens(torch.tensor([ids]))
-        if (wanted[1] == -100).all():
-            added += 1
-            assert sum(label != -100 for label in labels) == 1
-        else:
-            assert [inputs, labels] == [part[0].tolist() for part in wanted]
-    assert 0 < added < 50
+def plain_number(seed, epoch, row, count):
+    """A number of ``Draws``, with Python's own integers: SplitMix64 of a chain."""
+    most, gamma = 2**64, 0x9E3779B97F4A7C15
+
+    def mixed(value):
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % most
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % most
+        return value ^ value >> 31
+
+    key = seed
+    for value in (epoch, row):
+        key = mixed((key + gamma) % most) ^ value % most
+    return (mixed((mixed((key + gamma) % most) + count * gamma) % most) >> 11) / 2**53
+
+
+def test_numbers_are_those_of_splitmix64():
+    """Also of epoch -1 and of rows beyond 32 bits; no two of a row are the same."""
+    draws = Draws(
+        42, np.array([0, -1, 7]), np.array([0, 3, 2**40]), np.array([3, 0, 2])
+    )
+    of_row = [(0, 0), (0, 0), (0, 0), (7, 2**40), (7, 2**40)]
+    seen = set()
+    for use in range(4):
+        wanted = [
+            plain_number(42, *which, 4 * place + use)
+            for which, place in zip(of_row, (0, 1, 2, 0, 1), strict=True)
+        ]
+        assert draws.of_tokens(use, np.arange(5)).tolist() == wanted
+        seen |= {*wanted}
+    for use in range(3):
+        wanted = [
+            plain_number(42, *which, -1 - use)
+            for which in ((0, 0), (-1, 3), (7, 2**40))
+        ]
+        assert draws.of_rows(use).tolist() == wanted
+        seen |= {*wanted}
+    assert len(seen) == 4 * 5 + 3 * 3
+
+
+def test_neighbours_are_independent():
+    """Rows, epochs, seeds, places and uses that are next to each other.
+
+    The pairs of two neighbours fill a grid of 16 x 16 evenly (chi-square), and so do
+    the low bits; what both choose at 15 % is 2.25 %.
+    """
+    lengths, count = [128] * 800, 800 * 128
+    at = np.arange(count)
+    plain = draws_of(lengths).of_tokens(0, at)
+    others = {
+        "row": draws_of(lengths, first=1).of_tokens(0, at),
+        "far row": draws_of(lengths, first=2**32).of_tokens(0, at),
+        "epoch": draws_of(lengths, epoch=1).of_tokens(0, at),
+        "evaluation": draws_of(lengths, epoch=-1).of_tokens(0, at),
+        "seed": draws_of(lengths, seed=1).of_tokens(0, at),
+        "place": np.roll(plain, 1),
+        "use": draws_of(lengths).of_tokens(1, at),
+        "epoch for row": draws_of(lengths, epoch=1, first=-1).of_tokens(0, at),
+    }
+    assert abs(plain.mean() - 0.5) < 4 * math.sqrt(1 / 12 / count)
+    for name, other in others.items():
+        for one, two in ((plain, other), (plain * 2**40 % 1, other * 2**40 % 1)):
+            cells = (one * 16).astype(int) * 16 + (two * 16).astype(int)
+            seen, even = np.bincount(cells, minlength=256), count / 256
+            chi2 = ((seen - even) ** 2 / even).sum()
+            assert abs(chi2 - 255) < 5 * math.sqrt(2 * 255), (name, chi2)
+        r = np.corrcoef(plain, other)[0, 1]
+        assert abs(r) < 5 / math.sqrt(count), (name, r)
+        both = int(((plain < 0.15) & (other < 0.15)).sum())
+        assert_share((both, count), 0.15**2, count * 0.15**2 * (1 - 0.15**2))
+
+
+def test_rows_of_a_batch_are_chosen_as_each_by_itself(tokenizer):
+    """Of unequal length, some without a token, some that would have no mask."""
+    edges, spans = word_edges(tokenizer), SpanLengths.geometric(0.2, 10)
+    rows = [np.array(reference(tokenizer, text)[0]) for text in texts(60, seed=4)]
+    rows[7:7], rows[0:0] = [rows[0][:0], rows[0][:1]], [rows[0][:0]]
+    lengths = [*map(len, rows)]
+    starts = np.cumsum(lengths) - lengths
+    for how in ((None, None), (edges, None), (edges, spans)):
+        for share in (0.15, 1e-12):
+            ids = np.concatenate(rows)
+            maskable = ~np.isin(ids, tokenizer.all_special_ids)
+            chosen, unit = choose(ids, maskable, share, draws_of(lengths), *how)
+            for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+                part = slice(start, start + len(row))
+                one = draws_of(lengths[i : i + 1], first=i)
+                alone, begins = choose(row, maskable[part], share, one, *how)
+                assert chosen[part].tolist() == alone.tolist()
+                assert (unit[part] - start)[alone].tolist() == begins[alone].tolist()
+                assert alone.any() == maskable[part].any()
