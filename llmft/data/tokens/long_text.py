@@ -10,11 +10,12 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import ClassificationDataArguments
-from llmft.data.read.store import Source
-from llmft.data.tokens.encode import Encoded
+from llmft.data.read.store import CONTENT, Source, batches
+from llmft.data.tokens.encode import BATCH, Encoded
 from llmft.errors import ConfigError, LengthError
 
 _SHARES = (0.5, 0.9, 0.99)
+_CHARACTERS = 2**18  # tokenized at once; with windows it takes 200 times their memory
 
 
 def lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
@@ -64,10 +65,11 @@ def fit(
     values = {"input_ids": encoded.tokens}
     if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
         values["token_type_ids"] = encoded.types
-    made: Mapping[str, list[list[int]]] = {}
+    kinds = {n: pa.large_list(pa.from_numpy_dtype(v.dtype)) for n, v in values.items()}
+    made: dict[str, list[pa.Array]] = {name: [] for name in values}
     owners, note = bare, ""
     if len(long):
-        made, of_text = _again(source, long, tokenizer, args)
+        made, of_text = _again(source, long, tokenizer, args, kinds)
         owners, note = np.append(bare, long[of_text]), f"; {len(long):,} texts"
         if args.long_text == "split":
             note += f" split into {len(of_text):,} examples of up to {size} tokens"
@@ -85,8 +87,8 @@ def fit(
         if len(owners):
             # A row without any token would have no place to classify.
             padding = [tokenizer.pad_token_id if name == "input_ids" else 0]
-            new = pa.array([padding] * len(bare) + made.get(name, []), found.type)
-            found = pa.concat_arrays([found, new]).take(pa.array(places))
+            new = [pa.array([padding] * len(bare), kinds[name]), *made[name]]
+            found = pa.concat_arrays([found, *new]).take(pa.array(places))
         columns[name] = found
     return columns, rows[order], note
 
@@ -96,13 +98,15 @@ def _again(
     long: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     args: ClassificationDataArguments,
-) -> tuple[Mapping[str, list[list[int]]], np.ndarray]:
+    kinds: Mapping[str, pa.DataType],
+) -> tuple[dict[str, list[pa.Array]], np.ndarray]:
     """Encode long texts once more, so that the tokenizer itself closes each example.
 
     Returns:
-        the lists by name, and for each the place in ``long`` of its text.
+        the lists by name, of its kind, and for each the place in ``long`` of its text.
     """
-    texts = source.dataset.select(long)
+    names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
+    texts = source.dataset.select_columns(names).select(long)
     options: dict[str, Any] = {"truncation": True, "max_length": args.max_seq_length}
     if args.long_text == "split":
         room = args.max_seq_length - tokenizer.num_special_tokens_to_add()
@@ -117,12 +121,20 @@ def _again(
                 " --long_text truncate"
             )
         options |= {"return_overflowing_tokens": True, "stride": args.stride}
-    made = tokenizer(
-        texts["text"][:],
-        texts["text_pair"][:] if "text_pair" in texts.column_names else None,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-        **options,
-    )
-    of_text = made.get("overflow_to_sample_mapping", range(len(long)))
-    return made, np.asarray(of_text, np.int64)
+    made: dict[str, list[pa.Array]] = {name: [] for name in kinds}
+    of_text, start = [], 0
+    for batch in batches(texts, BATCH, _CHARACTERS):
+        some = tokenizer(
+            batch["text"],
+            batch.get("text_pair"),
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            **options,
+        )
+        for name, kind in kinds.items():
+            made[name].append(pa.array(some[name], kind))
+        count = len(batch["text"])
+        found = some.get("overflow_to_sample_mapping", range(count))
+        of_text.append(np.asarray(found, np.int64) + start)
+        start += count
+    return made, np.concatenate(of_text)

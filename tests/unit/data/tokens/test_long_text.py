@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
+from llmft.data.tokens import long_text
 from llmft.data.tokens.examples import classification_features
 from llmft.data.tokens.long_text import described
 from llmft.errors import ConfigError, LengthError
@@ -70,6 +71,26 @@ def test_a_text_is_split_into_windows(wordpiece, capsys, stride):
     count = len(rows) - 3
     said = f"; 3 texts split into {count} examples of up to 16 tokens\n"
     assert capsys.readouterr().out.endswith(said)
+
+
+@pytest.mark.parametrize("how", ["split", "truncate"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_long_texts_are_tokenized_a_few_at_once(bert, monkeypatch, how, paired):
+    """The tokenizer takes 30 times the memory of what it is given."""
+    columns = {"text_pair": [text[:9] for text in TEXTS]} if paired else {}
+    given = {"columns": columns, "long_text": how, "stride": 3 * (how == "split")}
+    whole = features(TEXTS, bert, **given).to_dict()
+    monkeypatch.setattr(long_text, "_CHARACTERS", 60)
+    sizes, real = [], type(bert).__call__
+
+    def counted(self, texts, *args, **options):
+        sizes.append(len(texts))
+        return real(self, texts, *args, **options)
+
+    monkeypatch.setattr(type(bert), "__call__", counted)
+    assert features(TEXTS, bert, **given).to_dict() == whole
+    assert len(sizes) > 1
+    assert {*sizes} == {1}
 
 
 def test_an_error_names_the_line_and_what_would_help(wordpiece):
