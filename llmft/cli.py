@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft import __version__, console, process
+from llmft.config.convert import duration
 from llmft.errors import ConfigError, UnsafeArtifactError, nearest
 from llmft.sources import cache, catalog
 from llmft.sources.wheels import size_text
@@ -165,24 +167,44 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     clear = actions.add_parser("clear", help="take parts of the cache away")
     clear.add_argument("names", metavar="PART", nargs="*", help=", ".join(cache.PARTS))
     clear.add_argument("--all", action="store_true", help="every part")
+    only = "only what was not used for so long, such as 30d; alone, of every part"
+    clear.add_argument("--older_than", metavar="TIME", help=only)
     clear.set_defaults(run=_clear_cache)
     _add_debug(clear)
 
 
 def _list_cache(arguments: argparse.Namespace) -> None:
-    rows = [
-        (part.name, len(part.entries), size_text(part.size), cache.PARTS[part.name])
-        for part in cache.parts()
-    ]
-    console.say(console.table(rows, ("part", "entries", "size", "what it is")))
+    rows = []
+    for part in cache.parts():
+        row: list[object] = [part.name, len(part.entries), size_text(part.size)]
+        made = [entry.made for entry in part.entries]
+        used = [entry.used for entry in part.entries]
+        row += [_age_text(min(made, default=None)), _age_text(max(used, default=None))]
+        rows.append([*row, cache.PARTS[part.name]])
+    header = ("part", "entries", "size", "oldest", "last use", "what it is")
+    console.say(console.table(rows, header))
     console.say(f"cache folder: {catalog.cache_home()}")
 
 
+def _age_text(when: float | None) -> str:
+    if when is None:
+        return ""
+    days = int((time.time() - when) / 86400)
+    return f"{days} d ago" if days > 0 else "today"
+
+
 def _clear_cache(arguments: argparse.Namespace) -> None:
-    if bool(arguments.names) == arguments.all:
+    age, named = arguments.older_than, bool(arguments.names)
+    if named == arguments.all and (named or age is None):
         known = ", ".join(cache.PARTS)
-        raise ConfigError(f"`cache clear` needs either parts or --all; known: {known}")
-    for part in cache.clear(arguments.names or list(cache.PARTS)):
+        said = "`cache clear` needs either parts or --all, or --older_than TIME"
+        raise ConfigError(f"{said}; known: {known}")
+    try:
+        seconds = None if age is None else duration(age)
+    except ValueError:
+        said = f"--older_than is {age!r}, expected a time such as 30d or 12h"
+        raise ConfigError(said) from None
+    for part in cache.clear(arguments.names or list(cache.PARTS), seconds):
         entries = f"{len(part.entries):,} entries, {size_text(part.size)}"
         console.say(f"{part.name}: {entries} taken away")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -128,7 +127,7 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     asks for (safetensors writes 0600).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_stagings(target)
+    clear_stagings(target.parent)
     unique = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     staging = target.with_name(f".{target.name}.staging-{unique}")
     staging.mkdir()
@@ -165,9 +164,12 @@ def placed(error: OSError, path: Path) -> OSError:
     return error
 
 
-def _clear_stagings(target: Path) -> None:
-    """Take away what processes of this machine left that were killed."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.staging-*-*-*"):
-        host, process, _ = path.name.partition(".staging-")[2].rsplit("-", 2)
-        if host == platform.node() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
+def clear_stagings(folder: Path) -> None:
+    """Take away what processes of this machine left in a folder that were killed."""
+    for kind in ("staging", "older"):
+        for path in folder.glob(f".*.{kind}-*-*-*"):
+            host, process, _ = path.name.rpartition(f".{kind}-")[2].rsplit("-", 2)
+            if host != platform.node() or not process.isdecimal():
+                continue
+            if not psutil.pid_exists(int(process)):
+                shutil.rmtree(path, ignore_errors=True)

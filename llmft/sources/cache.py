@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 
 from llmft.errors import ConfigError, nearest
+from llmft.files import clear_stagings
 from llmft.sources import catalog
 
 # The folders of the cache, and what each is good for.
@@ -23,29 +28,63 @@ PARTS = {
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file or folder of the cache: the bytes of its files, and two times of it.
+
+    ``used`` is when it was last read as far as that is known: data mark it, and of
+    others the file system does, once a day, unless it is mounted with noatime.
+    """
+
+    path: Path
+    size: int
+    made: float
+    used: float
+
+    @classmethod
+    def of(cls, path: Path) -> Entry:
+        """Return what lies at a path, also where another process takes it away."""
+        stats = []
+        for one in [path, *path.rglob("*")]:
+            with suppress(FileNotFoundError):
+                stats.append(one.lstat())
+        files = [stat for stat in stats if not S_ISDIR(stat.st_mode)] or stats
+        used = [time for f in files for time in (f.st_atime, f.st_mtime)]
+        used += [stat.st_mtime for stat in stats]
+        made = min((f.st_mtime for f in files), default=0.0)
+        return cls(path, sum(f.st_size for f in files), made, max(used, default=0.0))
+
+
+@dataclass(frozen=True)
 class Part:
-    """A folder of the cache: the paths in it, and the bytes of all its files."""
+    """A folder of the cache and what is in it."""
 
     name: str
-    entries: list[Path]
-    size: int
+    entries: list[Entry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.entries)
 
 
 def parts() -> list[Part]:
-    """Return the folders of the cache, also those that are not there."""
+    """Return the folders of the cache, also those not there; tidy what is left."""
     found = []
     for name in PARTS:
         folder = catalog.cache_home() / name
-        entries = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
-        sizes = [p.lstat().st_size for p in folder.rglob("*") if not p.is_dir()]
-        found.append(Part(name, entries, sum(sizes)))
+        clear_stagings(folder)
+        shown = [path for path in folder.glob("*") if not path.name.startswith(".")]
+        found.append(Part(name, [Entry.of(path) for path in sorted(shown)]))
     return found
 
 
-def clear(names: Sequence[str]) -> list[Part]:
+def clear(names: Sequence[str], older_than: float | None = None) -> list[Part]:
     """Take away folders of the cache; return what they held.
 
     What a running process has mapped stays readable for it, except on Windows.
+
+    Args:
+        older_than: only what was not used for so many seconds.
 
     Raises:
         ConfigError: a name that is none of ``PARTS``.
@@ -54,8 +93,18 @@ def clear(names: Sequence[str]) -> list[Part]:
         if name not in PARTS:
             said = f"{', '.join(PARTS)}{nearest(name, PARTS)}"
             raise ConfigError(f"the cache has no {name!r}; it has {said}")
-    held = [part for part in parts() if part.name in names]
-    for part in held:
-        if (folder := catalog.cache_home() / part.name).is_dir():
-            shutil.rmtree(folder)
+    limit = math.inf if older_than is None else time.time() - older_than
+    held = []
+    for part in parts():
+        if part.name not in names:
+            continue
+        gone = Part(part.name, [entry for entry in part.entries if entry.used < limit])
+        folder = catalog.cache_home() / part.name
+        paths = [entry.path for entry in gone.entries] if older_than else [folder]
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        held.append(gone)
     return held

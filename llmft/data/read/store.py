@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -28,7 +30,7 @@ from llmft.data.read.messages import TEXT
 from llmft.data.read.prints import PRINTS, row_prints, with_prints
 from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
-from llmft.files import checksum, publish_folder, write_json
+from llmft.files import checksum, clear_stagings, publish_folder, write_json
 from llmft.sources import catalog
 
 CONTENT = ("text", "text_pair", "label", "group")
@@ -190,6 +192,7 @@ def cached(
     """
     key = hashlib.sha256(json.dumps([__version__, *how]).encode()).hexdigest()
     folder = catalog.cache_home() / part / key
+    clear_stagings(folder.parent)
     found = None if overwrite else _found(folder, read, again)
     if found is not None:
         return found
@@ -212,6 +215,8 @@ def _found(
         for name, crc32 in facts["crc32"].items():
             if checksum(folder / name) != crc32:
                 raise ValueError(f"{name} is not what was written")
+        with suppress(OSError):  # a cache that only others may write to
+            os.utime(folder)  # used now, for `llmft cache clear --older_than`
         return read(folder, facts)
     except FileNotFoundError:
         return None

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmft.config.fields import DataArguments
+from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import batches, cached, content_hash
 from llmft.data.tokens.chat import Layout
 
@@ -107,7 +108,8 @@ def encode(
     names = [n for n in wanted if n in data.column_names]
     texts = data.select_columns(names)
     how: list[Any] = [_CACHE, tokenizers.__version__, transformers.__version__]
-    how += [tokenizer_fingerprint(tokenizer), content_hash(texts)]
+    hashed = [n for n in data.column_names if n in ("text", "text_pair", *PRINTS)]
+    how += [tokenizer_fingerprint(tokenizer), content_hash(data.select_columns(hashed))]
     how += [end_token]
     how += [layout.format, layout.only, layout.template] if layout else []
     return cached(

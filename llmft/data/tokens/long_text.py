@@ -15,7 +15,7 @@ from llmft.data.tokens.encode import BATCH, Encoded
 from llmft.errors import ConfigError, LengthError
 
 _SHARES = (0.5, 0.9, 0.99)
-_CHARACTERS = 2**18  # tokenized at once; with windows it takes 200 times their memory
+_CHARACTERS = 2**18  # at once: a tokenizer takes 40 times as much memory
 
 
 def lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
