@@ -70,7 +70,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 def require_clean(text: str, name: str) -> None:
     """Raise DataFormatError, without a place, for NUL or half of a character."""
-    if _LONE_SURROGATE.search(text):  # from JSON escapes
+    if not text.isascii() and _LONE_SURROGATE.search(text):  # from JSON escapes
         said = f"{name} holds half of a character (a lone surrogate)"
         raise DataFormatError(said, "expected text that UTF-8 can write")
     if "\0" in text:
