@@ -1,12 +1,13 @@
-"""Measure streaming: memory and speed of reading, tokenizing and batching big files.
+"""Measure reading, tokenizing and batching of big files beside the tokenizer alone.
 
 For each size a jsonl is written to a temporary folder, read once through
-``--streaming`` into masked batches without a model, and removed. The slope of the
-resident memory is that of a line through it, after the first fifth. Beside it stands
-what the tokenizer alone does on texts that are already in memory. With
-``--memory_mapped`` the file is also read and tokenized as by default, into the cache.
-With ``--rows``, ``classify.py`` gets a csv whose last row is bad, and has to say so
-before it loads the model.
+``--streaming`` into masked batches without a model, then as by default into an empty
+cache, and removed. Beside both stands what the tokenizer alone does in the same
+process, on texts that are already in memory. With the warm cache ``mlm.py`` makes one
+step, from the command on. The slope of the resident memory is that of a line through
+it, after the first fifth. With ``--memory_mapped`` the memory of the default way is
+measured, too. With ``--rows``, ``classify.py`` gets a csv whose last row is bad, and
+has to say so before it loads the model.
 
 python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """
@@ -15,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,8 +42,9 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
 from llmft.data.read.rows import asset_rows, streamed_files
 from llmft.data.read.store import stored
+from llmft.data.split.splits import load_splits
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
-from llmft.data.tokens.encode import encode_batch
+from llmft.data.tokens.examples import lm_blocks
 from llmft.data.tokens.stream import Stream
 from llmft.model import load
 
@@ -65,14 +68,37 @@ def write_file(path: Path, size: int) -> None:
 
 
 def tokenizer_rate(tokenizer: Any, path: Path) -> float:
-    """Return the MB of text that the tokenizer alone does in a second."""
+    """Return the MB of the file whose texts the tokenizer alone does in a second."""
     with open(path, encoding="utf-8") as stream:
-        texts = [json.loads(line)["text"] for line in islice(stream, 20_000)]
+        lines = [*islice(stream, 40_000)]
+    texts = [json.loads(line)["text"] for line in lines]
+    size, seconds = sum(len(line.encode()) for line in lines), []
+    for _ in range(3):
+        started = time.perf_counter()
+        for start in range(0, len(texts), 1000):
+            tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 1000])
+        seconds.append(time.perf_counter() - started)
+    return size / min(seconds) / 1e6
+
+
+def cold(path: Path) -> dict[str, float]:
+    """Read, split and tokenize a file as by default, with an empty cache."""
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(located.path_or_id)
+    own = tokenizer_rate(tokenizer, path)
+    args = LanguageModelingDataArguments(train_file=str(path))
+    os.environ["LLMFT_HOME"] = str(path.with_name("cache"))
     started = time.perf_counter()
-    for start in range(0, len(texts), 1000):
-        encode_batch({"text": texts[start : start + 1000]}, tokenizer)
-    size = sum(len(text.encode()) for text in texts)
-    return size / (time.perf_counter() - started) / 1e6
+    splits = load_splits(args, 42, {"train", "validation"})
+    read = time.perf_counter() - started
+    for split, data in splits.parts.items():
+        lm_blocks(data, tokenizer, args, split)
+    seconds, size = time.perf_counter() - started, path.stat().st_size / 1e6
+    return {
+        "default_mb_per_second": size / seconds,
+        "default_of_tokenizer": size / seconds / own,
+        "default_seconds_before_tokenizing": read,
+    }
 
 
 def stream(path: Path) -> dict[str, float]:
@@ -101,20 +127,23 @@ def stream(path: Path) -> dict[str, float]:
         "gigabytes": size / 1e9,
         "slope_mb_per_gb": float(np.polyfit(gigabytes[late], memory[late], 1)[0]),
         "peak_rss_mb": float(memory.max()),
-        "mb_per_second": size / 1e6 / seconds,
         "tokenizer_mb_per_second": own,
+        "stream_mb_per_second": size / 1e6 / seconds,
+        "stream_of_tokenizer": size / 1e6 / seconds / own,
     }
 
 
-def first_step(path: Path) -> float:
-    """Return the seconds that ``mlm.py --streaming`` takes in all, for one step."""
+def first_step(path: Path, *flags: str, cache: Path | None = None) -> float:
+    """Return the seconds that ``mlm.py`` takes in all, for one step."""
+    located = load.locate(ModelArguments(model_name_or_path=MODEL), MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        flags = "--do_train --streaming --max_steps 1 --eval_strategy no"
-        flags += " --save_strategy no --do_eval false --do_predict false"
-        command = [sys.executable, str(RECIPES / "mlm.py"), *flags.split()]
+        usual = "--do_train --max_steps 1 --save_strategy no --do_eval false"
+        command = [sys.executable, str(RECIPES / "mlm.py"), *usual.split(), *flags]
         command += ["--train_file", str(path), "--output_dir", f"{folder}/run"]
+        command += ["--model_name_or_path", located.path_or_id]
+        env = os.environ | ({"LLMFT_HOME": str(cache)} if cache else {})
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
         return time.perf_counter() - started
 
 
@@ -177,26 +206,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gigabytes", type=float, nargs="*", default=[1, 5])
-    parser.add_argument("--memory_mapped", action="store_true", help="the default, too")
+    parser.add_argument("--memory_mapped", action="store_true", help="its memory, too")
     parser.add_argument("--rows", type=int, help="of a csv whose last row is bad")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.set_verbosity_error()
-    if args.file:  # a process of its own for each size, so that memory starts anew
-        print(json.dumps(stream(args.file)))
+    if args.file:  # a process of its own for each, so that memory starts anew
+        print(json.dumps((cold if args.cold else stream)(args.file)))
         return
     found = []
     for gigabytes in args.gigabytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "big.jsonl"
             write_file(path, int(gigabytes * 1e9))
-            command = [sys.executable, __file__, "--file", str(path)]
-            out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-            result = json.loads(out.splitlines()[-1])
-            result["first_step_seconds"] = first_step(path)
-            found.append(result | (memory_mapped(path) if args.memory_mapped else {}))
-            say("  ".join(f"{name} {x:.2f}" for name, x in found[-1].items()))
+            result: dict[str, float] = {}
+            for more in ([], ["--cold"]):
+                command = [sys.executable, __file__, "--file", str(path), *more]
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+                result |= json.loads(out.splitlines()[-1])
+            result["stream_first_step_seconds"] = first_step(
+                path, "--streaming", "--eval_strategy", "no"
+            )
+            warm = ("--max_eval_samples", "200", "--eval_steps", "99")
+            cache = path.with_name("cache")
+            result["warm_first_step_seconds"] = first_step(path, *warm, cache=cache)
+            if args.memory_mapped:
+                shutil.rmtree(cache)
+                result |= memory_mapped(path)
+            found.append(result)
+            say("\n".join(f"{name} {x:.2f}" for name, x in result.items()) + "\n")
     if args.rows:
         say(late_fault(args.rows))
     if args.output:
