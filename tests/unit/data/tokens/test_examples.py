@@ -17,7 +17,11 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.read.store import Source
 from llmft.data.tokens import encode as encode_module
 from llmft.data.tokens.encode import tokenizer_fingerprint
-from llmft.data.tokens.examples import classification_features, lm_blocks
+from llmft.data.tokens.examples import (
+    classification_features,
+    lm_blocks,
+    unknown_by_text,
+)
 from llmft.errors import DataError
 from llmft.sources import catalog
 
@@ -355,6 +359,9 @@ def test_unknown_tokens_are_counted(wordpiece, bpe, capsys):
         " classify.py and generate.py, pypi:gemma-3-270m, which knows every character"
     ]
     assert catalog.get("pypi:gemma-3-270m")
+    assert unknown_by_text(features([*known, *strange], wordpiece), wordpiece) == {
+        len(known): 4
+    }
     features(strange, wordpiece)
     assert "test: 80 % of the tokens are unknown" in capsys.readouterr().err
     blocks(strange, bpe)
