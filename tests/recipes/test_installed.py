@@ -74,6 +74,12 @@ def test_a_recipe_trains_and_names_commands_that_are_there(
     assert name == "next"
     assert " classify --model_name_or_path run/model " in shown
     assert "recipes" not in shown
+    page = cwd / "run" / "report.html"
+    made = page.read_bytes()
+    page.unlink()
+    done = llmft(unpacked, cwd, "report", "run")
+    assert done.returncode == 0, done.stderr
+    assert page.read_bytes() == made
 
 
 def test_a_killed_prediction_goes_on_to_the_same_bytes(unpacked, tmp_path, monkeypatch):
