@@ -182,12 +182,16 @@ def by_length(
 ) -> Iterator[list[int]]:
     """Yield the places of texts, longest first, so many as a batch of ``tokens`` has.
 
-    Padding counts, and a text that is longer comes alone.
+    Padding to a multiple of 8 counts, a text that is longer comes alone, and what is
+    left at the end comes in powers of two: torch keeps kernels for each number of
+    tokens that a batch had, of MiniLM in bf16 3 MB for each (AMD EPYC).
     """
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     start = 0
     while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        size = max(1, tokens // max(8, -(-int(lengths[order[start]]) // 8) * 8))
+        left = len(order) - start
+        size = size if size <= left else 1 << (left.bit_length() - 1)
         yield order[start : start + size]
         start += size
 
