@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +149,52 @@ def test_a_system_error_says_what_helps(error, said):
     found = str(as_fault(error, "/run"))
     assert said in found
     assert ("; " in found) == ("; " in said)
+
+
+class _Raising(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "full", "said"),
+    [
+        (OSError(errno.ENOSPC, "x", "/a b"), "", f" /a b: {FULL}; free some space"),
+        (OSError(errno.ENOSPC, "x"), "/run", f" /run: {FULL}; free some space"),
+        (OSError(errno.ENOSPC, "x"), "/mine", f" /mine: {FULL}; `llmft cache clear`"),
+        (OSError(errno.ENOSPC, "x"), "/tmps", f" /tmps: {FULL}; free some, or name"),
+        (OSError(errno.ENOSPC, "x"), "/dev/shm", f" /dev/shm: {FULL}; --dataloader_"),
+        (OSError(errno.ENOSPC, "x"), "", f" /run: {FULL}; free some space"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"),
+            "",
+            f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_place_is_named(error, full, said, workers, monkeypatch):
+    """Also of a worker, whose error comes as a text."""
+    monkeypatch.setenv("LLMFT_HOME", "/mine")
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: "/tmps")
+
+    def free(place):
+        return SimpleNamespace(free=0 if str(place) == full else 10**9)
+
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        next(iter(torch.utils.data.DataLoader(_Raising(error), num_workers=workers)))
+    monkeypatch.setattr(process.shutil, "disk_usage", free)
+    found = str(as_fault(caught.value, Path("/run")))
+    assert found.startswith("EnvironmentFault" + said)
 
 
 def test_success_and_arguments():
