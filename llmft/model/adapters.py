@@ -7,7 +7,6 @@ adapter alone. Meanwhile the frozen weights may be in bf16, and come back as the
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -41,20 +40,10 @@ def add_lora(
 
     Raises:
         ConfigError: a layer of ``lora_target_modules`` is not there or is tied to
-            another one, or a second adapter is to be saved on top of a first; or peft
-            refuses the model, in its words.
+            another one; or peft refuses the model, in its words.
     """
-    base = args.model_name_or_path or ""
-    on_adapter = base_of(os.path.expanduser(base))
     if args.lora_r is None:
-        if on_adapter and tokenizer:
-            warn("the adapter is merged, and all weights train: --lora_r trains few")
         return model
-    if args.lora_save == "adapter" and on_adapter:
-        raise ConfigError(
-            f"{base} is an adapter, merged before training: a new adapter would need"
-            " that model too; use --lora_save merged"
-        )
     config = _lora_config(model, args)
     if tokenizer and args.add_tokens:
         config.trainable_token_indices = _rows_of_added(model, args, tokenizer)

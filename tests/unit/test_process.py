@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 from llmft import console, errors, process
 from llmft.console import say
@@ -151,17 +152,6 @@ def test_a_system_error_says_what_helps(error, said):
     assert ("; " in found) == ("; " in said)
 
 
-class _Raising(torch.utils.data.Dataset):
-    def __init__(self, error):
-        self.error = error
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        raise self.error
-
-
 FULL = "No space left on device"
 
 
@@ -181,8 +171,8 @@ FULL = "No space left on device"
         ),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_place_is_named(error, full, said, workers, monkeypatch):
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_full_place_is_named(error, full, said, in_worker, monkeypatch):
     """Also of a worker, whose error comes as a text."""
     monkeypatch.setenv("LLMFT_HOME", "/mine")
     monkeypatch.setattr(process.tempfile, "gettempdir", lambda: "/tmps")
@@ -190,10 +180,15 @@ def test_a_full_place_is_named(error, full, said, workers, monkeypatch):
     def free(place):
         return SimpleNamespace(free=0 if str(place) == full else 10**9)
 
-    with pytest.raises((OSError, RuntimeError)) as caught:
-        next(iter(torch.utils.data.DataLoader(_Raising(error), num_workers=workers)))
+    if in_worker:
+        wrapped = ExceptionWrapper(
+            (type(error), error, None), "in DataLoader worker process 0"
+        )
+        with pytest.raises(type(error)) as caught:
+            wrapped.reraise()
+        error = caught.value
     monkeypatch.setattr(process.shutil, "disk_usage", free)
-    found = str(as_fault(caught.value, Path("/run")))
+    found = str(as_fault(error, Path("/run")))
     assert found.startswith("EnvironmentFault" + said)
 
 
