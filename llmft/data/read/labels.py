@@ -239,7 +239,7 @@ class LabelNames:
                 f"{rows} have {len(counts):,} classes, nearly one each: it looks like"
                 " an id",
                 "expected classes of several rows",
-                "is --label_column_name right? --allow many_classes trains all the same",
+                "is --label_column_name right? --allow many_classes trains on them",
                 path=path,
             )
         pairs = similar(counts)

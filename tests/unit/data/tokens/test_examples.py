@@ -414,7 +414,7 @@ def test_a_class_for_nearly_each_row_looks_like_an_id():
     assert str(caught.value) == (
         "LabelError: 200 training rows have 192 classes, nearly one each: it looks like"
         " an id; expected classes of several rows; is --label_column_name right?"
-        " --allow many_classes trains all the same"
+        " --allow many_classes trains on them"
     )
     assert len(LabelNames.of(ids, ["many_classes"]).names) == 192
 
