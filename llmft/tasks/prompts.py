@@ -24,6 +24,7 @@ from llmft.errors import DataError, EncodingError
 from llmft.files import to_json
 from llmft.model.ends import ends_of, length, set_ends
 from llmft.model.identity import fingerprint
+from llmft.model.probes import SAME, alike
 from llmft.process import versions
 from llmft.sources.hub import Located
 from llmft.tasks import generate
@@ -34,7 +35,6 @@ from llmft.tasks.prediction_output import Part, check_target, opened_part
 WINDOW, WINDOW_OF_EQUAL = 4, 64
 
 _TRIED = 3  # tokens that are written to see whether padding changes them
-_SAME = 0.02  # relative, in bf16; rounding differs with the shape of a product
 
 
 def read_prompts(args: Arguments) -> None:
@@ -185,8 +185,7 @@ def _pads_well(model: Any, ids: list[list[int]]) -> bool:
         together, alone = scores(longest, shortest), scores(shortest)
     except Exception:  # whatever a model says that cannot do it
         return False
-    same = together.shape == alone.shape
-    return same and bool((together - alone).norm() <= _SAME * alone.norm())
+    return alike(together, alone, SAME)
 
 
 def completions(
