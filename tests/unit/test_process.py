@@ -169,6 +169,14 @@ FULL = "No space left on device"
             "",
             f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
         ),
+        (
+            RuntimeError(
+                "Bus error. It is possible that dataloader's workers are out"
+                " of shared memory."
+            ),
+            "",
+            f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
+        ),
     ],
 )
 @pytest.mark.parametrize("in_worker", [False, True])
