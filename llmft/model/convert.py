@@ -10,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import save_torch_state_dict, snapshot_download
+from transformers import AutoConfig
 
 from llmft.console import say
 from llmft.errors import (
@@ -43,9 +45,9 @@ def pickles(folder: Path) -> list[Path]:
 def convert(name: str, output_dir: str | None) -> Path:
     """Write a copy of a model whose weights are safetensors; return its folder.
 
-    Of the pickle torch reads tensors alone. Each name keeps a tensor of its own: which
-    of them are tied is for the model to say. The other files of the folder go along,
-    those in folders inside of it do not.
+    Of the pickle torch reads tensors alone. What the model itself ties to another one
+    is kept once, anything else that shares memory by each name. The other files of the
+    folder go along, those in folders inside of it do not.
 
     Args:
         name: a folder, or a hub id.
@@ -83,6 +85,10 @@ def convert(name: str, output_dir: str | None) -> Path:
                 hint="copy the folder again",
                 path=folder,
             )
+    for tied, other in _tied(folder).items():
+        if {tied, other} <= weights.keys():
+            if torch.equal(weights[tied], weights[other]):
+                del weights[tied]
     with publish_folder(target) as staging:
         left_out = [path.name for path in folder.iterdir() if not _goes_along(path)]
         for path in filter(_goes_along, folder.iterdir()):
@@ -94,6 +100,18 @@ def convert(name: str, output_dir: str | None) -> Path:
     if more := sorted({*left_out} - {file.name for file in files}):
         say(f"left out: {listed(more, show=str)}")
     return target
+
+
+def _tied(folder: Path) -> dict[str, str]:
+    """Return the weights that the model in a folder takes from others, by name."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = getattr(transformers, config.architectures[0])(config)
+        tied: dict[str, str] = model.all_tied_weights_keys
+    except Exception:  # whatever it says of an adapter, or a model with its own code
+        return {}
+    return tied
 
 
 def _goes_along(path: Path) -> bool:
