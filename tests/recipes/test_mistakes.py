@@ -74,7 +74,11 @@ CASES = {
     "pickle": Case(
         "classify --model_name_or_path {pickle} --train_file {ok.csv}",
         7,
-        ("pickle: the weights are a pickle", "expected model.safetensors"),
+        (
+            "pickle: the weights are a pickle",
+            "expected model.safetensors",
+            "`llmft convert /",
+        ),
     ),
     "no hub": Case(
         "mlm --model_name_or_path distilbert-base-uncased --train_file {texts.txt}",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from llmft.config.fields import MaskedLMDataArguments
@@ -88,7 +89,7 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
             batch["begins_epoch"] = torch.tensor(found)
-        return batch
+        return shared(batch)
 
     def _example(
         self, example: dict[str, Any], epoch: int
@@ -128,6 +129,18 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         inputs = np.where(fate < to_mask, self.tokenizer.mask_token_id, inputs)
         labels = np.where(chosen, ids, IGNORED)
         return torch.from_numpy(inputs), torch.from_numpy(labels)
+
+
+def shared(batch: Any) -> Any:
+    """Put a batch that a worker made to where the main process reads it.
+
+    Too little room there is so an error like others: behind the collator, the worker
+    would lose the batch, and the training wait for it without end.
+    """
+    if get_worker_info():
+        for tensor in batch.values():
+            tensor.share_memory_()
+    return batch
 
 
 def row_seed(seed: int, epoch: int, row: int) -> int:
@@ -209,6 +222,5 @@ class DataCollatorForClassification(DataCollatorWithPadding):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a batch to its longest text."""
-        return super().__call__(
-            [{k: v for k, v in f.items() if k not in _NO_INPUT} for f in features]
-        )
+        kept = [{k: v for k, v in f.items() if k not in _NO_INPUT} for f in features]
+        return shared(super().__call__(kept))

@@ -414,6 +414,18 @@ def test_one_class_is_an_error():
     assert LabelNames.of(["x", "x"], ["one_class"]).names == ("x",)
 
 
+def test_a_class_for_nearly_each_row_looks_like_an_id():
+    ids = [*map(str, range(190)), *"ababababab"]
+    with pytest.raises(DataError) as caught:
+        LabelNames.of(ids)
+    assert str(caught.value) == (
+        "LabelError: 200 training rows have 192 classes, nearly one each: it looks like"
+        " an id; expected classes of several rows; is --label_column_name right?"
+        " --allow many_classes trains on them"
+    )
+    assert len(LabelNames.of(ids, ["many_classes"]).names) == 192
+
+
 def test_labels_that_train_has_not(wordpiece):
     with pytest.raises(DataError) as caught:
         features(["a", "b", "c"], wordpiece, ["pos", "Neg", "??"])
