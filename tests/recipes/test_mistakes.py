@@ -165,4 +165,4 @@ def test_a_mistake(name: str, ended: dict) -> None:
         assert text in said[0]
     assert not list(cwd.iterdir())
     if name == "no hub":
-        assert seconds < 10
+        assert seconds < 60  # it does not try again for minutes
