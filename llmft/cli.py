@@ -219,6 +219,20 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor.report()
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    said = "a folder or hub id whose weights are pytorch_model.bin"
+    parser.add_argument("model", metavar="MODEL", help=said)
+    said = "a new folder (default: the model's name and -safetensors)"
+    parser.add_argument("--output_dir", metavar="DIR", help=said)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from llmft.model import convert  # torch, which the other commands do without
+
+    convert.convert(arguments.model, arguments.output_dir)
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     # torch, which the other commands do without
     from llmft.config.facts import fields_of, fields_with
@@ -309,6 +323,7 @@ COMMANDS = RECIPES | {
     "assets": ("models and data that pip can download", _add_assets),
     "cache": ("what lies in the cache, and taking it away", _add_cache),
     "chat": ("talk with a causal model on the terminal", _add_chat),
+    "convert": ("a model's pytorch_model.bin as safetensors", _add_convert),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),

@@ -18,6 +18,35 @@ from typing import Any
 
 import psutil
 
+from llmft.errors import EnvironmentFault
+
+
+def cache_home() -> Path:
+    """Return llmft's cache folder: LLMFT_HOME, else one in the user's cache folder.
+
+    Raises:
+        EnvironmentFault: there is no home folder to put it in.
+    """
+    try:
+        if chosen := os.environ.get("LLMFT_HOME"):
+            return Path(chosen).expanduser().absolute()
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            base = Path(local) if local else Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+            if not base.is_absolute():  # unset, or relative, which XDG says to ignore
+                base = Path.home() / ".cache"
+    except RuntimeError as error:
+        raise EnvironmentFault(
+            "the user's home folder cannot be determined",
+            "a place for downloads",
+            "set LLMFT_HOME to a folder",
+        ) from error
+    return base / "llmft"
+
 
 def sync(path: Path) -> None:
     """Ask the system to bring a file or a folder's entries to the disk.

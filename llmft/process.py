@@ -13,9 +13,11 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -29,6 +31,7 @@ from typing import Any
 from llmft import __version__
 from llmft.console import LIBRARIES, lenient_stderr, logger
 from llmft.errors import ConfigError, EnvironmentFault, LlmftError, escape, nearest
+from llmft.files import cache_home
 
 INTERRUPTED, TERMINATED = 130, 143
 RECIPES = ("mlm", "classify", "generate")
@@ -38,6 +41,19 @@ _NO_MEMORY = (  # of torch, oneDNN and safetensors
     "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
 )
 _SPACE, _NETWORK = "free some space", "check network and proxy"
+_NO_SPACE = 2**18  # bytes; an error comes before the last of them is taken
+_NO_SHARED = "(allocate|out of) shared memory"  # of torch
+_SHARED = Path("/dev/shm")
+# What is written beside the folder of a run, and what helps where that is full.
+_PLACES: list[tuple[Callable[[], Path | None], str]] = [
+    (
+        lambda: _SHARED,
+        "--dataloader_num_workers 0 needs hardly any; a container gets more by"
+        " --shm-size",
+    ),
+    (cache_home, "`llmft cache clear` frees some, LLMFT_HOME names another folder"),
+    (lambda: Path(tempfile.gettempdir()), "free some, or name another in TMPDIR"),
+]
 _HINTS = {  # by the names of errno
     "ENOSPC EDQUOT": _SPACE,
     "EACCES EPERM": "check the permissions",
@@ -308,6 +324,8 @@ def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | No
     said = str(error)
     in_torch = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, said)
     number, path = _number(error), getattr(error, "filename", None)
+    if named := re.search(r"\[Errno \d+\] .*: '(.*)'$", said.strip()):  # of a worker
+        path = path or named[1]
     if isinstance(error, MemoryError) or in_torch or number == errno.ENOMEM:
         return EnvironmentFault(
             "out of memory",
@@ -326,17 +344,43 @@ def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | No
         reason, hint = "writing failed, as without space on the device", _SPACE
     else:
         return None
-    if hint != _NETWORK:
+    if hint == _SPACE and not path:
+        path, hint = _full_place(said, place)
+    elif hint != _NETWORK:
         path = path or place
     return EnvironmentFault(reason, hint=hint, path=path)
 
 
+def _full_place(said: str, place: Path | None) -> tuple[Path | None, str]:
+    """Return where there is no space left, and what helps, of an error without a path.
+
+    ``place`` is where it is taken to be if there is some everywhere, as after the
+    process that failed has ended.
+    """
+    if re.search(_NO_SHARED, said):
+        return _SHARED, _PLACES[0][1]
+    for find, hint in (*_PLACES, (lambda: place, _SPACE)):
+        with suppress(OSError, EnvironmentFault):
+            if (folder := find()) and shutil.disk_usage(folder).free < _NO_SPACE:
+                return folder, hint
+    return place, _SPACE
+
+
 def _number(error: BaseException) -> int | None:
-    """Return the system's number of an error, which Rust gives in its text only."""
+    """Return the system's number of an error, which some give in their text only.
+
+    These are what Rust raises, torch, and what a worker of a data loader passes on.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, tokenizers
-    return int(found[1]) if found else None
+    said = str(error)
+    if isinstance(error, RuntimeError) and re.search(_NO_SHARED, said):
+        return errno.ENOSPC
+    known = r"\(os error (\d+)\)"  # safetensors, tokenizers
+    if "DataLoader worker process" in said:
+        known += r"|OSError: \[Errno (\d+)\]"
+    found = re.findall(known, said)
+    return int("".join(found[-1])) if found else None
 
 
 def versions() -> dict[str, str]:

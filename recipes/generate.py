@@ -71,7 +71,7 @@ def continue_prompts(args: Arguments) -> Plan:
     show(plan, args.training)
     if not args.training.dry_run:
         say()
-        prompts.answer(model, tokenizer, args)
+        prompts.answer(model, tokenizer, args, located)
     return plan
 
 

@@ -352,10 +352,13 @@ def check_lora(task: str, config_class: Any, folder: Path) -> None:
     with torch.no_grad():
         found = {name: model.eval()(**batch).logits for name, model in models.items()}
     keep = batch["attention_mask"].bool()
-    moved = (found["factors"] - found["base"])[keep].abs().max()
-    if moved < 1e-4:
-        raise Differs(f"nothing was learnt: logits moved by {moved:.2g}")
     wanted = found["factors"][keep]
+    moved, apart = (
+        (wanted - found[name][keep]).abs().max() for name in ("base", "merged")
+    )
+    # Of some families (Inkling) all tiny logits are nearly alike.
+    if moved < 1e-4 and not moved > 50 * apart:
+        raise Differs(f"nothing was learnt: logits moved by {moved:.2g}")
     require_close("merged logits", found["merged"][keep], wanted, 1e-3, 1e-4)
 
 

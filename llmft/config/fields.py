@@ -76,10 +76,13 @@ class DataArguments:
         "[0, inf)",
         source="rows",
     )
-    allow: list[Literal["leakage", "one_class", "similar_labels", "empty_text"]] = arg(
+    allow: list[
+        Literal["leakage", "one_class", "many_classes", "similar_labels", "empty_text"]
+    ] = arg(
         [],
         "Faults of the data to train in spite of: leakage (many rows of the evaluation"
-        " data in train), one_class, similar_labels (such as Yes and yes), empty_text.",
+        " data in train), one_class, many_classes (nearly one a row), similar_labels"
+        " (such as Yes and yes), empty_text.",
     )
     train_split_name: str = _split("train", "Name of the training split.")
     validation_split_name: str = _split("validation", "Name of the validation split.")

@@ -84,7 +84,7 @@ class GenerationModelArguments(ModelArguments):
         path=True,
     )
     output_file: str | None = arg(
-        None, "What is written for prompt_file: lines of JSON.", path=True
+        None, "What is written for prompt_file: csv or jsonl by its ending.", path=True
     )
     max_new_tokens: int = arg(80, "Tokens to write for each.", "[1, inf)")
     min_new_tokens: int = arg(0, "No end before this many tokens.", "[0, inf)")

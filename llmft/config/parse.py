@@ -144,7 +144,8 @@ def _replace(
     source with its columns, and its test where no other is named; that is said of a
     file that the user named. Asking for a step (--do_predict) replaces the steps of
     the default file: it means just that step. Naming data or a model replaces what the
-    default file says of epochs and rate, too, which is for its own.
+    default file says of epochs and rate, too, which is for its own. What a model that
+    is not trained should measure or predict is never the default data.
     """
     asked = {n for n in ACTIONS & flags.keys() if str(flags[n]).lower() not in _OFF}
     gone = [n for n in from_file if n in ACTIONS and asked and not file_name]
@@ -158,6 +159,9 @@ def _replace(
             gone += ["do_predict"]
     if not file_name and (named or "model_name_or_path" in flags):
         gone += [n for n in from_file if fields[n].facts.get("auto")]
+    steps = asked or {*ACTIONS} - flags.keys()
+    if not file_name and "model_name_or_path" in flags and "do_train" not in steps:
+        gone += [n for n in from_file if fields[n].facts.get("source") and not named]
     lost = [n for n in gone if from_file.pop(n, None) is not None and n not in flags]
     if file_name and lost:
         by = " and ".join(f"--{name}" for name in named)

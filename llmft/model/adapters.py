@@ -7,7 +7,6 @@ adapter alone. Meanwhile the frozen weights may be in bf16, and come back as the
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
 from llmft.errors import ConfigError, EnvironmentFault, brief, listed
-from llmft.model.probes import embeddings_of, evaluating
+from llmft.model.probes import trial
 from llmft.model.vocabulary import tokens_to_add
 from llmft.sources.hub import ADAPTER
 
@@ -41,20 +47,11 @@ def add_lora(
 
     Raises:
         ConfigError: a layer of ``lora_target_modules`` is not there or is tied to
-            another one, or a second adapter is to be saved on top of a first; or peft
-            refuses the model, in its words.
+            another one; or peft refuses the model, in its words, or would not load the
+            adapter that is to be saved.
     """
-    base = args.model_name_or_path or ""
-    on_adapter = base_of(os.path.expanduser(base))
     if args.lora_r is None:
-        if on_adapter and tokenizer:
-            warn("the adapter is merged, and all weights train: --lora_r trains few")
         return model
-    if args.lora_save == "adapter" and on_adapter:
-        raise ConfigError(
-            f"{base} is an adapter, merged before training: a new adapter would need"
-            " that model too; use --lora_save merged"
-        )
     config = _lora_config(model, args)
     if tokenizer and args.add_tokens:
         config.trainable_token_indices = _rows_of_added(model, args, tokenizer)
@@ -66,6 +63,8 @@ def add_lora(
             f"LoRA: {brief(error, 300)}; give the layers to change by"
             " --lora_target_modules"
         ) from error
+    if args.lora_save == "adapter":
+        _require_loadable(wrapped)
     if Path(model.name_or_path).is_dir():  # found from every folder
         absolute = str(Path(model.name_or_path).absolute())
         wrapped.peft_config["default"].base_model_name_or_path = absolute
@@ -73,6 +72,23 @@ def add_lora(
     shown = f"LoRA of rank {args.lora_r}: {trained:,} of {total:,} weights train"
     say(f"           {shown}")
     return wrapped
+
+
+def _require_loadable(model: PeftModel) -> None:
+    """Raise ConfigError where peft would not find all the factors that it saves.
+
+    It gives some of them the names that weights have in files of the base (Laguna).
+    """
+    with warnings.catch_warnings(action="ignore"):
+        saved = get_peft_model_state_dict(model, **how_to_save(model))
+        found: Any = set_peft_model_state_dict(model, saved)
+    if lost := [name for name in found.missing_keys if "lora_" in name]:
+        layer = lost[0].partition(".lora_")[0].rpartition("model.")[2]
+        raise ConfigError(
+            f"LoRA: an adapter of this {model.config.model_type} model would lose"
+            f" {len(lost)} of its factors when peft loads it, as of {layer}; use"
+            " --lora_save merged"
+        )
 
 
 def _lora_config(model: Any, args: GenerationModelArguments) -> LoraConfig:
@@ -301,12 +317,10 @@ def _bytes(weight: torch.Tensor) -> memoryview:
     return memoryview(values).cast("B")
 
 
-@torch.no_grad()
 def _trial(model: Any) -> torch.Tensor:
     """Return the logits of eight tokens, computed as in a training in bf16."""
-    ids = torch.arange(8, device=model.device)[None] % (embeddings_of(model) or 8)
-    with evaluating(model), torch.autocast("cpu", torch.bfloat16):
-        return model(input_ids=ids, use_cache=False).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        return trial(model, torch.arange(8)[None])
 
 
 def _cast_inputs(model: nn.Module, enabled: bool) -> None:

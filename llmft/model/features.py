@@ -148,21 +148,38 @@ def last_tokens(mask: torch.Tensor) -> torch.Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
-@torch.no_grad()
 def _encode(
     model: Any, texts: list[Text], collate: Callable, place: str, quiet: bool = False
-) -> torch.Tensor:
+) -> Any:
     """Return the state at ``place`` of each text, shape (texts, hidden)."""
-    states: list[Any] = [None] * len(texts)
-    bar = tqdm(total=len(texts), desc="encoding", unit="text", disable=quiet or None)
-    for chosen in by_length([len(text[0]) for text in texts]):
-        batch = _batch(model, [texts[i] for i in chosen], collate)
-        output = model.base_model(**batch)
+
+    def states(rows: list[int]) -> torch.Tensor:
+        batch = _batch(model, [texts[i] for i in rows], collate)
         mask = batch["attention_mask"]  # of some tokenizers, padding comes first
         at = mask.argmax(1) if place == "first" else last_tokens(mask)
-        kept = output[0][torch.arange(len(chosen), device=at.device), at]
-        for k, i in enumerate(chosen):
-            states[i] = kept[k]
-        bar.update(len(chosen))
-    bar.close()
-    return torch.stack(states)
+        found: torch.Tensor = model.base_model(**batch)[0]
+        return found[torch.arange(len(rows), device=at.device), at]
+
+    return encoded(model, [len(text[0]) for text in texts], states, quiet)
+
+
+@torch.no_grad()
+def encoded(
+    model: Any,
+    lengths: list[int],
+    vectors_of: Callable[[list[int]], torch.Tensor | None],
+    quiet: bool = False,
+) -> torch.Tensor | None:
+    """Return the vectors of texts, (texts, size), the longest encoded first.
+
+    ``vectors_of`` makes those of some, by their places; where it gives None, so do we.
+    """
+    made: dict[int, torch.Tensor] = {}
+    bar = tqdm(total=len(lengths), desc="encoding", unit="text", disable=quiet or None)
+    with evaluating(model), bar:
+        for rows in by_length(lengths):
+            if (found := vectors_of(rows)) is None:
+                return None
+            made |= zip(rows, found, strict=True)
+            bar.update(len(rows))
+    return torch.stack([made[i] for i in range(len(lengths))])

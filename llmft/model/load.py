@@ -55,7 +55,8 @@ def locate(
 
     Raises:
         ConfigError: no such folder, or a revision of what has none; or an adapter that
-            is for another task, or does not fit its base.
+            is for another task, or does not fit its base, or that a second one is to be
+            saved on top of.
         EnvironmentFault: it is in none of the places where it could be.
         UnsafeArtifactError: a folder whose weights are a pickle.
     """
@@ -63,6 +64,11 @@ def locate(
     name = args.model_name_or_path or ""
     located = _with_weights(_find(name, args.model_revision, alternative))
     if base := base_of(located.path_or_id):
+        if getattr(args, "lora_save", None) == "adapter":
+            raise ConfigError(
+                f"{name} is an adapter, merged before training: a new adapter would"
+                " need that model too; use --lora_save merged"
+            )
         return merge_adapter(located, _base_of_adapter(base, located), auto_class)
     return located
 

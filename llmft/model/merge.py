@@ -83,7 +83,9 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
                 shutil.copyfile(path, staging / path.name)
             for path in terms_files(folder):
                 shutil.copyfile(path, staging / f"{path.name}.adapter")
-    return Located(str(target), local_files_only=True, name=located.name)
+    return Located(
+        str(target), local_files_only=True, name=located.name, merged_into=base.name
+    )
 
 
 def _digest(folder: Path, base: Located, auto_class: Any) -> str:

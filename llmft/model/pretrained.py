@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llmft.errors import (
     UnsafeArtifactError,
     escape,
 )
+from llmft.model.convert import pickles
 from llmft.process import as_fault
 from llmft.sources import hub
 from llmft.sources.hub import Located
@@ -102,7 +104,7 @@ def no_safetensors(located: Located) -> LlmftError:
         return UnsafeArtifactError(
             "the weights are a pickle (pytorch_model.bin), which can run code",
             "expected model.safetensors",
-            "convert it with a tool that you trust",
+            f"`llmft convert {shlex.quote(located.name)}` makes that, running nothing",
             path=located.name,
         )
     return EnvironmentFault(
@@ -116,7 +118,7 @@ def _is_pickle(located: Located) -> bool:
     """Return whether a model without safetensors has PyTorch's older format."""
     place, revision = located.path_or_id, located.commit or located.revision
     if Path(place).is_dir():
-        return any(Path(place).glob("pytorch_model*.bin"))
+        return bool(pickles(Path(place)))
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
     try:
         return any(file_exists(place, name, revision=revision) for name in names)

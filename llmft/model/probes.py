@@ -24,8 +24,7 @@ Blocks: TypeAlias = Dataset | Stream
 # module: what comes after it treats each position alone. BERT, RoBERTa, ELECTRA and
 # DeBERTa; DistilBERT; MPNet.
 _LAST_MEETINGS = ("attention.output", "sa_layer_norm", "attention.LayerNorm")
-# Relative, for the same numbers in bf16 from products of other shapes.
-_SAME = 0.05
+SAME = 0.05  # of ``alike``, in bf16 from products of other shapes
 
 
 def check_fits(
@@ -157,21 +156,33 @@ def changed_inputs(
 
 
 @torch.no_grad()
+def trial(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Return the logits of a few tokens, shape (rows, tokens, vocabulary).
+
+    ``ids``: any numbers; those that the model has no embedding for count from 0 again.
+    """
+    ids = ids.to(model.device) % (embeddings_of(model) or 8)
+    with evaluating(model):
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+    return logits
+
+
+def alike(one: torch.Tensor, other: torch.Tensor, apart: float = 1e-4) -> bool:
+    """Whether logits are the same but for rounding, which is less in fp32."""
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).norm() <= apart * other.norm())
+
+
 def require_causal(model: PreTrainedModel, name: str) -> None:
     """Raise ConfigError for a model that sees what it should predict (BERT)."""
-    ids = torch.tensor([[0, 1], [0, 2]], device=model.device) % (
-        embeddings_of(model) or 8
-    )
-    with evaluating(model):
-        first, second = model(input_ids=ids, use_cache=False).logits[:, 0]
-    if not _alike(first, second):
+    if not alike(*trial(model, torch.tensor([[0, 1], [0, 2]]))[:, 0]):
         raise ConfigError(
             f"{name} sees the words that it should predict: it is no causal"
             " model; use recipes/mlm.py for it"
         )
 
 
-@torch.no_grad()
 def separates_documents(model: PreTrainedModel) -> bool:
     """Return whether position ids that start again keep documents apart.
 
@@ -179,19 +190,11 @@ def separates_documents(model: PreTrainedModel) -> bool:
     as it is alone. transformers does this for most causal models.
     """
     numbers = torch.arange(8, device=model.device)[None]
-    ids, positions = numbers % (embeddings_of(model) or 8), numbers % 4
     try:
-        with evaluating(model):
-            packed = model(input_ids=ids, position_ids=positions, use_cache=False)
-            alone = model(input_ids=ids[:, 4:], use_cache=False)
+        packed = trial(model, numbers, position_ids=numbers % 4)
     except TypeError:  # no position_ids: BLOOM, MPT
         return False
-    return _alike(packed.logits[:, 4:], alone.logits)
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether logits in fp32 are the same but for rounding."""
-    return bool((one - other).norm() <= 1e-4 * other.norm())
+    return alike(packed[:, 4:], trial(model, numbers[:, 4:]))
 
 
 def drop_seq_lengths_if_unsupported(
@@ -247,29 +250,31 @@ def last_meeting(
     layers = repeated_layers(model)
     modules = dict(layers[-1].named_modules()) if layers else {}
     point = next((modules[n] for n in _LAST_MEETINGS if n in modules), None)
-    if point is None:
+    # Buffers are statistics of what passes (I-BERT), which would be of other positions.
+    if point is None or next(layers[-1].buffers(), None) is not None:
         return None
     rows = _two_rows(inputs)
     labels = torch.full_like(rows["input_ids"], IGNORED)
     labels[:, :: every or labels.shape[1]] = 0
-    keep = labels != IGNORED
+    keep, graphs = labels != IGNORED, []
 
     def silence(states: torch.Tensor) -> torch.Tensor:
+        graphs.append(torch.is_grad_enabled())
         return states.masked_fill(~keep[..., None], torch.nan)
 
     try:
         with evaluating(model):
-            with changed_inputs(point, silence):
-                wanted = model(**rows).logits
+            with torch.enable_grad(), changed_inputs(point, silence):
+                wanted = model(**rows).logits.detach()
             with narrow(point, labels):
                 found = model(**rows).logits
     except Exception:  # whatever a model says that cannot do it
         return None
+    if not all(graphs):  # layers that run again in backward (Reformer), whole
+        return None
     if wanted.ndim == 3:  # of each position, and not of each text
         wanted, found = wanted[keep], found[: int(keep.sum())]
-    if found.shape != wanted.shape or not wanted.isfinite().all():
-        return None
-    return point if (found - wanted).norm() <= _SAME * wanted.norm() else None
+    return point if wanted.isfinite().all() and alike(found, wanted, SAME) else None
 
 
 def plain_head(model: Any, inputs: dict[str, Any]) -> nn.Linear | None:

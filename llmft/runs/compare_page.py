@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmft import __version__
 from llmft.console import cut, table, terminal_columns
 from llmft.errors import escape, listed
 from llmft.files import to_json
@@ -105,17 +104,38 @@ def as_text(found: dict[str, Any]) -> str:
 
 def as_html(found: dict[str, Any]) -> str:
     """Return a comparison as one HTML file: no script, nothing from elsewhere."""
-    import jinja2
+    from llmft.runs.report.html import html
+    from llmft.runs.report.parts import Section, Table
 
-    jinja = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=escape)
-    return jinja.from_string(_PAGE).render(
-        title=f"Runs: {', '.join(run['run'] for run in found['runs'])}",
-        sections=sections(found),
-        pairs=[(p, *pair_table(p), pair_lines(p)) for p in found["pairs"]],
-        said=_SURE.format(clear=100 * found["clear"]),
-        answer=answer,
-        version=__version__,
-    )
+    pages, verdicts = list[Section](), list[str]()
+    wraps = ["was", "folder", "run", *(run["name"] for run in found["runs"])]
+    for pair in found["pairs"]:
+        title = f"{pair['a']} and {pair['b']}"
+        verdicts.append(f"{title}: {pair['verdict']}")
+        header, rows = pair_table(pair)
+        page = Section(title, pair_lines(pair))
+        page.blocks += [Table("Metrics", header, rows)] if rows else []
+        if differ := pair.get("differ", {}).get("rows"):
+            header = ["where", "text", "was", pair["a"], pair["b"]]
+            rows = [
+                [
+                    r["place"],
+                    r["text"],
+                    *(answer(r[key]) for key in ("label", "a", "b")),
+                ]
+                for r in differ
+            ]
+            shown = f"{len(differ)} of {pair['differ']['count']:,}"
+            page.blocks.append(
+                Table("Rows where they differ", header, rows, shown, names=wraps)
+            )
+        pages.append(page)
+    pages += [
+        Section(title, [], [Table(title, header, rows, names=wraps)])
+        for title, header, rows in sections(found)
+    ]
+    title = f"Runs: {', '.join(run['run'] for run in found['runs'])}"
+    return html(title, verdicts, pages, foot=_SURE.format(clear=100 * found["clear"]))
 
 
 def answer(value: Any) -> str:
@@ -153,51 +173,3 @@ def _cost(name: str, value: Any) -> str:
     if value is None:
         return "-"
     return size_text(value) if name.endswith("_bytes") else f"{value:,}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ title }}</title><style>
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
- padding: 0 1em }
-table { border-collapse: collapse; display: block; overflow-x: auto }
-h2 { font-size: 1.1em; margin-top: 2em }
-td, th { padding: .15em .8em .15em 0; text-align: left; vertical-align: top;
- overflow-wrap: anywhere }
-.verdict { border-left: .3em solid #26c; padding-left: .7em; font-weight: bold }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% macro show(header, rows) %}
-<table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endmacro %}
-{% for pair, header, rows, lines in pairs %}
-<h2>{{ pair.a }} and {{ pair.b }}</h2>
-<p class="verdict">{{ pair.verdict }}</p>
-{% if rows %}{{ show(header, rows) }}{% endif %}
-{% for line in lines %}<p>{{ line }}</p>
-{% endfor %}
-{% if pair.differ and pair.differ.count %}
-<p>they differ in {{ pair.differ.count }} rows, {{ pair.differ.rows | length }} of them:
-</p>
-<table><tr><th></th><th>text</th><th>was</th><th>{{ pair.a }}</th><th>{{ pair.b }}</th>
-</tr>
-{% for row in pair.differ.rows %}
-<tr><td>{{ row.place }}</td><td>{{ row.text }}</td><td>{{ answer(row.label) }}</td>
-<td>{{ answer(row.a) }}</td><td>{{ answer(row.b) }}</td></tr>
-{% endfor %}
-</table>
-{% endif %}
-{% endfor %}
-<p>{{ said }}</p>
-{% for title, header, rows in sections %}
-<h2>{{ title }}</h2>
-{{ show(header, rows) }}
-{% endfor %}
-<p>llmft {{ version }}</p></body></html>
-"""

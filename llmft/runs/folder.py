@@ -99,6 +99,7 @@ class Run:
         self.pushes = args.training.push_to_hub and not of_fold
         self.files = splits.sources[self.held_out].files if self.held_out else []
         self.results: dict[str, dict[str, float]] = {}
+        self.unknown_tokens: dict[int, int] = {}  # of texts held out, by their place
         self.shared = {split: len(rows) for split, rows in splits.in_train.items()}
         self.more: dict[str, Any] = {"shared_with_train": self.shared}
         if args.fold and args.fold.results:  # of the cross-validation before
@@ -269,9 +270,12 @@ class Run:
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
         """Write ``predictions.jsonl``; each row says of which split it is.
 
-        Where that has several files, also of which one.
+        Where that has several files, also of which one; and how many of its tokens are
+        unknown, where some are.
         """
         found = with_paths(rows, self.files)
+        for row, count in self.unknown_tokens.items():
+            found[row] |= {"unknown_tokens": count}
         lines = (to_json({"split": self.held_out, **row}) + "\n" for row in found)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 

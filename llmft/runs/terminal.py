@@ -32,21 +32,30 @@ def results(
     """
     on = {"eval": "validation", "before": f"{split}, before"}
     on |= {"folds": "rows held out"}
-    on |= {f"{p}{UNSHARED}": f"{on.get(p, p)}, not in train" for p in ("eval", "test")}
-    rows = []
+    rows, header = [], ["on", "metric", "value", "+-", "n"]
+    beside = any(part.endswith(UNSHARED) for part in measured)
+    header += ["not in train", "+-", "n"] if beside else []
     for part, metrics in measured.items():
-        for name in (n for n in names if n in metrics):
-            value, error = metrics[name]["value"], metrics[name]["stderr"]
-            shown = "-" if value is None else f"{value:,.4g}"
-            spread = "-" if error is None else f"{error:.2g}"
-            n = f"{metrics[name]['n']:,}"
-            if name == "accuracy" and error == 0 and value in (0, 1):
-                # All right, or all wrong: draws tell nothing, Wilson's limits do.
-                low, high = limits(name, metrics[name])
-                spread = f"{(high - low) / (2 * NORMAL):.2g}"
-            rows.append((on.get(part, part), name, shown, spread, n))
-    header = ["on", "metric", "value", "+-", "n"]
+        others = measured.get(part + UNSHARED, {})
+        for name in () if part.endswith(UNSHARED) else names:
+            if name in metrics:
+                other = _cells(name, others[name]) if name in others else ()
+                cells = (*_cells(name, metrics[name]), *other)
+                rows.append((on.get(part, part), name, *cells))
+    rows = [(*row, *[""] * (len(header) - len(row))) for row in rows]
     return f"\nresults\n{table(rows, header)}" if rows else ""
+
+
+def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return value, standard error and number of a metric, for a table."""
+    value, error = entry["value"], entry["stderr"]
+    shown = "-" if value is None else f"{value:,.4g}"
+    spread = "-" if error is None else f"{error:.2g}"
+    if name == "accuracy" and error == 0 and value in (0, 1):
+        # All right, or all wrong: draws tell nothing, Wilson's limits do.
+        low, high = limits(name, entry)
+        spread = f"{(high - low) / (2 * NORMAL):.2g}"
+    return shown, spread, f"{entry['n']:,}"
 
 
 def where(folder: Path, given: Mapping[str, Any]) -> None:

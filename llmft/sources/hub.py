@@ -47,6 +47,7 @@ class Located:
     note: str = ""  # something that the user should know
     name: str = ""  # the hub id also where the copy in the cache is used
     commit: str = ""  # on the hub; "" for a folder that is not from there
+    merged_into: str = ""  # of an adapter, the name of its base
 
 
 class Miss(NamedTuple):

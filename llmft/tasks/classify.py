@@ -19,6 +19,7 @@ from llmft.config.task import Task
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.data.split.splits import Splits
+from llmft.data.tokens.examples import unknown_by_text
 from llmft.errors import ConfigError, DataError, LabelError
 from llmft.metrics import classes, multilabel, regression
 from llmft.metrics.ladder import HEADLINE
@@ -226,6 +227,8 @@ def measure(
     part = "test" if split == "test" else "eval"
     found = trainer.predict(examples[split], metric_key_prefix=part)
     run.results[part] = found.metrics or {}
+    tokenizer: Any = trainer.processing_class
+    run.unknown_tokens = unknown_by_text(examples[split], tokenizer)
     if split in splits.in_train and found.label_ids is not None:
         scores, wanted = np.asarray(found.predictions), np.asarray(found.label_ids)
         others = np.setdiff1d(np.arange(len(scores)), splits.in_train[split])

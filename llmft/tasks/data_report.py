@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from llmft import __version__
 from llmft.config.facts import from_flags
 from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
+from llmft.data.look.findings import ERROR, NOTE, WARNING
 from llmft.data.look.report import Report, examine
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe
@@ -21,6 +20,8 @@ from llmft.data.read.store import Source, read_file
 from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text
 from llmft.model import load
+from llmft.runs.report import parts
+from llmft.runs.report.html import html
 from llmft.tasks.classify import check_labels
 from llmft.tasks.generate import TASK
 
@@ -131,43 +132,18 @@ def as_text(report: Report) -> str:
 
 def as_html(report: Report, title: str) -> str:
     """Return the report as one HTML file: no script, nothing from elsewhere."""
-    jinja = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=escape)
-    page = jinja.from_string(_PAGE)
-    return page.render(report=report, title=title, version=__version__)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ title }}</title><style>
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
- padding: 0 1em }
-table { border-collapse: collapse } h2 { font-size: 1.1em; margin-top: 2em }
-td, th { padding: .15em .8em .15em 0; text-align: left; vertical-align: top }
-meter { width: 20em } code { overflow-wrap: anywhere }
-p { border-left: .3em solid #888; padding-left: .7em }
-.error { border-color: #c00 } .warning { border-color: #e90 }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% for finding in report.findings %}
-<p class="{{ finding.level }}"><b>{{ finding.level }}: {{ finding.what }}</b><br>
-{{ finding.means() }}<br><code>{{ finding.where }}</code></p>
-{% else %}
-<p>nothing odd was found</p>
-{% endfor %}
-{% for section in report.sections %}
-<h2>{{ section.title }}</h2><table>
-<tr>{% for name in section.header %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in section.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}
-{% if section.bars %}
-<td><meter value="{{ section.bars[loop.index0] }}" max="{{ section.bars | max }}">
-</meter></td>
-{% endif %}
-</tr>
-{% endfor %}
-</table>
-{% endfor %}
-<p>llmft {{ version }}</p></body></html>
-"""
+    rows = [[f.level, f.what, f.means(), f.where] for f in report.findings]
+    header = ["", "what was seen", "what may help", "where"]
+    counts = Counter(finding.level for finding in report.findings)
+    said = [f"{level}s: {counts[level]}" for level in (ERROR, WARNING, NOTE)]
+    found = parts.Section("Findings", [], [parts.Table("Findings", header, rows)])
+    tables = parts.Section("Tables")
+    for one in report.sections:
+        rows_of = parts.Table(one.title, one.header, one.rows, bars=one.bars)
+        tables.blocks.append(rows_of)
+    return html(
+        title,
+        [", ".join(said) if rows else "Nothing odd was found."],
+        [found if rows else parts.Section(""), tables],
+        bad=bool(counts[ERROR]),
+    )

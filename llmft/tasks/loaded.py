@@ -96,12 +96,8 @@ class Writes:
         args.model.prompt, args.training.seed = _listed(texts), seed
         if problems := generate.check_sampling(vars(args.model)):
             raise ConfigError(*problems)
-        found = sorted(completions(self.model, self.tokenizer, args))
-        return [
-            {"prompt": args.model.prompt[place], "completion": text}
-            for place, written, _ in found
-            for text in written
-        ]
+        found = completions(self.model, self.tokenizer, args)
+        return [row for rows, _ in found for row in rows]
 
 
 def load(name: str, **arguments: Any) -> Predicts | Writes:

@@ -129,6 +129,9 @@ def _loaded(
     )
     choose.prepare_machine(training)
     data = data_arguments(named, given, file)
+    if file and not is_pipe(file):
+        with named_files(file, Reading.of(data)):
+            pass  # a name that is not there is told before the model is loaded
     predictor = load_predictor(named, data, training)
     if given.get("precision") == "bf16":
         predictor.take("bf16", predictor.attention)

@@ -31,12 +31,17 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     """
     check_output_dir(args.training)
     located = locate(args.model, task.embedded_model, task.auto_class)
-    few = bool(getattr(args.model, "lora_r", None)) or getattr(
-        args.model, "freeze_backbone", False
-    )
+    lora = bool(getattr(args.model, "lora_r", None))
+    few = lora or getattr(args.model, "freeze_backbone", False)
     frozen = args.model.freeze_embeddings
     require_memory_for_weights(task.auto_class, located, args.training, few, frozen)
     choices = choose.prepare_machine(args.training)
+    if located.merged_into and args.training.do_train:
+        trains = "a new one trains on top" if lora else "what it is merged into trains"
+        why = f"merged into {located.merged_into}"
+        if hasattr(args.model, "lora_r") and not few:
+            why += "; --lora_r trains few weights"
+        choices.append(Choice("adapter", trains, why))
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,21 @@ from llmft.console import say, warn
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import STDIN, Reading
 from llmft.data.read.store import read_file, show
-from llmft.errors import ConfigError, DataError, EncodingError
-from llmft.files import to_json, write_text
+from llmft.errors import DataError, EncodingError
+from llmft.files import to_json
 from llmft.model.ends import ends_of, length, set_ends
+from llmft.model.identity import fingerprint
+from llmft.model.probes import SAME, alike
+from llmft.process import versions
+from llmft.sources.hub import Located
 from llmft.tasks import generate
+from llmft.tasks.prediction_output import Part, check_target, opened_part
+
+# Batches whose prompts are sorted by length and kept together: that much a kill costs.
+# Where only prompts of one length go together, more are needed to find some.
+WINDOW, WINDOW_OF_EQUAL = 4, 64
 
 _TRIED = 3  # tokens that are written to see whether padding changes them
-_SAME = 0.02  # relative, in bf16; rounding differs with the shape of a product
 
 
 def read_prompts(args: Arguments) -> None:
@@ -34,17 +44,12 @@ def read_prompts(args: Arguments) -> None:
     or of other formats in its column ``prompt``, or the one that is named.
 
     Raises:
-        ConfigError: ``output_file`` is there.
+        ConfigError: ``output_file`` is there, or cannot be written.
         DataError: the file cannot be read, or standard input is not UTF-8.
     """
     model, data = args.model, args.data
     if model.output_file:
-        target = Path(model.output_file).expanduser()
-        if target.exists():
-            raise ConfigError("output_file is there: name another", path=target)
-        if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
-            said = "output_file: its folder is not there, or cannot be written"
-            raise ConfigError(said, path=target)
+        check_target(Path(model.output_file).expanduser())
     if STDIN in model.prompt:
         text = _standard_input()
         model.prompt = [text if p == STDIN else p for p in model.prompt]
@@ -72,43 +77,74 @@ def _standard_input() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def answer(model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> None:
+def answer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments, located: Located
+) -> None:
     """Continue the prompts of a command: as they are written, or those of a file.
 
-    The latter go through the model in batches, and into ``output_file`` as lines of
-    JSON with ``prompt`` and ``completion`` once all are there; without, to the screen.
+    The latter go through the model in batches, to the screen or into ``output_file``
+    with ``prompt`` and ``completion``. What is there when it ends early is kept beside
+    that file, and the same command goes on.
     """
-    seed, given = args.training.seed, args.model
+    given = args.model
     if not given.prompt_file:
-        generate.sample(model, tokenizer, given, seed, stream=True)
-        return
+        generate.sample(model, tokenizer, given, args.training.seed, stream=True)
+    elif not given.output_file:
+        _write(model, tokenizer, args, None)
+    else:
+        target = Path(given.output_file).expanduser()
+        known = asdict(given) | {"prompt": [], "output_file": target.name}
+        training = args.training
+        made_of = {
+            "prompts": hashlib.sha256(to_json(given.prompt).encode()).hexdigest(),
+            "model": fingerprint(located, tokenizer),
+            "arguments": [known, training.seed, training.eval_batch_size],
+            "precision": str(model.dtype),
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+        with opened_part(target, made_of) as part:
+            try:
+                _write(model, tokenizer, args, part)
+            except BaseException:
+                if part.rows:
+                    said = f"the same command goes on after {part.rows:,} texts"
+                    say(f"stopped    {said}")
+                raise
+        say(f"output     {given.output_file}, {part.rows:,} texts")
+
+
+def _write(
+    model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments, part: Part | None
+) -> None:
+    """Write what is not yet in ``part``, None: to the screen."""
+    given = args.model
+    counts = part.counts if part else {}
+    done = part.rows if part else 0
+    if done:
+        say(f"going on   after {done:,} texts, which are there already")
+    form = "{prompt}{completion}"
+    if given.apply_chat_template:
+        form = "[user] {prompt} [assistant] {completion}"
     started, written = time.perf_counter(), 0
-    found: list[list[str]] = [[] for _ in given.prompt]
-    for place, texts, tokens in completions(model, tokenizer, args):
-        found[place], written = texts, written + tokens
-    rows = [
-        {"prompt": prompt, "completion": text}
-        for prompt, texts in zip(given.prompt, found, strict=True)
-        for text in texts
-    ]
-    if empty := sum(not row["completion"].strip() for row in rows):
+    first = done // given.num_return_sequences
+    for rows, tokens in completions(model, tokenizer, args, first):
+        written += tokens
+        empty = sum(not row["completion"].strip() for row in rows)
+        counts["empty"] = counts.get("empty", 0) + empty
+        if part:
+            part.write(rows, counts)
+        else:
+            say("\n\n".join(form.format(**row) for row in rows) + "\n")
+    if part:
+        part.finish()
+    if empty := counts["empty"]:
         chats = tokenizer.chat_template and not given.apply_chat_template
         hint = "; the model has a chat template: --apply_chat_template" if chats else ""
-        warn(f"{empty:,} of {len(rows):,} texts are empty{hint}")
-    if given.output_file:
-        write_text(Path(given.output_file).expanduser(), "".join(map(_line, rows)))
-        say(f"output     {given.output_file}, {len(rows):,} texts")
-    else:
-        chat = given.apply_chat_template
-        form = "[user] {prompt} [assistant] " if chat else "{prompt}"
-        form += "{completion}"
-        say("\n\n".join(form.format(**row) for row in rows) + "\n")
+        total = len(given.prompt) * given.num_return_sequences
+        warn(f"{empty:,} of {total:,} texts are empty{hint}")
     rate = written / (time.perf_counter() - started)
     say(f"written    {written} tokens, {rate:.2f} tokens/s")
-
-
-def _line(row: dict[str, str]) -> str:
-    return to_json(row) + "\n"
 
 
 def _padded(ids: list[list[int]], device: Any) -> dict[str, torch.Tensor]:
@@ -124,12 +160,12 @@ def _padded(ids: list[list[int]], device: Any) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(x, device=device) for name, x in found.items()}
 
 
-def _pads_well(model: Any, ids: list[list[int]], order: list[int]) -> bool:
+def _pads_well(model: Any, ids: list[list[int]]) -> bool:
     """Return whether the shortest prompt goes on alike beside the longest and alone.
 
     Not in models that read on through the padding (RWKV), or count positions with it.
     """
-    longest, shortest = ids[order[0]], ids[order[-1]]
+    longest, shortest = max(ids, key=len), min(ids, key=len)
     if len(longest) == len(shortest):
         return True
     config = GenerationConfig(
@@ -149,17 +185,20 @@ def _pads_well(model: Any, ids: list[list[int]], order: list[int]) -> bool:
         together, alone = scores(longest, shortest), scores(shortest)
     except Exception:  # whatever a model says that cannot do it
         return False
-    same = together.shape == alone.shape
-    return same and bool((together - alone).norm() <= _SAME * alone.norm())
+    return alike(together, alone, SAME)
 
 
 def completions(
-    model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments
-) -> Iterator[tuple[int, list[str], int]]:
-    """Yield the place of each prompt, its completions, and their tokens.
+    model: Any, tokenizer: PreTrainedTokenizerBase, args: Arguments, first: int = 0
+) -> Iterator[tuple[list[dict[str, str]], int]]:
+    """Yield ``prompt`` and ``completion`` of some prompts in order, and their tokens.
 
-    Prompts of like length are continued together, the longest first; only those of
-    equal length where padding would change the text, which is tried.
+    Of a window, prompts of like length are continued together, the longest first; only
+    those of equal length where padding would change the text, which is tried. What is
+    drawn depends on the seed and the window alone.
+
+    Args:
+        first: the prompt to begin with, the first of a window.
     """
     given, size = args.model, args.training.eval_batch_size
     generate.check_prompts(model, tokenizer, given)
@@ -167,21 +206,31 @@ def completions(
     ends = ends_of(model)
     config = generate.generation_config(given, tokenizer, ends)
     ids = [generate.prompt_ids(p, tokenizer, given) for p in given.prompt]
-    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
-    several = given.num_return_sequences
+    several, total = given.num_return_sequences, len(ids)
     model.eval()
-    pads = not given.no_repeat_ngram_size and _pads_well(model, ids, order)
-    set_seed(args.training.seed)
-    with tqdm(total=len(ids), desc="writing", unit="prompt", disable=None) as bar:
-        while order:
-            most = len(ids[order[0]])
-            alike = order if pads else [p for p in order if len(ids[p]) == most]
-            places = alike[:size]
-            order = order[len(places) :]
-            batch = _padded([ids[place] for place in places], model.device)
-            rows = generate.write(model, batch, config)[:, len(ids[places[0]]) :]
-            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-            for k, place in enumerate(places):
-                own = slice(k * several, (k + 1) * several)
-                yield place, texts[own], sum(length(row, ends) for row in rows[own])
-            bar.update(len(places))
+    pads = not given.no_repeat_ngram_size and _pads_well(model, ids)
+    window = size * (WINDOW if pads else WINDOW_OF_EQUAL)
+    bar = tqdm(total=total, initial=first, desc="writing", unit="prompt", disable=None)
+    with bar:
+        for start in range(first, total, window):
+            set_seed(args.training.seed + start)
+            left, tokens = list(range(start, min(start + window, total))), 0
+            left.sort(key=lambda place: -len(ids[place]))
+            found: dict[int, list[str]] = {}
+            while left:
+                most = len(ids[left[0]])
+                alike = left if pads else [p for p in left if len(ids[p]) == most]
+                places = alike[:size]
+                left = [p for p in left if p not in places]
+                batch = _padded([ids[place] for place in places], model.device)
+                rows = generate.write(model, batch, config)[:, most:]
+                tokens += sum(length(row, ends) for row in rows)
+                texts = iter(tokenizer.batch_decode(rows, skip_special_tokens=True))
+                found |= {place: list(islice(texts, several)) for place in places}
+                bar.update(len(places))
+            made = [
+                {"prompt": given.prompt[place], "completion": text}
+                for place in sorted(found)
+                for text in found[place]
+            ]
+            yield made, tokens

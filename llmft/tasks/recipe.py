@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llmft.config.task import Task
+from llmft.errors import ConfigError
 from llmft.files import to_json
 from llmft.process import (
     TERMINATED,
@@ -39,6 +40,8 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
     Raises:
         LlmftError: what ends the command with the exit code of its class.
     """
+    if "help" in arguments or "help_all" in arguments:
+        raise ConfigError(f"help is what `llmft {task.recipe} --help` shows")
     argv = as_flags(arguments)
     with _as_before():
         try:

@@ -17,12 +17,11 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import nn
-from tqdm.auto import tqdm
 
 from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
-from llmft.model.probes import changed_inputs, evaluating
-from llmft.train.batches import Batches
+from llmft.model.features import encoded
+from llmft.model.probes import changed_inputs
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer, vectors_of_texts
 
@@ -93,7 +92,6 @@ def drawn(train: Dataset, outputs: int, seed: int) -> Dataset:
     return train.select(np.sort(rows))
 
 
-@torch.no_grad()
 def encode(
     model: Any,
     layer: nn.Linear,
@@ -106,8 +104,6 @@ def encode(
 
     None where it is given more than one vector a text, or is not what gives the logits.
     """
-    batches = Batches(data, args.eval_batch_size, "longest_first", args.seed)
-    states = np.empty((len(data), layer.in_features), np.float32)
     given: list[torch.Tensor] = []
     bf16 = args.bf16 and args.device.type == "cpu"
 
@@ -115,21 +111,20 @@ def encode(
         given.append(inputs.float())
         return inputs
 
+    def vectors(rows: list[int]) -> torch.Tensor | None:
+        batch = collator([data[i] for i in rows])
+        batch = {name: x.to(model.device) for name, x in batch.items()}
+        given.clear()
+        _, output = objective.evaluate(model, batch)
+        return vectors_of_texts(given, batch, layer, output["logits"])
+
+    lengths = [len(ids) for ids in data["input_ids"]]
     with (
-        evaluating(model),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         changed_inputs(layer, keep),
     ):
-        for rows in tqdm(batches.rows, desc="encoding", unit="batch", disable=None):
-            batch = collator([data[i] for i in rows])
-            batch = {name: x.to(model.device) for name, x in batch.items()}
-            given.clear()
-            _, output = objective.evaluate(model, batch)
-            vectors = vectors_of_texts(given, batch, layer, output["logits"])
-            if vectors is None:
-                return None
-            states[rows] = vectors.cpu().numpy()
-    return states
+        found = encoded(model, lengths, vectors)
+    return None if found is None else found.cpu().numpy()
 
 
 # For matrices this small, threads of OpenBLAS cost more than they give: 1.6 s, 9.8 with

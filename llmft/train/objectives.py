@@ -103,6 +103,8 @@ class _LanguageModel:
         _, point, head = self.tried
         head = head if plain else None
         with narrow(_usable(point, core), labels), head_inputs(head) as states:
+            if "position_ids" in inputs:  # with a cache, documents would not be apart
+                inputs["use_cache"] = False
             outputs = model(**inputs)
         values = outputs["logits"] if head is None else states[-1]
         if self.masked:

@@ -222,6 +222,42 @@ def test_a_full_disk(
     assert process.read_json(run / "run.json")["status"] in ("failed", "running")
 
 
+@pytest.mark.parametrize("kilobytes", [16, 64], ids=["no lock", "no batch"])
+def test_no_shared_memory_for_workers(
+    kilobytes: int, given: Path, tmp_path: Path
+) -> None:
+    """With 64 kB the workers start, and cannot hand over a batch."""
+    own = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size="$0"k x /dev/shm && "$@"',
+    ]
+    if subprocess.run(
+        [*own, "64", "true"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("only root can mount a tmpfs")
+    flags = classify(given, "--dataloader_num_workers", 2, "--output_dir", "run")
+    command = process.command(*flags, "--fast_path", "off", "--ladder", "false")
+    done = subprocess.run(
+        [*own, str(kilobytes), *command],
+        env=process.user_env(tmp_path / "home"),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    (said,) = process.problems(done.stderr)
+    assert said.startswith(
+        "llmft: EnvironmentFault /dev/shm: No space left on device;"
+        " --dataloader_num_workers 0 needs hardly any"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_reader_that_goes_away(given: Path, tmp_path: Path) -> None:
     """As with ``| head -1``."""
     cwd = tmp_path / "work"

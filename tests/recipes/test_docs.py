@@ -33,6 +33,11 @@ SHORT = [
     *("--max_steps", "2", "--fast_path", "off", "--max_train_samples", "64"),
     *("--max_eval_samples", "32", "--report_to", "none"),
 ]
+# Of a model of 135 M weights.
+SMALL = [
+    *("--max_new_tokens", "4", "--num_return_sequences", "1"),
+    *("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1"),
+]
 # What needs Gemma's 240 MB; its JSON is loaded by the test of the shipped files.
 LARGE = "gemma-3-270m", "chinese.json"
 
@@ -97,7 +102,8 @@ def run(words: list[str]) -> int:
     is_recipe = name in RECIPE_NAMES and (program == "python" or rest[0] == name)
     if is_recipe:
         trains = name != "generate" or "--do_train" in rest or "--args" in rest
-        more = [*SHORT, *(["--max_new_tokens", "4"] if name == "generate" else [])]
+        small = name == "generate" and SMALL[2] not in rest
+        more = [*SHORT, *(SMALL if small else [])]
         if "--time_limit" in rest:
             more = ["--dry_run"]
         if "--streaming" in rest:  # it does not know all rows

@@ -74,6 +74,11 @@ def test_a_recipe_trains_and_names_commands_that_are_there(
     assert name == "next"
     assert " classify --model_name_or_path run/model " in shown
     assert "recipes" not in shown
+    page = cwd / "run" / "report.html"
+    page.unlink()  # the run has written it
+    done = llmft(unpacked, cwd, "report", "run")
+    assert done.returncode == 0, done.stderr
+    assert "Classification: run" in page.read_text()
 
 
 def test_a_killed_prediction_goes_on_to_the_same_bytes(unpacked, tmp_path, monkeypatch):

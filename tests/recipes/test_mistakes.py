@@ -74,7 +74,11 @@ CASES = {
     "pickle": Case(
         "classify --model_name_or_path {pickle} --train_file {ok.csv}",
         7,
-        ("pickle: the weights are a pickle", "expected model.safetensors"),
+        (
+            "pickle: the weights are a pickle",
+            "expected model.safetensors",
+            "`llmft convert /",
+        ),
     ),
     "no hub": Case(
         "mlm --model_name_or_path distilbert-base-uncased --train_file {texts.txt}",
@@ -161,4 +165,4 @@ def test_a_mistake(name: str, ended: dict) -> None:
         assert text in said[0]
     assert not list(cwd.iterdir())
     if name == "no hub":
-        assert seconds < 10
+        assert seconds < 60  # it does not try again for minutes

@@ -17,8 +17,8 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FAMILIES = {
     "mlm": "esm fnet luke mbart modernbert xlm",
-    "classify": "bart deberta-v2 gpt2 modernbert t5",
-    "generate": "bloom gemma2 gpt2 mamba mixtral",
+    "classify": "bart deberta-v2 gpt2 ibert modernbert reformer t5",
+    "generate": "bloom gemma2 got_ocr2 gpt2 mamba mixtral",
     "lora": "gpt2 gemma2 mixtral opt",
 }
 
@@ -51,6 +51,15 @@ def test_a_family(checks: ModuleType, task: str, family: str, tmp_path: Path) ->
     task = "generate" if lora else task
     found = checks.result(task, family, lora, tmp_path)
     assert found["result"] == checks.WORKS, "\n".join(found.values())
+
+
+def test_an_adapter_that_peft_would_not_load(
+    checks: ModuleType, tmp_path: Path
+) -> None:
+    found = checks.result("generate", "laguna", True, tmp_path)
+    assert found["result"] == checks.REFUSED, "\n".join(found.values())
+    assert "an adapter of this laguna model would lose 6 of its" in found["what"]
+    assert (tmp_path / "whole" / "model").is_dir()  # merged, it is right
 
 
 def test_most_families_can_be_built_tiny(checks: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -14,7 +15,8 @@ import pytest
 import recipe_process as process
 import tiny
 
-from llmft.errors import ConfigError, DataError, escape
+from llmft.errors import CheckpointError, ConfigError, DataError, escape
+from llmft.tasks import generate
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +133,13 @@ def prompts(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     main = process.main_of("generate")
 
-    def write(*flags: object, stdin: bytes | None = None) -> list[dict[str, str]]:
+    def write(
+        *flags: object, stdin: bytes | None = None, sample: str = "false"
+    ) -> list[dict[str, str]]:
         if stdin is not None:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         model = ["--model_name_or_path", str(tiny_gpt2), "--precision", "fp32"]
-        model += ["--max_new_tokens", "6", "--do_sample", "false"]
+        model += ["--max_new_tokens", "6", "--do_sample", sample]
         # Padding must not count as what is there: it may be the eos.
         main([*model, "--repetition_penalty", "2", *map(str, flags)])
         found = Path("out.jsonl")
@@ -172,6 +176,44 @@ def test_prompts_of_a_file_are_continued_in_batches(prompts: Any, capsys: Any) -
     assert (
         f"\n{found[0]['prompt']}{found[0]['completion']}\n" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_texts_that_are_written_are_not_lost(
+    prompts: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The sixth batch of eight fails; four are a window, which is written whole."""
+    Path("p.txt").write_text("\n".join([*tiny.sentences(14, words=3), "the", "a"]))
+    flags = ("--prompt_file", "p.txt", "--per_device_eval_batch_size", 2)
+    flags += ("--temperature", 1, "--num_return_sequences", 2, "--num_threads", 1)
+    write, batches = generate.write, iter(range(99))
+
+    def failing(*args: Any) -> Any:
+        if args[2].max_new_tokens == 6 and next(batches) == 5:
+            raise error
+        return write(*args)
+
+    sampled = functools.partial(prompts, *flags, sample="true")
+    with monkeypatch.context() as during:
+        during.setattr(generate, "write", failing)
+        with pytest.raises(type(error)):
+            sampled("--output_file", "out.jsonl")
+    assert (
+        "stopped    the same command goes on after 16 texts" in capsys.readouterr().out
+    )
+    assert len(process.read_jsonl(Path("out.jsonl.part"))) == 16
+    with pytest.raises(
+        CheckpointError, match="made with other arguments; give the same"
+    ):
+        sampled("--output_file", "out.jsonl", "--top_k", 7)
+    found = sampled("--output_file", "out.jsonl")
+    said = capsys.readouterr().out
+    assert "going on   after 16 texts, which are there already" in said
+    assert "output     out.jsonl, 32 texts" in said
+    assert not [*Path().glob("*.part*")]
+    Path("out.jsonl").unlink()
+    assert sampled("--output_file", "out.jsonl") == found
+    assert len({row["completion"] for row in found}) > 16
 
 
 def test_standard_input_is_a_prompt(prompts: Any, capsys: Any) -> None:

@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 from llmft import console, errors, process
 from llmft.console import say
@@ -148,6 +150,54 @@ def test_a_system_error_says_what_helps(error, said):
     found = str(as_fault(error, "/run"))
     assert said in found
     assert ("; " in found) == ("; " in said)
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "full", "said"),
+    [
+        (OSError(errno.ENOSPC, "x", "/a b"), "", f" /a b: {FULL}; free some space"),
+        (OSError(errno.ENOSPC, "x"), "/run", f" /run: {FULL}; free some space"),
+        (OSError(errno.ENOSPC, "x"), "/mine", f" /mine: {FULL}; `llmft cache clear`"),
+        (OSError(errno.ENOSPC, "x"), "/tmps", f" /tmps: {FULL}; free some, or name"),
+        (OSError(errno.ENOSPC, "x"), "/dev/shm", f" /dev/shm: {FULL}; --dataloader_"),
+        (OSError(errno.ENOSPC, "x"), "", f" /run: {FULL}; free some space"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"),
+            "",
+            f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
+        ),
+        (
+            RuntimeError(
+                "Bus error. It is possible that dataloader's workers are out"
+                " of shared memory."
+            ),
+            "",
+            f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
+        ),
+    ],
+)
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_full_place_is_named(error, full, said, in_worker, monkeypatch):
+    """Also of a worker, whose error comes as a text."""
+    monkeypatch.setenv("LLMFT_HOME", "/mine")
+    monkeypatch.setattr(process.tempfile, "gettempdir", lambda: "/tmps")
+
+    def free(place):
+        return SimpleNamespace(free=0 if str(place) == full else 10**9)
+
+    if in_worker:
+        wrapped = ExceptionWrapper(
+            (type(error), error, None), "in DataLoader worker process 0"
+        )
+        with pytest.raises(type(error)) as caught:
+            wrapped.reraise()
+        error = caught.value
+    monkeypatch.setattr(process.shutil, "disk_usage", free)
+    found = str(as_fault(error, Path("/run")))
+    assert found.startswith("EnvironmentFault" + said)
 
 
 def test_success_and_arguments():

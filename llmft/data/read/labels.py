@@ -207,7 +207,8 @@ class LabelNames:
 
         Raises:
             LabelError: all rows have the same label, but for ``one_class`` in
-                ``allow``; or classes such as Yes and yes, but for ``similar_labels``.
+                ``allow``; or nearly each its own, but for ``many_classes``; or classes
+                such as Yes and yes, but for ``similar_labels``.
         """
         if problem_type == REGRESSION:
             counts = Counter({"LABEL_0": 1})
@@ -232,12 +233,13 @@ class LabelNames:
                 f"give rows of another {one}; --allow one_class trains all the same",
                 path=path,
             )
-        if problem_type == SINGLE and len(counts) > max(_IDS * len(labels), 100):
+        ids = problem_type == SINGLE and len(counts) > max(_IDS * len(labels), 100)
+        if ids and "many_classes" not in allow:
             raise LabelError(
                 f"{rows} have {len(counts):,} classes, nearly one each: it looks like"
                 " an id",
                 "expected classes of several rows",
-                "is --label_column_name right?",
+                "is --label_column_name right? --allow many_classes trains on them",
                 path=path,
             )
         pairs = similar(counts)

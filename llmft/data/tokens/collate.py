@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import get_worker_info
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from llmft.config.fields import MaskedLMDataArguments
@@ -106,7 +107,7 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
             batch["begins_epoch"] = torch.tensor(found)
-        return batch
+        return shared(batch)
 
     def _masked(
         self,
@@ -135,6 +136,18 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         inputs[at] = np.where(fate < to_mask, self.tokenizer.mask_token_id, new)
         labels[at] = ids[at]
         return inputs, labels
+
+
+def shared(batch: Any) -> Any:
+    """Put a batch that a worker made to where the main process reads it.
+
+    Too little room there is so an error like others: behind the collator, the worker
+    would lose the batch, and the training wait for it without end.
+    """
+    if get_worker_info():
+        for tensor in batch.values():
+            tensor.share_memory_()
+    return batch
 
 
 def fix_masks(
@@ -182,12 +195,16 @@ def by_length(
 ) -> Iterator[list[int]]:
     """Yield the places of texts, longest first, so many as a batch of ``tokens`` has.
 
-    Padding counts, and a text that is longer comes alone.
+    Padding to a multiple of 8 counts, a text that is longer comes alone, and what is
+    left at the end comes in powers of two: torch keeps kernels for each number of
+    tokens that a batch had, of MiniLM in bf16 3 MB for each (AMD EPYC).
     """
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     start = 0
     while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        size = max(1, tokens // max(8, -(-int(lengths[order[start]]) // 8) * 8))
+        left = len(order) - start
+        size = size if size <= left else 1 << (left.bit_length() - 1)
         yield order[start : start + size]
         start += size
 
@@ -205,6 +222,5 @@ class DataCollatorForClassification(DataCollatorWithPadding):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a batch to its longest text."""
-        return super().__call__(
-            [{k: v for k, v in f.items() if k not in _NO_INPUT} for f in features]
-        )
+        kept = [{k: v for k, v in f.items() if k not in _NO_INPUT} for f in features]
+        return shared(super().__call__(kept))

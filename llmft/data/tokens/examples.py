@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -57,11 +58,28 @@ def _tell(
 
 def unknown_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens stand for what the tokenizer does not know."""
+    unknown = _unknown_id(tokenizer)
+    return 0 if unknown is None else _count(encoded.tokens, {unknown})
+
+
+def unknown_by_text(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> dict[int, int]:
+    """Return the unknown tokens in the examples of each text that has some."""
+    unknown, counts = _unknown_id(tokenizer), Counter[int]()
+    if unknown is not None and "input_ids" in examples.column_names:
+        names = examples.column_names
+        rows = examples["row"][:] if "row" in names else range(len(examples))
+        for row, ids in zip(rows, examples["input_ids"], strict=True):
+            counts[row] += ids.count(unknown)
+    return dict(+counts)
+
+
+def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     unknown = tokenizer.unk_token_id
     # GPT-2 and its kin call their eos so, and have a token for every byte.
-    if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        return 0
-    return _count(encoded.tokens, {unknown})
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return None if unknown in ends else unknown
 
 
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:

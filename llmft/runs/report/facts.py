@@ -96,7 +96,7 @@ def machine(run: RunRecord) -> Section:
     cpu, versions = record.get("cpu", {}), record.get("versions", {})
     if cpu:
         known = ", ".join(f"{name} {version}" for name, version in versions.items())
-        section.said.append(f"{cpu.get('name')}, {cpu.get('cores')} cores; {known}.")
+        section.said.append(f"{cpu.get('name')}, cores: {cpu.get('cores')}; {known}.")
     chosen = [
         (name, escape(c.get("value"), _VALUES), escape(c.get("reason"), TEXT))
         for name, c in record.get("choices", {}).items()

@@ -1,21 +1,17 @@
-"""``report.html``: one page that opens offline, without a script."""
+"""``report.html``: what a run was, and what came of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from llmft import __version__
-from llmft.errors import escape
 from llmft.files import write_text
 from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
 from llmft.runs.report.advice import Seen, advice
 from llmft.runs.report.answers import read_answers
 from llmft.runs.report.curves import curves
+from llmft.runs.report.html import html
 from llmft.runs.report.label_errors import label_errors, suspects
 from llmft.runs.report.parts import Section
 from llmft.runs.report.segments import segments
@@ -27,6 +23,10 @@ _RECIPES = {
     "generate": "Causal language model",
     "mlm": "Masked language model",
 }
+_FOOT = (
+    "Figures of 95 % are ± 1.96 standard errors, of shares Wilson's interval. Made from"
+    " the files of the run."
+)
 
 
 def write_report(run: RunRecord, target: Path | None = None) -> Path:
@@ -43,27 +43,15 @@ def write_report(run: RunRecord, target: Path | None = None) -> Path:
 def render(run: RunRecord) -> str:
     """Return the page of a run."""
     events = run.events()
-    sections = [section for section in _sections(run, events) if section]
-    jinja = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_harmless,
+    began = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown time"
+    return html(
+        f"{_RECIPES.get(run.recipe, run.recipe)}: {run.name}",
+        verdict(run, events),
+        _sections(run, events),
+        bad=run.status != "complete",
+        below=f"Run of {began}, {run.status}.",
+        foot=_FOOT,
     )
-    jinja.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
-    page = jinja.get_template("page.html.j2").render(
-        run=run,
-        title=f"{_RECIPES.get(run.recipe, run.recipe)}: {run.name}",
-        verdict=verdict(run, events),
-        sections=sections,
-        version=__version__,
-    )
-    return "\n".join(filter(None, map(str.strip, page.splitlines()))) + "\n"
-
-
-def _harmless(value: Any) -> Any:
-    return value if isinstance(value, Markup) else escape(value)
 
 
 def _sections(run: RunRecord, events: list[dict[str, Any]]) -> list[Section]:

@@ -21,7 +21,10 @@ LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; the first cell of a row names it."""
+    """Rows under a header; the first cell of a row names it.
+
+    ``bars`` adds to each row a bar, as long as its number.
+    """
 
     caption: str
     header: Sequence[str]
@@ -30,10 +33,11 @@ class Table:
     kind: str = "table"
     # The columns of longer texts, and those of names, which may take several lines.
     wide: Sequence[str] = (
-        *("text", "where", "from", "notes", "reason", "value"),
+        *("text", "where", "from", "notes", "reason", "value", "as read"),
         *("what was seen", "what may help"),
     )
     names: Sequence[str] = ("labelled", "said", "said instead", "rather", "labels")
+    bars: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

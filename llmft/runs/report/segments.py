@@ -120,6 +120,8 @@ def _groups(answers: Answers) -> Iterator[tuple[str, str, Sequence[int]]]:
         yield from _in_parts("labels of the text", answers.given.sum(1).tolist())
     else:
         yield from _in_parts("number", answers.given.tolist())
+    unknown = [i for i, row in enumerate(answers.rows) if row.get("unknown_tokens")]
+    yield "unknown tokens", "1 or more", unknown
     paths = [row.get("path") for row in answers.rows]
     by_path = places_of(paths)
     for path, rows in by_path.items():

@@ -449,6 +449,14 @@ DEFAULT = {
         ("--do_train --do_eval", ("pypi:x", "reviews", "old"), "train eval"),
         ("--no_do_predict", ("pypi:x", "reviews", "old"), "train eval"),
         ("--do_train false", ("pypi:x", "reviews", "old"), "eval predict"),
+        ("--model_name_or_path m --do_predict", (None,) * 3, "predict"),
+        ("--model_name_or_path m --do_train false", (None,) * 3, "eval predict"),
+        ("--model_name_or_path m", ("pypi:x", "reviews", "old"), "train eval predict"),
+        (
+            "--model_name_or_path m --do_predict --dataset_name pypi:x",
+            ("pypi:x", None, None),
+            "predict",
+        ),
     ],
 )
 def test_what_replaces_the_default_file(read, flags, source, steps):
@@ -725,6 +733,9 @@ def test_the_checks_of_the_recipes(problems, read):
         "test_file is of --do_predict: add it",
         "do_train needs --dataset_name or --train_file",
     ]
+    for step, file in (("predict", "test"), ("eval", "validation"), ("train", "train")):
+        found = problems(f"--do_{step}", check=check)
+        assert found[0] == f"no data: give --dataset_name or --{file}_file"
     missing = problems(
         "--model_name_or_path=", "--do_eval", "--train_file=t", check=check
     )

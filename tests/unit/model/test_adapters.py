@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import recipe_process
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
@@ -118,13 +119,22 @@ def save_adapter(tmp_path, base):
     return tmp_path / "model"
 
 
-def test_a_second_adapter_needs_the_first_merged(tmp_path, base):
-    folder = save_adapter(tmp_path, base)
-    args = GenerationModelArguments(
-        model_name_or_path=str(folder), lora_r=4, lora_save="adapter"
-    )
-    with pytest.raises(ConfigError, match="is an adapter, merged before training"):
-        add_lora(load(folder, "causal-lm"), args)
+def test_training_from_an_adapter(tmp_path, base, capsys):
+    """What is refused comes before data are read, and what trains is in the plan."""
+    folder, texts = save_adapter(tmp_path, base), tmp_path / "texts.txt"
+    texts.write_text("\n".join(tiny.sentences(40)))
+    flags = ["--model_name_or_path", str(folder), "--do_train", "--dry_run"]
+    flags += ["--max_seq_length", "32", "--fast_path", "off", "--train_file"]
+    main = recipe_process.main_of("generate")
+    with pytest.raises(ConfigError, match="is an adapter, merged before training: a n"):
+        main([*flags, "/nowhere", "--lora_r", "4", "--lora_save", "adapter"])
+    capsys.readouterr()
+    for more, said in (
+        ([], "what it is merged into trains (merged into {base}; --lora_r trains few"),
+        (["--lora_r", "4"], "a new one trains on top (merged into {base})"),
+    ):
+        main([*flags, str(texts), *more])
+        assert f"  adapter    {said.format(base=base)}" in capsys.readouterr().out
     # Without new factors all weights train; peft had frozen them.
     assert all(p.requires_grad for p in load(folder, "causal-lm").parameters())
 

@@ -26,11 +26,10 @@ def test_results_say_what_they_were_measured_on():
     names = ["loss", "perplexity"]
     assert terminal.results(measured, names, "test") == (
         "\nresults\n"
-        "  on                  metric  value  +-    n\n"
-        "  test, before        loss    1,234  0.25  1,009\n"
-        "  validation          loss    -      -     1,009\n"
-        "  test                loss    2      0.25  1,009\n"
-        "  test, not in train  loss    3      0.25  1,009"
+        "  on            metric  value  +-    n      not in train  +-    n\n"
+        "  test, before  loss    1,234  0.25  1,009\n"
+        "  validation    loss    -      -     1,009\n"
+        "  test          loss    2      0.25  1,009  3             0.25  1,009"
     )
     assert terminal.results({}, names, None) == ""
 

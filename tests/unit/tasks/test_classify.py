@@ -288,16 +288,19 @@ def plain(kind, scores, labels):
 @pytest.mark.parametrize("shared", [None, [3, 8, 59], [*range(60)]])
 def test_metrics_without_the_rows_that_train_has(kind, shared):
     scores, labels, name = KINDS[kind]
+    names = ("unk_token_id", "eos_token_id", "bos_token_id")
+    tokenizer = SimpleNamespace(**dict(zip(names, (3, 1, 0), strict=True)))
 
     def predict(data, metric_key_prefix):
-        assert data == "examples of validation"
+        assert data is examples
         return PredictionOutput(scores, labels, {f"{metric_key_prefix}_x": 1.0})
 
+    examples = Dataset.from_dict({"input_ids": [[5, 3], [3, 3]], "row": [7, 7]})
     rows = {} if shared is None else {"validation": np.array(shared)}
     run = SimpleNamespace(results={})
     found = classify.measure(
-        SimpleNamespace(predict=predict),
-        {"validation": "examples of validation"},
+        SimpleNamespace(predict=predict, processing_class=tokenizer),
+        {"validation": examples},
         SimpleNamespace(in_train=rows),
         classify.compute_metrics(kind, 0.5),
         run,
@@ -312,6 +315,7 @@ def test_metrics_without_the_rows_that_train_has(kind, shared):
         assert measured[name] == pytest.approx(wanted)
         assert (measured["n"], measured[f"{name}_stderr"] > 0) == (57, True)
     assert run.results == {}
+    assert run.unknown_tokens == {7: 3}
 
 
 def test_what_a_command_on_the_model_takes_over():

@@ -23,8 +23,8 @@ def test_a_model_that_reads_its_padding_gets_none(kind, changes, together):
     for weight in model.parameters():
         weight.data.mul_(8)  # a random model hardly looks at what it is given
     ids = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
-    assert _pads_well(model, ids, [0, 1]) is together
-    assert _pads_well(model, [[5, 6], [7, 8]], [0, 1])
+    assert _pads_well(model, ids) is together
+    assert _pads_well(model, [[5, 6], [7, 8]])
 
 
 def test_padding_is_a_token_that_is_there():

@@ -160,6 +160,11 @@ def test_a_signal_ends_the_program(monkeypatch):
     assert stopped.value.code == 143
 
 
+def test_help_is_not_an_argument():
+    with pytest.raises(ConfigError, match="llmft mlm --help"):
+        mlm.run(help=True)
+
+
 def test_recipes_are_found_by_name():
     assert recipe_file("mlm") == process.RECIPES / "mlm.py"
     with pytest.raises(ConfigError, match="did you mean classify"):

@@ -18,7 +18,11 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.read.store import Source
 from llmft.data.tokens import encode as encode_module
 from llmft.data.tokens.encode import tokenizer_fingerprint
-from llmft.data.tokens.examples import classification_features, lm_blocks
+from llmft.data.tokens.examples import (
+    classification_features,
+    lm_blocks,
+    unknown_by_text,
+)
 from llmft.errors import DataError
 from llmft.sources import catalog
 
@@ -390,6 +394,9 @@ def test_unknown_tokens_are_counted(wordpiece, bpe, capsys):
         " classify.py and generate.py, pypi:gemma-3-270m, which knows every character"
     ]
     assert catalog.get("pypi:gemma-3-270m")
+    assert unknown_by_text(features([*known, *strange], wordpiece), wordpiece) == {
+        len(known): 4
+    }
     features(strange, wordpiece)
     assert "test: 80 % of the tokens are unknown" in capsys.readouterr().err
     blocks(strange, bpe)
@@ -440,6 +447,18 @@ def test_one_class_is_an_error():
         " classes; give rows of another class; --allow one_class trains all the same"
     )
     assert LabelNames.of(["x", "x"], ["one_class"]).names == ("x",)
+
+
+def test_a_class_for_nearly_each_row_looks_like_an_id():
+    ids = [*map(str, range(190)), *"ababababab"]
+    with pytest.raises(DataError) as caught:
+        LabelNames.of(ids)
+    assert str(caught.value) == (
+        "LabelError: 200 training rows have 192 classes, nearly one each: it looks like"
+        " an id; expected classes of several rows; is --label_column_name right?"
+        " --allow many_classes trains on them"
+    )
+    assert len(LabelNames.of(ids, ["many_classes"]).names) == 192
 
 
 def test_labels_that_train_has_not(wordpiece):

@@ -138,6 +138,14 @@ def test_a_weak_segment_is_found_with_its_share_and_the_rest():
     assert 2 < standard_errors(groups) < 4
 
 
+def test_texts_with_unknown_tokens_are_a_segment():
+    answers = planted()
+    for row in answers.rows[:40]:
+        row["unknown_tokens"] = 2
+    found = {(s.what, s.name): s for s in weak(segments(answers))}
+    assert found["unknown tokens", "1 or more"].n == 40
+
+
 def test_chance_alone_makes_hardly_any_segment_weak():
     """Of 40 sets of answers without a weak group, about one has a weak one."""
     found = 0
