@@ -12,7 +12,7 @@ import sys
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +194,21 @@ def placed(error: OSError, path: Path) -> OSError:
 
 
 def clear_stagings(folder: Path) -> None:
-    """Take away what processes of this machine left in a folder that were killed."""
-    for kind in ("staging", "older"):
+    """Take away what processes of this machine left in a folder that were killed.
+
+    What one had moved aside comes back where it put nothing there instead.
+    """
+    for kind in ("older", "staging"):
         for path in folder.glob(f".*.{kind}-*-*-*"):
-            host, process, _ = path.name.rpartition(f".{kind}-")[2].rsplit("-", 2)
+            name, _, unique = path.name.rpartition(f".{kind}-")
+            host, process, _ = unique.rsplit("-", 2)
             if host != platform.node() or not process.isdecimal():
                 continue
-            if not psutil.pid_exists(int(process)):
+            if psutil.pid_exists(int(process)):
+                continue
+            target = path.with_name(name[1:])
+            if kind == "older" and not target.exists():
+                with suppress(OSError):  # another process was first
+                    os.rename(path, target)
+            else:
                 shutil.rmtree(path, ignore_errors=True)

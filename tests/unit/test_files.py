@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from llmft import files
-from llmft.files import publish_folder, sync, to_json, write_json, write_text
+from llmft.files import (
+    clear_stagings,
+    publish_folder,
+    sync,
+    to_json,
+    write_json,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,6 +229,27 @@ def test_what_a_killed_process_left_is_taken_away(tmp_path):
     with publish_folder(target) as mine, publish_folder(target):
         assert mine.is_dir()  # that of a process that lives
     assert names(tmp_path) == ["a[1]"]
+
+
+def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path):
+    """Killed between the two renames, its older folder is all that there is."""
+    target = tmp_path / "model"
+    with publish_folder(target) as staging:
+        (staging / "a.txt").write_text("older")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from llmft import files\n"
+        "rename = os.rename\n"
+        "def kill(a, b):\n"
+        "    rename(a, b); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.rename = kill\n"
+        "with files.publish_folder(Path(sys.argv[1]), replace=True) as staging:\n"
+        "    (staging / 'a.txt').write_text('newer')"
+    )
+    subprocess.run([sys.executable, "-c", code, target], cwd=ROOT, check=False)
+    assert not target.exists()
+    clear_stagings(tmp_path)
+    assert (target / "a.txt").read_text() == "older"
+    assert names(tmp_path) == ["model"]
 
 
 def test_a_full_disk_is_named(tmp_path):
