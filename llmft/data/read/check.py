@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from llmft.console import warn
-from llmft.data.read.columns import Columns, choose, value_of
+from llmft.data.read.columns import Columns, choose, is_missing, value_of
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
     COLUMNS,
@@ -22,6 +22,7 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
+from llmft.data.read.notes import Notes
 from llmft.data.read.text import Line, Row
 from llmft.errors import (
     ConfigError,
@@ -95,7 +96,7 @@ class Rows:
                 said = "; ".join(check.left_out())
                 warn(f"{self.name}: {said}, as far as it was read")
             raise
-        if told := [*check.encodings, *check.left_out()]:
+        if told := [*check.told.said(), *check.left_out()]:
             warn(f"{self.name}: {'; '.join(told)}")
 
     def column_notes(self) -> list[str]:
@@ -108,13 +109,13 @@ class Rows:
 class Check:
     """Checks the rows of one reading, and knows in the end what it saw.
 
-    With ``plain``, as of a stream, nothing but plain text is read. ``encodings`` is
-    told by the reader what is not UTF-8.
+    With ``plain``, as of a stream, nothing but plain text is read. ``told`` is what
+    readers had to note.
     """
 
     def __init__(self, source: Rows) -> None:
         self.source, self.columns, self.plain = source, source.columns, False
-        self.encodings: list[str] = []
+        self.told = Notes(self.columns.strict)
         self.wanted: dict[str, str] = {}
         self.problem_type: str | None = None
         self.format = TEXT
@@ -123,8 +124,10 @@ class Check:
         self._names: list[str] = []
         self._first_bad: list[DataError] = []
         self._unlabelled = (0, "")  # how many, and the place of the first
-        self._conversations = Conversations()
-        self._rule = LabelRule(self.columns.problem_type, self.columns.label_delimiter)
+        self._conversations = Conversations(self.told, self.columns.nul)
+        self._rule = LabelRule(
+            self.columns.problem_type, self.columns.label_delimiter, self.told
+        )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
@@ -180,29 +183,37 @@ class Check:
                 break
         return []
 
-    def choose(self, names: list[str], strings: list[str]) -> list[str]:
+    def choose(
+        self, names: list[str], strings: list[str] | None, rows: Sequence[Row]
+    ) -> list[str]:
         """Choose the columns of data out of all, and of those that hold text.
 
+        Some ``rows`` show what is in the latter; where there are none, ``strings``
+        None, the first rows that are read will tell.
+
         Raises:
-            SchemaError: as ``columns.choose``; or another file has other columns.
+            SchemaError: as ``columns.choose``; or another file has not these columns.
             ConfigError: they are no plain text, and have to be.
         """
         if self.wanted and {*names} != {*self._names}:
-            raise SchemaError(
-                f"columns are {listed(names)}",
-                f"expected those of {self.source.files[0]}: {listed(self._names)}",
-                "read files with other columns by themselves",
-            )
-        if not self.wanted:
+            if not {*self.wanted.values()} <= {*names}:
+                raise SchemaError(
+                    f"columns are {listed(names)}",
+                    f"expected those of {self.source.files[0]}: {listed(self._names)}",
+                    "read files with other columns by themselves",
+                )
+            self.told.add("columns that are not used differ")
+            self._names += [name for name in names if name not in self._names]
+        if not self.wanted and strings is not None:
             self._names = [*names]
-            chosen = choose(names, strings, self.columns)
+            chosen = choose(names, strings, self.columns, rows)
             self.format, self.wanted = chosen
             if self.plain and self.format != TEXT:
                 said = f"streaming reads plain text, and the data are {self.format}"
                 raise ConfigError(
                     f"{said}: leave --streaming out", path=self.source.name
                 )
-        return [*dict.fromkeys(self._read())]
+        return [n for n in dict.fromkeys(self._read()) if n in names]
 
     @property
     def instructs(self) -> bool:
@@ -213,7 +224,8 @@ class Check:
     def _read(self) -> list[str]:
         """Return the columns that are read."""
         more = [n for n in OF_INSTRUCTION if self.instructs and n in self._names]
-        return [*self.wanted.values(), *more]
+        labels = self.columns.labels if "label" in self.wanted else ()
+        return [*self.wanted.values(), *labels, *more]
 
     def _choose_by(self, rows: Sequence[Row]) -> None:
         first: Row = {}  # the first value of each column that some row has
@@ -224,7 +236,7 @@ class Check:
         if self.columns.chat:  # one list is enough: the others are to blame
             seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
             strings = [n for n, types in seen if list not in types]
-        self.choose([*first], strings)
+        self.choose([*first], strings, rows)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None
@@ -253,7 +265,7 @@ class Check:
                 blank = row.get(column)
                 if blank == "" and self.columns.label_delimiter is not None:
                     self._blank += 1  # no label among several, unless all are so
-                elif blank in (None, ""):
+                elif blank in (None, "") or is_missing(blank, self.columns):
                     count, first = self._unlabelled
                     self._unlabelled = count + 1, first or place
                     values[key] = None
@@ -261,7 +273,7 @@ class Check:
             if key == "text" and self.format == MESSAGES and column in row:
                 told = self._conversations
                 turns = told.of_instruction(row) if self.instructs else None
-                values[key] = turns or told.store(row[column], column)
+                values[key] = turns or told.store(row[column], column, place)
                 continue
             value = value_of(key, column, row, self.columns, self._rule, place)
             learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
@@ -271,6 +283,8 @@ class Check:
             values[key] = value
         if "\r" in values["text"] and _LONE_RETURN.search(values["text"]):
             self._returns += 1
+        if "\0" in values["text"]:  # which was allowed
+            self.told.count("texts hold NUL characters", place)
         values["file"], values["line"] = file, line
         return values
 
@@ -315,7 +329,7 @@ class Check:
 
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
-        return [*self.encodings, *self.column_notes(), *self.left_out()]
+        return [*self.told.said(), *self.column_notes(), *self.left_out()]
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know of the columns, after the first row."""

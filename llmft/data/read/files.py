@@ -9,16 +9,16 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
-from llmft.data.read.delimited import csv_encoding, csv_rows
+from llmft.data.read.delimited import Dialect, csv_encoding, csv_rows
 from llmft.data.read.jsons import json_rows, jsonl_rows
+from llmft.data.read.notes import Notes
 from llmft.data.read.tables import table_rows
 from llmft.data.read.text import (
     Choose,
@@ -34,6 +34,7 @@ from llmft.errors import DataError, DataFormatError, listed, nearest
 from llmft.files import placed
 
 STDIN = "-"
+_ALSO = {"tab": "tsv", "ndjson": "jsonl", "jsonlines": "jsonl"}  # endings
 FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
 
 
@@ -50,19 +51,21 @@ class Reading:
     quoting: str = "minimal"
     sample_by: str | None = None
     max_bad_rows: int = 0
+    column_names: Sequence[str] | None = None
+    header: bool = True
 
     @classmethod
     def of(cls, args: DataArguments) -> Reading:
         """Return how the files of the arguments are read."""
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
-    def dialect(self, file_format: str) -> dict[str, Any]:
-        """Return what ``csv.reader`` needs to know."""
-        given = self.delimiter
-        if given is None:
-            given = "tab" if file_format == "tsv" else "comma"
+    def dialect(self, file_format: str) -> Dialect:
+        """Return how csv is written."""
+        usual = "tab" if file_format == "tsv" else "comma"
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
-        return {"delimiter": separator(given), "quoting": quoting}
+        options = {"delimiter": separator(self.delimiter or usual), "quoting": quoting}
+        names = [n for part in self.column_names or () for n in part.split(",")]
+        return Dialect(options, self.delimiter is not None, self.header, names)
 
 
 def is_pipe(name: str) -> bool:
@@ -189,13 +192,13 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
 def format_of(name: Path) -> str:
     """Return the format that a name's ending says, which may be none of ``FORMATS``."""
     suffix = plain_suffix(name).removeprefix(".")
-    return "tsv" if suffix == "tab" else suffix
+    return _ALSO.get(suffix, suffix)
 
 
 def rows_of(
-    path: Path, reading: Reading, sample_by: str, choose: Choose
-) -> tuple[Iterator[Line], str]:
-    """Return the rows of a file, and a note on its encoding.
+    path: Path, reading: Reading, sample_by: str, choose: Choose, notes: Notes
+) -> Iterator[Line]:
+    """Return the rows of a file.
 
     ``choose`` is told of csv and tables which columns there are.
 
@@ -214,13 +217,14 @@ def rows_of(
     if not of_file(path, Path.stat).st_size:
         raise DataFormatError("0 bytes", "expected at least one row")
     if file_format in ("parquet", "arrow"):
-        return table_rows(path, file_format, choose), ""
+        return table_rows(path, file_format, choose)
+    given = reading.encoding
     if file_format in ("csv", "tsv"):
-        dialect = reading.dialect(file_format)
-        encoding, note = csv_encoding(path, reading.encoding, dialect["delimiter"])
-        return csv_rows(path, encoding, dialect, choose), note
-    encoding, note = choose_encoding(path, reading.encoding)
+        encoding, dialect = csv_encoding(
+            path, given, reading.dialect(file_format), notes
+        )
+        return csv_rows(path, encoding, dialect, choose, notes)
+    encoding = choose_encoding(path, given, notes)
     if file_format == "txt":
-        return txt_rows(path, encoding, sample_by), note
-    read = json_rows if file_format == "json" else jsonl_rows
-    return read(path, encoding), note
+        return txt_rows(path, encoding, sample_by)
+    return (json_rows if file_format == "json" else jsonl_rows)(path, encoding)

@@ -2,16 +2,19 @@
 
 Text, whole numbers and true/false are classes, a list is several classes at once,
 and numbers of which some have a fraction are scores. ``--problem_type`` overrules it.
+What spreadsheets, pandas and R make of these is read as what it was, and noted.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from llmft.config.convert import label_separator
+from llmft.data.read.notes import Notes
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
 
@@ -30,6 +34,15 @@ SINGLE, MULTI, REGRESSION = (
 )
 # A number that a float holds; one of hundreds of digits is a name.
 _NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_TRUTHS = ("true", "false")
+_BITS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
+_WHOLE = re.compile(r"([-+]?\d{1,15})\.0+")  # of a column that has gaps, in pandas
+# What R, pandas, Excel and SQL write where there is no value.
+MISSING = {*"NA N/A #N/A <NA> NaN nan null NULL".split()}
+_ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+]?\d[\w.]*|[Tt]rue|[Ff]alse"""
+# Items with commas or, as numpy writes them, spaces between.
+_LIST = re.compile(rf"\[\s*(?:(?:{_ITEM})(?:\s*,\s*|\s+|(?=\])))*\]")
 _EXPECTED = {
     None: "a label: text that is not empty, a number, true/false, or a list of them",
     SINGLE: "a label: text that is not empty, a whole number, or true/false",
@@ -56,18 +69,54 @@ def class_name(value: Any) -> str | None:
 _IDS = 0.9  # more classes than this part of the rows are ids
 
 
+def list_in(text: str) -> list[Any] | None:
+    """Return the list that a text is, as JSON, Python or numpy writes one, or None."""
+    if not text.startswith("["):
+        return None
+    with suppress(ValueError, RecursionError):
+        found: list[Any] = json.loads(text)
+        return found
+    return [*map(_item, re.findall(_ITEM, text))] if _LIST.fullmatch(text) else None
+
+
+def _item(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # true, 007
+        return text
+
+
+def of_columns(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return of columns that are 1 or 0 the names of those that are 1.
+
+    Raises:
+        LabelError: one is something else; without its place.
+    """
+    found = {name: _BITS.get(str(row.get(name)).strip().lower()) for name in names}
+    for name, bit in found.items():
+        if bit is None:
+            said = f"{shorten(name)} is {shorten(row.get(name))}"
+            raise LabelError(said, "expected 0 or 1 in each column of labels")
+    return [name for name, bit in found.items() if bit]
+
+
 class LabelRule:
     """Spells each label as text, and decides by all of them what they are.
 
     Args:
         problem_type: as in a config of transformers; None decides by the values.
         delimiter: between the labels of a text, where the labels are several.
+        notes: are told what was no label as it stood, and was read as one.
     """
 
     def __init__(
-        self, problem_type: str | None = None, delimiter: str | None = None
+        self,
+        problem_type: str | None = None,
+        delimiter: str | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.problem_type, self.delimiter = problem_type, delimiter
+        self.notes = notes or Notes()
         if delimiter is not None:
             self.delimiter = label_separator(delimiter)
             self.problem_type = problem_type or MULTI
@@ -76,6 +125,7 @@ class LabelRule:
         # Texts that are numbers, some with a point, some with a fraction; and names.
         self._numbers = self._pointed = self._fractions = self._names = 0
         self._name = ("", "")  # the first, and its place
+        self._truths: dict[str, str] = {}  # how true and false are written
         # Of the lists so far: whether there is one without, and with the delimiter;
         # how long all are that hold nothing but 0 and 1, 0 where they are no such rows.
         self._plain = self._split = False
@@ -103,6 +153,8 @@ class LabelRule:
         return spelled
 
     def _spelled(self, value: Any, place: str) -> tuple[str | None, str]:
+        if isinstance(value, str):
+            value = self._read_text(value, place)
         if self.problem_type == REGRESSION:
             return _finite(value), "number"
         if self.delimiter is not None and isinstance(value, str):
@@ -123,12 +175,34 @@ class LabelRule:
                 return None, "number"
             if self.problem_type == SINGLE:
                 return class_name(value), "number"
-            return repr(value), "whole" if value.is_integer() else "fraction"
+            return class_name(value) or repr(value), (
+                "whole" if value.is_integer() else "fraction"
+            )
         if isinstance(value, str):
             self._note_number(value, place)
-            return class_name(value), "text"
+            whole = _WHOLE.fullmatch(value)
+            return class_name(whole[1] if whole else value), "text"
         kind = "true/false" if isinstance(value, bool) else "whole number"
         return class_name(value), kind
+
+    def _read_text(self, text: str, place: str) -> Any:
+        """Return what a text was before a spreadsheet or a program wrote it."""
+        kind, lower = self.problem_type, text.lower()
+        if kind in (None, REGRESSION) and _COMMA.fullmatch(text):
+            self.notes.add("numbers with a decimal comma", place)
+            return text.replace(",", ".")
+        if kind in (None, MULTI) and self.delimiter is None:
+            found = list_in(text.strip())
+            if found is not None:
+                self.notes.add("labels are lists written as text", place)
+                return found
+        if kind in (None, SINGLE) and lower in _TRUTHS:
+            first = self._truths.setdefault(lower, text)
+            if first != text:
+                what = f"labels that differ from {first!r} by case alone, taken for it"
+                self.notes.add(what, place)
+            return first
+        return text
 
     def _note_number(self, text: str, place: str) -> None:
         if _NUMBER.fullmatch(text) is None:
@@ -155,7 +229,8 @@ class LabelRule:
             )
         if self.problem_type is not None:
             return self.problem_type
-        kinds, whole = set(self._seen), self._seen.keys() == {"whole"}
+        kinds = set(self._seen)
+        whole = "whole" in kinds and kinds <= {"whole", "whole number"}
         if kinds == {"list"}:
             return MULTI
         if kinds == {"text"} and not self._names:
@@ -172,16 +247,14 @@ class LabelRule:
         if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
             return REGRESSION
         shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
-        if len(kinds) > 1:
+        if len(kinds) > 1 and not whole:
             raise refused(
                 f"labels of different kinds: {shown}",
                 "expected one way to write them",
                 "write them alike, or say what they are with --problem_type",
             )
-        if whole:
-            said = f"labels are whole numbers written with a fraction, as {shown}"
-            hint = f"say what they are: --problem_type {SINGLE}, or {REGRESSION}"
-            raise refused(said, hint=hint)
+        if whole:  # as pandas writes whole numbers of a column with gaps
+            self.notes.add("labels such as 1.0 taken for the class 1")
         return SINGLE
 
 
@@ -296,6 +369,10 @@ class LabelNames:
         """
         known = {str(i): i for i, n in enumerate(self.names) if n == f"LABEL_{i}"}
         known |= {name: i for i, name in enumerate(self.names)}
+        truths = {n.lower(): i for n, i in known.items() if n.lower() in _TRUTHS}
+        for label in {*labels} - known.keys():
+            if label.lower() in truths:
+                known[label] = truths[label.lower()]
         unknown = Counter(label for label in labels if label not in known)
         if unknown:
             rows = (f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items()))

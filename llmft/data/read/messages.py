@@ -7,11 +7,14 @@ conversations: columns ``instruction`` and ``output``, and ``input`` where there
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmft.data.read.notes import Notes
 from llmft.data.read.text import require_clean
 from llmft.errors import DataFormatError, SchemaError, listed, shorten
 
@@ -31,24 +34,43 @@ _EXPECTED = 'expected a list of {"role": ..., "content": ...}'
 Message = dict[str, str]
 
 
+def turns_in(value: Any) -> list[Any] | None:
+    """Return the list that a text is, as JSON or Python writes it, or None."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found: list[Any] = read(value.strip())
+            return found
+    return None
+
+
 @dataclass
 class Conversations:
-    """Checks the conversations of a data set, and knows what was made of them."""
+    """Checks the conversations of a data set, and knows what was made of them.
 
+    ``told`` is told of those that are text; with ``nul`` that character is text, too.
+    """
+
+    told: Notes = field(default_factory=Notes)
+    nul: bool = False
     _converted: int = 0
     _instructions: int = 0
     _inputs: int = 0
     _unused: set[str] = field(default_factory=set)
 
-    def store(self, value: Any, column: str) -> str:
-        """Return a conversation as JSON.
+    def store(self, value: Any, column: str, place: str = "") -> str:
+        """Return a conversation as JSON; ``place`` is its path:line.
 
-        It is a list of {"role", "content"}, or of {"from", "value"}.
+        It is a list of {"role", "content"}, or of {"from", "value"}, or such as text.
 
         Raises:
             DataError: it is not, or there is nothing to learn from; without its place.
         """
         name = shorten(column)
+        if (turns := turns_in(value)) is not None:
+            self.told.add("conversations are written as text", place)
+            value = turns
         if not isinstance(value, list):
             said = f"{name} is {shorten(value)} ({type(value).__name__})"
             raise SchemaError(said, _EXPECTED)
@@ -111,7 +133,7 @@ class Conversations:
             said = f"{name} is {shorten(content)} ({type(content).__name__})"
             raise SchemaError(said, "expected text")
         self._unused |= known.keys()
-        require_clean(content, name)
+        require_clean(content, name, self.nul)
         return {"role": role, "content": content}
 
     def notes(self) -> list[str]:

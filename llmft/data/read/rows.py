@@ -81,15 +81,12 @@ def _file_lines(
         _require_unchanged(file, version, "since the run began")
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
         try:
-            found, note = rows_of(file, reading, sample_by, check.choose)
-            if note:
-                note = note if len(files) < 2 else f"{check.source.files[i]} {note}"
-                check.encodings.append(note)
-            for line in found:
+            check.told.file = check.source.files[i]
+            for line in rows_of(file, reading, sample_by, check.choose, check.told):
                 yield i, line
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
-            error.path = check.source.files[i]
+            error.path = error.path or check.source.files[i]
             raise
 
 
@@ -125,7 +122,7 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     features: Mapping[str, Any] = data.features or {}
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
-        data = data.select_columns(check.choose([*features], strings))
+        data = data.select_columns(check.choose([*features], strings, ()))
     batches = (
         {n: batch[n] for n in check.wanted.values() or batch if n in batch}
         for batch in _hub_batches(data, check.source.name)

@@ -17,6 +17,7 @@ from llmft.data.read.text import Choose, unreadable
 from llmft.errors import DataFormatError, escape
 
 _BATCH = 10_000  # rows at a time
+_SHOWN = 100  # of the first of them, to choose columns by
 Numbered = tuple[int, dict[str, Any]]  # a row, by the names of its columns
 
 
@@ -48,7 +49,10 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
                 said = f"a column name occurs twice: {escape(schema.names, 200)}"
                 raise DataFormatError(said)
             features = _features(path, schema)
-            wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+            strings = [f.name for f in schema if _is_text(f.type)]
+            rows = next((b.slice(0, _SHOWN) for b in batches(strings)), None)
+            seen = [] if rows is None or not strings else rows.to_pylist()
+            wanted = choose(schema.names, strings, seen)
             cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
             yield from numbered(cells, features)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

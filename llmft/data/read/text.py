@@ -1,7 +1,10 @@
 """From a file to its text: unpacking, encodings, and limits against hostile input.
 
-Nothing is guessed: text is UTF-8 unless ``--encoding`` says otherwise. Where it is
-not, the error names what the file looks like; ``--encoding auto`` takes that guess.
+Nothing is guessed: text is UTF-8, or what its byte-order mark says, unless
+``--encoding`` says otherwise. Where it is not, the error names what the file looks
+like; ``--encoding auto`` takes that guess. A file of which most is in its encoding has
+damaged rows: a byte that cannot be decoded stays in the text as half of a character,
+which ``require_clean`` refuses.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import codecs
 import io
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -21,6 +24,7 @@ import pyarrow
 
 from llmft.config.convert import text_encoding
 from llmft.console import warn
+from llmft.data.read.notes import Notes
 from llmft.errors import DataError, DataFormatError, EncodingError, escape
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
@@ -62,20 +66,53 @@ _MARKS = {
 # A row by the names of its columns; None: an empty line; an error: a row that is none.
 Row = dict[str, Any]
 Line = tuple[int, Row | DataError | None]
-# Is given all names of columns and those of text; returns the names to read.
-Choose = Callable[[list[str], list[str]], list[str]]
+# Is given all names of columns, those of text (None: rows will tell), and some rows of
+# the latter; returns the names to read.
+Choose = Callable[[list[str], list[str] | None, Sequence[Row]], list[str]]
 T = TypeVar("T")
+TOO_LONG = "\udfff"  # stands for a line of more than MAX_LINE; no text holds it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # a byte, as surrogateescape keeps it
 
 
-def require_clean(text: str, name: str) -> None:
-    """Raise DataFormatError, without a place, for NUL or half of a character."""
-    if _LONE_SURROGATE.search(text):  # from JSON escapes
-        said = f"{name} holds half of a character (a lone surrogate)"
+def _is_text(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())  # a third of a search's time
+    except UnicodeEncodeError:
+        return False
+
+
+def require_clean(text: str, name: str, nul: bool = False) -> None:
+    """Raise DataError, without a place, for what is no text.
+
+    That is a byte that was not decoded, half of a character, and NUL unless ``nul``.
+    """
+    if not _is_text(text):
+        found = _LONE_SURROGATE.search(text)
+        assert found is not None
+        if found[0] == TOO_LONG:
+            raise too_long()
+        if _UNDECODED.match(found[0]):
+            at, byte = found.start() + 1, ord(found[0]) - 0xDC00
+            said = f"{name} holds byte 0x{byte:02x}, which is not of its encoding,"
+            said += f" as character {at:,}"
+            raise EncodingError(said, f"near {_around(text, at - 1)!r}", "mend it")
+        said = f"{name} holds half of a character (a lone surrogate)"  # of JSON escapes
         raise DataFormatError(said, "expected text that UTF-8 can write")
-    if "\0" in text:
+    if "\0" in text and not nul:
         said = f"{name} holds a NUL byte, as character {text.index(chr(0)) + 1:,}"
-        raise DataFormatError(said, "expected text", "take it out")
+        raise DataFormatError(said, "expected text", "take it out, or --allow nul")
+
+
+def too_long() -> DataFormatError:
+    """Return the error of a line, or a field, that is too long."""
+    said = f"a line of more than {MAX_LINE:,} characters"
+    return DataFormatError(said, hint="break it into lines; is this a text file?")
+
+
+def _around(text: str, at: int) -> str:
+    shown = _UNDECODED.sub("\ufffd", text[max(0, at - 25) : at + 30])
+    return escape(shown.strip(), 60)
 
 
 def plain_suffix(path: Path) -> str:
@@ -157,19 +194,22 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are \\n and nothing else.
 
     With ``newline=""`` a lone \\r ends a line too. A byte-order mark is left out.
+    ``TOO_LONG`` takes the place of a line of more than 16 Mi characters, whose rest is
+    passed over before it is read.
 
     Raises:
-        EncodingError: bytes that are not ``encoding``, with the line.
-        DataFormatError: a line of more than 16 Mi characters, before it is read.
+        EncodingError: more is not ``encoding`` than is, with the first line.
     """
-    number = 0
+    damaged = False
     with _text(path, encoding, newline) as text:
         while line := text.readline(MAX_LINE + 1):
-            number += 1
             if len(line) > MAX_LINE:
-                said = f"a line of more than {MAX_LINE:,} characters"
-                hint = "break it into lines; is this a text file?"
-                raise DataFormatError(said, hint=hint, line=number)
+                while line and line[-1] not in "\r\n":
+                    line = text.readline(MAX_LINE)
+                line = TOO_LONG + "\n"
+            elif not (damaged or _is_text(line)):
+                require_decodable(path, encoding)
+                damaged = True  # that was a look at all of the file
             yield line
 
 
@@ -177,6 +217,8 @@ def whole_text(path: Path, encoding: str) -> str:
     """Return all of a text file, at most 256 Mi characters; raises as above."""
     with _text(path, encoding, "") as text:
         found = text.read(MAX_DOCUMENT + 1)
+    if not _is_text(found):
+        require_decodable(path, encoding)
     if len(found) > MAX_DOCUMENT:
         said = f"more than {MAX_DOCUMENT:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line")
@@ -191,7 +233,8 @@ def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
         return
     for number, line in enumerate(text_lines(path, encoding), 1):
         text = line.removesuffix("\n").removesuffix("\r")
-        yield number, {"text": text} if text.strip() else None
+        row: Row | DataError | None = {"text": text} if text.strip() else None
+        yield number, too_long() if text == TOO_LONG else row
 
 
 @contextmanager
@@ -202,7 +245,7 @@ def _text(path: Path, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]
             mark = "\ufeff".encode(encoding)
             stream.read(len(mark) * stream.peek(len(mark)).startswith(mark))
         try:
-            yield io.TextIOWrapper(stream, encoding=encoding, newline=newline)
+            yield io.TextIOWrapper(stream, encoding, "surrogateescape", newline)
         except UnicodeError:  # also that of UTF-16 without its mark
             raise _not_decoded(path, encoding) from None
 
@@ -217,15 +260,16 @@ def require_text(path: Path) -> bytes:
     return start
 
 
-def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
-    """Return the encoding to read a file in, and a note where it is not plain UTF-8.
+def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
+    """Return the encoding to read a file in; note it where it is not plain UTF-8.
 
     ``auto`` takes the guess over the whole file, else ``encoding`` is taken as it is;
-    None is UTF-8.
+    None is what a byte-order mark says, else UTF-8.
 
     Raises:
         DataFormatError: the file is none of text.
-        EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
+        EncodingError: UTF-16 without its mark where UTF-8 is expected, or with it where
+            another encoding is; or nothing can be guessed.
         ValueError: there is no such encoding.
     """
     start = require_text(path)
@@ -234,21 +278,29 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         guess = marked or _guess(path)
         if guess is None:
             raise EncodingError("its encoding cannot be told", hint=_NAME_IT)
-        return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+        if guess != "utf-8":
+            notes.tell(f"looks like {guess}, read so")
+        return guess
+    if marked and encoding is None:
+        notes.add(f"read as {marked}, by its byte-order mark")
+        return marked
     name = text_encoding(encoding or "utf-8")
-    if marked and (encoding is None or marked[:6] != name[:6]):
-        other = "" if encoding is None else f", not {name}"
-        raise _wrong(path, f"{marked.upper()}, by its byte-order mark{other}", marked)
+    if marked and marked[:6] != name[:6]:
+        said = f"{marked.upper()}, by its byte-order mark, not {name}"
+        raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         # Valid UTF-8 with more than ASCII is never so by chance.
         if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
-        return name, note
+        notes.tell(note)
+        return name
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
-    return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
+    if start.startswith(codecs.BOM_UTF8):
+        notes.tell("byte-order mark left out")
+    return name
 
 
 def _looks_like_utf16(start: bytes) -> str | None:
@@ -265,7 +317,7 @@ def _guess(path: Path) -> str | None:
     """Return the likeliest encoding that all of a file can be read in."""
     with open_bytes(path) as stream:
         utf16 = _looks_like_utf16(stream.read(4096))
-    if utf16 or _first_fault(path, "utf-8") is None:
+    if utf16 or _mostly(path, "utf-8"):
         return utf16 or "utf-8"
     sample, size = [], 0
     with open_bytes(path) as stream:
@@ -306,9 +358,25 @@ def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
             read += len(block)
 
 
+def _mostly(path: Path, encoding: str) -> bool:
+    """Return whether of what is not ASCII in a file more is in an encoding than not."""
+    decoder, good, bad = codecs.getincrementaldecoder(encoding)("surrogateescape"), 0, 0
+    with open_bytes(path) as stream:
+        while block := stream.read(_BLOCK):
+            try:
+                text = decoder.decode(block)
+            except UnicodeError:  # UTF-16 without its mark
+                return False
+            if not text.isascii():
+                undecoded = len(_UNDECODED.findall(text))
+                bad += undecoded
+                good += len(text) - len(text.encode("ascii", "ignore")) - undecoded
+    return good > bad or not bad
+
+
 def require_decodable(path: Path, encoding: str) -> None:
-    """Raise EncodingError where a byte of a file is not of an encoding."""
-    if _first_fault(path, encoding) is not None:
+    """Raise EncodingError where most of a file, but for ASCII, is of another one."""
+    if not _mostly(path, encoding):
         raise _not_decoded(path, encoding)
 
 
@@ -330,8 +398,7 @@ def _wrong(
             reads = next(islice(text_lines(path, guess), line - 1, None), "")
             # What is around its first character that is not ASCII.
             at = next((i for i, c in enumerate(reads) if ord(c) > 127), 0)
-            around = reads[max(0, at - 25) : at + 30].strip()
-            hint += f", if this is right: {escape(around, 60)!r}"
+            hint += f", if this is right: {_around(reads, at)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
     error = EncodingError(said, expected, hint, line=line)
     error.guess = guess
