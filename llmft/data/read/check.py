@@ -117,6 +117,7 @@ class Check:
         self.source, self.columns, self.plain = source, source.columns, False
         self.told = Notes(self.columns.strict)
         self.wanted: dict[str, str] = {}
+        self._seen: list[tuple[int, Line]] = []  # the rows so far, as long as few
         self.problem_type: str | None = None
         self.format = TEXT
         self.bad = self._good = self._others = 0
@@ -171,17 +172,22 @@ class Check:
 
         What comes before them, lines that are empty and rows that are bad, is counted.
         """
-        while part := list(islice(source, _SAMPLE)):
-            found = [row for _, (_, row) in part if isinstance(row, dict)]
-            if found:
-                if not self.wanted:
-                    self._choose_by(found)
+        while part := self._look(source):
+            if any(isinstance(row, dict) for _, (_, row) in part):
+                self._choose_by_rows()
+                self._seen = []
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
             if self.bad > self.source.max_bad_rows + (self.source.counted or 0):
                 break
         return []
+
+    def _look(self, source: Lines) -> list[tuple[int, Line]]:
+        """Return the next rows, which stand in ``_seen`` while they are read."""
+        self._seen = []
+        self._seen.extend(islice(source, _SAMPLE))
+        return self._seen
 
     def choose(
         self, names: list[str], strings: list[str] | None, rows: Sequence[Row]
@@ -195,6 +201,7 @@ class Check:
             SchemaError: as ``columns.choose``; or another file has not these columns.
             ConfigError: they are no plain text, and have to be.
         """
+        self._choose_by_rows()  # of the files before
         if self.wanted and {*names} != {*self._names}:
             if not {*self.wanted.values()} <= {*names}:
                 raise SchemaError(
@@ -205,15 +212,17 @@ class Check:
             self.told.add("columns that are not used differ")
             self._names += [name for name in names if name not in self._names]
         if not self.wanted and strings is not None:
-            self._names = [*names]
-            chosen = choose(names, strings, self.columns, rows)
-            self.format, self.wanted = chosen
-            if self.plain and self.format != TEXT:
-                said = f"streaming reads plain text, and the data are {self.format}"
-                raise ConfigError(
-                    f"{said}: leave --streaming out", path=self.source.name
-                )
+            self._choose(names, strings, rows)
         return [n for n in dict.fromkeys(self._read()) if n in names]
+
+    def _choose(
+        self, names: list[str], strings: list[str], rows: Sequence[Row]
+    ) -> None:
+        self._names = [*names]
+        self.format, self.wanted = choose(names, strings, self.columns, rows)
+        if self.plain and self.format != TEXT:
+            said = f"streaming reads plain text, and the data are {self.format}"
+            raise ConfigError(f"{said}: leave --streaming out", path=self.source.name)
 
     @property
     def instructs(self) -> bool:
@@ -227,7 +236,11 @@ class Check:
         labels = self.columns.labels if "label" in self.wanted else ()
         return [*self.wanted.values(), *labels, *more]
 
-    def _choose_by(self, rows: Sequence[Row]) -> None:
+    def _choose_by_rows(self) -> None:
+        """Choose by the rows that were read so far, where that is to be done."""
+        rows = [row for _, (_, row) in self._seen if isinstance(row, dict)]
+        if self.wanted or not rows:
+            return
         first: Row = {}  # the first value of each column that some row has
         for row in rows:
             if row.keys() != first.keys() or None in first.values():
@@ -236,7 +249,7 @@ class Check:
         if self.columns.chat:  # one list is enough: the others are to blame
             seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
             strings = [n for n, types in seen if list not in types]
-        self.choose([*first], strings, rows)
+        self._choose([*first], strings, rows)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None

@@ -278,7 +278,8 @@ def _alike(lines: list[str], options: dict[str, Any]) -> bool:
         counts = [len(row) for row in csv.reader(lines, **options) if row]
     except csv.Error:
         return False
-    return len(counts) > 1 and {*counts[:-1]} == {counts[0]}  # the last may be cut
+    whole = counts[:-1] if len(lines) == _HEAD else counts  # the last may be cut
+    return len(whole) > 1 and {*whole} == {counts[0]}
 
 
 def _csv_fault(error: csv.Error, line: int) -> DataFormatError:

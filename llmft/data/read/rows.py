@@ -65,7 +65,7 @@ def streamed_files(name: str, columns: Columns, reading: Reading) -> Rows:
     if is_pipe(name):
         said = "a pipe cannot be read again, as streaming does in every epoch"
         raise ConfigError(f"{said}; give a file", path=name)
-    with named_files(name, reading) as (files, _, unit):
+    with named_files(name, reading, "train") as (files, _, unit):
         return file_rows(name, columns, reading, (files, unit), hashed=False)
 
 

@@ -101,16 +101,21 @@ def batches(
 
 
 def read_file(
-    name: str | Path, columns: Columns, reading: Reading | None = None
+    name: str | Path,
+    columns: Columns,
+    reading: Reading | None = None,
+    split: str | None = None,
 ) -> Source:
     """Read the files of a name: one, a folder, a pattern, or standard input.
+
+    Of a folder that has files of several splits, those of the one.
 
     Raises:
         DataError: a file is missing, malformed (path:line), empty, or lacks a column;
             or a value is not what its column needs.
     """
     reading = reading or Reading()
-    with named_files(str(name), reading) as (files, notes, unit):
+    with named_files(str(name), reading, split) as (files, notes, unit):
         source = stored(file_rows(str(name), columns, reading, (files, unit)))
     return replace(source, notes=[*notes, *source.notes])
 

@@ -50,9 +50,7 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
                 raise DataFormatError(said)
             features = _features(path, schema)
             strings = [f.name for f in schema if _is_text(f.type)]
-            rows = next((b.slice(0, _SHOWN) for b in batches(strings)), None)
-            seen = [] if rows is None or not strings else rows.to_pylist()
-            wanted = choose(schema.names, strings, seen)
+            wanted = choose(schema.names, strings, _first_rows(batches, strings))
             cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
             yield from numbered(cells, features)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -99,6 +97,17 @@ def _opened(
             yield from reader
 
     return schema, batches
+
+
+def _first_rows(
+    batches: Callable[[list[str]], Iterator[pyarrow.RecordBatch]], names: list[str]
+) -> list[dict[str, Any]]:
+    """Return what some columns hold in the first rows."""
+    batch = next(batches(names), None) if names else None
+    if batch is None:
+        return []
+    cells = [_cells(batch[n].slice(0, _SHOWN)) for n in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

@@ -75,7 +75,8 @@ def row_texts(source: Source, between: str = _PAIR) -> Iterator[list[str]]:
     names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
     data = source.dataset.select_columns(names)
     for batch in batches(data, _BATCH, _CHARACTERS):
-        yield [between.join(row) for row in zip(*batch.values(), strict=True)]
+        rows = (between.join(row) for row in zip(*batch.values(), strict=True))
+        yield [text.replace("\0", " ") for text in rows]  # NUL separates texts
 
 
 def prints(source: Source) -> Prints:
