@@ -79,6 +79,8 @@ def models(folder: Path) -> dict[str, Path]:
     made["no mask token"] = tiny.save(folder / "gpt2", "gpt2", "causal-lm")
     made["chat"] = tiny.save(folder / "chat", "llama", "causal-lm")
     (made["chat"] / "chat_template.jinja").write_text(tiny.CHAT_TEMPLATE)
+    made["strict chat"] = tiny.save(folder / "strict chat", "llama", "causal-lm")
+    (made["strict chat"] / "chat_template.jinja").write_text(ALTERNATE)
     more = tiny.wordpiece_tokenizer("\u00e4\u00f6\u00fc")
     more.save_pretrained(made["foreign tokenizer"])
     bare = tiny.wordpiece_tokenizer()
@@ -142,6 +144,13 @@ TEST = ("--test_file", "t.csv", "--do_predict", "--do_eval")
 MANY = "".join(f"text {i},{'pn'[i % 2]}\n" for i in range(12_000))
 STRINGS = ("NA", "null", "None", "nan", "007", "1e5", "true", "2020-01-01")
 
+# As many templates do.
+ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 BITS = b"id,comment_text,toxic,obscene\n" + b"".join(
     b"%x,you are all a film %d,%d,%d\n" % (7**i, i, i % 2, i % 3 == 0)
     for i in range(24)
@@ -160,6 +169,23 @@ def talks_csv(count: int) -> bytes:
         talk = json.dumps([{"role": r, "content": f"the film {i}"} for r in roles])
         lines.append('"' + talk.replace('"', '""') + '"')
     return ("\n".join(lines) + "\n").encode()
+
+
+def sharegpt(more: bytes = b"") -> bytes:
+    """Conversations of two turns, and in line 25 one that the assistant begins."""
+    talks = [("human", "gpt")] * 24 + [("gpt", "human", "gpt")]
+    lines = [
+        {"conversations": [{"from": s, "value": f"film {i}"} for s in speakers]}
+        for i, speakers in enumerate(talks)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode() + more
+
+
+def damaged() -> bytes:
+    """The same, with a byte that is not UTF-8 and a line that is too long."""
+    talk = b'{"conversations": [{"from": "gpt", "value": "%s"}]}\n'
+    fine = "größer und schöner".encode()
+    return sharegpt(talk % fine + talk % b"\xff" + talk % (b"x" * (17 << 20)))
 
 
 # Files that are a little odd, the note of each, and what it is with --strict.
@@ -453,6 +479,23 @@ CASES = [
       for what, files, said, flags, _ in NOTED),
     *(Case("D42", f"{what}, strict", files, said, 3, (*flags, "--strict"))
       for what, files, _, flags, said in NOTED if said),
+    # Faults of a row go through one count: D43.
+    Case("D43", "roles that do not alternate", only(sharegpt(), "jsonl"),
+         "a.jsonl:25: the chat template refuses this conversation: roles must alternate;"
+         " mend it, or give another template with --chat_template_path; or"
+         " --max_bad_rows 1 leaves bad rows out", recipe="generate",
+         model="strict chat"),
+    Case("D43", "roles that do not alternate left out", only(sharegpt(), "jsonl"),
+         "; 1 conversations that the chat template refuses left out (a.jsonl:25)", 0,
+         ("--max_bad_rows", "1"), "generate", model="strict chat"),
+    Case("D43", "faults of three kinds", only(damaged, "jsonl"),
+         "the chat template refuses this conversation: roles must alternate; ", 3,
+         ("--max_bad_rows", "2"), "generate", model="strict chat"),
+    Case("D43", "faults of three kinds left out", only(damaged, "jsonl"),
+         "2 bad rows left out (a.jsonl:27, a.jsonl:28)", 0,
+         ("--max_bad_rows", "4"), "generate", model="strict chat"),
+    Case("D43", "long lines", only(lambda: csv("x" * (17 << 20) + ",pos\nso,neg\n")),
+         "1 bad rows left out (a.csv:26)", 0, ("--max_bad_rows", "1")),
     # Arguments.
     wrong("E01", "an unknown key", '"learning_rat": 1', "args.json: unknown key "
           "'learning_rat', did you mean learning_rate?"),

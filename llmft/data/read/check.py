@@ -305,20 +305,13 @@ class Check:
         """Return the first bad row as an error, where there are too many."""
         if self.bad <= self.source.max_bad_rows:
             return None
-        error, count = self._first_bad[0], self.bad
+        error = self._first_bad[0]
         if self.source.counted is None:
             return error
-        if count > 1:
-            lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
-            more = ", ..." if count > _SHOWN else ""
-            others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
-            error.expected = "; ".join(filter(None, [error.expected, others]))
+        most: int | str | None = None
         if error.line is not None and self._good + self._others:
-            most = count if self.source.counted else "N"
-            leave = f"--max_bad_rows {most} leaves bad rows out"
-            error.hint = "; or ".join(filter(None, [error.hint, leave]))
-        error.args = (str(error),)
-        return error
+            most = self.bad if self.source.counted else "N"
+        return refusal(self._first_bad, self.bad, most)
 
     def _finish(self) -> None:
         if error := self._refusal():
@@ -375,6 +368,26 @@ class Check:
             f"bad rows left out ({first})": self.bad,
         }
         return [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+def refusal(first: list[DataError], count: int, most: int | str | None) -> DataError:
+    """Return the first of bad rows as an error that tells of the others.
+
+    Args:
+        first: some of them. count: how many they are. most: what max_bad_rows would
+            leave them out; None: there would be no row left.
+    """
+    error = first[0]
+    if count > 1:
+        lines = [f"{e.path}:{e.line}" for e in first[1:_SHOWN]]
+        more = ", ..." if count > _SHOWN else ""
+        others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
+        error.expected = "; ".join(filter(None, [error.expected, others]))
+    if most is not None:
+        leave = f"--max_bad_rows {most} leaves bad rows out"
+        error.hint = "; or ".join(filter(None, [error.hint, leave]))
+    error.args = (str(error),)
+    return error
 
 
 def in_parts(

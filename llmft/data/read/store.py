@@ -32,7 +32,7 @@ from llmft.sources import catalog
 
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000
-_CACHE = 6  # to be raised where the same files are read in another way
+_CACHE = 7  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException)
 
@@ -47,7 +47,7 @@ class Source:
     ``messages.COLUMNS``, a conversation being JSON. A label is the text that stands for
     its class, a number, or a JSON list of classes, as ``problem_type`` says. Columns
     ``file`` (int32, the place in ``files``) and ``line`` (int64) tell where each row
-    begins.
+    begins; ``bad`` rows were left out.
     """
 
     dataset: Dataset
@@ -56,6 +56,7 @@ class Source:
     files: tuple[str, ...] = ()
     problem_type: str | None = None
     format: str = TEXT
+    bad: int = 0
 
     @property
     def sha256(self) -> str:
@@ -135,16 +136,16 @@ def stored(rows: Rows) -> Source:
             for batch in chain([first], batches):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
-        return {"notes": check.notes(), "problem_type": kind, "format": found}
+        notes = check.notes()
+        return {"notes": notes, "problem_type": kind, "format": found, "bad": check.bad}
 
     def read(folder: Path, said: dict[str, Any]) -> Source:
         dataset = Dataset.from_file(str(folder / "data.arrow"))
         kind = said["problem_type"]
         if kind is None and "label" in dataset.column_names:  # none of them has one
             dataset = dataset.remove_columns("label")
-        return Source(
-            dataset, rows.name, said["notes"], rows.files, kind, said["format"]
-        )
+        notes, found, bad = said["notes"], said["format"], said["bad"]
+        return Source(dataset, rows.name, notes, rows.files, kind, found, bad)
 
     how = [_CACHE, *rows.described()]
     return cached("read", how, write, read, f"reading {rows.name} again")

@@ -149,7 +149,9 @@ def causal_examples(
     encoded = encode(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
+    left_out = layout.refused(source, encoded.lengths, args.max_bad_rows)
     examples, note = targets.learnt_examples(encoded, args, split)
+    note += left_out
     _tell(split, note, encoded, tokenizer)
     if unsaid := layout.check(source.dataset):
         warn(
