@@ -481,8 +481,8 @@ CASES = [
       for what, files, _, flags, said in NOTED if said),
     # Faults of a row go through one count: D43.
     Case("D43", "roles that do not alternate", only(sharegpt(), "jsonl"),
-         "a.jsonl:25: the chat template refuses this conversation: roles must alternate;"
-         " mend it, or give another template with --chat_template_path; or"
+         "a.jsonl:25: the chat template refuses this conversation: roles must"
+         " alternate; mend it, or give another template with --chat_template_path; or"
          " --max_bad_rows 1 leaves bad rows out", recipe="generate",
          model="strict chat"),
     Case("D43", "roles that do not alternate left out", only(sharegpt(), "jsonl"),

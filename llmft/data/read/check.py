@@ -22,13 +22,12 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
-from llmft.data.read.notes import Notes
+from llmft.data.read.notes import SHOWN, Notes, refusal
 from llmft.data.read.text import Line, Row
 from llmft.errors import (
     ConfigError,
     DataError,
     DataFormatError,
-    LabelError,
     SchemaError,
     listed,
     shorten,
@@ -38,7 +37,6 @@ _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
 _CHARACTERS = 2**24  # of text handed on at a time
-_SHOWN = 4  # bad rows that a message names
 
 T = TypeVar("T")
 Lines = Iterator[tuple[int, Line]]  # each with the place of its file
@@ -266,7 +264,7 @@ class Check:
             error = fault
         error.path, error.line = self.source.files[file], line
         self.bad += 1
-        if self.bad <= _SHOWN:
+        if self.bad <= SHOWN:
             self._first_bad.append(error)
         return None
 
@@ -324,13 +322,10 @@ class Check:
         count, first = self._unlabelled
         if count + self._blank == self._good:
             self.problem_type = None
-        elif count:
-            raise LabelError(
-                f"{count:,} of {self._good:,} rows have no label, the first at {first}",
-                "expected one in every row, or none",
-                "give them one, or take the column out",
-            )
         else:
+            if count:
+                said = f"{count:,} of {self._good:,} rows have no label ({first}):"
+                self.told.tell(f"{said} predicted, not measured")
             self.problem_type = self._rule.decide(self.source.name)
 
     def notes(self) -> list[str]:
@@ -368,26 +363,6 @@ class Check:
             f"bad rows left out ({first})": self.bad,
         }
         return [f"{count:,} {what}" for what, count in counts.items() if count]
-
-
-def refusal(first: list[DataError], count: int, most: int | str | None) -> DataError:
-    """Return the first of bad rows as an error that tells of the others.
-
-    Args:
-        first: some of them. count: how many they are. most: what max_bad_rows would
-            leave them out; None: there would be no row left.
-    """
-    error = first[0]
-    if count > 1:
-        lines = [f"{e.path}:{e.line}" for e in first[1:_SHOWN]]
-        more = ", ..." if count > _SHOWN else ""
-        others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
-        error.expected = "; ".join(filter(None, [error.expected, others]))
-    if most is not None:
-        leave = f"--max_bad_rows {most} leaves bad rows out"
-        error.hint = "; or ".join(filter(None, [error.hint, leave]))
-    error.args = (str(error),)
-    return error
 
 
 def in_parts(

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from llmft.config.fields import DataArguments
-from llmft.data.read.labels import MISSING, LabelRule, class_name, of_columns
+from llmft.data.read.labels import LabelRule, class_name
 from llmft.data.read.messages import (
     COLUMNS,
     INSTRUCTION,
@@ -16,9 +16,9 @@ from llmft.data.read.messages import (
     OUTPUT,
     PROMPT_COMPLETION,
     TEXT,
-    turns_in,
 )
 from llmft.data.read.text import Row, require_clean
+from llmft.data.read.written import MISSING, of_columns, turns_in
 from llmft.errors import (
     DataFormatError,
     LabelError,

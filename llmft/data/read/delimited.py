@@ -25,7 +25,7 @@ from llmft.data.read.text import (
     text_lines,
     too_long,
 )
-from llmft.errors import DataFormatError, EncodingError, escape, listed
+from llmft.errors import DataFormatError, escape, listed
 
 _HEAD = 20  # lines that a separator is told by, and rows that a header is compared to
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
@@ -57,23 +57,12 @@ class Dialect:
 def csv_encoding(
     path: Path, encoding: str | None, dialect: Dialect, notes: Notes
 ) -> tuple[str, Dialect]:
-    """Do what ``choose_encoding`` does, and tell the delimiter by the first lines.
-
-    A file of another country often has both another encoding and another separator:
-    one error tells of both.
-    """
-    try:
-        chosen = choose_encoding(path, encoding, notes)
-        found = _separated(path, chosen, dialect, notes)
-        if isinstance(found, Dialect):
-            return chosen, found if found.header else _numbered(path, chosen, found)
-        require_decodable(path, chosen)
-    except EncodingError as error:
-        if error.guess:
-            also = _separated(path, error.guess, dialect, Notes())
-            if isinstance(also, DataFormatError):
-                error.hint += f"; it also {also.found}: {also.hint}"
-        raise
+    """Do what ``choose_encoding`` does, and tell the delimiter by the first lines."""
+    chosen = choose_encoding(path, encoding, notes)
+    found = _separated(path, chosen, dialect, notes)
+    if isinstance(found, Dialect):
+        return chosen, found if found.header else _numbered(path, chosen, found)
+    require_decodable(path, chosen)
     raise found
 
 

@@ -20,16 +20,14 @@ from llmft.config.fields import DataArguments
 from llmft.data.read.delimited import Dialect, csv_encoding, csv_rows
 from llmft.data.read.jsons import json_rows, jsonl_rows
 from llmft.data.read.notes import Notes
+from llmft.data.read.packed import of_file, plain_suffix, unreadable
 from llmft.data.read.tables import table_rows
 from llmft.data.read.text import (
     Choose,
     Line,
     choose_encoding,
-    of_file,
-    plain_suffix,
     require_text,
     txt_rows,
-    unreadable,
 )
 from llmft.errors import DataError, DataFormatError, nearest
 from llmft.files import placed

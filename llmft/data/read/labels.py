@@ -7,14 +7,12 @@ What spreadsheets, pandas and R make of these is read as what it was, and noted.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -24,6 +22,7 @@ import numpy as np
 
 from llmft.config.convert import label_separator
 from llmft.data.read.notes import Notes
+from llmft.data.read.written import list_in
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
 
@@ -35,14 +34,8 @@ SINGLE, MULTI, REGRESSION = (
 # A number that a float holds; one of hundreds of digits is a name.
 _NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _TRUTHS = ("true", "false")
-_BITS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
 _COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0+")  # of a column that has gaps, in pandas
-# What R, pandas, Excel and SQL write where there is no value.
-MISSING = {*"NA N/A #N/A <NA> NaN nan null NULL".split()}
-_ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+]?\d[\w.]*|[Tt]rue|[Ff]alse"""
-# Items with commas or, as numpy writes them, spaces between.
-_LIST = re.compile(rf"\[\s*(?:(?:{_ITEM})(?:\s*,\s*|\s+|(?=\])))*\]")
 _EXPECTED = {
     None: "a label: text that is not empty, a number, true/false, or a list of them",
     SINGLE: "a label: text that is not empty, a whole number, or true/false",
@@ -67,37 +60,6 @@ def class_name(value: Any) -> str | None:
 
 
 _IDS = 0.9  # more classes than this part of the rows are ids
-
-
-def list_in(text: str) -> list[Any] | None:
-    """Return the list that a text is, as JSON, Python or numpy writes one, or None."""
-    if not text.startswith("["):
-        return None
-    with suppress(ValueError, RecursionError):
-        found: list[Any] = json.loads(text)
-        return found
-    return [*map(_item, re.findall(_ITEM, text))] if _LIST.fullmatch(text) else None
-
-
-def _item(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # true, 007
-        return text
-
-
-def of_columns(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return of columns that are 1 or 0 the names of those that are 1.
-
-    Raises:
-        LabelError: one is something else; without its place.
-    """
-    found = {name: _BITS.get(str(row.get(name)).strip().lower()) for name in names}
-    for name, bit in found.items():
-        if bit is None:
-            said = f"{shorten(name)} is {shorten(row.get(name))}"
-            raise LabelError(said, "expected 0 or 1 in each column of labels")
-    return [name for name, bit in found.items() if bit]
 
 
 class LabelRule:

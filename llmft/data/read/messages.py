@@ -7,15 +7,14 @@ conversations: columns ``instruction`` and ``output``, and ``input`` where there
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmft.data.read.notes import Notes
 from llmft.data.read.text import require_clean
+from llmft.data.read.written import turns_in
 from llmft.errors import DataFormatError, SchemaError, listed, shorten
 
 TEXT, MESSAGES, PROMPT_COMPLETION = "text", "messages", "prompt-completion"
@@ -32,17 +31,6 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {"from", "value"}
 _EXPECTED = 'expected a list of {"role": ..., "content": ...}'
 
 Message = dict[str, str]
-
-
-def turns_in(value: Any) -> list[Any] | None:
-    """Return the list that a text is, as JSON or Python writes it, or None."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            found: list[Any] = read(value.strip())
-            return found
-    return None
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmft.errors import DataFormatError, escape
+from llmft.errors import DataError, DataFormatError, escape
+
+SHOWN = 4  # bad rows that a message names
 
 
 class Notes:
@@ -60,3 +62,23 @@ class Notes:
             else:
                 notes.append(what + f", in {count:,} files" * several)
         return notes
+
+
+def refusal(first: list[DataError], count: int, most: int | str | None) -> DataError:
+    """Return the first of bad rows as an error that tells of the others.
+
+    Args:
+        first: some of them. count: how many they are. most: what max_bad_rows would
+            leave them out; None: there would be no row left.
+    """
+    error = first[0]
+    if count > 1:
+        lines = [f"{e.path}:{e.line}" for e in first[1:SHOWN]]
+        more = ", ..." if count > SHOWN else ""
+        others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
+        error.expected = "; ".join(filter(None, [error.expected, others]))
+    if most is not None:
+        leave = f"--max_bad_rows {most} leaves bad rows out"
+        error.hint = "; or ".join(filter(None, [error.hint, leave]))
+    error.args = (str(error),)
+    return error

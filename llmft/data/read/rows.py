@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from datasets.exceptions import DatasetsError
 from llmft.data.read.check import Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
+from llmft.data.read.packed import of_file
 from llmft.data.read.tables import numbered
-from llmft.data.read.text import of_file
-from llmft.errors import ConfigError, DataError, EnvironmentFault, brief, nearest
+from llmft.errors import (
+    ConfigError,
+    DataError,
+    DataFormatError,
+    EncodingError,
+    EnvironmentFault,
+    SchemaError,
+    brief,
+    nearest,
+)
 from llmft.files import file_sha256
 from llmft.sources import catalog
 from llmft.sources.hub import MISSES
@@ -87,7 +96,26 @@ def _file_lines(
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
             error.path = error.path or check.source.files[i]
+            if isinstance(error, EncodingError) and error.guess:
+                decoded = replace(reading, encoding=error.guess)
+                lines = partial(_file_lines, files, versions, decoded, sample_by)
+                error.hint += _then(replace(check.source, lines=lines))
             raise
+
+
+def _then(rows: Rows) -> str:
+    """Return what else is wrong with a file, once it is read in its encoding.
+
+    A file of another country often has another separator, too, and other columns.
+    """
+    try:
+        next(Check(rows).rows(), None)
+    except (DataFormatError, SchemaError) as error:
+        parts = (error.found, error.expected, error.hint)
+        return "; then: " + "; ".join(filter(None, parts))
+    except DataError:
+        pass
+    return ""
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from llmft.console import warn
-from llmft.data.read.text import Choose, unreadable
+from llmft.data.read.packed import unreadable
+from llmft.data.read.text import Choose
 from llmft.errors import DataFormatError, escape
 
 _BATCH = 10_000  # rows at a time

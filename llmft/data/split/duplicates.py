@@ -142,7 +142,7 @@ def labels_of(source: Source) -> tuple[list[str], np.ndarray]:
 
     @cache
     def place(label: str) -> int:
-        if source.problem_type == MULTI:
+        if source.problem_type == MULTI and label is not None:
             label = to_json(sorted({*names_in(label)}))
         return places.setdefault(label, len(places))
 

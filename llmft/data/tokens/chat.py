@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmft.config.fields import GenerationDataArguments
-from llmft.data.read.check import refusal
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
+from llmft.data.read.notes import refusal
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, DataError, DataFormatError, escape
 

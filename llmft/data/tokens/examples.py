@@ -181,8 +181,11 @@ def classification_features(
     ids, rows, done = fit(source, encoded, tokenizer, args, split)
     lengths = ids["input_ids"].value_lengths().to_numpy()
     columns: dict[str, Any] = {**ids, "length": lengths}
+    given: list[Any] = [None]
     if "label" in data.column_names:
-        found = labels.targets(data["label"][:], split, source.place)[rows]
+        given = data["label"][:]
+    if None not in given:  # else nothing is learnt: see ``classify.measure``
+        found = labels.targets(given, split, source.place)[rows]
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     if args.long_text == "split":
         columns["row"] = rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from llmft.data.read import packed
 from llmft.data.read import text as decode
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
@@ -107,7 +108,7 @@ def test_a_changed_byte_in_a_gz():
 
 @pytest.mark.parametrize("ending", PACK)
 def test_what_unpacks_to_far_too_much(monkeypatch, ending):
-    monkeypatch.setattr(decode, "_RATIO_FROM", 2**20)
+    monkeypatch.setattr(packed, "_RATIO_FROM", 2**20)
     Path(f"a.txt.{ending}").write_bytes(PACK[ending]((b"0" * 999 + b"\n") * 2**13))
     assert said(f"a.txt.{ending}", DataFormatError).startswith(
         f"a.txt.{ending}: unpacks to more than 200 times its "
@@ -174,8 +175,8 @@ def test_another_encoding_and_separator_are_told_together(encoding, far):
     found = said("a.csv", EncodingError)
     assert f"add --encoding {encoding}" in found
     assert found.endswith(
-        "; it also looks separated by ';': add --delimiter ';'; or rename the column"
-        " if it is one"
+        "; then: looks separated by ';'; expected ',' between the column names; add"
+        " --delimiter ';'; or rename the column if it is one"
     )
 
 
