@@ -73,8 +73,8 @@ class DataArguments:
     column_names: list[str] | None = _reading(
         None, "Names of the columns of a csv without a header, as text label."
     )
-    header: bool = _reading(
-        True, "The first line of a csv has the names of its columns."
+    no_header: bool = _reading(
+        False, "A csv has no header: its columns are column_1, column_2 and so on."
     )
     max_bad_rows: int = arg(
         0,

@@ -324,8 +324,14 @@ class Check:
             self.problem_type = None
         else:
             if count:
-                said = f"{count:,} of {self._good:,} rows have no label ({first}):"
-                self.told.tell(f"{said} predicted, not measured")
+                said = f"{count:,} of {self._good:,} rows have no label"
+                if not self.columns.some_labels:
+                    raise LabelError(
+                        f"{said}, the first at {first}",
+                        "expected one in every row, or none",
+                        "give them one, or take the column out",
+                    )
+                self.told.tell(f"{said} ({first}): predicted, not measured")
             self.problem_type = self._rule.decide(self.source.name)
 
     def notes(self) -> list[str]:

@@ -36,7 +36,8 @@ _LABEL_NAMES = ("label", "labels", "category", "class", "target")
 class Columns:
     """The columns wanted: None lets ``pick`` choose; no ``label`` reads none.
 
-    With ``label_optional``, data without a label column is read without labels; without
+    With ``label_optional``, data without a label column is read without labels, and
+    with ``some_labels`` also rows that have none among others that have; without
     ``needs_label`` that column is not read, and not taken for the text. Rows
     whose text is empty are bad where ``needs_text``. ``problem_type`` and
     ``label_delimiter`` are those of ``LabelRule``; ``labels`` are columns of 0 and 1,
@@ -59,6 +60,7 @@ class Columns:
     prompt: str | None = None
     completion: str | None = None
     labels: tuple[str, ...] = ()
+    some_labels: bool = False
     nul: bool = False
     na_labels: bool = False
     strict: bool = False

@@ -61,7 +61,7 @@ class Reading:
     sample_by: str | None = None
     max_bad_rows: int = 0
     column_names: Sequence[str] | None = None
-    header: bool = True
+    no_header: bool = False
 
     @classmethod
     def of(cls, args: DataArguments) -> Reading:
@@ -74,7 +74,7 @@ class Reading:
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
         options = {"delimiter": separator(self.delimiter or usual), "quoting": quoting}
         names = [n for part in self.column_names or () for n in part.split(",")]
-        return Dialect(options, self.delimiter is not None, self.header, names)
+        return Dialect(options, self.delimiter is not None, not self.no_header, names)
 
 
 def is_pipe(name: str) -> bool:

@@ -59,6 +59,7 @@ def class_name(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
+_KNOWN = 10_000
 _IDS = 0.9  # more classes than this part of the rows are ids
 
 
@@ -88,6 +89,8 @@ class LabelRule:
         self._numbers = self._pointed = self._fractions = self._names = 0
         self._name = ("", "")  # the first, and its place
         self._truths: dict[str, str] = {}  # how true and false are written
+        self._known: set[str] = set()  # texts that stand for themselves
+        self._commas = 0  # decimal ones
         # Of the lists so far: whether there is one without, and with the delimiter;
         # how long all are that hold nothing but 0 and 1, 0 where they are no such rows.
         self._plain = self._split = False
@@ -149,9 +152,12 @@ class LabelRule:
 
     def _read_text(self, text: str, place: str) -> Any:
         """Return what a text was before a spreadsheet or a program wrote it."""
+        if text in self._known:
+            return text
         kind, lower = self.problem_type, text.lower()
         if kind in (None, REGRESSION) and _COMMA.fullmatch(text):
             self.notes.add("numbers with a decimal comma", place)
+            self._commas += 1
             return text.replace(",", ".")
         if kind in (None, MULTI) and self.delimiter is None:
             found = list_in(text.strip())
@@ -163,7 +169,9 @@ class LabelRule:
             if first != text:
                 what = f"labels that differ from {first!r} by case alone, taken for it"
                 self.notes.add(what, place)
-            return first
+                return first
+        if len(self._known) < _KNOWN:
+            self._known.add(text)
         return text
 
     def _note_number(self, text: str, place: str) -> None:
@@ -199,7 +207,8 @@ class LabelRule:
             if self._fractions:
                 return REGRESSION
             whole = self._pointed > 0
-        if self._names and 2 * self._fractions > self._numbers + self._names:
+        several = 2 * self._fractions > self._numbers + self._names
+        if self._names and (several or self._commas):
             place, text = self._name
             raise refused(
                 f"{shorten(text)} at {place} among {self._numbers:,} numbers",

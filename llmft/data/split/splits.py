@@ -152,6 +152,7 @@ def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Column
         args,
         needs_label=needs_label,
         label_optional=only,
+        some_labels=only,
         needs_text=needs_label and not only and "empty_text" not in args.allow,
         chat=isinstance(args, GenerationDataArguments),
     )

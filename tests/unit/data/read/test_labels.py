@@ -85,6 +85,7 @@ def test_what_is_no_label(value, given):
         ([1, True], "labels of different kinds: 1 at a.jsonl:1, true at a.jsonl:2"),
         ([["a"], "a"], "labels of different kinds: ['a'] at a.jsonl:1, 'a' at a.js"),
         ([0.5, "x"], "labels of different kinds: 0.5 at a.jsonl:1, 'x' at a.jsonl:2"),
+        (["2,5", "a"], "'a' at a.jsonl:2 among 1 numbers; expected numbers with a fra"),
         (["['a']", "a"], "labels of different kinds: \"['a']\" at a.jsonl:1, 'a' at a"),
     ],
 )

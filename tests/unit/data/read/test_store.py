@@ -656,7 +656,13 @@ def test_a_test_with_labels_in_some_rows(tmp_path, name):
     WRITERS[{"a.csv": "a.csv", "a.jsonl": "f.jsonl"}[name]](tmp_path / name, rows)
     line = 3 if name == "a.csv" else 2
     place = f"{tmp_path / name}:{line}"
-    source = read_file(tmp_path / name, optional)
+    with pytest.raises(DataError) as caught:
+        read_file(tmp_path / name, optional)
+    assert str(caught.value) == (
+        f"LabelError: 1 of 2 rows have no label, the first at {place}; expected one in"
+        " every row, or none; give them one, or take the column out"
+    )
+    source = read_file(tmp_path / name, replace(optional, some_labels=True))
     assert content(source) == {"text": ["a", "b"], "label": ["x", None]}
     said = f"1 of 2 rows have no label ({place}): predicted, not measured"
     assert said in source.notes
