@@ -84,7 +84,8 @@ def relations(
     """Return what does not fit together, or llmft, in the full set of values."""
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     files = [name for name in FILES if v[name]]
-    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in (None, "minimal")]
+    usual = (None, False, "minimal")
+    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in usual]
     resumes = v["resume_from_checkpoint"]
     on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {

@@ -28,6 +28,7 @@ from llmft.errors import (
     ConfigError,
     DataError,
     DataFormatError,
+    LabelError,
     SchemaError,
     listed,
     shorten,
