@@ -479,6 +479,12 @@ CASES = [
       for what, files, said, flags, _ in NOTED),
     *(Case("D42", f"{what}, strict", files, said, 3, (*flags, "--strict"))
       for what, files, _, flags, said in NOTED if said),
+    Case("D42", "a stream of odd files", {
+        "in/train.csv": csv(count=40).replace(b"\n", b",,\n").replace(b",", b";"),
+        "in/test.csv": csv()}, "1 files of train, of 2 files; separated by ';'; 2"
+         " columns without a name not used; columns not used: 'label'", 0,
+         ("--train_file", "in", "--streaming", "--max_steps", "2",
+          "--max_eval_samples", "9"), "mlm"),
     # Faults of a row go through one count: D43.
     Case("D43", "roles that do not alternate", only(sharegpt(), "jsonl"),
          "a.jsonl:25: the chat template refuses this conversation: roles must"

@@ -56,7 +56,7 @@ class Rows:
         max_bad_rows: how many may be left out.
         counted: how many rows after a bad one are looked at, to count others; None
             tells of the first only.
-        size: bytes of the files, 0 where not known.
+        size: bytes of the files, 0 where not known. notes: how these were found.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Rows:
     max_bad_rows: int = 0
     counted: int | None = 10**6
     size: int = 0
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
@@ -99,10 +100,10 @@ class Rows:
             warn(f"{self.name}: {'; '.join(told)}")
 
     def column_notes(self) -> list[str]:
-        """Return what the user has to know of the columns; reads the first row."""
+        """Return what the user has to know before all is read; reads the first rows."""
         check = Check(self)
         next(self.read(check), None)
-        return check.column_notes()
+        return [*self.notes, *check.told.of_files(), *check.column_notes()]
 
 
 class Check:
@@ -346,6 +347,8 @@ class Check:
             notes += [f"format = {self.format}", *self._conversations.notes()]
         named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
         used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
+        if len(self.columns.labels) > 1 and "label" in wanted:
+            notes.append(f"labels are the columns {listed(self.columns.labels)}")
         used = [] if self.instructs else used  # the notes of conversations say it
         if used:
             notes.append(", ".join(used))

@@ -52,6 +52,10 @@ class Notes:
                 what, hint="mend it, or leave --strict out", path=path
             )
 
+    def of_files(self) -> list[str]:
+        """Return the notes that are no counts of rows."""
+        return [*self._told, *(n for n in self._counts if not self._first[n])]
+
     def said(self) -> list[str]:
         """Return a note for each kind."""
         notes = [*self._told]

@@ -74,8 +74,9 @@ def streamed_files(name: str, columns: Columns, reading: Reading) -> Rows:
     if is_pipe(name):
         said = "a pipe cannot be read again, as streaming does in every epoch"
         raise ConfigError(f"{said}; give a file", path=name)
-    with named_files(name, reading, "train") as (files, _, unit):
-        return file_rows(name, columns, reading, (files, unit), hashed=False)
+    with named_files(name, reading, "train") as (files, notes, unit):
+        rows = file_rows(name, columns, reading, (files, unit), hashed=False)
+    return replace(rows, notes=notes)
 
 
 def _file_lines(
