@@ -171,9 +171,7 @@ def main() -> None:
     parser.add_argument("--k_folds", type=int, default=0, metavar="K")
     parser.add_argument("--grid", action="store_true", help="also nine plain trainings")
     parser.add_argument("--flags", default="", help="more for the recipe, in a string")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="JSON to go on from"
-    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON to go on from")
     args = parser.parse_args()
     found = {
         path.name.removesuffix("_train.jsonl"): path.parent
