@@ -77,6 +77,10 @@ def models(folder: Path) -> dict[str, Path]:
         for name in ("classify", "mlm", "foreign tokenizer", "no pad token")
     }
     made["no mask token"] = tiny.save(folder / "gpt2", "gpt2", "causal-lm")
+    made["chat"] = tiny.save(folder / "chat", "llama", "causal-lm")
+    (made["chat"] / "chat_template.jinja").write_text(tiny.CHAT_TEMPLATE)
+    made["strict chat"] = tiny.save(folder / "strict chat", "llama", "causal-lm")
+    (made["strict chat"] / "chat_template.jinja").write_text(ALTERNATE)
     more = tiny.wordpiece_tokenizer("\u00e4\u00f6\u00fc")
     more.save_pretrained(made["foreign tokenizer"])
     bare = tiny.wordpiece_tokenizer()
@@ -140,6 +144,107 @@ TEST = ("--test_file", "t.csv", "--do_predict", "--do_eval")
 MANY = "".join(f"text {i},{'pn'[i % 2]}\n" for i in range(12_000))
 STRINGS = ("NA", "null", "None", "nan", "007", "1e5", "true", "2020-01-01")
 
+# As many templates do.
+ALTERNATE = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+BITS = b"id,comment_text,toxic,obscene\n" + b"".join(
+    b"%x,you are all a film %d,%d,%d\n" % (7**i, i, i % 2, i % 3 == 0)
+    for i in range(24)
+)
+SAVED = {"dataset_info.json": b"{}", "state.json": b'{"_split": null}'}
+
+
+def saved(start: int = 0) -> bytes:
+    return arrow(pa.Table.from_pylist(rows(start=start)))
+
+
+def talks_csv(count: int) -> bytes:
+    lines = ["messages"]
+    for i in range(count):
+        roles = ("user", "assistant")
+        talk = json.dumps([{"role": r, "content": f"the film {i}"} for r in roles])
+        lines.append('"' + talk.replace('"', '""') + '"')
+    return ("\n".join(lines) + "\n").encode()
+
+
+def sharegpt(more: bytes = b"") -> bytes:
+    """Conversations of two turns, and in line 25 one that the assistant begins."""
+    talks = [("human", "gpt")] * 24 + [("gpt", "human", "gpt")]
+    lines = [
+        {"conversations": [{"from": s, "value": f"film {i}"} for s in speakers]}
+        for i, speakers in enumerate(talks)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode() + more
+
+
+def damaged() -> bytes:
+    """The same, with a byte that is not UTF-8 and a line that is too long."""
+    talk = b'{"conversations": [{"from": "gpt", "value": "%s"}]}\n'
+    fine = "größer und schöner".encode()
+    return sharegpt(talk % fine + talk % b"\xff" + talk % (b"x" * (17 << 20)))
+
+
+# Files that are a little odd, the note of each, and what it is with --strict.
+NOTED: list[tuple[str, dict[str, Content], str, tuple[str, ...], str]] = [
+    ("columns without a name", only(csv().replace(b"\n", b",,\n")),
+     "2 columns without a name not used", (), "2 columns without a name not used"),
+    ("values in such columns", only(csv("a,pos,so\n").replace(b"label\n", b"label,\n")),
+     "1 rows hold something in columns without a name (a.csv:26)", (), "a column"),
+    ("columns named twice", only(csv().replace(b"\n", b",1,2\n").replace(
+        b"label,1,2", b"label,n,n")), "columns named twice: 'n'", (), "columns named "),
+    ("rows of separators", only(csv(",\n,\n")),
+     "2 rows of empty fields passed over (a.csv:26, ...)", (), "rows of empty fields "),
+    ("empty fields too many", only(csv("so,pos,,\n")),
+     "1 rows end in empty fields, left out (a.csv:26)", (), "rows end in empty fields"),
+    ("sep=; above", only(b"sep=;\n" + csv().replace(b",", b";")),
+     "Excel's 'sep=;' above the column names", (), "Excel's 'sep=;' above the column"),
+    ("semicolons", only(csv("x, y;pos\n").replace(b",", b";").replace(b"; y", b", y")),
+     "separated by ';'", (), "separated by ';'"),
+    ("tabs in a csv", only(csv().replace(b",", b"\t")), "separated by tabs", (),
+     "separated by tabs"),
+    ("UTF-16 with its mark", only(csv().decode().encode("utf-16")),
+     "read as utf-16, by its byte-order mark", (), "read as utf-16, by its byte-order"),
+    ("a folder of save_to_disk", {"in/data-00000-of-00001.arrow": saved, **{
+        f"in/{n}": c for n, c in SAVED.items()}}, "22 rows of in (1 files",
+     ("--train_file", "in"), ""),
+    ("a folder of save_to_disk of several splits", {
+        "in/dataset_dict.json": b"{}",
+        **{f"in/{p}/{n}": c for p in ("train", "test") for n, c in SAVED.items()},
+        "in/train/data-00000-of-00001.arrow": saved,
+        "in/test/data-00000-of-00001.arrow": lambda: saved(50)},
+     "24 rows of in (1 files of test", ("--train_file", "in", "--do_predict"), ""),
+    ("files with other columns that are not used", {
+        "in/a.csv": csv(), "in/b.csv": csv().replace(b"\n", b",1\n").replace(
+            b"label,1", b"label,n").replace(b"the", b"a")},
+     "columns that are not used differ", ("--train_file", "in"), "columns that are no"),
+    *((f"the ending {e}", only(c, e), f"22 rows of a.{e}", (), "")
+      for e, c in (("ndjson", jsonl()), ("JSONL", jsonl()), ("CSV", csv()))),
+    ("JSON lines named json", only(jsonl(), "json"), "22 rows of a.json", (), ""),
+    ("columns in another case", only(csv(header="Text,LABEL")),
+     "text = 'Text', label = 'LABEL'", (), ""),
+    ("two columns of which one is known", only(csv(header="review,sentiment")),
+     "text = 'review', label = 'sentiment'", (), ""),
+    ("two columns of which one has sentences", only(csv(header="v1,v2")),
+     "text = 'v1', label = 'v2'", (), ""),
+    ("whole numbers with a point", only(csv().replace(b",pos", b",1.0").replace(
+        b",neg", b",0.0")), "labels such as 1.0 taken for the class 1", (),
+     "labels such as 1.0 taken for"),
+    ("True and true", only(csv("so,true\n").replace(b",pos", b",True")),
+     "1 labels that differ from 'True' by case alone, taken for it (a.csv:26)", (),
+     "labels that differ from 'True' by case"),
+    ("decimal commas", only(csv().replace(b",", b";").replace(b";pos", b";4,5").replace(
+        b";neg", b";3,0")), "24 numbers with a decimal comma (a.csv:2, ...)", (),
+     "separated by ';'"),
+    ("NUL characters", only(csv("so\0so,pos\n")),
+     "1 texts hold NUL characters (a.csv:26)", ("--allow", "nul"), ""),
+    ("columns of 0 and 1", only(BITS), "text = 'comment_text'",
+     ("--label_column_name", "toxic", "obscene"), ""),
+]  # fmt: skip
+
 CASES = [
     # Files that hold nothing, or are none.
     *(
@@ -165,9 +270,10 @@ CASES = [
     Case("D06", "latin-1", only("text,label\nschön süß,a\nfaß,b\n".encode("latin1")),
          "looks like cp1252; add --encoding cp1252, if this is right: 'schön süß,a'",
          kind="EncodingError"),
-    Case("D07", "UTF-16 with its mark", only(csv().decode().encode("utf-16")),
-         "a.csv: UTF-16, by its byte-order mark; expected UTF-8; add --encoding utf-16",
-         kind="EncodingError"),
+    Case("D07", "UTF-16 with its mark as another", only(
+        csv().decode().encode("utf-16")), "a.csv: UTF-16, by its byte-order mark, not"
+         " cp1252; expected UTF-8; add --encoding utf-16",
+         flags=("--encoding", "cp1252"), kind="EncodingError"),
     Case("D07", "UTF-16 without", only(csv().decode().encode("utf-16-le")),
          "a.csv: looks like utf-16-le: every other byte is NUL; expected UTF-8; add"
          " --encoding utf-16-le", kind="EncodingError"),
@@ -264,11 +370,12 @@ CASES = [
     Case("D26", "the same read as such", only(
         csv().replace(b",", b"\t") + b'"So" it goes\tpos\n"never closed\tneg\n', "tsv"),
          "23 rows of a.tsv", 0, ("--quoting", "none")),
-    Case("D26", "a column name twice", only(b"text,text\na,b\n"),
-         "a.csv:1: the column name 'text' occurs twice"),
-    Case("D26", "tabs in a csv", only(csv().replace(b",", b"\t")),
-         "a.csv:1: looks separated by tabs; expected ',' between the column names; add"
-         " --delimiter tab"),
+    Case("D26", "a column name twice", only(b"text,text,label\na,b,c\n"),
+         "a.csv:2: 'text' is not readable (the header has its name twice)",
+         kind="SchemaError"),
+    Case("D26", "tabs in a csv, not in all rows", only(
+        csv("a,pos\n").replace(b",", b"\t", 9)), "a.csv:1: looks separated by tabs;"
+         " expected ',' between the column names; add --delimiter tab"),
     Case("D27", "a text like a number after row 10,000", only(
         lambda: ("text,label\n" + MANY + "1e5,p\n").encode()),
          "10,801 rows of a.csv", 0),
@@ -309,6 +416,92 @@ CASES = [
     Case("D40", "nothing left after bad rows", only(b"text,label\na\nb\n"),
          "a.csv: 0 rows left after 2 bad ones", flags=("--max_bad_rows", "9"),
          kind="DataError"),
+    # What was silent: D41. The first byte that is not UTF-8 in a file that is.
+    Case("D41", "one bad byte", only(csv("größe,pos\nschön,neg\n") + b"gr\xfcn,pos\n"),
+         "a.csv:28: 'text' holds byte 0xfc, which is not of its encoding, as character"
+         " 3; near 'gr\ufffdn'; mend it; or --max_bad_rows 1 leaves",
+         kind="EncodingError"),
+    Case("D41", "one bad byte read on", only(csv("größe,pos\nschön,neg\n")
+         + b"gr\xfcn,pos\n"), "1 bad rows left out (a.csv:28)", 0,
+         ("--max_bad_rows", "1", "--encoding", "auto")),
+    *(Case("D41", f"a label {na}", only(csv(f"a,{na}\nb,{na}\n")),
+           f"a.csv:26: 'label' is '{na}', which stands for no value; expected a label",
+           kind="LabelError") for na in ("NA", "NaN", "null")),
+    Case("D41", "missing labels left out", only(csv("a,NA\nb,\n")),
+         "2 bad rows left out (a.csv:26, a.csv:27)", 0, ("--max_bad_rows", "2")),
+    Case("D41", "NA as a class", only(csv("a,NA\nb,NA\nc,NA\n")),
+         "24 rows of a.csv", 0, ("--allow", "na_labels")),
+    Case("D41", "lists written as text", only(b"text,label\n" + b"".join(
+        b"film %d,\"['joy', 'fear']\"\nsong %d,\"['joy']\"\n" % (i, i)
+        for i in range(12))), "24 labels are lists written as text (a.csv:2, ...)", 0),
+    Case("D41", "a list among names", only(csv("a,\"['pos', 'neg']\"\n")),
+         "a.csv: labels of different kinds: 'pos' at a.csv:2, \"['pos', 'neg']\" at a.",
+         kind="LabelError"),
+    Case("D41", "bits written as text", only(b"text,label\n" + b"".join(
+        b'film %d,"[0, 1, 0]"\n' % i for i in range(12))),
+         "a.csv: each label is a list of 3 values that are 0 or 1", kind="LabelError"),
+    Case("D41", "a stray quote closed later", only(
+        csv().replace(b",", b"\t") + b'"So it goes\tpos\nfine\tneg\nhe said no"\tpos\n',
+        "tsv"), "1 quoted texts look like several rows behind a stray quote (a.tsv:2",
+         0),
+    Case("D41", "line breaks in quotes", only(csv('"so, then\n1,000 so\non",pos\n')),
+         "(1 rows with line breaks in quotes (a.csv:26))", 0),
+    Case("D41", "a folder of train, validation and test", {
+        "in/train.csv": csv(), "in/validation.csv": csv(count=5), "in/test.csv": csv()},
+         "5 of 5 rows of validation are in train too", kind="LeakageError",
+         flags=("--train_file", "in")),
+    Case("D41", "parts of a folder", {
+        "in/data/train-00000-of-00001.csv": csv(),
+        "in/data/validation-00000-of-00001.csv": csv(count=40).replace(b"the", b"a"),
+        "in/data/test-00000-of-00001.csv": csv().replace(b"the", b"some")},
+         "test              24 rows of in (1 files of test", 0,
+         ("--train_file", "in", "--do_predict")),
+    Case("D41", "a test file among others", {"in/a.csv": csv(), "in/test.csv": csv()},
+         "in: a folder without files of train: it has 1 of no split, 1 of test; name",
+         flags=("--train_file", "in"), kind="DataError"),
+    Case("D41", "messages as JSON in a csv", only(lambda: talks_csv(12)),
+         "12 conversations are written as text (a.csv:2, ...)", 0,
+         ("--max_seq_length", "60"), recipe="generate",
+         model="chat"),
+    Case("D41", "messages of which some are JSON", only(
+        lambda: talks_csv(12) + b"hello there\n"),
+         "a.csv:14: 'messages' is 'hello there' (str); expected a list of",
+         recipe="generate", model="chat", kind="SchemaError"),
+    Case("D41", "no header", only(csv(header="the first film was good,pos")),
+         "first line taken for column names, though it looks like data: 'pos'", 0,
+         ("--text_column_name", "the first film was good")),
+    Case("D41", "no header, with names", only(csv(header="the first film,pos")),
+         "23 rows of a.csv", 0, ("--column_names", "text,label")),
+    Case("D41", "no header, with numbers for names", only(csv(header="one film,pos")),
+         "text = 'column_1', label = 'column_2'", 0, ("--no_header",)),
+    # What was refused, and is read with a note: D42.
+    *(Case("D42", what, files, said, 0, flags)
+      for what, files, said, flags, _ in NOTED),
+    *(Case("D42", f"{what}, strict", files, said, 3, (*flags, "--strict"))
+      for what, files, _, flags, said in NOTED if said),
+    Case("D42", "a stream of odd files", {
+        "in/train.csv": csv(count=40).replace(b"\n", b",,\n").replace(b",", b";"),
+        "in/test.csv": csv()}, "1 files of train, of 2 files; separated by ';'; 2"
+         " columns without a name not used; columns not used: 'label'", 0,
+         ("--train_file", "in", "--streaming", "--max_steps", "2",
+          "--max_eval_samples", "9"), "mlm"),
+    # Faults of a row go through one count: D43.
+    Case("D43", "roles that do not alternate", only(sharegpt(), "jsonl"),
+         "a.jsonl:25: the chat template refuses this conversation: roles must"
+         " alternate; mend it, or give another template with --chat_template_path; or"
+         " --max_bad_rows 1 leaves bad rows out", recipe="generate",
+         model="strict chat"),
+    Case("D43", "roles that do not alternate left out", only(sharegpt(), "jsonl"),
+         "; 1 conversations that the chat template refuses left out (a.jsonl:25)", 0,
+         ("--max_bad_rows", "1"), "generate", model="strict chat"),
+    Case("D43", "faults of three kinds", only(damaged, "jsonl"),
+         "the chat template refuses this conversation: roles must alternate; ", 3,
+         ("--max_bad_rows", "2"), "generate", model="strict chat"),
+    Case("D43", "faults of three kinds left out", only(damaged, "jsonl"),
+         "2 bad rows left out (a.jsonl:27, a.jsonl:28)", 0,
+         ("--max_bad_rows", "4"), "generate", model="strict chat"),
+    Case("D43", "long lines", only(lambda: csv("x" * (17 << 20) + ",pos\nso,neg\n")),
+         "1 bad rows left out (a.csv:26)", 0, ("--max_bad_rows", "1")),
     # Arguments.
     wrong("E01", "an unknown key", '"learning_rat": 1', "args.json: unknown key "
           "'learning_rat', did you mean learning_rate?"),

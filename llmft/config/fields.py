@@ -70,19 +70,40 @@ class DataArguments:
         "Quotes in csv and tsv: minimal: around fields that hold a separator or a line"
         " break; none: they are text like any other.",
     )
+    column_names: list[str] | None = _reading(
+        None, "Names of the columns of a csv without a header, as text label."
+    )
+    no_header: bool = _reading(
+        False, "A csv has no header: its columns are column_1, column_2 and so on."
+    )
     max_bad_rows: int = arg(
         0,
         "Rows that may be left out, counted, because they are bad.",
         "[0, inf)",
         source="rows",
     )
+    strict: bool = arg(
+        False,
+        "Whatever is unusual in files and would be read all the same, with a note, is"
+        " an error.",
+        source="rows",
+    )
     allow: list[
-        Literal["leakage", "one_class", "many_classes", "similar_labels", "empty_text"]
+        Literal[
+            "leakage",
+            "one_class",
+            "many_classes",
+            "similar_labels",
+            "empty_text",
+            "na_labels",
+            "nul",
+        ]
     ] = arg(
         [],
         "Faults of the data to train in spite of: leakage (many rows of the evaluation"
         " data in train), one_class, many_classes (nearly one a row), similar_labels"
-        " (such as Yes and yes), empty_text.",
+        " (such as Yes and yes), empty_text, na_labels (NA, null and the like are"
+        " classes), nul (NUL characters).",
     )
     train_split_name: str = _split("train", "Name of the training split.")
     validation_split_name: str = _split("validation", "Name of the validation split.")
@@ -182,8 +203,10 @@ class MaskedLMDataArguments(LanguageModelingDataArguments):
 class ClassificationDataArguments(DataArguments):
     """Data of sequence classification."""
 
-    label_column_name: str | None = _column(
-        None, "Column with the label; none: `label`, or the only other column."
+    label_column_name: str | list[str] | None = _column(
+        None,
+        "Column with the label; none: `label`, or the only other column. Several:"
+        " columns of 0 and 1, each of a class that a text may have.",
     )
     text_pair_column_name: str | None = _column(
         None, "Column with a second text, as in question and answer."
@@ -248,6 +271,12 @@ class ClassificationDataArguments(DataArguments):
         " probabilities fit the validation data best.",
     )
     num_mistakes: int = arg(5, "Worst mistakes to show.", "[0, 100]")
+
+    def __post_init__(self) -> None:
+        """Take a list of one column for it."""
+        names = self.label_column_name
+        if isinstance(names, list) and len(names) < 2:
+            self.label_column_name = names[0] if names else None
 
 
 @dataclass

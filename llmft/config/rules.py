@@ -18,6 +18,7 @@ from llmft.console import say
 from llmft.errors import brief, nearest, shorten
 from llmft.sources import catalog
 
+_USUAL = (None, False, "minimal")  # what they are where they are not given
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 COMMAND_LINE = "command line"  # where a value comes from, if not out of a file
@@ -84,7 +85,7 @@ def relations(
     """Return what does not fit together, or llmft, in the full set of values."""
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     files = [name for name in FILES if v[name]]
-    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in (None, "minimal")]
+    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in _USUAL]
     resumes = v["resume_from_checkpoint"]
     on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {

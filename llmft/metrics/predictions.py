@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.fields import ClassificationDataArguments
 from llmft.console import cut, say, table, terminal_columns
-from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.errors import escape, listed, shorten
 from llmft.metrics import classes
 from llmft.metrics.ladder import Rung
@@ -49,6 +50,10 @@ def rows(
     for *values, p, label in zip(*columns, scores, wanted, strict=True):
         row = {"row": len(found), **dict(zip(names, values, strict=True))}
         found.append(row | _described(p, label, labels, least))
+    if known is None and "label" in data.column_names:  # only some rows have one
+        for row, label in zip(found, data["label"][:], strict=True):
+            named = labels.problem_type == SINGLE or label is None
+            row["label"] = label if named else json.loads(label)
     for rung in rungs:
         others = _probabilities(rung.scores, labels)
         for row, p in zip(found, others, strict=True):

@@ -229,6 +229,9 @@ def measure(
     run.results[part] = found.metrics or {}
     tokenizer: Any = trainer.processing_class
     run.unknown_tokens = unknown_by_text(examples[split], tokenizer)
+    source = splits.sources[split]
+    if found.label_ids is None and "label" in source.dataset.column_names:
+        run.results[part] |= _of_labelled(found, source, metric, trainer.model, part)
     if split in splits.in_train and found.label_ids is not None:
         scores, wanted = np.asarray(found.predictions), np.asarray(found.label_ids)
         others = np.setdiff1d(np.arange(len(scores)), splits.in_train[split])
@@ -236,6 +239,19 @@ def measure(
             other = EvalPrediction(scores[others], wanted[others])
             run.results[part + UNSHARED] = metric(other)
     return found
+
+
+def _of_labelled(
+    found: PredictionOutput, source: Source, metric: Metric, model: Any, part: str
+) -> dict[str, float]:
+    """Return the metrics of the rows that have a label, where some have none."""
+    given = source.dataset["label"][:]
+    rows = [row for row, label in enumerate(given) if label is not None]
+    some, names = source.select(rows), tuple(model.config.id2label.values())
+    labels = LabelNames(names, str(source.problem_type))
+    wanted = labels.targets(some.dataset["label"][:], source.name, some.place)
+    measured = metric(EvalPrediction(np.asarray(found.predictions)[rows], wanted))
+    return {f"{part}_{name}": value for name, value in measured.items()}
 
 
 def contrast(args: Arguments, model: Any) -> float:

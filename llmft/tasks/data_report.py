@@ -15,7 +15,7 @@ from llmft.console import say, table
 from llmft.data.look.findings import ERROR, NOTE, WARNING
 from llmft.data.look.report import Report, examine
 from llmft.data.read.columns import Columns
-from llmft.data.read.files import Reading, is_pipe
+from llmft.data.read.files import Reading, folder_splits, is_pipe
 from llmft.data.read.store import Source, read_file
 from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text
@@ -68,7 +68,9 @@ def report_data(
         tokenizer = load.load_tokenizer(located, model)
     faults: list[DataError] = []
     sources = {
-        name: _read(file, columns, reading, faults) for name, file in parts.items()
+        f"{name} {split or ''}".strip(): _read(file, columns, reading, faults, split)
+        for name, file in parts.items()
+        for split in [*sorted(folder_splits(file, reading))] or (None,)
     }
     report = examine(sources, tokenizer, args.max_seq_length)
     say(as_text(report))
@@ -80,16 +82,21 @@ def report_data(
 
 
 def _read(
-    name: str, columns: Columns, reading: Reading, faults: list[DataError]
+    name: str,
+    columns: Columns,
+    reading: Reading,
+    faults: list[DataError],
+    split: str | None,
 ) -> Source:
     """Read the good rows of a file; add to ``faults`` what a run would say."""
     try:
-        return read_file(name, columns, reading)
+        return read_file(name, columns, reading, split)
     except DataError as fault:
         if fault.line is None or reading.max_bad_rows or is_pipe(name):
             raise
         try:
-            source = read_file(name, columns, replace(reading, max_bad_rows=_ALL))
+            leaving = replace(reading, max_bad_rows=_ALL)
+            source = read_file(name, columns, leaving, split)
         except DataError:
             raise fault from None
         faults.append(fault)

@@ -112,12 +112,7 @@ class Predictor:
         self.args = Arguments(named.args, data, training, {})
         self.tokenizer = load_tokenizer(named.located, named.args)
         self.counts: Counter[str] = Counter()
-        self.columns = Columns(
-            text=data.text_column_name,
-            text_pair=data.text_pair_column_name,
-            label=data.label_column_name,
-            label_optional=True,
-        )
+        self.columns = Columns.of(data, label_optional=True)
         self.load(named)
         self.model.eval()
         self.collator = DataCollatorForClassification(self.tokenizer)

@@ -72,6 +72,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table(tmp_path / "pairs.csv", "question,answer,fits", pairs)
     stars = [(text, str(1 + len(text) % 5)) for text in lines]
     table(tmp_path / "stars.csv", "text,stars", stars)
+    toxic = [(text, str(len(text) % 2), str(len(text) % 3 // 2)) for text in lines]
+    table(tmp_path / "toxic.csv", "comment,toxic,obscene", toxic)
+    tweets = [(label, str(i), "me", text) for i, (text, label) in enumerate(rows)]
+    table(tmp_path / "tweets.csv", "bad,60,me,a dull film", tweets)
     (tmp_path / "notes.txt").write_text("\n".join(lines), "utf-8")
     (tmp_path / "prompts.txt").write_text("Once\nA film\n", "utf-8")
     stories = "".join(json.dumps({"text": text}) + "\n" for text in lines)

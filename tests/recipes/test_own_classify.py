@@ -64,6 +64,7 @@ def csv_run(
         *("--model_name_or_path", bert),
         *("--train_file", "train.csv", "--validation_file", "valid.csv"),
         *("--text_column_name", "body", "--label_column_name", "rating"),
+        *("--allow", "na_labels"),
         *TOY,
         cwd=cwd,
     )

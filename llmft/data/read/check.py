@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from llmft.console import warn
-from llmft.data.read.columns import Columns, choose, value_of
+from llmft.data.read.columns import Columns, choose, is_missing, value_of
 from llmft.data.read.labels import LabelRule
 from llmft.data.read.messages import (
     COLUMNS,
@@ -22,6 +22,7 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
+from llmft.data.read.notes import SHOWN, Notes, refusal
 from llmft.data.read.text import Line, Row
 from llmft.errors import (
     ConfigError,
@@ -37,7 +38,6 @@ _LONE_RETURN = re.compile("\r(?!\n)")
 _SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
 _CHARACTERS = 2**24  # of text handed on at a time
-_SHOWN = 4  # bad rows that a message names
 
 T = TypeVar("T")
 Lines = Iterator[tuple[int, Line]]  # each with the place of its file
@@ -56,7 +56,7 @@ class Rows:
         max_bad_rows: how many may be left out.
         counted: how many rows after a bad one are looked at, to count others; None
             tells of the first only.
-        size: bytes of the files, 0 where not known.
+        size: bytes of the files, 0 where not known. notes: how these were found.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Rows:
     max_bad_rows: int = 0
     counted: int | None = 10**6
     size: int = 0
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
@@ -95,27 +96,28 @@ class Rows:
                 said = "; ".join(check.left_out())
                 warn(f"{self.name}: {said}, as far as it was read")
             raise
-        if told := [*check.encodings, *check.left_out()]:
+        if told := [*check.told.said(), *check.left_out()]:
             warn(f"{self.name}: {'; '.join(told)}")
 
     def column_notes(self) -> list[str]:
-        """Return what the user has to know of the columns; reads the first row."""
+        """Return what the user has to know before all is read; reads the first rows."""
         check = Check(self)
         next(self.read(check), None)
-        return check.column_notes()
+        return [*self.notes, *check.told.of_files(), *check.column_notes()]
 
 
 class Check:
     """Checks the rows of one reading, and knows in the end what it saw.
 
-    With ``plain``, as of a stream, nothing but plain text is read. ``encodings`` is
-    told by the reader what is not UTF-8.
+    With ``plain``, as of a stream, nothing but plain text is read. ``told`` is what
+    readers had to note.
     """
 
     def __init__(self, source: Rows) -> None:
         self.source, self.columns, self.plain = source, source.columns, False
-        self.encodings: list[str] = []
+        self.told = Notes(self.columns.strict)
         self.wanted: dict[str, str] = {}
+        self._seen: list[tuple[int, Line]] = []  # the rows so far, as long as few
         self.problem_type: str | None = None
         self.format = TEXT
         self.bad = self._good = self._others = 0
@@ -123,8 +125,10 @@ class Check:
         self._names: list[str] = []
         self._first_bad: list[DataError] = []
         self._unlabelled = (0, "")  # how many, and the place of the first
-        self._conversations = Conversations()
-        self._rule = LabelRule(self.columns.problem_type, self.columns.label_delimiter)
+        self._conversations = Conversations(self.told, self.columns.nul)
+        self._rule = LabelRule(
+            self.columns.problem_type, self.columns.label_delimiter, self.told
+        )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
@@ -168,11 +172,10 @@ class Check:
 
         What comes before them, lines that are empty and rows that are bad, is counted.
         """
-        while part := list(islice(source, _SAMPLE)):
-            found = [row for _, (_, row) in part if isinstance(row, dict)]
-            if found:
-                if not self.wanted:
-                    self._choose_by(found)
+        while part := self._look(source):
+            if any(isinstance(row, dict) for _, (_, row) in part):
+                self._choose_by_rows()
+                self._seen = []
                 return part
             for file, (line, row) in part:
                 self._values(file, line, row)
@@ -180,29 +183,46 @@ class Check:
                 break
         return []
 
-    def choose(self, names: list[str], strings: list[str]) -> list[str]:
+    def _look(self, source: Lines) -> list[tuple[int, Line]]:
+        """Return the next rows, which stand in ``_seen`` while they are read."""
+        self._seen = []
+        self._seen.extend(islice(source, _SAMPLE))
+        return self._seen
+
+    def choose(
+        self, names: list[str], strings: list[str] | None, rows: Sequence[Row]
+    ) -> list[str]:
         """Choose the columns of data out of all, and of those that hold text.
 
+        Some ``rows`` show what is in the latter; where there are none, ``strings``
+        None, the first rows that are read will tell.
+
         Raises:
-            SchemaError: as ``columns.choose``; or another file has other columns.
+            SchemaError: as ``columns.choose``; or another file has not these columns.
             ConfigError: they are no plain text, and have to be.
         """
+        self._choose_by_rows()  # of the files before
         if self.wanted and {*names} != {*self._names}:
-            raise SchemaError(
-                f"columns are {listed(names)}",
-                f"expected those of {self.source.files[0]}: {listed(self._names)}",
-                "read files with other columns by themselves",
-            )
-        if not self.wanted:
-            self._names = [*names]
-            chosen = choose(names, strings, self.columns)
-            self.format, self.wanted = chosen
-            if self.plain and self.format != TEXT:
-                said = f"streaming reads plain text, and the data are {self.format}"
-                raise ConfigError(
-                    f"{said}: leave --streaming out", path=self.source.name
+            if not {*self.wanted.values()} <= {*names}:
+                raise SchemaError(
+                    f"columns are {listed(names)}",
+                    f"expected those of {self.source.files[0]}: {listed(self._names)}",
+                    "read files with other columns by themselves",
                 )
-        return [*dict.fromkeys(self._read())]
+            self.told.add("columns that are not used differ")
+            self._names += [name for name in names if name not in self._names]
+        if not self.wanted and strings is not None:
+            self._choose(names, strings, rows)
+        return [n for n in dict.fromkeys(self._read()) if n in names]
+
+    def _choose(
+        self, names: list[str], strings: list[str], rows: Sequence[Row]
+    ) -> None:
+        self._names = [*names]
+        self.format, self.wanted = choose(names, strings, self.columns, rows)
+        if self.plain and self.format != TEXT:
+            said = f"streaming reads plain text, and the data are {self.format}"
+            raise ConfigError(f"{said}: leave --streaming out", path=self.source.name)
 
     @property
     def instructs(self) -> bool:
@@ -213,9 +233,14 @@ class Check:
     def _read(self) -> list[str]:
         """Return the columns that are read."""
         more = [n for n in OF_INSTRUCTION if self.instructs and n in self._names]
-        return [*self.wanted.values(), *more]
+        labels = self.columns.labels if "label" in self.wanted else ()
+        return [*self.wanted.values(), *labels, *more]
 
-    def _choose_by(self, rows: Sequence[Row]) -> None:
+    def _choose_by_rows(self) -> None:
+        """Choose by the rows that were read so far, where that is to be done."""
+        rows = [row for _, (_, row) in self._seen if isinstance(row, dict)]
+        if self.wanted or not rows:
+            return
         first: Row = {}  # the first value of each column that some row has
         for row in rows:
             if row.keys() != first.keys() or None in first.values():
@@ -224,7 +249,7 @@ class Check:
         if self.columns.chat:  # one list is enough: the others are to blame
             seen = ((n, [type(row.get(n)) for row in rows]) for n in strings)
             strings = [n for n, types in seen if list not in types]
-        self.choose([*first], strings)
+        self._choose([*first], strings, rows)
 
     def _values(
         self, file: int, line: int, row: Row | DataError | None
@@ -241,7 +266,7 @@ class Check:
             error = fault
         error.path, error.line = self.source.files[file], line
         self.bad += 1
-        if self.bad <= _SHOWN:
+        if self.bad <= SHOWN:
             self._first_bad.append(error)
         return None
 
@@ -253,7 +278,7 @@ class Check:
                 blank = row.get(column)
                 if blank == "" and self.columns.label_delimiter is not None:
                     self._blank += 1  # no label among several, unless all are so
-                elif blank in (None, ""):
+                elif blank in (None, "") or is_missing(blank, self.columns):
                     count, first = self._unlabelled
                     self._unlabelled = count + 1, first or place
                     values[key] = None
@@ -261,7 +286,7 @@ class Check:
             if key == "text" and self.format == MESSAGES and column in row:
                 told = self._conversations
                 turns = told.of_instruction(row) if self.instructs else None
-                values[key] = turns or told.store(row[column], column)
+                values[key] = turns or told.store(row[column], column, place)
                 continue
             value = value_of(key, column, row, self.columns, self._rule, place)
             learnt = key == "text_pair" and self.format == PROMPT_COMPLETION
@@ -271,6 +296,8 @@ class Check:
             values[key] = value
         if "\r" in values["text"] and _LONE_RETURN.search(values["text"]):
             self._returns += 1
+        if "\0" in values["text"]:  # which was allowed
+            self.told.count("texts hold NUL characters", place)
         values["file"], values["line"] = file, line
         return values
 
@@ -278,20 +305,13 @@ class Check:
         """Return the first bad row as an error, where there are too many."""
         if self.bad <= self.source.max_bad_rows:
             return None
-        error, count = self._first_bad[0], self.bad
+        error = self._first_bad[0]
         if self.source.counted is None:
             return error
-        if count > 1:
-            lines = [f"{e.path}:{e.line}" for e in self._first_bad[1:]]
-            more = ", ..." if count > _SHOWN else ""
-            others = f"{count:,} rows are bad ({', '.join(lines)}{more})"
-            error.expected = "; ".join(filter(None, [error.expected, others]))
+        most: int | str | None = None
         if error.line is not None and self._good + self._others:
-            most = count if self.source.counted else "N"
-            leave = f"--max_bad_rows {most} leaves bad rows out"
-            error.hint = "; or ".join(filter(None, [error.hint, leave]))
-        error.args = (str(error),)
-        return error
+            most = self.bad if self.source.counted else "N"
+        return refusal(self._first_bad, self.bad, most)
 
     def _finish(self) -> None:
         if error := self._refusal():
@@ -304,18 +324,21 @@ class Check:
         count, first = self._unlabelled
         if count + self._blank == self._good:
             self.problem_type = None
-        elif count:
-            raise LabelError(
-                f"{count:,} of {self._good:,} rows have no label, the first at {first}",
-                "expected one in every row, or none",
-                "give them one, or take the column out",
-            )
         else:
+            if count:
+                said = f"{count:,} of {self._good:,} rows have no label"
+                if not self.columns.some_labels:
+                    raise LabelError(
+                        f"{said}, the first at {first}",
+                        "expected one in every row, or none",
+                        "give them one, or take the column out",
+                    )
+                self.told.tell(f"{said} ({first}): predicted, not measured")
             self.problem_type = self._rule.decide(self.source.name)
 
     def notes(self) -> list[str]:
         """Return what the user has to know of the rows, after the last of them."""
-        return [*self.encodings, *self.column_notes(), *self.left_out()]
+        return [*self.told.said(), *self.column_notes(), *self.left_out()]
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know of the columns, after the first row."""
@@ -324,6 +347,8 @@ class Check:
             notes += [f"format = {self.format}", *self._conversations.notes()]
         named = {COLUMNS[self.format].get(k, k): v for k, v in wanted.items()}
         used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
+        if len(self.columns.labels) > 1 and "label" in wanted:
+            notes.append(f"labels are the columns {listed(self.columns.labels)}")
         used = [] if self.instructs else used  # the notes of conversations say it
         if used:
             notes.append(", ".join(used))

@@ -5,35 +5,45 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
-from llmft.data.read.delimited import csv_encoding, csv_rows
+from llmft.data.read.delimited import Dialect, csv_encoding, csv_rows
 from llmft.data.read.jsons import json_rows, jsonl_rows
+from llmft.data.read.notes import Notes
+from llmft.data.read.packed import of_file, plain_suffix, unreadable
 from llmft.data.read.tables import table_rows
 from llmft.data.read.text import (
     Choose,
     Line,
     choose_encoding,
-    of_file,
-    plain_suffix,
     require_text,
     txt_rows,
-    unreadable,
 )
-from llmft.errors import DataError, DataFormatError, listed, nearest
+from llmft.errors import DataError, DataFormatError, nearest
 from llmft.files import placed
 
 STDIN = "-"
+# What save_to_disk of datasets writes beside the rows.
+_DESCRIBE = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_SPLITS = {
+    split: re.compile(rf"^(?:{names})(?![a-z])|(?<![a-z])(?:{names})$")
+    for split, names in {
+        "train": "train|training",
+        "validation": "validation|valid|val|dev",
+        "test": "test|testing",
+    }.items()
+}
+_ALSO = {"tab": "tsv", "ndjson": "jsonl", "jsonlines": "jsonl"}  # endings
 FORMATS = ("csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow")
 
 
@@ -50,19 +60,21 @@ class Reading:
     quoting: str = "minimal"
     sample_by: str | None = None
     max_bad_rows: int = 0
+    column_names: Sequence[str] | None = None
+    no_header: bool = False
 
     @classmethod
     def of(cls, args: DataArguments) -> Reading:
         """Return how the files of the arguments are read."""
         return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
 
-    def dialect(self, file_format: str) -> dict[str, Any]:
-        """Return what ``csv.reader`` needs to know."""
-        given = self.delimiter
-        if given is None:
-            given = "tab" if file_format == "tsv" else "comma"
+    def dialect(self, file_format: str) -> Dialect:
+        """Return how csv is written."""
+        usual = "tab" if file_format == "tsv" else "comma"
         quoting = csv.QUOTE_NONE if self.quoting == "none" else csv.QUOTE_MINIMAL
-        return {"delimiter": separator(given), "quoting": quoting}
+        options = {"delimiter": separator(self.delimiter or usual), "quoting": quoting}
+        names = [n for part in self.column_names or () for n in part.split(",")]
+        return Dialect(options, self.delimiter is not None, not self.no_header, names)
 
 
 def is_pipe(name: str) -> bool:
@@ -79,15 +91,17 @@ def _expanded(name: str) -> Path:
 
 @contextmanager
 def named_files(
-    name: str, reading: Reading
+    name: str, reading: Reading, split: str | None = None
 ) -> Iterator[tuple[list[Path], list[str], str]]:
     """Yield the files of a name, notes, and what a row of txt is by default.
 
     The name is a file, a folder with files of one format, a pattern with ``*``, or a
-    pipe, which is copied to a temporary file first.
+    pipe, which is copied to a temporary file first. Of a folder with files of
+    several splits, those of the ``split``.
 
     Raises:
-        DataError: there are none, or a folder holds several formats.
+        DataError: there are none, or a folder holds several formats, or is not clear
+            about which of its files are of the split.
     """
     path = _expanded(name)
     if is_pipe(name):
@@ -107,6 +121,8 @@ def named_files(
             yield [copy], [], "line"
     elif os.path.isdir(path):
         files, notes = _in_folder(path, reading)
+        if split is not None:
+            files, notes = _of_split(path, files, notes, split)
         yield files, notes, "document"
     elif os.path.exists(path):
         yield [path], [], "line"
@@ -145,11 +161,6 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     def refuse(error: OSError) -> None:
         raise error
 
-    described = path / "dataset_dict.json"
-    if described.is_file():  # of save_to_disk: train and test would become one
-        splits = listed(sorted(p.name for p in path.iterdir() if p.is_dir()))
-        said = f"a folder of several splits: {splits}"
-        raise DataError(said, hint=f"name the folder of one: {path}/SPLIT", path=path)
     formats = (reading.file_format,) if reading.file_format else FORMATS
     files: list[Path] = []
     others = links = 0
@@ -159,7 +170,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
             hidden = [name for name in folders if name.startswith(".")]
             others += len(hidden)  # notebooks keep old copies in such folders
             folders[:] = [name for name in folders if name not in hidden]
-            shown = [n for n in names if not n.startswith(".")]
+            shown = [n for n in names if not n.startswith(".") and n not in _DESCRIBE]
             known = [Path(folder, n) for n in shown if format_of(Path(n)) in formats]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
@@ -175,27 +186,65 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
     if not files:
         said = f"a folder without files that end in {', '.join(formats)}"
         raise DataError(said, "; ".join(notes), path=path)
-    found = Counter(plain_suffix(file).removeprefix(".") for file in files)
+    found = Counter(map(format_of, files))
     if len(found) > 1 and reading.file_format is None:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
-        # What save_to_disk of datasets leaves is one arrow file among json ones.
-        first = "arrow" if found["arrow"] else found.most_common(1)[0][0]
         said = f"a folder of several formats: {kinds}"
-        hint = f"read those of one, as by --file_format {first}"
+        hint = f"read those of one, as by --file_format {found.most_common(1)[0][0]}"
         raise DataError(said, hint=hint, path=path)
     return sorted(files), [f"{len(files):,} files", *notes]
+
+
+def folder_splits(name: str, reading: Reading) -> Collection[str]:
+    """Return the splits that a folder has files of; none where it is all one."""
+    path = _expanded(name)
+    if is_pipe(name) or not os.path.isdir(path):
+        return ()
+    return _parts(path, _in_folder(path, reading)[0]).keys() - {""}
+
+
+def _parts(path: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of a folder by split, as their names or folders say, or nothing.
+
+    A name begins or ends with that of the split, as train.csv, or
+    test-00000-of-00002.parquet; files of none stand under "". Where none is of
+    validation or test, all are one.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        within = file.relative_to(path)
+        words = [*within.parts[:-1], *within.name.split(".")]
+        told = [s for word in words for s in _SPLITS if _SPLITS[s].search(word.lower())]
+        found.setdefault(told[-1] if told else "", []).append(file)
+    return found if found.keys() & {"validation", "test"} else {}
+
+
+def _of_split(
+    path: Path, files: list[Path], notes: list[str], split: str
+) -> tuple[list[Path], list[str]]:
+    """Return the files of a folder that are of a split: never those of another one."""
+    found = _parts(path, files)
+    if not found:
+        return files, notes
+    if split not in found:
+        shown = ", ".join(f"{len(f):,} of {s or 'no split'}" for s, f in found.items())
+        said = f"a folder without files of {split}: it has {shown}"
+        hint = f"name those of {split}, as by a pattern with *"
+        raise DataError(said, hint=hint, path=path)
+    note = f"{len(found[split]):,} files of {split}, of {notes[0]}"
+    return found[split], [note, *notes[1:]]
 
 
 def format_of(name: Path) -> str:
     """Return the format that a name's ending says, which may be none of ``FORMATS``."""
     suffix = plain_suffix(name).removeprefix(".")
-    return "tsv" if suffix == "tab" else suffix
+    return _ALSO.get(suffix, suffix)
 
 
 def rows_of(
-    path: Path, reading: Reading, sample_by: str, choose: Choose
-) -> tuple[Iterator[Line], str]:
-    """Return the rows of a file, and a note on its encoding.
+    path: Path, reading: Reading, sample_by: str, choose: Choose, notes: Notes
+) -> Iterator[Line]:
+    """Return the rows of a file.
 
     ``choose`` is told of csv and tables which columns there are.
 
@@ -214,13 +263,14 @@ def rows_of(
     if not of_file(path, Path.stat).st_size:
         raise DataFormatError("0 bytes", "expected at least one row")
     if file_format in ("parquet", "arrow"):
-        return table_rows(path, file_format, choose), ""
+        return table_rows(path, file_format, choose)
+    given = reading.encoding
     if file_format in ("csv", "tsv"):
-        dialect = reading.dialect(file_format)
-        encoding, note = csv_encoding(path, reading.encoding, dialect["delimiter"])
-        return csv_rows(path, encoding, dialect, choose), note
-    encoding, note = choose_encoding(path, reading.encoding)
+        encoding, dialect = csv_encoding(
+            path, given, reading.dialect(file_format), notes
+        )
+        return csv_rows(path, encoding, dialect, choose, notes)
+    encoding = choose_encoding(path, given, notes)
     if file_format == "txt":
-        return txt_rows(path, encoding, sample_by), note
-    read = json_rows if file_format == "json" else jsonl_rows
-    return read(path, encoding), note
+        return txt_rows(path, encoding, sample_by)
+    return (json_rows if file_format == "json" else jsonl_rows)(path, encoding)

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llmft.data.read.tables import Unreadable
-from llmft.data.read.text import Line, Row, text_lines, whole_text
+from llmft.data.read.text import (
+    TOO_LONG,
+    Line,
+    Row,
+    text_lines,
+    too_long,
+    whole_text,
+)
 from llmft.errors import DataError, DataFormatError, escape, listed
 
 
@@ -21,6 +28,8 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Line]:
 
 def _object(text: str) -> Row | DataError:
     """Return the object of a line, or what is wrong with it."""
+    if text == TOO_LONG:
+        return too_long()
     try:
         row = _parse_json(text)
     except ValueError as error:
@@ -43,6 +52,9 @@ def _json_fault(
 
 def json_rows(path: Path, encoding: str) -> Iterator[Line]:
     """Yield the objects of a list, of {"data": [...]}, or of one a line."""
+    if _are_lines(path, encoding):  # as many tools write .json, of any size
+        yield from jsonl_rows(path, encoding)
+        return
     text = whole_text(path, encoding)
     start = _after_space(text, 0)
     if text.startswith("[", start):
@@ -51,10 +63,7 @@ def json_rows(path: Path, encoding: str) -> Iterator[Line]:
     try:
         value = _parse_json(text)
     except ValueError as error:
-        if "Extra data" not in getattr(error, "msg", ""):
-            raise _json_fault(error, text) from None
-        yield from jsonl_rows(path, encoding)  # as many tools write .json
-        return
+        raise _json_fault(error, text) from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         beside = [k for k, v in value.items() if k != "data" and _holds_more(v)]
         if beside:
@@ -65,6 +74,13 @@ def json_rows(path: Path, encoding: str) -> Iterator[Line]:
     if not isinstance(value, dict) or _is_table(value):
         raise DataFormatError("not a list of objects", line=1)
     yield 1, value
+
+
+def _are_lines(path: Path, encoding: str) -> bool:
+    """Whether the first line that is not empty is an object, and not the last."""
+    filled = (line for line in text_lines(path, encoding) if line.strip())
+    first = next(filled, "")
+    return isinstance(_object(first), dict) and next(filled, "").startswith("{")
 
 
 def _holds_more(value: Any) -> bool:

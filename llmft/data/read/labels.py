@@ -2,6 +2,7 @@
 
 Text, whole numbers and true/false are classes, a list is several classes at once,
 and numbers of which some have a fraction are scores. ``--problem_type`` overrules it.
+What spreadsheets, pandas and R make of these is read as what it was, and noted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from llmft.config.convert import label_separator
+from llmft.data.read.notes import Notes
+from llmft.data.read.written import list_in
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
 
@@ -30,6 +33,9 @@ SINGLE, MULTI, REGRESSION = (
 )
 # A number that a float holds; one of hundreds of digits is a name.
 _NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_TRUTHS = ("true", "false")
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
+_WHOLE = re.compile(r"([-+]?\d{1,15})\.0+")  # of a column that has gaps, in pandas
 _EXPECTED = {
     None: "a label: text that is not empty, a number, true/false, or a list of them",
     SINGLE: "a label: text that is not empty, a whole number, or true/false",
@@ -53,6 +59,7 @@ def class_name(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
+_KNOWN = 10_000
 _IDS = 0.9  # more classes than this part of the rows are ids
 
 
@@ -62,12 +69,17 @@ class LabelRule:
     Args:
         problem_type: as in a config of transformers; None decides by the values.
         delimiter: between the labels of a text, where the labels are several.
+        notes: are told what was no label as it stood, and was read as one.
     """
 
     def __init__(
-        self, problem_type: str | None = None, delimiter: str | None = None
+        self,
+        problem_type: str | None = None,
+        delimiter: str | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.problem_type, self.delimiter = problem_type, delimiter
+        self.notes = notes or Notes()
         if delimiter is not None:
             self.delimiter = label_separator(delimiter)
             self.problem_type = problem_type or MULTI
@@ -76,6 +88,9 @@ class LabelRule:
         # Texts that are numbers, some with a point, some with a fraction; and names.
         self._numbers = self._pointed = self._fractions = self._names = 0
         self._name = ("", "")  # the first, and its place
+        self._truths: dict[str, str] = {}  # how true and false are written
+        self._known: set[str] = set()  # texts that stand for themselves
+        self._commas = 0  # decimal ones
         # Of the lists so far: whether there is one without, and with the delimiter;
         # how long all are that hold nothing but 0 and 1, 0 where they are no such rows.
         self._plain = self._split = False
@@ -103,6 +118,8 @@ class LabelRule:
         return spelled
 
     def _spelled(self, value: Any, place: str) -> tuple[str | None, str]:
+        if isinstance(value, str):
+            value = self._read_text(value, place)
         if self.problem_type == REGRESSION:
             return _finite(value), "number"
         if self.delimiter is not None and isinstance(value, str):
@@ -123,12 +140,39 @@ class LabelRule:
                 return None, "number"
             if self.problem_type == SINGLE:
                 return class_name(value), "number"
-            return repr(value), "whole" if value.is_integer() else "fraction"
+            return class_name(value) or repr(value), (
+                "whole" if value.is_integer() else "fraction"
+            )
         if isinstance(value, str):
             self._note_number(value, place)
-            return class_name(value), "text"
+            whole = _WHOLE.fullmatch(value)
+            return class_name(whole[1] if whole else value), "text"
         kind = "true/false" if isinstance(value, bool) else "whole number"
         return class_name(value), kind
+
+    def _read_text(self, text: str, place: str) -> Any:
+        """Return what a text was before a spreadsheet or a program wrote it."""
+        if text in self._known:
+            return text
+        kind, lower = self.problem_type, text.lower()
+        if kind in (None, REGRESSION) and _COMMA.fullmatch(text):
+            self.notes.add("numbers with a decimal comma", place)
+            self._commas += 1
+            return text.replace(",", ".")
+        if kind in (None, MULTI) and self.delimiter is None:
+            found = list_in(text.strip())
+            if found is not None:
+                self.notes.add("labels are lists written as text", place)
+                return found
+        if kind in (None, SINGLE) and lower in _TRUTHS:
+            first = self._truths.setdefault(lower, text)
+            if first != text:
+                what = f"labels that differ from {first!r} by case alone, taken for it"
+                self.notes.add(what, place)
+                return first
+        if len(self._known) < _KNOWN:
+            self._known.add(text)
+        return text
 
     def _note_number(self, text: str, place: str) -> None:
         if _NUMBER.fullmatch(text) is None:
@@ -155,14 +199,16 @@ class LabelRule:
             )
         if self.problem_type is not None:
             return self.problem_type
-        kinds, whole = set(self._seen), self._seen.keys() == {"whole"}
+        kinds = set(self._seen)
+        whole = "whole" in kinds and kinds <= {"whole", "whole number"}
         if kinds == {"list"}:
             return MULTI
         if kinds == {"text"} and not self._names:
             if self._fractions:
                 return REGRESSION
             whole = self._pointed > 0
-        if self._names and 2 * self._fractions > self._numbers + self._names:
+        several = 2 * self._fractions > self._numbers + self._names
+        if self._names and (several or self._commas):
             place, text = self._name
             raise refused(
                 f"{shorten(text)} at {place} among {self._numbers:,} numbers",
@@ -172,16 +218,14 @@ class LabelRule:
         if "fraction" in kinds and kinds <= {"fraction", "whole", "whole number"}:
             return REGRESSION
         shown = ", ".join(f"{value} at {place}" for place, value in self._seen.values())
-        if len(kinds) > 1:
+        if len(kinds) > 1 and not whole:
             raise refused(
                 f"labels of different kinds: {shown}",
                 "expected one way to write them",
                 "write them alike, or say what they are with --problem_type",
             )
-        if whole:
-            said = f"labels are whole numbers written with a fraction, as {shown}"
-            hint = f"say what they are: --problem_type {SINGLE}, or {REGRESSION}"
-            raise refused(said, hint=hint)
+        if whole:  # as pandas writes whole numbers of a column with gaps
+            self.notes.add("labels such as 1.0 taken for the class 1")
         return SINGLE
 
 
@@ -298,6 +342,10 @@ class LabelNames:
         """
         known = {str(i): i for i, n in enumerate(self.names) if n == f"LABEL_{i}"}
         known |= {name: i for i, name in enumerate(self.names)}
+        truths = {n.lower(): i for n, i in known.items() if n.lower() in _TRUTHS}
+        for label in {*labels} - known.keys():
+            if label.lower() in truths:
+                known[label] = truths[label.lower()]
         unknown = Counter(label for label in labels if label not in known)
         if unknown:
             rows = (f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items()))

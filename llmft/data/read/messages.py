@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmft.data.read.notes import Notes
 from llmft.data.read.text import require_clean
+from llmft.data.read.written import turns_in
 from llmft.errors import DataFormatError, SchemaError, listed, shorten
 
 TEXT, MESSAGES, PROMPT_COMPLETION = "text", "messages", "prompt-completion"
@@ -33,22 +35,30 @@ Message = dict[str, str]
 
 @dataclass
 class Conversations:
-    """Checks the conversations of a data set, and knows what was made of them."""
+    """Checks the conversations of a data set, and knows what was made of them.
 
+    ``told`` is told of those that are text; with ``nul`` that character is text, too.
+    """
+
+    told: Notes = field(default_factory=Notes)
+    nul: bool = False
     _converted: int = 0
     _instructions: int = 0
     _inputs: int = 0
     _unused: set[str] = field(default_factory=set)
 
-    def store(self, value: Any, column: str) -> str:
-        """Return a conversation as JSON.
+    def store(self, value: Any, column: str, place: str = "") -> str:
+        """Return a conversation as JSON; ``place`` is its path:line.
 
-        It is a list of {"role", "content"}, or of {"from", "value"}.
+        It is a list of {"role", "content"}, or of {"from", "value"}, or such as text.
 
         Raises:
             DataError: it is not, or there is nothing to learn from; without its place.
         """
         name = shorten(column)
+        if (turns := turns_in(value)) is not None:
+            self.told.add("conversations are written as text", place)
+            value = turns
         if not isinstance(value, list):
             said = f"{name} is {shorten(value)} ({type(value).__name__})"
             raise SchemaError(said, _EXPECTED)
@@ -111,7 +121,7 @@ class Conversations:
             said = f"{name} is {shorten(content)} ({type(content).__name__})"
             raise SchemaError(said, "expected text")
         self._unused |= known.keys()
-        require_clean(content, name)
+        require_clean(content, name, self.nul)
         return {"role": role, "content": content}
 
     def notes(self) -> list[str]:

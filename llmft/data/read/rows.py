@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from datasets.exceptions import DatasetsError
 from llmft.data.read.check import Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
+from llmft.data.read.packed import of_file
 from llmft.data.read.tables import numbered
-from llmft.data.read.text import of_file
-from llmft.errors import ConfigError, DataError, EnvironmentFault, brief, nearest
+from llmft.errors import (
+    ConfigError,
+    DataError,
+    DataFormatError,
+    EncodingError,
+    EnvironmentFault,
+    SchemaError,
+    brief,
+    nearest,
+)
 from llmft.files import file_sha256
 from llmft.sources import catalog
 from llmft.sources.hub import MISSES
@@ -65,8 +74,9 @@ def streamed_files(name: str, columns: Columns, reading: Reading) -> Rows:
     if is_pipe(name):
         said = "a pipe cannot be read again, as streaming does in every epoch"
         raise ConfigError(f"{said}; give a file", path=name)
-    with named_files(name, reading) as (files, _, unit):
-        return file_rows(name, columns, reading, (files, unit), hashed=False)
+    with named_files(name, reading, "train") as (files, notes, unit):
+        rows = file_rows(name, columns, reading, (files, unit), hashed=False)
+    return replace(rows, notes=notes)
 
 
 def _file_lines(
@@ -81,16 +91,32 @@ def _file_lines(
         _require_unchanged(file, version, "since the run began")
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
         try:
-            found, note = rows_of(file, reading, sample_by, check.choose)
-            if note:
-                note = note if len(files) < 2 else f"{check.source.files[i]} {note}"
-                check.encodings.append(note)
-            for line in found:
+            check.told.file = check.source.files[i]
+            for line in rows_of(file, reading, sample_by, check.choose, check.told):
                 yield i, line
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
-            error.path = check.source.files[i]
+            error.path = error.path or check.source.files[i]
+            if isinstance(error, EncodingError) and error.guess:
+                decoded = replace(reading, encoding=error.guess)
+                lines = partial(_file_lines, files, versions, decoded, sample_by)
+                error.hint += _then(replace(check.source, lines=lines))
             raise
+
+
+def _then(rows: Rows) -> str:
+    """Return what else is wrong with a file, once it is read in its encoding.
+
+    A file of another country often has another separator, too, and other columns.
+    """
+    try:
+        next(Check(rows).rows(), None)
+    except (DataFormatError, SchemaError) as error:
+        parts = (error.found, error.expected, error.hint)
+        return "; then: " + "; ".join(filter(None, parts))
+    except DataError:
+        pass
+    return ""
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -125,7 +151,7 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     features: Mapping[str, Any] = data.features or {}
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
-        data = data.select_columns(check.choose([*features], strings))
+        data = data.select_columns(check.choose([*features], strings, ()))
     batches = (
         {n: batch[n] for n in check.wanted.values() or batch if n in batch}
         for batch in _hub_batches(data, check.source.name)

@@ -36,7 +36,7 @@ from llmft.sources import catalog
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
-_CACHE = 7  # to be raised where the same files are read in another way
+_CACHE = 8  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException)
 
@@ -51,7 +51,8 @@ class Source:
     ``messages.COLUMNS``, a conversation being JSON. A label is the text that stands for
     its class, a number, or a JSON list of classes, as ``problem_type`` says. Columns
     ``file`` (int32, the place in ``files``) and ``line`` (int64) tell where each row
-    begins; those of ``PRINTS`` are there where it was stored.
+    begins; those of ``PRINTS`` are there where it was stored. ``bad`` rows were left
+    out.
     """
 
     dataset: Dataset
@@ -60,6 +61,7 @@ class Source:
     files: tuple[str, ...] = ()
     problem_type: str | None = None
     format: str = TEXT
+    bad: int = 0
 
     @property
     def sha256(self) -> str:
@@ -119,16 +121,21 @@ def batches(
 
 
 def read_file(
-    name: str | Path, columns: Columns, reading: Reading | None = None
+    name: str | Path,
+    columns: Columns,
+    reading: Reading | None = None,
+    split: str | None = None,
 ) -> Source:
     """Read the files of a name: one, a folder, a pattern, or standard input.
+
+    Of a folder that has files of several splits, those of the one.
 
     Raises:
         DataError: a file is missing, malformed (path:line), empty, or lacks a column;
             or a value is not what its column needs.
     """
     reading = reading or Reading()
-    with named_files(str(name), reading) as (files, notes, unit):
+    with named_files(str(name), reading, split) as (files, notes, unit):
         source = stored(file_rows(str(name), columns, reading, (files, unit)))
     return replace(source, notes=[*notes, *source.notes])
 
@@ -148,16 +155,16 @@ def stored(rows: Rows) -> Source:
             for batch in chain([first], map(with_prints, batches)):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
-        return {"notes": check.notes(), "problem_type": kind, "format": found}
+        notes = check.notes()
+        return {"notes": notes, "problem_type": kind, "format": found, "bad": check.bad}
 
     def read(folder: Path, said: dict[str, Any]) -> Source:
         dataset = Dataset.from_file(str(folder / "data.arrow"))
         kind = said["problem_type"]
         if kind is None and "label" in dataset.column_names:  # none of them has one
             dataset = dataset.remove_columns("label")
-        return Source(
-            dataset, rows.name, said["notes"], rows.files, kind, said["format"]
-        )
+        notes, found, bad = said["notes"], said["format"], said["bad"]
+        return Source(dataset, rows.name, notes, rows.files, kind, found, bad)
 
     how = [_CACHE, *rows.described()]
     return cached("read", how, write, read, f"reading {rows.name} again")

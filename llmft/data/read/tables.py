@@ -13,10 +13,12 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from llmft.console import warn
-from llmft.data.read.text import Choose, unreadable
+from llmft.data.read.packed import unreadable
+from llmft.data.read.text import Choose
 from llmft.errors import DataFormatError, escape
 
 _BATCH = 10_000  # rows at a time
+_SHOWN = 100  # of the first of them, to choose columns by
 Numbered = tuple[int, dict[str, Any]]  # a row, by the names of its columns
 
 
@@ -48,7 +50,8 @@ def table_rows(path: Path, file_format: str, choose: Choose) -> Iterator[Numbere
                 said = f"a column name occurs twice: {escape(schema.names, 200)}"
                 raise DataFormatError(said)
             features = _features(path, schema)
-            wanted = choose(schema.names, [f.name for f in schema if _is_text(f.type)])
+            strings = [f.name for f in schema if _is_text(f.type)]
+            wanted = choose(schema.names, strings, _first_rows(batches, strings))
             cells = ({n: _cells(batch[n]) for n in wanted} for batch in batches(wanted))
             yield from numbered(cells, features)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -95,6 +98,17 @@ def _opened(
             yield from reader
 
     return schema, batches
+
+
+def _first_rows(
+    batches: Callable[[list[str]], Iterator[pyarrow.RecordBatch]], names: list[str]
+) -> list[dict[str, Any]]:
+    """Return what some columns hold in the first rows."""
+    batch = next(batches(names), None) if names else None
+    if batch is None:
+        return []
+    cells = [_cells(batch[n].slice(0, _SHOWN)) for n in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

@@ -1,40 +1,34 @@
-"""From a file to its text: unpacking, encodings, and limits against hostile input.
+"""From a file to its text: encodings, and limits against hostile input.
 
-Nothing is guessed: text is UTF-8 unless ``--encoding`` says otherwise. Where it is
-not, the error names what the file looks like; ``--encoding auto`` takes that guess.
+Nothing is guessed: text is UTF-8, or what its byte-order mark says, unless
+``--encoding`` says otherwise. Where it is not, the error names what the file looks
+like; ``--encoding auto`` takes that guess. A file of which most is in its encoding has
+damaged rows: a byte that cannot be decoded stays in the text as half of a character,
+which ``require_clean`` refuses.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
-import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import chardet
-import pyarrow
 
 from llmft.config.convert import text_encoding
 from llmft.console import warn
+from llmft.data.read.notes import Notes
+from llmft.data.read.packed import open_bytes
 from llmft.errors import DataError, DataFormatError, EncodingError, escape
 
 MAX_LINE = 16 * 2**20  # characters of a line of text, or of a field
 MAX_DOCUMENT = 256 * 2**20  # characters of a file that is one text
-# Text packs to a fifth or a tenth; what unpacks to more is made to fill disks.
-_MAX_RATIO, _RATIO_FROM = 200, 64 * 2**20
 _BLOCK = 2**20
-_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-_MAGIC = {
-    "gzip": b"\x1f\x8b",
-    "bz2": b"BZh",
-    "zstd": b"\x28\xb5\x2f\xfd",
-    "xz": b"\xfd7zXZ",
-}
 # What files that are no text begin with, and what to do about them.
 _KINDS = {
     b"PK\x03\x04": ("an Excel workbook or another zip file", "export it as csv"),
@@ -62,114 +56,74 @@ _MARKS = {
 # A row by the names of its columns; None: an empty line; an error: a row that is none.
 Row = dict[str, Any]
 Line = tuple[int, Row | DataError | None]
-# Is given all names of columns and those of text; returns the names to read.
-Choose = Callable[[list[str], list[str]], list[str]]
-T = TypeVar("T")
+# Is given all names of columns, those of text (None: rows will tell), and some rows of
+# the latter; returns the names to read.
+Choose = Callable[[list[str], list[str] | None, Sequence[Row]], list[str]]
+TOO_LONG = "\udfff"  # stands for a line of more than MAX_LINE; no text holds it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # a byte, as surrogateescape keeps it
 
 
-def require_clean(text: str, name: str) -> None:
-    """Raise DataFormatError, without a place, for NUL or half of a character."""
-    if not text.isascii() and _LONE_SURROGATE.search(text):  # from JSON escapes
-        said = f"{name} holds half of a character (a lone surrogate)"
-        raise DataFormatError(said, "expected text that UTF-8 can write")
-    if "\0" in text:
-        said = f"{name} holds a NUL byte, as character {text.index(chr(0)) + 1:,}"
-        raise DataFormatError(said, "expected text", "take it out")
+def _is_text(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())  # a third of a search's time
+    except UnicodeEncodeError:
+        return False
 
 
-def plain_suffix(path: Path) -> str:
-    """Return the ending of a file's format: ``.csv`` of ``a.CSV`` and ``a.csv.gz``."""
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in _CODECS else suffix
+def require_clean(text: str, name: str, nul: bool = False) -> None:
+    """Raise DataError, without a place, for what is no text.
 
-
-class _Unpacked(io.RawIOBase):
-    """The unpacked bytes of a file; faults name the place in it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._total = path, 0
-        self._codec = _CODECS.get(path.suffix.lower())
-        self._packed = of_file(path, Path.stat).st_size
-        self._file = of_file(path, self._open)
-
-    def _open(self, path: Path) -> Any:
-        if self._codec is None:
-            return open(path, "rb")
-        with open(path, "rb") as stream:
-            begin = stream.read(8)
-            skipped = self._codec == "zstd" and begin[1:4] == b"\x2a\x4d\x18"
-            if not (begin.startswith(_MAGIC[self._codec]) or skipped):
-                said = f"not packed by {self._codec}, as its name says"
-                ending = path.suffix
-                raise DataFormatError(
-                    said, hint=f"take {ending} off its name, or pack it"
-                )
-        if self._codec != "xz":
-            # Not by its name, which may be no UTF-8.
-            return pyarrow.input_stream(path.open("rb"), compression=self._codec)
-        with open(path, "rb") as stream:  # lzma passes over what follows the end
-            stream.seek(max(0, self._packed - 4096))
-            if not stream.read().rstrip(b"\0").endswith(b"YZ"):
-                self._refuse("cut off, or followed by something else")
-        return lzma.open(path, "rb")
-
-    def _refuse(self, what: str) -> None:
-        said = f"damaged {self._codec} file: {what}"
-        said += f", after {self._total:,} unpacked bytes"
-        raise DataFormatError(said, hint="copy or pack it again")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            block = self._file.read(len(buffer))
-        except (OSError, EOFError, lzma.LZMAError, pyarrow.ArrowException) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise unreadable(error, self._path) from error
-            self._refuse(str(error))
-        buffer[: len(block)] = block
-        self._total += len(block)
-        limit = max(_RATIO_FROM, _MAX_RATIO * self._packed)
-        if self._codec and self._total > limit:
-            said = f"unpacks to more than {_MAX_RATIO} times its {self._packed:,} bytes"
-            hint = "unpack it yourself if you trust it"
-            raise DataFormatError(said, hint=hint)
-        return len(block)
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
-
-
-def open_bytes(path: Path) -> io.BufferedReader:
-    """Open a file, unpacked where its ending is gz, bz2, xz or zst.
-
-    Raises:
-        DataFormatError: while reading, where it is damaged or unpacks to far too much.
+    That is a byte that was not decoded, half of a character, and NUL unless ``nul``.
     """
-    return io.BufferedReader(_Unpacked(path), _BLOCK)
+    if not _is_text(text):
+        found = _LONE_SURROGATE.search(text)
+        assert found is not None
+        if found[0] == TOO_LONG:
+            raise too_long()
+        if _UNDECODED.match(found[0]):
+            at, byte = found.start() + 1, ord(found[0]) - 0xDC00
+            said = f"{name} holds byte 0x{byte:02x}, which is not of its encoding,"
+            said += f" as character {at:,}"
+            raise EncodingError(said, f"near {_around(text, at - 1)!r}", "mend it")
+        said = f"{name} holds half of a character (a lone surrogate)"  # of JSON escapes
+        raise DataFormatError(said, "expected text that UTF-8 can write")
+    if "\0" in text and not nul:
+        said = f"{name} holds a NUL byte, as character {text.index(chr(0)) + 1:,}"
+        raise DataFormatError(said, "expected text", "take it out, or --allow nul")
+
+
+def too_long() -> DataFormatError:
+    """Return the error of a line, or a field, that is too long."""
+    said = f"a line of more than {MAX_LINE:,} characters"
+    return DataFormatError(said, hint="break it into lines; is this a text file?")
+
+
+def _around(text: str, at: int) -> str:
+    shown = _UNDECODED.sub("\ufffd", text[max(0, at - 25) : at + 30])
+    return escape(shown.strip(), 60)
 
 
 def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are \\n and nothing else.
 
     With ``newline=""`` a lone \\r ends a line too. A byte-order mark is left out.
+    ``TOO_LONG`` takes the place of a line of more than 16 Mi characters, whose rest is
+    passed over before it is read.
 
     Raises:
-        EncodingError: bytes that are not ``encoding``, with the line.
-        DataFormatError: a line of more than 16 Mi characters, before it is read.
+        EncodingError: more is not ``encoding`` than is, with the first line.
     """
-    number = 0
+    damaged = False
     with _text(path, encoding, newline) as text:
         while line := text.readline(MAX_LINE + 1):
-            number += 1
             if len(line) > MAX_LINE:
-                said = f"a line of more than {MAX_LINE:,} characters"
-                hint = "break it into lines; is this a text file?"
-                raise DataFormatError(said, hint=hint, line=number)
+                while line and line[-1] not in "\r\n":
+                    line = text.readline(MAX_LINE)
+                line = TOO_LONG + "\n"
+            elif not (damaged or _is_text(line)):
+                require_decodable(path, encoding)
+                damaged = True  # that was a look at all of the file
             yield line
 
 
@@ -177,6 +131,8 @@ def whole_text(path: Path, encoding: str) -> str:
     """Return all of a text file, at most 256 Mi characters; raises as above."""
     with _text(path, encoding, "") as text:
         found = text.read(MAX_DOCUMENT + 1)
+    if not _is_text(found):
+        require_decodable(path, encoding)
     if len(found) > MAX_DOCUMENT:
         said = f"more than {MAX_DOCUMENT:,} characters in one piece"
         raise DataFormatError(said, hint="use jsonl, or --sample_by line")
@@ -191,7 +147,8 @@ def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
         return
     for number, line in enumerate(text_lines(path, encoding), 1):
         text = line.removesuffix("\n").removesuffix("\r")
-        yield number, {"text": text} if text.strip() else None
+        row: Row | DataError | None = {"text": text} if text.strip() else None
+        yield number, too_long() if text == TOO_LONG else row
 
 
 @contextmanager
@@ -202,7 +159,7 @@ def _text(path: Path, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]
             mark = "\ufeff".encode(encoding)
             stream.read(len(mark) * stream.peek(len(mark)).startswith(mark))
         try:
-            yield io.TextIOWrapper(stream, encoding=encoding, newline=newline)
+            yield io.TextIOWrapper(stream, encoding, "surrogateescape", newline)
         except UnicodeError:  # also that of UTF-16 without its mark
             raise _not_decoded(path, encoding) from None
 
@@ -217,15 +174,16 @@ def require_text(path: Path) -> bytes:
     return start
 
 
-def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
-    """Return the encoding to read a file in, and a note where it is not plain UTF-8.
+def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
+    """Return the encoding to read a file in; note it where it is not plain UTF-8.
 
     ``auto`` takes the guess over the whole file, else ``encoding`` is taken as it is;
-    None is UTF-8.
+    None is what a byte-order mark says, else UTF-8.
 
     Raises:
         DataFormatError: the file is none of text.
-        EncodingError: UTF-16 where UTF-8 is expected; or nothing can be guessed.
+        EncodingError: UTF-16 without its mark where UTF-8 is expected, or with it where
+            another encoding is; or nothing can be guessed.
         ValueError: there is no such encoding.
     """
     start = require_text(path)
@@ -234,21 +192,29 @@ def choose_encoding(path: Path, encoding: str | None) -> tuple[str, str]:
         guess = marked or _guess(path)
         if guess is None:
             raise EncodingError("its encoding cannot be told", hint=_NAME_IT)
-        return guess, f"looks like {guess}, read so" if guess != "utf-8" else ""
+        if guess != "utf-8":
+            notes.tell(f"looks like {guess}, read so")
+        return guess
+    if marked and encoding is None:
+        notes.add(f"read as {marked}, by its byte-order mark")
+        return marked
     name = text_encoding(encoding or "utf-8")
-    if marked and (encoding is None or marked[:6] != name[:6]):
-        other = "" if encoding is None else f", not {name}"
-        raise _wrong(path, f"{marked.upper()}, by its byte-order mark{other}", marked)
+    if marked and marked[:6] != name[:6]:
+        said = f"{marked.upper()}, by its byte-order mark, not {name}"
+        raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         # Valid UTF-8 with more than ASCII is never so by chance.
         if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
-        return name, note
+        notes.tell(note)
+        return name
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
-    return name, "byte-order mark left out" if start.startswith(codecs.BOM_UTF8) else ""
+    if start.startswith(codecs.BOM_UTF8):
+        notes.tell("byte-order mark left out")
+    return name
 
 
 def _looks_like_utf16(start: bytes) -> str | None:
@@ -265,7 +231,7 @@ def _guess(path: Path) -> str | None:
     """Return the likeliest encoding that all of a file can be read in."""
     with open_bytes(path) as stream:
         utf16 = _looks_like_utf16(stream.read(4096))
-    if utf16 or _first_fault(path, "utf-8") is None:
+    if utf16 or _mostly(path, "utf-8"):
         return utf16 or "utf-8"
     sample, size = [], 0
     with open_bytes(path) as stream:
@@ -306,9 +272,25 @@ def _first_fault(path: Path, encoding: str) -> tuple[int, int, int] | None:
             read += len(block)
 
 
+def _mostly(path: Path, encoding: str) -> bool:
+    """Return whether of what is not ASCII in a file more is in an encoding than not."""
+    decoder, good, bad = codecs.getincrementaldecoder(encoding)("surrogateescape"), 0, 0
+    with open_bytes(path) as stream:
+        while block := stream.read(_BLOCK):
+            try:
+                text = decoder.decode(block)
+            except UnicodeError:  # UTF-16 without its mark
+                return False
+            if not text.isascii():
+                undecoded = len(_UNDECODED.findall(text))
+                bad += undecoded
+                good += len(text) - len(text.encode("ascii", "ignore")) - undecoded
+    return good > bad or not bad
+
+
 def require_decodable(path: Path, encoding: str) -> None:
-    """Raise EncodingError where a byte of a file is not of an encoding."""
-    if _first_fault(path, encoding) is not None:
+    """Raise EncodingError where most of a file, but for ASCII, is of another one."""
+    if not _mostly(path, encoding):
         raise _not_decoded(path, encoding)
 
 
@@ -330,23 +312,8 @@ def _wrong(
             reads = next(islice(text_lines(path, guess), line - 1, None), "")
             # What is around its first character that is not ASCII.
             at = next((i for i, c in enumerate(reads) if ord(c) > 127), 0)
-            around = reads[max(0, at - 25) : at + 30].strip()
-            hint += f", if this is right: {escape(around, 60)!r}"
+            hint += f", if this is right: {_around(reads, at)!r}"
     expected = f"the file looks like {guess}" if guess and line else "expected UTF-8"
     error = EncodingError(said, expected, hint, line=line)
     error.guess = guess
     return error
-
-
-def of_file(path: Path, read: Callable[[Path], T]) -> T:
-    """Return what is read of a file. Raises DataFormatError; see ``unreadable``."""
-    try:
-        return read(path)
-    except OSError as error:
-        raise unreadable(error, path) from error
-
-
-def unreadable(error: OSError, path: Path) -> DataFormatError:
-    """Return the fault of a file or folder that the system does not let us read."""
-    hint = "check its permissions, or take it out"
-    return DataFormatError(f"cannot be read: {error.strerror}", hint=hint, path=path)

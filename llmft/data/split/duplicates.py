@@ -56,7 +56,8 @@ def row_texts(source: Source, between: str = PAIR) -> Iterator[list[str]]:
     names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
     data = source.dataset.select_columns(names)
     for batch in batches(data, _BATCH, _CHARACTERS):
-        yield [between.join(row) for row in zip(*batch.values(), strict=True)]
+        rows = (between.join(row) for row in zip(*batch.values(), strict=True))
+        yield [text.replace("\0", " ") for text in rows]  # NUL separates texts
 
 
 def prints(source: Source) -> Prints:
@@ -116,7 +117,7 @@ def labels_of(source: Source) -> tuple[list[str], np.ndarray]:
 
     @cache
     def place(label: str) -> int:
-        if source.problem_type == MULTI:
+        if source.problem_type == MULTI and label is not None:
             label = to_json(sorted({*names_in(label)}))
         return places.setdefault(label, len(places))
 

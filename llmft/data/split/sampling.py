@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
-from llmft.data.read.labels import MULTI, names_in
+from llmft.data.read.labels import MULTI, SINGLE, names_in
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import first_rows, prints
 from llmft.errors import ConfigError, DataError
@@ -69,9 +69,10 @@ def split_off(
 ) -> tuple[Source, Source]:
     """Return what stays of ``source``, and ``percentage`` of it for ``split``.
 
-    Rows with the same group stay together; otherwise rows with the same text do, and
-    labels keep their shares where ``stratify``. Classes with a single text stay in
-    train, and so do rows with a label, among several, that no other row of train has.
+    Rows with the same group stay together, and train has a row of each class where it
+    can; otherwise rows with the same text do, and labels keep their shares where
+    ``stratify``. Classes with a single text stay in train, and so do rows with a label,
+    among several, that no other row of train has.
     """
     data, part = source.dataset, percentage / 100
     rows = np.arange(len(data))
@@ -85,8 +86,11 @@ def split_off(
         if len(set(groups)) < 2:
             raise DataError("all rows have the same group", path=source.name)
         splitter = GroupShuffleSplit(1, test_size=part, random_state=seed)
-        kept, taken = next(splitter.split(rows, groups=groups))
-        how = "by group"
+        _, taken = next(splitter.split(rows, groups=groups))
+        moved, back = _groups_back(source, groups, np.isin(rows, taken))
+        kept, taken, how = rows[~moved], rows[moved], "by group"
+        if back:
+            more = [f"groups with a label that train had not stay there: {back:,}"]
     else:
         moved, how, more = _by_text(source, part, seed, stratify)
         kept, taken = rows[~moved], rows[moved]
@@ -99,6 +103,29 @@ def split_off(
     note = f"{len(taken):,} of {len(rows):,} rows of train ({share}), {how}"
     notes = [f"{note}, seed {seed}", *more]
     return source.select(kept), replace(source.select(taken), notes=notes)
+
+
+def _groups_back(
+    source: Source, groups: list[str], moved: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Return which rows to set aside so that train has each class, where it can.
+
+    A group goes back for a label that train has not, unless it is the last one that is
+    set aside; how many did.
+    """
+    several = source.problem_type == MULTI
+    if not several and source.problem_type != SINGLE:
+        return moved, 0
+    labels, back = source.dataset["label"][:], 0
+    names = [names_in(label) if several else [label] for label in labels]
+    seen = {name for row in np.flatnonzero(~moved) for name in names[row]}
+    of_row = _codes(groups)
+    for row in np.flatnonzero(moved):
+        left = moved & (of_row != of_row[row])
+        if moved[row] and not seen.issuperset(names[row]) and left.any():
+            seen.update(*(names[i] for i in np.flatnonzero(moved & ~left)))
+            moved, back = left, back + 1
+    return moved, back
 
 
 def _by_text(

@@ -22,7 +22,7 @@ from llmft.config.fold import Fold
 from llmft.console import say
 from llmft.data.read.check import Rows
 from llmft.data.read.columns import Columns
-from llmft.data.read.files import Reading, is_pipe
+from llmft.data.read.files import Reading, folder_splits, is_pipe
 from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
@@ -152,6 +152,7 @@ def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Column
         args,
         needs_label=needs_label,
         label_optional=only,
+        some_labels=only,
         needs_text=needs_label and not only and "empty_text" not in args.allow,
         chat=isinstance(args, GenerationDataArguments),
     )
@@ -181,7 +182,7 @@ def _beside_stream(
     files, limit = _files(args), args.max_eval_samples
     for split in [s for s in ("validation", "test") if s in needed]:
         if split in files:
-            source = read_file(files[split], columns, Reading.of(args))
+            source = read_file(files[split], columns, Reading.of(args), split)
             source = sample(source, limit, seed, False)
             _require_apart(source, rows, split, args.allow)
         elif split in streams:
@@ -213,8 +214,11 @@ def _require_apart(
 
 
 def _files(args: DataArguments) -> dict[str, str]:
-    """Return the files that are given, by split."""
+    """Return the files that are given, by split; a folder may be of several."""
     files = {s: getattr(args, f"{s}_file") for s in _SPLITS}
+    if args.train_file is not None:
+        for split in folder_splits(args.train_file, Reading.of(args)):
+            files[split] = files[split] or args.train_file
     return {split: file for split, file in files.items() if file is not None}
 
 
@@ -249,7 +253,7 @@ def _read(
         if len(once) > len({*once}):
             raise ConfigError(f"{once[0]} is named twice, and can be read once only")
         return {
-            split: read_file(given[split], columns, Reading.of(args))
+            split: read_file(given[split], columns, Reading.of(args), split)
             for split in _to_read(needed, given)
         }, given
     if catalog.is_asset(args.dataset_name):

@@ -23,7 +23,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmft.config.fields import GenerationDataArguments
 from llmft.data.read.messages import MESSAGES, PROMPT_COMPLETION, TEXT, Message
-from llmft.errors import ConfigError, DataFormatError, escape
+from llmft.data.read.notes import refusal
+from llmft.data.read.store import Source
+from llmft.errors import ConfigError, DataError, DataFormatError, escape
 
 CHECKED = 1000  # conversations whose turns are looked for in what is rendered
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it
@@ -140,7 +142,10 @@ class Layout:
         lost: Counter[str] = Counter()
         for said in data[:CHECKED]["text"] if self.format == MESSAGES else ():
             messages = json.loads(said)
-            text, at = self._render(messages, {})[0], 0
+            try:
+                text, at = self._render(messages, {})[0], 0
+            except DataFormatError:  # see ``refused``
+                continue
             for message in messages:
                 wanted = message["content"].strip()
                 found = text.find(wanted, at)
@@ -149,6 +154,29 @@ class Layout:
                 else:
                     at = found + len(wanted)
         return ", ".join(f"{n:,} of {role}" for role, n in lost.items())
+
+    def refused(self, source: Source, lengths: np.ndarray, most: int) -> str:
+        """Return a note on the rows without a token that the template refuses.
+
+        Raises:
+            DataFormatError: the first, where they and the rows that were bad before
+                are more than ``most``.
+        """
+        faults: list[DataError] = []
+        for row in np.flatnonzero(lengths == 0) if self.format == MESSAGES else ():
+            values = source.dataset[int(row)]
+            place = {"path": self.files[values["file"]], "line": values["line"]}
+            try:
+                self._read(json.loads(values["text"]), place)
+            except DataFormatError as fault:
+                faults.append(fault)
+        count = len(faults)
+        if count + source.bad > most:
+            left = count < len(lengths)
+            raise refusal(faults, count, count + source.bad if left else None)
+        places = ", ".join(f"{e.path}:{e.line}" for e in faults[:3])
+        said = f"; {count:,} conversations that the chat template refuses left out"
+        return f"{said} ({places})" if faults else ""
 
     def _render(
         self,
@@ -225,10 +253,21 @@ class Layout:
             for prompt, said in zip(batch["text"], batch["text_pair"], strict=True):
                 yield prompt + said, [(len(prompt), len(prompt + said))]
             return
+        for text in batch["text"]:
+            try:
+                yield self._read(json.loads(text), {})
+            except DataFormatError:  # it gets no token, and is ``refused``
+                yield "", []
+
+    def _read(
+        self, messages: list[Message], place: dict[str, Any]
+    ) -> tuple[str, Spans]:
+        """Return what the template makes of a conversation, and what is learnt of it.
+
+        Raises DataFormatError where the template refuses it; see ``_assistant``.
+        """
         read = self._assistant if self.only else self._render
-        rows = zip(batch["text"], batch["file"], batch["line"], strict=True)
-        for text, file, line in rows:
-            yield read(json.loads(text), {"path": self.files[file], "line": line})
+        return read(messages, place)
 
     def encode(
         self, batch: dict[str, list[Any]], end_token: int | None

@@ -167,7 +167,9 @@ def causal_examples(
     encoded = encode(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
+    left_out = layout.refused(source, encoded.lengths, args.max_bad_rows)
     examples, note = targets.learnt_examples(encoded, args, split)
+    note += left_out
     _tell(split, note, encoded, tokenizer)
     if unsaid := layout.check(source.dataset):
         warn(
@@ -197,8 +199,11 @@ def classification_features(
     ids, rows, done = fit(source, encoded, tokenizer, args, split)
     lengths = ids["input_ids"].value_lengths().to_numpy()
     columns: dict[str, Any] = {**ids, "length": lengths}
+    given: list[Any] = [None]
     if "label" in data.column_names:
-        found = labels.targets(data["label"][:], split, source.place)[rows]
+        given = data["label"][:]
+    if None not in given:  # else nothing is learnt: see ``classify.measure``
+        found = labels.targets(given, split, source.place)[rows]
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     if args.long_text == "split":
         columns["row"] = rows

@@ -74,12 +74,13 @@ def learnt_examples(
     bounds = np.append(0, np.cumsum(sizes[learnt]))
     note = f"{bounds[-1]:,} tokens in {len(bounds) - 1:,} examples of up to {size},"
     note += f" {labelled.sum():,} of them to learn"
-    cut = np.diff(offsets)[learnt] - sizes[learnt]
+    whole = np.diff(offsets)
+    cut, without = whole[learnt] - sizes[learnt], ~learnt & (whole > 0)
     which = ("blocks", "") if pack else ("rows", f" in their first {size} tokens")
     counts = (
         ((cut > 0).sum(), f"rows cut to {size} tokens, {cut.sum():,} tokens left out"),
         (total - offsets[-1], "tokens of the last partial block left out"),
-        ((~learnt).sum(), "{} without a completion{} left out".format(*which)),
+        (without.sum(), "{} without a completion{} left out".format(*which)),
         (within.sum(), "completions begin within a token"),
     )
     note += "".join(f"; {count:,} {what}" for count, what in counts if count)

@@ -171,7 +171,7 @@ def test_data_without_letters(text, tmp_path, capsys):
 def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(30))
-    (tmp_path / "a.csv").write_text(f"text,label\n{rows}one\ntwo,,\n")
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows}one\ntwo,a,b\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["data", "a.csv", "--label_column_name", "label"])
     assert ended.value.code == 3

@@ -35,10 +35,22 @@ def decided(values, **given):
         (["9" * 400, "1"], {}, ["9" * 400, "1"], SINGLE),
         ([["a", "b"], []], {}, ['["a", "b"]', "[]"], MULTI),
         ([[1], [True]], {}, ['["1"]', '["true"]'], MULTI),
-        ([0.5, 2, 3.0], {}, ["0.5", "2", "3.0"], REGRESSION),
+        ([0.5, 2, 3.0], {}, ["0.5", "2", "3"], REGRESSION),
         (["0.5", "2", "-1e3"], {}, ["0.5", "2", "-1e3"], REGRESSION),
         ([0.1 + 0.2], {}, ["0.30000000000000004"], REGRESSION),
         ([1.0, 2.0], {"problem_type": SINGLE}, ["1", "2"], SINGLE),
+        ([1.0, 0.0], {}, ["1", "0"], SINGLE),  # as pandas has them beside gaps
+        ([1, 1.0], {}, ["1", "1"], SINGLE),
+        (["1.0", "0"], {}, ["1", "0"], SINGLE),
+        (["2,5", "3"], {}, ["2.5", "3"], REGRESSION),
+        (["2,5"], {"problem_type": SINGLE}, ["2,5"], SINGLE),
+        (["3,5"], {"problem_type": REGRESSION}, ["3.5"], REGRESSION),
+        (["True", "true", "false"], {}, ["True", "True", "false"], SINGLE),
+        (["['a', \"b's\"]", "[]"], {}, ['["a", "b\'s"]', "[]"], MULTI),
+        (['["a", "\\u00e9"]', "['a' 'b']"], {}, ['["a", "é"]', '["a", "b"]'], MULTI),
+        (["[0]", "[1 2]", "[007]"], {}, ['["0"]', '["1", "2"]', '["007"]'], MULTI),
+        (["[UNK]", "x"], {}, ["[UNK]", "x"], SINGLE),
+        (["['a']"], {"problem_type": SINGLE}, ["['a']"], SINGLE),
         (["1", 2, 0.5], {"problem_type": REGRESSION},
          ["1.0", "2.0", "0.5"], REGRESSION),
         (["a|b", " c | a", ""], {"delimiter": "|"},
@@ -55,7 +67,7 @@ def test_what_labels_are(values, given, spelled, problem_type):
     [
         *((v, {}) for v in (None, "", " ", {}, [None], ["a", ""], 2**70)),
         *((float(v), {}) for v in ("nan", "inf")),
-        *((v, {"problem_type": REGRESSION}) for v in ("x", "3,5", "", None, "nan")),
+        *((v, {"problem_type": REGRESSION}) for v in ("x", "3,5,1", "", None, "nan")),
         (True, {"problem_type": REGRESSION}),
         *((v, {"problem_type": SINGLE}) for v in (["a"], 0.5, None)),
         *((v, {"problem_type": MULTI}) for v in ("a", 1, None)),
@@ -73,9 +85,8 @@ def test_what_is_no_label(value, given):
         ([1, True], "labels of different kinds: 1 at a.jsonl:1, true at a.jsonl:2"),
         ([["a"], "a"], "labels of different kinds: ['a'] at a.jsonl:1, 'a' at a.js"),
         ([0.5, "x"], "labels of different kinds: 0.5 at a.jsonl:1, 'x' at a.jsonl:2"),
-        ([1, 1.0], "labels of different kinds: 1 at a.jsonl:1, 1.0 at a.jsonl:2"),
-        ([1.0, 0.0], "labels are whole numbers written with a fraction, as 1.0 at a."),
-        (["1.0", "0"], "labels are whole numbers written with a fraction, as '1.0' at"),
+        (["2,5", "a"], "'a' at a.jsonl:2 among 1 numbers; expected numbers with a fra"),
+        (["['a']", "a"], "labels of different kinds: \"['a']\" at a.jsonl:1, 'a' at a"),
     ],
 )
 def test_labels_that_do_not_go_together(values, said):
@@ -182,7 +193,12 @@ def test_a_number_that_no_float_holds():
 
 @pytest.mark.parametrize(
     "values",
-    [[[1, 0], [0, 0]], [[1.0, 0.0], [0.0, 1.0]], [[True, False], [True, True]]],
+    [
+        [[1, 0], [0, 0]],
+        [[1.0, 0.0], [0.0, 1.0]],
+        [[True, False], [True, True]],
+        ["[1, 0]", "[0 0]"],
+    ],
 )
 @pytest.mark.parametrize("kind", [None, MULTI])
 def test_rows_of_bits(values, kind):

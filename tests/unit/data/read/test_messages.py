@@ -62,7 +62,7 @@ def test_prompts_keep_every_character(tmp_path, name):
     assert source.format == "prompt-completion"
     assert source.dataset["text"][:] == [ODD] * 2
     assert source.dataset["text_pair"][:] == [f" {ODD}"] * 2
-    assert source.notes == ["format = prompt-completion"]
+    assert source.notes[-1] == "format = prompt-completion"
 
 
 def test_from_and_value_are_converted_and_said(tmp_path):

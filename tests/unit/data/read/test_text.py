@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from llmft.data.read import packed
 from llmft.data.read import text as decode
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading
+from llmft.data.read.notes import Notes
 from llmft.data.read.store import read_file
 from llmft.errors import DataError, DataFormatError, EncodingError
 
@@ -106,7 +108,7 @@ def test_a_changed_byte_in_a_gz():
 
 @pytest.mark.parametrize("ending", PACK)
 def test_what_unpacks_to_far_too_much(monkeypatch, ending):
-    monkeypatch.setattr(decode, "_RATIO_FROM", 2**20)
+    monkeypatch.setattr(packed, "_RATIO_FROM", 2**20)
     Path(f"a.txt.{ending}").write_bytes(PACK[ending]((b"0" * 999 + b"\n") * 2**13))
     assert said(f"a.txt.{ending}", DataFormatError).startswith(
         f"a.txt.{ending}: unpacks to more than 200 times its "
@@ -166,15 +168,15 @@ def test_a_mark_at_the_start_is_no_text(encoding):
 
 
 @pytest.mark.parametrize("far", [0, 10_000])  # beyond what is decoded at once
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
 def test_another_encoding_and_separator_are_told_together(encoding, far):
-    content = "text;label\n" + "plain;a\n" * far + GERMAN
+    content = "text;label\nplain\n" + "plain;a\n" * far + GERMAN
     Path("a.csv").write_bytes(content.encode(encoding))
     found = said("a.csv", EncodingError)
     assert f"add --encoding {encoding}" in found
     assert found.endswith(
-        "; it also looks separated by ';': add --delimiter ';'; or rename the column"
-        " if it is one"
+        "; then: looks separated by ';'; expected ',' between the column names; add"
+        " --delimiter ';'; or rename the column if it is one"
     )
 
 
@@ -183,11 +185,11 @@ def test_big5_is_read_where_named():
     assert texts("a.txt", encoding="big5") == ["這家飯店很好"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_is_named_and_never_read_as_text_full_of_nul(encoding):
     Path("a.csv").write_bytes("text\none\ntwo\n".encode(encoding))
     found = said("a.csv", DataError)
-    assert found.startswith(("a.csv: UTF-", f"a.csv: looks like {encoding}: "))
+    assert found.startswith(f"a.csv: looks like {encoding}: ")
     assert f"--encoding {encoding}" in found
     assert texts("a.csv", encoding=encoding) == ["one", "two"]
     assert texts("a.csv", encoding="auto") == ["one", "two"]
@@ -210,20 +212,17 @@ def test_a_byte_order_mark_is_left_out_of_every_file():
         Path("in", f"{name}.csv").write_text(f"\ufefftext\n\ufeff{name}\n", "utf-8")
     source = read_file("in", Columns())
     assert source.dataset["text"][:] == ["\ufeffa", "\ufeffb"]
-    assert source.notes == [
-        "2 files",
-        *(f"in/{name}.csv byte-order mark left out" for name in "ab"),
-    ]
+    assert source.notes == ["2 files", "byte-order mark left out"]
 
 
 def test_a_character_that_is_cut_at_the_end():
     Path("a.txt").write_bytes("fine\nhalf: é".encode()[:-1])
     assert said("a.txt", EncodingError).startswith(
-        "a.txt:2: byte 0xc3 at offset 11 is not UTF-8"
+        "a.txt:2: 'text' holds byte 0xc3, which is not of its encoding, as character 7;"
     )
     long = ("x" * (2**20 - 1) + "é\n") * 3  # across the blocks that are read
     Path("b.txt").write_bytes(long.encode() + b"\xe9")
-    assert said("b.txt", EncodingError).startswith("b.txt:4: byte 0xe9 at offset ")
+    assert said("b.txt", EncodingError).startswith("b.txt:4: 'text' holds byte 0xe9")
 
 
 @pytest.mark.parametrize(
@@ -269,11 +268,12 @@ def test_an_empty_member_is_no_crash():
 def test_utf8_that_is_read_as_something_else(tmp_path, encoding, capsys):
     path = tmp_path / "a.txt"
     path.write_text("schön\n" * 300_000, "utf-8")  # characters are cut by blocks
-    assert decode.choose_encoding(path, encoding)[1].endswith(
-        "though it is UTF-8: leave --encoding out"
-    )
+    notes = Notes()
+    decode.choose_encoding(path, encoding, notes)
+    assert notes.said()[0].endswith("though it is UTF-8: leave --encoding out")
     assert f"{path}: read as " in capsys.readouterr().err
     for text in ("schön\n", "plain\n"):
         path.write_text(text, "cp1252")
-        assert "UTF-8" not in decode.choose_encoding(path, encoding)[1]
+        decode.choose_encoding(path, encoding, notes := Notes())
+        assert "UTF-8" not in notes.said()[0]
     assert not capsys.readouterr().err

@@ -15,7 +15,7 @@ from llmft.config.fields import (
     DataArguments,
     TrainingArguments,
 )
-from llmft.data.read.labels import MULTI, names_in
+from llmft.data.read.labels import MULTI, SINGLE, names_in
 from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import Source
 from llmft.data.split import splits
@@ -100,6 +100,35 @@ def test_a_group_is_on_one_side(group_count, percentage):
     if group_count == 2:
         share += ", asked for 10 %"
     assert part.notes == [f"{count} of 90 rows of train ({share}), by group, seed 4"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_train_has_a_row_of_each_class_where_groups_are_whole(several):
+    """Each of five groups has a class of its own, and one that all have."""
+    groups = [f"g{i % 5}" for i in range(50)]
+    labels = ["all" if i < 25 else f"c{i % 5}" for i in range(50)]
+    given = [f'["{label}"]' for label in labels] if several else labels
+    data = replace(
+        source(50, group=groups, label=given), problem_type=MULTI if several else SINGLE
+    )
+    for seed in range(5):
+        kept, part = split_off(data, "test", 40, seed, True)
+        # Two groups were drawn: one goes back, as the last one cannot.
+        assert len(set(part.dataset["group"])) == 1
+        assert not set(kept.dataset["group"]) & set(part.dataset["group"])
+        assert len(set(kept.dataset["label"])) == 5
+        assert part.notes[1:] == [
+            "groups with a label that train had not stay there: 1"
+        ]
+
+
+def test_groups_stay_where_train_has_their_classes():
+    groups = [f"g{i % 5}" for i in range(50)]
+    data = source(50, group=groups, label=["a", "b"] * 25)
+    plain = split_off(data, "test", 40, 3, True)[1]
+    labelled = split_off(replace(data, problem_type=SINGLE), "test", 40, 3, True)[1]
+    assert labelled.dataset["text"][:] == plain.dataset["text"][:]
+    assert labelled.notes == plain.notes
 
 
 @pytest.mark.parametrize(

@@ -339,14 +339,14 @@ def test_an_error_can_come_from_a_worker():
             "{{ messages|length }}" + tiny.CHAT_TEMPLATE,
             "f.jsonl:1: the chat template writes what comes before the end of message 2"
             " otherwise than in the whole conversation, so that the turn of the"
-            " assistant cannot be found; give a template with {% generation %} around"
-            " what the assistant says by --chat_template_path, or"
-            " --assistant_only_loss false",
+            " assistant cannot be found; 4 rows are bad (f.jsonl:2, f.jsonl:3,"
+            " f.jsonl:4); give a template with {% generation %} around what the"
+            " assistant says by --chat_template_path, or --assistant_only_loss false",
         ),
         (
             tiny.CHAT_TEMPLATE + "{% generation %}{% endgeneration %}",
             "f.jsonl:1: the chat template leaves no token of the assistant to learn;"
-            " give a template with {% generation %} around what ",
+            " 4 rows are bad (f.jsonl:2, f.jsonl:3, f.jsonl:4); give a template with",
         ),
         (
             "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
