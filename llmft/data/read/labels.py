@@ -225,7 +225,7 @@ class LabelRule:
                 "write them alike, or say what they are with --problem_type",
             )
         if whole:  # as pandas writes whole numbers of a column with gaps
-            self.notes.add("labels such as 1.0 taken for the class 1")
+            self.notes.add("labels such as 1.0 taken for the class 1, no number")
         return SINGLE
 
 

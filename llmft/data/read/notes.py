@@ -49,7 +49,7 @@ class Notes:
         if self.strict:
             path = self._first[what] or self.file
             raise DataFormatError(
-                what, hint="mend it, or leave --strict out", path=path
+                what, hint="mend it, or allow it by leaving strict out", path=path
             )
 
     def of_files(self) -> list[str]:

@@ -142,6 +142,7 @@ def _source(
         text_pair="text_pair" if "text_pair" in values else None,
         needs_text=needs_text,
         problem_type=problem_type,
+        strict=True,  # nobody would see a note; 1.0 may be a score or a class
     )
     return in_memory(memory_rows(values, columns))
 

@@ -301,7 +301,9 @@ def test_metrics_without_the_rows_that_train_has(kind, shared):
     found = classify.measure(
         SimpleNamespace(predict=predict, processing_class=tokenizer),
         {"validation": examples},
-        SimpleNamespace(in_train=rows),
+        SimpleNamespace(
+            in_train=rows, sources={"validation": SimpleNamespace(dataset=examples)}
+        ),
         classify.compute_metrics(kind, 0.5),
         run,
         "validation",

@@ -100,7 +100,7 @@ def test_what_is_refused(wordpiece, texts, labels, said):
 
 def test_whole_numbers_can_be_scores(wordpiece):
     scores = [float(i) for i in range(6)]
-    with pytest.raises(LlmftError, match="whole numbers written with a fraction"):
+    with pytest.raises(LlmftError, match=r"labels such as 1\.0 taken for the class"):
         CustomTextDataset(TEXTS, scores, wordpiece)
     found = CustomTextDataset(TEXTS, scores, wordpiece, problem_type="regression")
     assert found["labels"][:] == scores
