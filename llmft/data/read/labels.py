@@ -85,12 +85,13 @@ class LabelRule:
             self.problem_type = problem_type or MULTI
         # The first place where each kind of value was seen, and what it looked like.
         self._seen: dict[str, tuple[str, str]] = {}
-        # Texts that are numbers, some with a point, some with a fraction; and names.
-        self._numbers = self._pointed = self._fractions = self._names = 0
+        # Texts that are numbers, some with a fraction; and names.
+        self._numbers = self._fractions = self._names = 0
         self._name = ("", "")  # the first, and its place
         self._truths: dict[str, str] = {}  # how true and false are written
         self._known: set[str] = set()  # texts that stand for themselves
         self._commas = 0  # decimal ones
+        self._whole = ""  # where the first 1.0 is, that is stored as 1
         # Of the lists so far: whether there is one without, and with the delimiter;
         # how long all are that hold nothing but 0 and 1, 0 where they are no such rows.
         self._plain = self._split = False
@@ -138,6 +139,8 @@ class LabelRule:
         if isinstance(value, float):
             if not math.isfinite(value):
                 return None, "number"
+            if value.is_integer():
+                self._whole = self._whole or place
             if self.problem_type == SINGLE:
                 return class_name(value), "number"
             return class_name(value) or repr(value), (
@@ -146,6 +149,7 @@ class LabelRule:
         if isinstance(value, str):
             self._note_number(value, place)
             whole = _WHOLE.fullmatch(value)
+            self._whole = self._whole or (place if whole else "")
             return class_name(whole[1] if whole else value), "text"
         kind = "true/false" if isinstance(value, bool) else "whole number"
         return class_name(value), kind
@@ -180,7 +184,6 @@ class LabelRule:
             self._names += 1
         else:
             self._numbers += 1
-            self._pointed += not text.lstrip("+-").isdigit()
             self._fractions += not float(text).is_integer()
 
     def decide(self, source: str) -> str:
@@ -198,15 +201,13 @@ class LabelRule:
                 "write the names for which the value is 1",
             )
         if self.problem_type is not None:
-            return self.problem_type
+            return self._noted(self.problem_type)
         kinds = set(self._seen)
         whole = "whole" in kinds and kinds <= {"whole", "whole number"}
         if kinds == {"list"}:
             return MULTI
-        if kinds == {"text"} and not self._names:
-            if self._fractions:
-                return REGRESSION
-            whole = self._pointed > 0
+        if kinds == {"text"} and self._fractions and not self._names:
+            return REGRESSION
         several = 2 * self._fractions > self._numbers + self._names
         if self._names and (several or self._commas):
             place, text = self._name
@@ -224,9 +225,13 @@ class LabelRule:
                 "expected one way to write them",
                 "write them alike, or say what they are with --problem_type",
             )
-        if whole:  # as pandas writes whole numbers of a column with gaps
-            self.notes.add("labels such as 1.0 taken for the class 1, no number")
-        return SINGLE
+        return self._noted(SINGLE)
+
+    def _noted(self, problem_type: str) -> str:
+        if self._whole and problem_type == SINGLE:  # as of a column with gaps in pandas
+            what = "labels such as 1.0 taken for the class 1, no number"
+            self.notes.add(f"{what}, the first at {self._whole}")
+        return problem_type
 
 
 @dataclass(frozen=True)

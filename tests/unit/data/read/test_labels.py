@@ -187,6 +187,20 @@ def test_one_name_among_scores_is_named():
     )
 
 
+@pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
+@pytest.mark.parametrize("values", [["1.0", "beta"], ["3", "1.0"], [2.0, 1.0]])
+def test_what_is_stored_as_a_whole_number_is_told(values, problem_type):
+    rule = LabelRule(problem_type)
+    spelled = [rule.spell(value, f"a.csv:{i}") for i, value in enumerate(values)]
+    assert "1" in spelled
+    assert rule.decide("a.csv") == "single_label_classification"
+    first = next(i for i, value in enumerate(values) if str(value).endswith(".0"))
+    (note,) = rule.notes.said()
+    assert note.endswith(
+        f"taken for the class 1, no number, the first at a.csv:{first}"
+    )
+
+
 def test_a_number_that_no_float_holds():
     assert LabelRule(REGRESSION).spell(10**400, "a:1") is None
 
