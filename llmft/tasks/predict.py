@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, DataError
-from llmft.files import file_sha256
+from llmft.files import file_sha256, to_json
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
 from llmft.process import Terminated, quiet_libraries, versions
@@ -59,6 +59,7 @@ WINDOW, CHARACTERS = 2048, 2**18
 # With fewer rows than this, trying what is fastest would take longer than it saves.
 FEW = 256
 CLASSES = (ClassificationDataArguments, ModelArguments, TrainingArguments)
+OUTPUT = ("row", "file", "line", "text", "text_pair", "prediction", "probabilities")
 OF_MACHINE = ("attn_implementation", "precision", "num_threads")
 
 
@@ -72,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("text_pair", "its second text, where the model compares two"),
     ):
         parser.add_argument(f"--{name}", action="append", default=[], help=said)
+    said = "columns of FILE that go along with the predictions, such as an id"
+    parser.add_argument("--keep_columns", metavar="NAME", nargs="+", help=said)
     said = "csv or jsonl by its ending; none: standard output, as lines of JSON"
     parser.add_argument("--output_file", metavar="FILE", help=said)
     fields = fields_of(*CLASSES)
@@ -99,8 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
         problems.append("give either a FILE or --text, to predict")
     if pairs and len(pairs) != len(texts):
         problems.append("give a --text_pair for each --text, or none")
-    if arguments.output_file and not file:
-        problems.append("output_file is for the predictions of a FILE")
+    of_file = {n: getattr(arguments, n) for n in ("output_file", "keep_columns")}
+    if of_none := [name for name, value in of_file.items() if value and not file]:
+        problems.append(f"{of_none[0]} is for the predictions of a FILE")
+    if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
+        problems.append(f"keep_columns has {own[0]}, which predictions have themselves")
     if problems:
         raise ConfigError(*problems)
     target = None
@@ -112,6 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):  # standard output has predictions only
         predictor, named = _loaded(arguments.model, given, file)
         if file:
+            kept = tuple(arguments.keep_columns or ())
+            predictor.columns = replace(predictor.columns, carried=kept)
             _predict_file(predictor, named, file, target or printed)
             return
         found = predict_texts(predictor, texts, pairs)
@@ -201,6 +209,7 @@ def _predict_file(
             "input": [total, _input(file, files, rows)],
             "model": fingerprint(named.located, predictor.tokenizer),
             "arguments": asdict(data) | {"output_file": target.name},
+            "columns": asdict(predictor.columns),
             "versions": versions(),
             "threads": torch.get_num_threads(),
         }
@@ -283,5 +292,15 @@ def _rows(
         place: dict[str, Any] = {"row": first + i}
         if len(rows.files) > 1:
             place["file"] = rows.files[values["file"]]
-        shown.append(place | {"line": values["line"], **said})
+        kept = {n: _plain(v) for n, v in values.get("carried", {}).items()}
+        shown.append(place | {"line": values["line"], **kept, **said})
     return shown
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it: dates, NaN and the like as text."""
+    try:
+        to_json(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value

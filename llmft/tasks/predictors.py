@@ -78,7 +78,8 @@ def source_of(
     rows: Sequence[Mapping[str, Any]], name: str = "text", files: Sequence[str] = ()
 ) -> Source:
     """Return rows with ``text`` and maybe ``text_pair``, ``file``, ``line`` as data."""
-    columns: dict[str, Any] = {n: [row[n] for row in rows] for n in rows[0]}
+    names = [name for name in rows[0] if name != "carried"]
+    columns: dict[str, Any] = {n: [row[n] for row in rows] for n in names}
     for n in ("text", "text_pair"):
         if n in columns:
             columns[n] = pa.array(columns[n], pa.large_string())

@@ -234,7 +234,7 @@ class Check:
         """Return the columns that are read."""
         more = [n for n in OF_INSTRUCTION if self.instructs and n in self._names]
         labels = self.columns.labels if "label" in self.wanted else ()
-        return [*self.wanted.values(), *labels, *more]
+        return [*self.wanted.values(), *labels, *more, *self.columns.carried]
 
     def _choose_by_rows(self) -> None:
         """Choose by the rows that were read so far, where that is to be done."""
@@ -298,6 +298,8 @@ class Check:
             self._returns += 1
         if "\0" in values["text"]:  # which was allowed
             self.told.count("texts hold NUL characters", place)
+        if carried := self.columns.carried:
+            values["carried"] = {name: row.get(name) for name in carried}
         values["file"], values["line"] = file, line
         return values
 

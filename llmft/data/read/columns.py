@@ -41,9 +41,10 @@ class Columns:
     ``needs_label`` that column is not read, and not taken for the text. Rows
     whose text is empty are bad where ``needs_text``. ``problem_type`` and
     ``label_delimiter`` are those of ``LabelRule``; ``labels`` are columns of 0 and 1,
-    each of one class. With ``chat``, prompts with completions and conversations are
-    read as such where ``text`` is not given. With ``nul`` texts may hold NUL, with
-    ``na_labels`` NA and the like are classes; ``strict`` is that of ``Notes``.
+    each of one class; those ``carried`` go along as they are. With ``chat``, prompts
+    with completions and conversations are read as such where ``text`` is not given.
+    With ``nul`` texts may hold NUL, with ``na_labels`` NA and the like are classes;
+    ``strict`` is that of ``Notes``.
     """
 
     text: str | None = None
@@ -60,6 +61,7 @@ class Columns:
     prompt: str | None = None
     completion: str | None = None
     labels: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
     some_labels: bool = False
     nul: bool = False
     na_labels: bool = False
@@ -96,10 +98,13 @@ def choose(
     chosen["group"] = columns.group
     wanted = {key: column for key, column in chosen.items() if column is not None}
     more = [("label", name) for name in columns.labels if "label" in wanted]
+    more += [("carried", name) for name in columns.carried]
     for key, column in [*wanted.items(), *more]:
         if column not in names:
             flag = f"{COLUMNS[found].get(key, key)}_column_name"
-            flag = "split_group_column" if key == "group" else flag
+            flag = {"group": "split_group_column", "carried": "keep_columns"}.get(
+                key, flag
+            )
             near = nearest(column, names).strip(", ")
             raise SchemaError(
                 f"no column {shorten(column)}",

@@ -8,6 +8,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas
 import pytest
 import tiny
 import torch
@@ -206,6 +207,27 @@ def test_files_of_all_formats_are_read_as_the_run_read_its_own(
     assert [*row["probabilities"].values()] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_other_columns_go_along(models, llmft_predict, capfdbinary, ending):
+    table = pandas.DataFrame({"text": ["x y", "z"], "id": ["007", None], "n": [1, 2]})
+    if ending == "parquet":
+        table["day"] = pandas.to_datetime(["2024-01-02", None])
+    write = {"csv": table.to_csv, "parquet": table.to_parquet}
+    if ending == "jsonl":
+        table.to_json("in.jsonl", orient="records", lines=True)
+    else:
+        write[ending](f"in.{ending}", index=False)
+    kept = ["n", "id", *(["day"] if ending == "parquet" else [])]
+    llmft_predict(models / "single", f"in.{ending}", *PLAIN, "--keep_columns", *kept)
+    rows = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    one = "1" if ending == "csv" else 1
+    assert (rows[0]["n"], rows[0]["id"]) == (one, "007")
+    assert rows[1]["id"] == ("" if ending == "csv" else None)
+    assert [row["text"] for row in rows] == ["x y", "z"]
+    if ending == "parquet":
+        assert rows[0]["day"].startswith("2024-01-02")
+
+
 HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
 
 
@@ -253,6 +275,9 @@ REFUSED = [
     ("{single} f.txt --text x", ConfigError, "give either a FILE or --text"),
     ("{single} --text x --text_pair a --text_pair b", ConfigError, "for each --text"),
     ("{single} --text x --output_file o.csv", ConfigError, "of a FILE"),
+    ("{single} --text x --keep_columns id", ConfigError, "keep_columns is for the pre"),
+    ("{single} f.txt --keep_columns line", ConfigError, "keep_columns has line, which"),
+    ("{single} f.txt --keep_columns id", DataError, "no column 'id'"),
     ("{single} f.txt --output_file o.xlsx", ConfigError, "ends in .csv or .jsonl"),
     ("{single} f.txt --output_file f.csv", ConfigError, "output_file is there"),
     ("{single} f.txt --output_file no/o.csv", ConfigError, "folder is not there"),
