@@ -165,6 +165,7 @@ def test_a_one_word_model_on_the_hub(online: tuple) -> None:
         "revision": None,
         "local_files_only": False,
         "note": "",
+        "merged_into": "",
         "name": "distilbert-base-uncased",
         "commit": COMMIT,
     }
@@ -369,6 +370,7 @@ def test_a_hub_cache_without_network(cached: Path) -> None:
         "note": f"HF_HUB_OFFLINE is set: using the cached copy of {MODEL} (aaaaaaa)",
         "name": MODEL,
         "commit": COMMIT,
+        "merged_into": "",
     }
     assert "no complete copy" in pinned["text"]  # another commit than the one there
     assert "no complete copy" in partial["text"]  # the second shard is not there

@@ -178,6 +178,7 @@ FULL = "No space left on device"
             f" /dev/shm: {FULL}; --dataloader_num_workers 0 needs",
         ),
     ],
+    ids=range(8),
 )
 @pytest.mark.parametrize("in_worker", [False, True])
 def test_a_full_place_is_named(error, full, said, in_worker, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
-from llmft.data.read.notes import SHOWN, Notes, refusal
+from llmft.data.read.notes import SHOWN, Notes, Unusual, refusal
 from llmft.data.read.text import Line, Row
 from llmft.errors import (
     ConfigError,
@@ -56,7 +56,7 @@ class Rows:
         max_bad_rows: how many may be left out.
         counted: how many rows after a bad one are looked at, to count others; None
             tells of the first only.
-        size: bytes of the files, 0 where not known. notes: how these were found.
+        size: bytes of the files, or 0. notes: how they were found. said: by passes.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Rows:
     counted: int | None = 10**6
     size: int = 0
     notes: Sequence[str] = ()
+    said: set[str] = field(default_factory=set, compare=False)
 
     def __str__(self) -> str:
         size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
@@ -92,12 +93,16 @@ class Rows:
         try:
             yield from check.rows()
         except GeneratorExit:  # a pass that ends before the last row
-            if check.bad:
-                said = "; ".join(check.left_out())
-                warn(f"{self.name}: {said}, as far as it was read")
+            self._tell(check, ", as far as it was read")
             raise
-        if told := [*check.told.said(), *check.left_out()]:
-            warn(f"{self.name}: {'; '.join(told)}")
+        self._tell(check)
+
+    def _tell(self, check: Check, end: str = "") -> None:
+        """Warn of what a pass met, if no pass before did."""
+        said = "; ".join([*check.told.said(), *check.left_out()])
+        if said and said not in self.said:
+            self.said.add(said)
+            warn(f"{self.name}: {said}{end}")
 
     def column_notes(self) -> list[str]:
         """Return what the user has to know before all is read; reads the first rows."""
@@ -122,7 +127,7 @@ class Check:
         self.format = TEXT
         self.bad = self._good = self._others = 0
         self._empty = self._blank = self._returns = 0
-        self._names: list[str] = []
+        self._names: dict[str, None] = {}
         self._first_bad: list[DataError] = []
         self._unlabelled = (0, "")  # how many, and the place of the first
         self._conversations = Conversations(self.told, self.columns.nul)
@@ -152,7 +157,7 @@ class Check:
             for file, (line, row) in chain(self._first(source), source):
                 if isinstance(row, dict) and row.keys() != keys:
                     keys = row.keys()
-                    self._names += [name for name in keys if name not in self._names]
+                    self._names |= dict.fromkeys(keys)
                 values = self._values(file, line, row)
                 if self.bad > most:
                     looked += 1
@@ -210,7 +215,7 @@ class Check:
                     "read files with other columns by themselves",
                 )
             self.told.add("columns that are not used differ")
-            self._names += [name for name in names if name not in self._names]
+            self._names |= dict.fromkeys(names)
         if not self.wanted and strings is not None:
             self._choose(names, strings, rows)
         return [n for n in dict.fromkeys(self._read()) if n in names]
@@ -218,7 +223,7 @@ class Check:
     def _choose(
         self, names: list[str], strings: list[str], rows: Sequence[Row]
     ) -> None:
-        self._names = [*names]
+        self._names = dict.fromkeys(names)
         self.format, self.wanted = choose(names, strings, self.columns, rows)
         if self.plain and self.format != TEXT:
             said = f"streaming reads plain text, and the data are {self.format}"
@@ -262,6 +267,8 @@ class Check:
             if isinstance(row, dict):
                 return self._kept(file, line, row)
             error = row
+        except Unusual:
+            raise
         except DataError as fault:
             error = fault
         error.path, error.line = self.source.files[file], line
@@ -271,11 +278,14 @@ class Check:
         return None
 
     def _kept(self, file: int, line: int, row: Row) -> Checked:
-        values: Checked = {}
+        carried = {name: row.get(name) for name in self.columns.carried}
+        values: Checked = {"carried": carried} if carried else {}
         place = f"{self.source.files[file]}:{line}"
         for key, column in self.wanted.items():
             if key == "label" and self.columns.label_optional:
-                blank = row.get(column)
+                given = [row.get(n) for n in self.columns.labels or (column,)]
+                given = [None if x != x else x for x in given]  # NaN, of pandas
+                blank = next((x for x in given if x not in (None, "")), given[0])
                 if blank == "" and self.columns.label_delimiter is not None:
                     self._blank += 1  # no label among several, unless all are so
                 elif blank in (None, "") or is_missing(blank, self.columns):
@@ -298,8 +308,6 @@ class Check:
             self._returns += 1
         if "\0" in values["text"]:  # which was allowed
             self.told.count("texts hold NUL characters", place)
-        if carried := self.columns.carried:
-            values["carried"] = {name: row.get(name) for name in carried}
         values["file"], values["line"] = file, line
         return values
 
@@ -307,11 +315,10 @@ class Check:
         """Return the first bad row as an error, where there are too many."""
         if self.bad <= self.source.max_bad_rows:
             return None
-        error = self._first_bad[0]
         if self.source.counted is None:
-            return error
+            return self._first_bad[0]
         most: int | str | None = None
-        if error.line is not None and self._good + self._others:
+        if self._first_bad[0].line is not None and self._good + self._others:
             most = self.bad if self.source.counted else "N"
         return refusal(self._first_bad, self.bad, most)
 

@@ -155,7 +155,9 @@ def _format_of(
 
 def _usual(wanted: Sequence[str], names: Collection[str]) -> list[str]:
     """Return the names that are wanted, in any case, the most usual first."""
-    return [n for want in wanted for n in names if n.strip().casefold() == want]
+    found = [n for want in wanted for n in names if n.strip().casefold() == want]
+    usual = {n: (wanted.index(n.strip().casefold()), n not in wanted) for n in found}
+    return sorted(found, key=usual.__getitem__)
 
 
 def _texts(
@@ -261,7 +263,8 @@ def value_of(
 
 def is_missing(value: Any, columns: Columns) -> bool:
     """Whether a label is text that programs write where there is none."""
-    return not columns.na_labels and isinstance(value, str) and value in MISSING
+    text = value.strip() if isinstance(value, str) else ""
+    return not columns.na_labels and text in MISSING
 
 
 @cache

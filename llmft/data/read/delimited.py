@@ -28,6 +28,7 @@ from llmft.data.read.text import (
 from llmft.errors import DataFormatError, escape, listed
 
 _HEAD = 20  # lines that a separator is told by, and rows that a header is compared to
+_ROWS = 3  # lines in quotes that look like rows
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # the first line of an Excel export
 
@@ -148,6 +149,9 @@ class _Table:
     ) -> Row | DataFormatError | None:
         """Return the row of some fields, None where they hold nothing."""
         width, notes = self._width, self.notes
+        if fields and [fields[0].lstrip("\ufeff"), *fields[1:]] == self.header:
+            notes.add("rows repeat the column names, passed over", line)
+            return None
         if len(fields) > width:
             fields = self._cut(fields, line)
         if self._looked < _HEAD:
@@ -210,7 +214,9 @@ class _Table:
             parts = re.split("\r\n|\n|\r", value)
             counts = [len(re.findall(between, part)) for part in parts]
             middle = [columns] * (len(parts) - 2)
-            if columns and len(parts) > 1 and counts == [columns - i, *middle, i]:
+            rows = counts[1:-1].count(columns)
+            all_rows = len(parts) > 1 and counts == [columns - i, *middle, i]
+            if columns and (all_rows or rows >= _ROWS):
                 what = "quoted texts look like several rows behind a stray quote"
                 self.notes.add(what, line)
                 hint = "where quotes are text, --quoting none"

@@ -29,18 +29,18 @@ from llmft.data.read.text import (
     require_text,
     txt_rows,
 )
-from llmft.errors import DataError, DataFormatError, nearest
+from llmft.errors import DataError, DataFormatError, listed, nearest
 from llmft.files import placed
 
 STDIN = "-"
 # What save_to_disk of datasets writes beside the rows.
 _DESCRIBE = {"dataset_info.json", "state.json", "dataset_dict.json"}
 _SPLITS = {
-    split: re.compile(rf"^(?:{names})(?![a-z])|(?<![a-z])(?:{names})$")
+    split: re.compile(rf"(?<![a-z])(?:{names})(?:set|data)?(?![a-z])")
     for split, names in {
         "train": "train|training",
-        "validation": "validation|valid|val|dev",
-        "test": "test|testing",
+        "validation": "validation|validate|valid|val|dev|eval|evaluation",
+        "test": "test|testing|holdout|heldout",
     }.items()
 }
 _ALSO = {"tab": "tsv", "ndjson": "jsonl", "jsonlines": "jsonl"}  # endings
@@ -171,6 +171,8 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
             others += len(hidden)  # notebooks keep old copies in such folders
             folders[:] = [name for name in folders if name not in hidden]
             shown = [n for n in names if not n.startswith(".") and n not in _DESCRIBE]
+            if "state.json" in names:  # of save_to_disk, where map leaves its cache
+                shown = [name for name in shown if not name.startswith("cache-")]
             known = [Path(folder, n) for n in shown if format_of(Path(n)) in formats]
             # A link to nothing is read, and refused; a pipe would block.
             known = [p for p in known if p.is_file() or not p.exists()]
@@ -206,7 +208,7 @@ def folder_splits(name: str, reading: Reading) -> Collection[str]:
 def _parts(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return the files of a folder by split, as their names or folders say, or nothing.
 
-    A name begins or ends with that of the split, as train.csv, or
+    A word of the name is that of the split, as in train.csv, reviews_test_2.csv, or
     test-00000-of-00002.parquet; files of none stand under "". Where none is of
     validation or test, all are one.
     """
@@ -232,6 +234,8 @@ def _of_split(
         hint = f"name those of {split}, as by a pattern with *"
         raise DataError(said, hint=hint, path=path)
     note = f"{len(found[split]):,} files of {split}, of {notes[0]}"
+    if others := found.get(""):
+        note += f"; of no split: {listed([str(f.relative_to(path)) for f in others])}"
     return found[split], [note, *notes[1:]]
 
 

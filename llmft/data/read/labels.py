@@ -22,7 +22,7 @@ import numpy as np
 
 from llmft.config.convert import label_separator
 from llmft.data.read.notes import Notes
-from llmft.data.read.written import list_in
+from llmft.data.read.written import list_in, with_point
 from llmft.errors import LabelError, listed, shorten
 from llmft.files import to_json
 
@@ -34,7 +34,6 @@ SINGLE, MULTI, REGRESSION = (
 # A number that a float holds; one of hundreds of digits is a name.
 _NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _TRUTHS = ("true", "false")
-_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0+")  # of a column that has gaps, in pandas
 _EXPECTED = {
     None: "a label: text that is not empty, a number, true/false, or a list of them",
@@ -139,13 +138,11 @@ class LabelRule:
         if isinstance(value, float):
             if not math.isfinite(value):
                 return None, "number"
-            if value.is_integer():
-                self._whole = self._whole or place
+            kind = "whole" if value.is_integer() else "fraction"
+            self._whole = self._whole or (place if kind == "whole" else "")
             if self.problem_type == SINGLE:
-                return class_name(value), "number"
-            return class_name(value) or repr(value), (
-                "whole" if value.is_integer() else "fraction"
-            )
+                return class_name(value), kind
+            return class_name(value) or repr(value), kind
         if isinstance(value, str):
             self._note_number(value, place)
             whole = _WHOLE.fullmatch(value)
@@ -159,10 +156,10 @@ class LabelRule:
         if text in self._known:
             return text
         kind, lower = self.problem_type, text.lower()
-        if kind in (None, REGRESSION) and _COMMA.fullmatch(text):
+        if kind in (None, REGRESSION) and (number := with_point(text)):
             self.notes.add("numbers with a decimal comma", place)
             self._commas += 1
-            return text.replace(",", ".")
+            return number
         if kind in (None, MULTI) and self.delimiter is None:
             found = list_in(text.strip())
             if found is not None:

@@ -9,6 +9,10 @@ from llmft.errors import DataError, DataFormatError, escape
 SHOWN = 4  # bad rows that a message names
 
 
+class Unusual(DataFormatError):
+    """What is unusual, where ``strict`` makes an error of it: not a bad row."""
+
+
 class Notes:
     """Counts what is unusual in files and was read all the same.
 
@@ -43,12 +47,12 @@ class Notes:
         """Do the same of what may be a fault.
 
         Raises:
-            DataFormatError: where all has to be as it should.
+            Unusual: where all has to be as it should.
         """
         self.count(what, place)
         if self.strict:
             path = self._first[what] or self.file
-            raise DataFormatError(
+            raise Unusual(
                 what, hint="mend it, or allow it by leaving strict out", path=path
             )
 

@@ -12,11 +12,26 @@ from typing import Any
 from llmft.errors import LabelError, shorten
 
 # What R, pandas, Excel and SQL write where there is no value.
-MISSING = {*"NA N/A #N/A <NA> NaN nan null NULL".split()}
+MISSING = {*"NA N/A n/a #N/A <NA> NaN nan null NULL".split()}
+_THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")
+_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")  # a decimal one
 _ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+]?\d[\w.]*|[Tt]rue|[Ff]alse"""
 # Items with commas or, as numpy writes them, spaces between.
 _LIST = re.compile(rf"\[\s*(?:(?:{_ITEM})(?:\s*,\s*|\s+|(?=\])))*\]")
 _BITS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
+
+
+def with_point(text: str) -> str | None:
+    """Return a number that has a decimal comma with a point, None of anything else.
+
+    Raises:
+        LabelError: the comma may stand for thousands; without its place.
+    """
+    if _THOUSANDS.fullmatch(text):
+        said = f"{shorten(text)} may be {text.replace(',', '')}, or a fraction"
+        hint = "write numbers with a point, or without commas"
+        raise LabelError(said, hint=f"{hint}; of classes, say so by --problem_type")
+    return text.replace(",", ".") if _COMMA.fullmatch(text) else None
 
 
 def list_in(text: str) -> list[Any] | None:

@@ -20,7 +20,14 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    load_from_disk,
+)
 
 from llmft.data.read import rows as rows_module
 from llmft.data.read import store
@@ -29,7 +36,7 @@ from llmft.data.read.files import Reading
 from llmft.data.read.labels import class_name
 from llmft.data.read.prints import PRINTS
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
-from llmft.data.read.store import read_file, stored
+from llmft.data.read.store import CONTENT, read_file, stored
 from llmft.errors import ConfigError, DataError, SchemaError
 
 LABELLED = Columns(needs_label=True)
@@ -237,9 +244,81 @@ def test_the_splits_of_a_saved_dict(tmp_path):
     for split in ("train", "test"):
         source = read_file(tmp_path / "saved", Columns(), split=split)
         assert source.dataset["text"][:] == [split, "b"]
-        assert source.notes[0] == f"1 files of {split}, of 3 files"
+        said = "of no split: 'x/data-00000-of-00001.arrow'"
+        assert source.notes[0] == f"1 files of {split}, of 3 files; {said}"
     with pytest.raises(DataError, match="files of validation: it has 1 of test, "):
         read_file(tmp_path / "saved", Columns(), split="validation")
+
+
+def test_what_map_leaves_beside_a_saved_data_set_is_not_read(tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "saved")
+    saved = load_from_disk(tmp_path / "saved")
+    saved.map(lambda row: {"text": row["text"].upper()})
+    assert [*(tmp_path / "saved").glob("cache-*.arrow")]
+    assert read_file(tmp_path / "saved", Columns()).dataset["text"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.csv", "eval.csv"),
+        ("train/a.csv", "evaluation/a.csv"),
+        ("train.csv", "holdout.csv"),
+        ("trainset.csv", "testset.csv"),
+        ("data_train_1.csv", "data_test_1.csv"),
+        ("reviews_train_clean.csv", "reviews_validate_clean.csv"),
+    ],
+    ids=range(6),
+)
+def test_files_that_are_held_out_are_never_trained_on(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"text\n{name}\n")
+    source = read_file(tmp_path, Columns(), split="train")
+    assert source.dataset["text"][:] == [names[0]]
+
+
+@pytest.mark.parametrize("label", ["1,200", "-1,500", "12,000,000"])
+def test_a_comma_that_may_stand_for_thousands_is_asked_about(fault, label):
+    said = fault("a.csv", f'text,label\na,2\nb,"{label}"\n', LABELLED)
+    assert said.startswith(f"a.csv:3: '{label}' may be {label.replace(',', '')}, or a")
+
+
+@pytest.mark.parametrize("given", [(), ("text", "label")])
+def test_column_names_that_come_again_are_no_row(tmp_path, given):
+    body = "text,label\na,x\nb,y\n"
+    (tmp_path / "a.csv").write_text(body + "\ufeff" + body)
+    source = read_file(tmp_path / "a.csv", LABELLED, Reading(column_names=given))
+    assert source.dataset["text"][:] == ["a", "b"] * 2
+    (note,) = [note for note in source.notes if "repeat the column names" in note]
+    assert note.startswith("2 rows" if given else "1 rows")
+    strict = replace(LABELLED, strict=True)
+    with pytest.raises(DataError, match="rows repeat the column names"):
+        read_file(tmp_path / "a.csv", strict, Reading(column_names=given))
+
+
+def test_exact_names_come_before_others(tmp_path):
+    (tmp_path / "a.csv").write_text("Text,text,Label,label\na,b,c,d\n")
+    source = read_file(tmp_path / "a.csv", LABELLED)
+    assert [*source.dataset.select_columns(CONTENT[::2])[0].values()] == ["b", "d"]
+
+
+def test_strict_is_no_bad_row(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,True\nb,true\nc,False\n")
+    strict = replace(LABELLED, strict=True)
+    with pytest.raises(DataError, match="by case alone, taken for it; mend it"):
+        read_file(tmp_path / "a.csv", strict, Reading(max_bad_rows=2))
+
+
+def test_a_stray_quote_is_told_also_where_a_row_between_has_other_commas(
+    tmp_path, capsys
+):
+    rows = [f"{i},pos,text {i}" for i in range(1, 21)]
+    rows[2], rows[8] = '3,pos,"quoted start only', '9,pos,end quote here"'
+    rows[5] = "6,pos,well, this has 1,5 a,b comma"
+    (tmp_path / "a.csv").write_text("\n".join(["id,label,text", *rows, ""]))
+    assert len(read_file(tmp_path / "a.csv", LABELLED).dataset) == 14
+    assert "look like several rows behind a stray quote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
