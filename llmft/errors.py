@@ -104,9 +104,13 @@ class ConfigError(LlmftError):
 
 
 class DataError(LlmftError):
-    """Data that cannot be read, or that does not hold what the task needs."""
+    """Data that cannot be read, or that does not hold what the task needs.
+
+    It is not of a bad row where it is ``unusual`` only, and nothing unusual is allowed.
+    """
 
     exit_code = 3
+    unusual = False
 
 
 class EncodingError(DataError):

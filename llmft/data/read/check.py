@@ -22,7 +22,7 @@ from llmft.data.read.messages import (
     TEXT,
     Conversations,
 )
-from llmft.data.read.notes import SHOWN, Notes, Unusual, refusal
+from llmft.data.read.notes import SHOWN, Notes, refusal
 from llmft.data.read.text import Line, Row
 from llmft.errors import (
     ConfigError,
@@ -267,9 +267,9 @@ class Check:
             if isinstance(row, dict):
                 return self._kept(file, line, row)
             error = row
-        except Unusual:
-            raise
         except DataError as fault:
+            if fault.unusual:
+                raise
             error = fault
         error.path, error.line = self.source.files[file], line
         self.bad += 1

@@ -9,10 +9,6 @@ from llmft.errors import DataError, DataFormatError, escape
 SHOWN = 4  # bad rows that a message names
 
 
-class Unusual(DataFormatError):
-    """What is unusual, where ``strict`` makes an error of it: not a bad row."""
-
-
 class Notes:
     """Counts what is unusual in files and was read all the same.
 
@@ -47,14 +43,15 @@ class Notes:
         """Do the same of what may be a fault.
 
         Raises:
-            Unusual: where all has to be as it should.
+            DataFormatError: where all has to be as it should.
         """
         self.count(what, place)
         if self.strict:
             path = self._first[what] or self.file
-            raise Unusual(
-                what, hint="mend it, or allow it by leaving strict out", path=path
-            )
+            hint = "mend it, or allow it by leaving strict out"
+            error = DataFormatError(what, hint=hint, path=path)
+            error.unusual = True
+            raise error
 
     def of_files(self) -> list[str]:
         """Return the notes that are no counts of rows."""
