@@ -79,24 +79,7 @@ def convert(name: str, output_dir: str | None) -> Path:
     if safe or not files:
         said = f"it has {safe[0].name}" if safe else "it has no pytorch_model.bin"
         raise ConfigError(f"{said}: nothing to convert", path=name)
-    sets = {_PICKLE.sub(r"\1\2", file.name): file.name for file in files}
-    if len(sets) > 1:
-        said = f"it has {listed(sets.values(), show=str)}; expected those of one model"
-        raise ConfigError(said, "move the others away", path=name)
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        weights |= _tensors(file)
-    for index in folder.glob("*.bin.index.json"):
-        names = read_object(index).get("weight_map", {})
-        if not isinstance(names, dict):
-            said = f"weight_map is {shorten(names)}; expected a file for each tensor"
-            raise EnvironmentFault(said, hint="copy the folder again", path=index)
-        if missing := names.keys() - weights.keys():
-            raise EnvironmentFault(
-                f"a part of the weights is not there, with {listed(missing, 3, str)}",
-                hint="copy the folder again",
-                path=folder,
-            )
+    weights = _weights(folder, files)
     for tied, other in _tied(folder).items():
         if {tied, other} <= weights.keys():
             if torch.equal(weights[tied], weights[other]):
@@ -116,6 +99,29 @@ def convert(name: str, output_dir: str | None) -> Path:
     if more := sorted({*left_out} - {file.name for file in files}):
         say(f"left out: {listed(more, show=str)}")
     return target
+
+
+def _weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of the files in a folder by name, all that its index has."""
+    sets = {_PICKLE.sub(r"\1\2", file.name): file.name for file in files}
+    if len(sets) > 1:
+        said = f"it has {listed(sets.values(), show=str)}; expected those of one model"
+        raise ConfigError(said, "move the others away", path=folder)
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        weights |= _tensors(file)
+    for index in folder.glob("*.bin.index.json"):
+        names = read_object(index).get("weight_map", {})
+        if not isinstance(names, dict):
+            said = f"weight_map is {shorten(names)}; expected a file for each tensor"
+            raise EnvironmentFault(said, hint="copy the folder again", path=index)
+        if missing := names.keys() - weights.keys():
+            raise EnvironmentFault(
+                f"a part of the weights is not there, with {listed(missing, 3, str)}",
+                hint="copy the folder again",
+                path=folder,
+            )
+    return weights
 
 
 def _tied(folder: Path) -> dict[str, str]:
