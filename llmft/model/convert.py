@@ -21,6 +21,7 @@ from llmft.errors import (
     UnsafeArtifactError,
     brief,
     listed,
+    shorten,
 )
 from llmft.files import publish_folder, read_object
 from llmft.sources import hub
@@ -31,6 +32,8 @@ NAMES = {
     "pytorch_model": "model{suffix}.safetensors",
     "adapter_model": "adapter_model{suffix}.safetensors",
 }
+# Variants of other names, as pytorch_model.fp16.bin, hold the same tensors again.
+_PICKLE = re.compile(r"(pytorch_model|adapter_model)(?:-\d+(-of-\d+))?\.bin")
 # Neither weights of other libraries nor pickles go along.
 _LEFT_OUT = re.compile(
     r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|ot|onnx|tflite|npz|bin\.index\.json)|\..*"
@@ -39,7 +42,7 @@ _LEFT_OUT = re.compile(
 
 def pickles(folder: Path) -> list[Path]:
     """Return the files in a folder that are weights in PyTorch's older format."""
-    return sorted(path for name in NAMES for path in folder.glob(f"{name}*.bin"))
+    return sorted(path for path in folder.glob("*.bin") if _PICKLE.fullmatch(path.name))
 
 
 def convert(name: str, output_dir: str | None) -> Path:
@@ -54,7 +57,8 @@ def convert(name: str, output_dir: str | None) -> Path:
         output_dir: None: beside the folder, or here, by its name.
 
     Raises:
-        ConfigError: there is nothing to convert, or something is at the target.
+        ConfigError: there is nothing to convert, or more than one set of weights; or
+            safetensors cannot hold them; or something is at the target.
         EnvironmentFault: the weights are damaged, or a part of them is missing.
         UnsafeArtifactError: the pickle holds more than tensors.
     """
@@ -75,16 +79,7 @@ def convert(name: str, output_dir: str | None) -> Path:
     if safe or not files:
         said = f"it has {safe[0].name}" if safe else "it has no pytorch_model.bin"
         raise ConfigError(f"{said}: nothing to convert", path=name)
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        weights |= _tensors(file)
-    for index in folder.glob("*.bin.index.json"):
-        if missing := read_object(index).get("weight_map", {}).keys() - weights.keys():
-            raise EnvironmentFault(
-                f"a part of the weights is not there, with {listed(missing, 3, str)}",
-                hint="copy the folder again",
-                path=folder,
-            )
+    weights = _weights(folder, files)
     for tied, other in _tied(folder).items():
         if {tied, other} <= weights.keys():
             if torch.equal(weights[tied], weights[other]):
@@ -94,12 +89,39 @@ def convert(name: str, output_dir: str | None) -> Path:
         for path in filter(_goes_along, folder.iterdir()):
             shutil.copyfile(path, staging / path.name)
         pattern = NAMES[re.split(r"\W", files[0].name)[0]]
-        save_torch_state_dict(weights, staging, filename_pattern=pattern)
+        try:
+            save_torch_state_dict(weights, staging, filename_pattern=pattern)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            said = f"safetensors cannot hold the weights: {brief(error)}"
+            raise ConfigError(said, path=name) from error
     size = size_text(sum(weight.nbytes for weight in weights.values()))
     say(f"{target}: {len(weights):,} tensors, {size}")
     if more := sorted({*left_out} - {file.name for file in files}):
         say(f"left out: {listed(more, show=str)}")
     return target
+
+
+def _weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of the files in a folder by name, all that its index has."""
+    sets = {_PICKLE.sub(r"\1\2", file.name): file.name for file in files}
+    if len(sets) > 1:
+        said = f"it has {listed(sets.values(), show=str)}; expected those of one model"
+        raise ConfigError(said, "move the others away", path=folder)
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        weights |= _tensors(file)
+    for index in folder.glob("*.bin.index.json"):
+        names = read_object(index).get("weight_map", {})
+        if not isinstance(names, dict):
+            said = f"weight_map is {shorten(names)}; expected a file for each tensor"
+            raise EnvironmentFault(said, hint="copy the folder again", path=index)
+        if missing := names.keys() - weights.keys():
+            raise EnvironmentFault(
+                f"a part of the weights is not there, with {listed(missing, 3, str)}",
+                hint="copy the folder again",
+                path=folder,
+            )
+    return weights
 
 
 def _tied(folder: Path) -> dict[str, str]:
@@ -140,8 +162,16 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
             path=file,
         ) from error
     tensors = found if isinstance(found, dict) else {}
-    if not tensors or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
-        raise ConfigError("not a dict of tensors; expected a state dict", path=file)
+    named = all(isinstance(name, str) for name in tensors)
+    if not (named and all(isinstance(x, torch.Tensor) for x in tensors.values())):
+        tensors = {}
+    if not tensors:
+        said = "not a dict of tensors by name; expected a state dict"
+        raise ConfigError(said, path=file)
+    for name, x in tensors.items():
+        if name == "__metadata__" or x.layout != torch.strided:
+            said = f"{shorten(name)}, {x.layout}; expected dense tensors of other names"
+            raise ConfigError(f"safetensors cannot hold {said}", path=file)
     seen: set[int] = set()
     for name, x in tensors.items():
         storage = x.untyped_storage()

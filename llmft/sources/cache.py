@@ -81,7 +81,8 @@ def parts() -> list[Part]:
 def clear(names: Sequence[str], older_than: float | None = None) -> list[Part]:
     """Take away folders of the cache; return what they held.
 
-    What a running process has mapped stays readable for it, except on Windows.
+    What a running process has mapped stays readable for it, except on Windows; the
+    folder it writes to stays, and so do locks.
 
     Args:
         older_than: only what was not used for so many seconds.
@@ -100,8 +101,8 @@ def clear(names: Sequence[str], older_than: float | None = None) -> list[Part]:
             continue
         gone = Part(part.name, [entry for entry in part.entries if entry.used < limit])
         folder = catalog.cache_home() / part.name
-        paths = [entry.path for entry in gone.entries] if older_than else [folder]
-        for path in paths:
+        waiting = () if older_than else folder.glob(".*.wheels")  # see wheels.collect
+        for path in [*(entry.path for entry in gone.entries), *waiting]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

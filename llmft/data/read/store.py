@@ -38,7 +38,10 @@ _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
 _CACHE = 8  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException)
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+    pa.ArrowException,
+)
 
 T = TypeVar("T")
 

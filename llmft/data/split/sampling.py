@@ -173,8 +173,12 @@ def _stratified(
     alone = np.isin(of_rows, names[counts < 2])
     classes, several = int((counts > 1).sum()), int((~alone).sum())
     if not classes:
-        said = f"all {len(rows):,} rows have different labels"
-        raise DataError(said, hint="is --label_column_name right?", path=name)
+        said = f"all {len(rows):,} rows have different labels: none can be set aside"
+        hint = (
+            "is --label_column_name right? If so, --validation_split_percentage 0"
+            " --eval_strategy no --allow many_classes trains on all"
+        )
+        raise DataError(said, hint=hint, path=name)
     size = min(max(classes, round(part * len(rows))), several - classes)
     _, taken = train_test_split(
         rows[~alone], test_size=size, random_state=seed, stratify=of_rows[~alone]

@@ -110,6 +110,17 @@ def test_parts_and_the_format_before_zip(tmp_path, zipped):
     assert not (tmp_path / "old-safetensors").exists()
 
 
+def test_variants_are_left_out(tmp_path, capsys):
+    pickled(tmp_path / "old")
+    names = [f"pytorch_model{kind}.bin" for kind in ("", ".fp16", "_ema")]
+    for i, name in enumerate(names):
+        torch.save({"a": torch.full((1,), i)}, tmp_path / "old" / name)
+    target = convert.convert(str(tmp_path / "old"), None)
+    assert load_file(target / "model.safetensors")["a"] == 0
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [f"left out: {', '.join(names[1:])}"]
+
+
 def test_an_adapter(tmp_path):
     tiny.save(tmp_path / "old", "gpt2", "causal-lm")
     (tmp_path / "old" / "model.safetensors").unlink()
@@ -151,7 +162,54 @@ class _Payload:
         (
             lambda file: torch.save({"model": {"a": torch.ones(1)}}, file),
             2,
-            "not a dict of tensors; expected a state dict",
+            "not a dict of tensors by name; expected a state dict",
+        ),
+        (
+            lambda file: torch.save({1: torch.ones(1)}, file),
+            2,
+            "not a dict of tensors by name; expected a state dict",
+        ),
+        (
+            lambda file: torch.save({"a": torch.eye(2).to_sparse()}, file),
+            2,
+            "cannot hold 'a', torch.sparse_coo; expected dense tensors of other names",
+        ),
+        (
+            lambda file: torch.save({"__metadata__": torch.ones(1)}, file),
+            2,
+            "safetensors cannot hold '__metadata__', torch.strided; expected dense",
+        ),
+        (
+            lambda file: torch.save({"a": torch.ones(1).to(torch.complex128)}, file),
+            2,
+            "old: safetensors cannot hold the weights: torch.complex128",
+        ),
+        (
+            lambda file: torch.save({"a": torch.ones(1, device="meta")}, file),
+            2,
+            "old: safetensors cannot hold the weights: Cannot copy out of",
+        ),
+        (
+            lambda file: file.with_name(f"{NAME}.index.json").write_text(
+                '{"weight_map": ["a"]}'
+            ),
+            5,
+            "weight_map is ['a']; expected a file for each tensor; copy the folder",
+        ),
+        (
+            lambda file: file.with_name("adapter_model.bin").touch(),
+            2,
+            "it has adapter_model.bin, pytorch_model.bin; expected those of one model;",
+        ),
+        (
+            lambda file: file.with_name("pytorch_model-00001-of-00002.bin").touch(),
+            2,
+            "it has pytorch_model-00001-of-00002.bin, pytorch_model.bin; expected",
+        ),
+        (
+            lambda file: file.rename(file.with_name("pytorch_model_fsdp.bin")),
+            2,
+            "it has no pytorch_model.bin: nothing to convert",
         ),
         (
             lambda file: file.unlink(),

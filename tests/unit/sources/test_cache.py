@@ -135,5 +135,11 @@ def test_what_killed_runs_left_goes_at_the_next_start(filled, tmp_path):
     left = {path.name for path in read.iterdir() if path.name.startswith(".")}
     kept = {name for name in names if f"-{dead.pid}-" not in name}
     assert left == kept | {".staging-x", ".a.staging-x-y-z"}
-    assert command("clear", "--older_than", "1s") == 0
-    assert {path.name for path in read.iterdir() if path.name[0] == "."} == left
+    for words in (("--older_than", "1s"), ("read",)):
+        (read / ".b.wheels").mkdir(exist_ok=True)
+        assert command("clear", *words) == 0
+        aside = {".b.wheels"} if len(words) > 1 else set()
+        assert {path.name for path in read.iterdir() if path.name[0] == "."} == (
+            left | aside
+        )
+    assert {path.name for path in read.iterdir()} == left

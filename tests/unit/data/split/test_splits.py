@@ -180,7 +180,9 @@ def test_stratified_shares(counts, percentage, kept, taken, share):
         (
             source(20, label=texts(20)),
             True,
-            "all 20 rows have different labels; is --label_column_name right?",
+            "all 20 rows have different labels: none can be set aside; is"
+            " --label_column_name right? If so, --validation_split_percentage 0"
+            " --eval_strategy no --allow many_classes trains on all",
         ),
     ],
 )

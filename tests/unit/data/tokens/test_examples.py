@@ -190,7 +190,11 @@ def noise(raw):
 
 @pytest.mark.parametrize("name", ["tokens", "lengths.npy", "facts.json"])
 @pytest.mark.parametrize(
-    "change", [lambda raw: b"", lambda raw: raw[: len(raw) // 2], noise]
+    "change",
+    [
+        *(lambda raw: b"", lambda raw: raw[: len(raw) // 2], noise),
+        lambda raw: b'{"crc32": []}',
+    ],
 )
 def test_a_damaged_cache_is_made_anew(bpe, capsys, change, name):
     first = blocks(TEXTS, bpe)["input_ids"][:]
