@@ -219,8 +219,8 @@ def completions(
             found: dict[int, list[str]] = {}
             while left:
                 most = len(ids[left[0]])
-                alike = left if pads else [p for p in left if len(ids[p]) == most]
-                places = alike[:size]
+                fit = left if pads else [p for p in left if len(ids[p]) == most]
+                places = fit[:size]
                 left = [p for p in left if p not in places]
                 batch = _padded([ids[place] for place in places], model.device)
                 rows = generate.write(model, batch, config)[:, most:]
