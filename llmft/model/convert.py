@@ -121,6 +121,10 @@ def _weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
                 hint="copy the folder again",
                 path=folder,
             )
+    count = next(iter(sets)).partition("-of-")[2]
+    if count and int(count) != len(files):  # which no index told
+        said = f"{len(files):,} of {int(count):,} files of the weights are there"
+        raise EnvironmentFault(said, hint="copy the folder again", path=folder)
     return weights
 
 

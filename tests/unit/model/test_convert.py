@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llmft import cli
+from llmft.errors import EnvironmentFault
 from llmft.model import convert
 
 NAME = "pytorch_model.bin"
@@ -107,6 +108,9 @@ def test_parts_and_the_format_before_zip(tmp_path, zipped):
     assert torch.equal(logits(found.eval()), logits(model))
     (folder / names[1]).unlink()
     assert llmft("convert", folder) == 5
+    index.unlink()
+    with pytest.raises(EnvironmentFault, match="1 of 2 files of the weights are there"):
+        convert.convert(str(folder), None)
     assert not (tmp_path / "old-safetensors").exists()
 
 
