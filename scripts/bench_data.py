@@ -6,8 +6,8 @@ cache, and removed. Beside both stands what the tokenizer alone does in the same
 process, on texts that are already in memory. ``mlm.py`` makes one step then, timed from
 the command on: streaming, and of what the cache holds now. The slope of the resident
 memory is that of a line through it, after the first fifth. With ``--memory_mapped`` the
-memory of the default way is measured, too. With ``--rows``, ``classify.py`` gets a csv whose last row is bad, and
-has to say so before it loads the model.
+memory of the default way is measured, too. With ``--rows``, ``classify.py`` gets a csv
+whose last row is bad, and has to say so before it loads the model.
 
 python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """
