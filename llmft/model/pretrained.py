@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmft.errors import (
     UnsafeArtifactError,
     escape,
 )
+from llmft.files import read_object
 from llmft.model.convert import pickles
 from llmft.process import as_fault
 from llmft.sources import hub
@@ -37,6 +39,7 @@ def from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
         EnvironmentFault: files are missing or damaged.
         UnsafeArtifactError: the model would have to run foreign code.
     """
+    require_inside(Path(located.path_or_id))
     try:
         return loader.from_pretrained(
             located.path_or_id,
@@ -47,6 +50,32 @@ def from_pretrained(loader: Any, located: Located, **options: Any) -> Any:
         )
     except Exception as error:
         raise _fault(error, located, loader is AutoTokenizer) from error
+
+
+def require_inside(folder: Path) -> None:
+    """Raise UnsafeArtifactError where files of a model name others outside its folder.
+
+    Some that are published name a place of the machine where they were made; what is
+    not here cannot be read.
+    """
+    for path in (*folder.glob("*.index.json"), folder / "tokenizer_config.json"):
+        found = read_object(path)
+        weights = found.get("weight_map")
+        named = {n: x for n, x in found.items() if n.endswith("_file")}
+        for key, value in {
+            **named,
+            **(weights if isinstance(weights, dict) else {}),
+        }.items():
+            if not isinstance(value, str):
+                continue
+            place = Path(os.path.normpath(folder.absolute() / value))
+            if not place.is_relative_to(folder.absolute()) and place.exists():
+                raise UnsafeArtifactError(
+                    f"{key} names {value}, which is outside of the model's folder",
+                    "expected a file in it",
+                    "remove that line, or copy the model's files again",
+                    path=path,
+                )
 
 
 def _fault(error: Exception, located: Located, of_tokenizer: bool) -> LlmftError:

@@ -40,8 +40,10 @@ from llmft.tasks.named import Named, find_model
 from llmft.tasks.prediction_output import (
     Part,
     Printed,
+    cells,
     check_target,
     discard,
+    is_formula,
     opened_part,
 )
 from llmft.tasks.predictors import (
@@ -77,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep_columns", metavar="NAME", nargs="+", help=said)
     said = "csv or jsonl by its ending; none: standard output, as lines of JSON"
     parser.add_argument("--output_file", metavar="FILE", help=said)
+    said = "put ' before texts of a csv that a spreadsheet would run as formulas"
+    parser.add_argument("--escape_formulas", action="store_true", help=said)
     fields = fields_of(*CLASSES)
     for name in (*FLAGS, *OF_MACHINE):
         default = str(fields[name].default)
@@ -102,7 +106,8 @@ def run(arguments: argparse.Namespace) -> None:
         problems.append("give either a FILE or --text, to predict")
     if pairs and len(pairs) != len(texts):
         problems.append("give a --text_pair for each --text, or none")
-    of_file = {n: getattr(arguments, n) for n in ("output_file", "keep_columns")}
+    names = ("output_file", "keep_columns", "escape_formulas")
+    of_file = {n: getattr(arguments, n) for n in names}
     if of_none := [name for name, value in of_file.items() if value and not file]:
         problems.append(f"{of_none[0]} is for the predictions of a FILE")
     if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
@@ -120,7 +125,8 @@ def run(arguments: argparse.Namespace) -> None:
         if file:
             kept = tuple(arguments.keep_columns or ())
             predictor.columns = replace(predictor.columns, carried=kept)
-            _predict_file(predictor, named, file, target or printed)
+            escape = bool(arguments.escape_formulas)
+            _predict_file(predictor, named, file, target or printed, escape)
             return
         found = predict_texts(predictor, texts, pairs)
     show(found, predictor)
@@ -189,7 +195,11 @@ def _characters(row: Mapping[str, Any]) -> int:
 
 
 def _predict_file(
-    predictor: Predictor, named: Named, file: str, target: Path | Printed
+    predictor: Predictor,
+    named: Named,
+    file: str,
+    target: Path | Printed,
+    escape_formulas: bool,
 ) -> None:
     """Predict the rows of a file, each looked at before the first is predicted."""
     data = predictor.args.data
@@ -212,6 +222,7 @@ def _predict_file(
             "columns": asdict(predictor.columns),
             "versions": versions(),
             "threads": torch.get_num_threads(),
+            "escape_formulas": escape_formulas,
         }
         try:
             with opened_part(target, made_of) as part:
@@ -249,7 +260,13 @@ def _write(
             if row == done:
                 _choose(predictor, source, total, target)
                 started = time.perf_counter()
-            target.write(_rows(predictor(source), window, row, rows), predictor.counts)
+            shown = _rows(predictor(source), window, row, rows)
+            if isinstance(target, Part) and target.is_csv:
+                how = "escaped" if target.escape_formulas else "--escape_formulas"
+                said = f"cells that a spreadsheet takes for formulas ({how})"
+                found = sum(is_formula(x) for r in shown for _, x in cells(r))
+                predictor.counts.update({said: found} if found else {})
+            target.write(shown, predictor.counts)
             row += len(window)
             bar.update(len(window))
             if target.over:  # as head has gone

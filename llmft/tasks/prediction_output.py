@@ -17,6 +17,8 @@ from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
 from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
+# What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_target(target: Path) -> None:
@@ -36,12 +38,35 @@ def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(to_json(row) + "\n" for row in rows)
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+def is_formula(cell: Any) -> bool:
+    """Return whether a spreadsheet would run what stands in a cell."""
+    return isinstance(cell, str) and cell.startswith(_FORMULA)
+
+
+def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the columns of a row in csv.
+
+    Each probability has its own, ``probabilities.NAME``; lists are JSON.
+    """
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", x) for key, x in value.items())
+        else:
+            yield name, to_json(value) if isinstance(value, list) else value
+
+
+def as_csv(
+    rows: Sequence[Mapping[str, Any]], header: bool, escape_formulas: bool = False
+) -> str:
     """Return rows as csv, every text in quotes, with a line of ``header`` or without.
 
-    Each probability has its column, ``probabilities.NAME``; lists are JSON.
+    With ``escape_formulas``, an apostrophe stands before what ``is_formula``.
     """
-    flat = [dict(_cells(row)) for row in rows]
+    flat = [dict(cells(row)) for row in rows]
+    if escape_formulas:
+        flat = [
+            {n: f"'{x}" if is_formula(x) else x for n, x in row.items()} for row in flat
+        ]
     written = io.StringIO()
     # In quotes: csv does not put them around a lone carriage return by itself.
     writer = csv.DictWriter(
@@ -51,14 +76,6 @@ def as_csv(rows: Sequence[Mapping[str, Any]], header: bool) -> str:
         writer.writeheader()
     writer.writerows(flat)
     return written.getvalue()
-
-
-def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in row.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{key}", x) for key, x in value.items())
-        else:
-            yield name, to_json(value) if isinstance(value, list) else value
 
 
 class Printed:
@@ -108,6 +125,8 @@ class Part:
         self.target, self.stream = target, stream
         self.path, self.state = part_of(target), _state_of(target)
         self.made_of = json.loads(to_json(made_of))
+        self.is_csv = target.suffix.lower() == ".csv"
+        self.escape_formulas = bool(made_of.get("escape_formulas"))
         self.rows, self.size = 0, 0
         self.counts: dict[str, int] = {}
         self.choices: dict[str, Any] = {}
@@ -144,8 +163,9 @@ class Part:
         self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
     ) -> None:
         """Write a block to the disk, then how far the part goes."""
-        is_csv = self.target.suffix.lower() == ".csv"
-        text = as_csv(rows, header=not self.rows) if is_csv else as_jsonl(rows)
+        text = as_jsonl(rows)
+        if self.is_csv:
+            text = as_csv(rows, not self.rows, self.escape_formulas)
         try:
             self.size += self.stream.write(text.encode())
             self.stream.flush()

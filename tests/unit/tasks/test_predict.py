@@ -231,6 +231,27 @@ def test_other_columns_go_along(models, llmft_predict, capfdbinary, ending):
 HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
 
 
+def test_formulas_of_a_csv_are_counted_and_escaped_where_asked(
+    models, llmft_predict, capsys
+):
+    """As OWASP has it; what is faithful stays the default."""
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@a", "\tb", "a = b", "1-1"]
+    Path("in.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    for out, flags, how in (
+        ("raw.csv", (), "--escape_formulas"),
+        ("safe.csv", ("--escape_formulas",), "escaped"),
+    ):
+        llmft_predict(
+            models / "single", "in.jsonl", "--output_file", out, *flags, *PLAIN
+        )
+        said = f"  5 cells that a spreadsheet takes for formulas ({how})\n"
+        assert said in capsys.readouterr().err
+        with open(out, newline="", encoding="utf-8") as stream:
+            found = [row["text"] for row in csv.DictReader(stream)]
+        safe = [f"'{text}" for text in texts[:5]] + texts[5:]
+        assert found == (safe if flags else texts)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_csv_and_jsonl_hold_the_same(models, llmft_predict, kind):
     Path("in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in HARD))
