@@ -5,9 +5,11 @@ For each size a jsonl is written to a temporary folder, read once through
 cache, and removed. Beside both stands what the tokenizer alone does in the same
 process, on texts that are already in memory. ``mlm.py`` makes one step then, timed from
 the command on: streaming, and of what the cache holds now. The slope of the resident
-memory is that of a line through it, after the first fifth. With ``--memory_mapped`` the
-memory of the default way is measured, too. With ``--rows``, ``classify.py`` gets a csv
-whose last row is bad, and has to say so before it loads the model.
+memory is that of a line through it, after the first fifth. The caps are what no
+number of cores could pass: they go by the seconds of the main thread alone. With
+``--memory_mapped`` the memory of the default way is measured, too. With ``--rows``,
+``classify.py`` gets a csv whose last row is bad, and has to say so before it loads the
+model.
 
 python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """
@@ -89,7 +91,7 @@ def cold(path: Path) -> dict[str, float]:
     own = tokenizer_rate(tokenizer, path)
     args = LanguageModelingDataArguments(train_file=str(path))
     os.environ["LLMFT_HOME"] = str(path.with_name("cache"))
-    started = time.perf_counter()
+    started, own_thread = time.perf_counter(), time.thread_time()
     splits = load_splits(args, 42, {"train", "validation"})
     read = time.perf_counter() - started
     for split, data in splits.parts.items():
@@ -97,6 +99,7 @@ def cold(path: Path) -> dict[str, float]:
     seconds, size = time.perf_counter() - started, path.stat().st_size / 1e6
     return {
         "default_mb_per_second": size / seconds,
+        "default_cap_mb_per_second": size / (time.thread_time() - own_thread),
         "default_of_tokenizer": size / seconds / own,
         "default_seconds_before_tokenizing": read,
     }
@@ -110,7 +113,8 @@ def stream(path: Path) -> dict[str, float]:
     args = LanguageModelingDataArguments(train_file=str(path))
     collator = SeededDataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     process, looks = psutil.Process(), []
-    started, blocks, batch = time.perf_counter(), 0, []
+    started, own_thread = time.perf_counter(), time.thread_time()
+    blocks, batch = 0, list[Any]()
     rows = streamed_files(str(path), Columns(), Reading())
     for block in Stream(rows, args, tokenizer, 1, 0):
         batch.append(block)
@@ -121,6 +125,7 @@ def stream(path: Path) -> dict[str, float]:
         if blocks % EVERY == 0:
             looks.append((blocks, process.memory_info().rss))
     seconds, size = time.perf_counter() - started, path.stat().st_size
+    serial = time.thread_time() - own_thread
     seen = np.array(looks, dtype=float)
     gigabytes, memory = seen[:, 0] / blocks * size / 1e9, seen[:, 1] / 1e6
     late = gigabytes > size / 1e9 / 5
@@ -130,6 +135,7 @@ def stream(path: Path) -> dict[str, float]:
         "peak_rss_mb": float(memory.max()),
         "tokenizer_mb_per_second": own,
         "stream_mb_per_second": size / 1e6 / seconds,
+        "stream_cap_mb_per_second": size / 1e6 / serial,
         "stream_of_tokenizer": size / 1e6 / seconds / own,
     }
 
