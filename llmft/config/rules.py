@@ -13,7 +13,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from llmft.config.facts import fields_of, fields_with
-from llmft.config.fields import DataArguments, TrainingArguments
+from llmft.config.fields import AUTO, DataArguments, TrainingArguments
 from llmft.console import say
 from llmft.errors import brief, nearest, shorten
 from llmft.sources import catalog
@@ -120,13 +120,16 @@ def relations(
             v["dataset_name"] and reading
         ),
         "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
-        " as model_name_or_path": resumes and not v["do_train"],
+        " as model_name_or_path": (
+            resumes
+            and not v["do_train"]
+            and not (resumes == AUTO and any(v[name] for name in ACTIONS))
+        ),
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
             _is_not_utf8(v["output_dir"])
         ),
-        "resume_from_checkpoint true needs output_dir, the run's folder": (
-            resumes is True and not v["output_dir"]
-        ),
+        f"resume_from_checkpoint {str(resumes).lower()} needs output_dir, the run's"
+        " folder": resumes in (True, AUTO) and not v["output_dir"],
         "push_to_hub needs do_train, and hub_model_id, as owner/name": (
             v["push_to_hub"] and not (v["do_train"] and v["hub_model_id"])
         ),
