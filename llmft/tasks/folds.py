@@ -60,7 +60,8 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     """
     folds, data, training = args.data.k_folds, args.data, args.training
     complete = _clear_stopped(training)
-    last = _training(args, Fold(folds, keep=TUNED), training.output_dir)
+    into = None if complete else training.output_dir  # it need not be free
+    last = _training(args, Fold(folds, keep=TUNED), into)
     model, source = _read(last)
     facts = model | {"train data": source.sha256}
     if complete:

@@ -140,8 +140,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def require_finite(model: Any, step: int) -> None:
     """Raise NonFiniteError for a weight that is trained and is not finite.
 
-    The sum tells, and is read once: 135 M weights take 0.02 s on 2 cores, where asking
-    each takes six times as long. It can be too large of finite ones, which are asked.
+    The sum tells: 135 M weights took 0.05 s on 2 cores, of 3.5 s that a save takes,
+    where asking each took 0.8 s. That of finite ones may be too large: they are asked.
     """
     for name, weight in model.named_parameters():
         if not weight.requires_grad or math.isfinite(weight.sum().item()):
