@@ -283,6 +283,21 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     chat.add_arguments(parser)
 
 
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_resume)
+    said = "its folder, or part of its name in outputs"
+    parser.add_argument("name", metavar="RUN", help=said)
+    said = "arguments in place of those of before, as --num_train_epochs 5"
+    rest = argparse.REMAINDER
+    parser.add_argument("arguments", metavar="...", nargs=rest, help=said)
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    from llmft.tasks.again import resume
+
+    resume(arguments.name, arguments.arguments)
+
+
 def _add_runs(parser: _Parser) -> None:
     from llmft.runs import commands
 
@@ -329,5 +344,6 @@ COMMANDS = RECIPES | {
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
     "report": ("a page of a run: what came of it, and where it is weak", _add_report),
+    "resume": ("a run goes on from where it was stopped, by its record", _add_resume),
     "runs": ("what ran and what came of it; comparing, and taking away", _add_runs),
 }

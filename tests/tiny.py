@@ -184,8 +184,9 @@ def started_run(
     choices: Sequence[Any] = (),
     data: dict[str, Any] | None = None,
     model: dict[str, str] | None = None,
+    train: Any = None,
 ) -> Iterator[Any]:
-    """Yield a ``Run`` in its folder, of a recipe that read no data."""
+    """Yield a ``Run`` in its folder, of a recipe that read no data but ``train``."""
     from llmft.data.split.splits import Splits
     from llmft.runs.folder import Run
     from llmft.tasks import classify, generate, mlm
@@ -193,6 +194,6 @@ def started_run(
     tasks = {"mlm": mlm.TASK, "classify": classify.TASK, "generate": generate.TASK}
     splits = Splits({}, data or {})
     run = Run(f"recipes/{recipe}.py", tasks[recipe], args, splits, model or {})
-    run.plan(choices, None)
+    run.plan(choices, train)
     with run.start():
         yield run

@@ -25,6 +25,7 @@ from llmft.config.model_fields import (
 )
 from llmft.config.model_fields import ModelArguments as ModelArguments
 
+AUTO = "auto"  # of resume_from_checkpoint
 _hub = partial(arg, source="hub")
 _file = partial(arg, source="files", path=True)
 _reading = partial(arg, source="files", kept=True)
@@ -345,10 +346,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     resume_from_checkpoint: str | bool | None = arg(  # type: ignore[assignment]
         None,
-        "RUN/checkpoints/checkpoint-N; or true: the newest complete one of output_dir.",
+        "RUN/checkpoints/checkpoint-N; true: the newest whole one of output_dir; auto:"
+        " the same, a new run where there is none, and nothing where it is complete.",
         path=True,
     )
     dry_run: bool = arg(False, "Check everything, print the plan, train nothing.")
+    # No argument: resume_from_checkpoint was true or auto, see ``train.resume.locate``.
+    goes_on = False
 
     def __post_init__(self) -> None:
         """Keep ``output_dir`` None: transformers would make it trainer_output."""

@@ -13,7 +13,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from llmft.config.facts import fields_of, fields_with
-from llmft.config.fields import DataArguments, TrainingArguments
+from llmft.config.fields import AUTO, DataArguments, TrainingArguments
 from llmft.console import say
 from llmft.errors import brief, nearest, shorten
 from llmft.sources import catalog
@@ -86,7 +86,6 @@ def relations(
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     files = [name for name in FILES if v[name]]
     reading = [n for n in _OF_FILES if n not in FILES and v[n] not in _USUAL]
-    resumes = v["resume_from_checkpoint"]
     on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {
         f"metric_for_best_model is {best}, this task has "
@@ -119,13 +118,9 @@ def relations(
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
         ),
-        "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
-        " as model_name_or_path": resumes and not v["do_train"],
+        **_of_resume(v),
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
             _is_not_utf8(v["output_dir"])
-        ),
-        "resume_from_checkpoint true needs output_dir, the run's folder": (
-            resumes is True and not v["output_dir"]
         ),
         "push_to_hub needs do_train, and hub_model_id, as owner/name": (
             v["push_to_hub"] and not (v["do_train"] and v["hub_model_id"])
@@ -139,6 +134,19 @@ def relations(
     problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
     problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _of_resume(v: dict[str, Any]) -> dict[str, Any]:
+    """Return what may be wrong with a resume, each with whether it is."""
+    resumes = v["resume_from_checkpoint"]
+    # It measures or predicts once, and may find that done.
+    once = resumes == AUTO and any(v[name] for name in ACTIONS)
+    return {
+        "resume_from_checkpoint needs do_train; to use a checkpoint as it is, name it"
+        " as model_name_or_path": resumes and not v["do_train"] and not once,
+        f"resume_from_checkpoint {str(resumes).lower()} needs output_dir, the run's"
+        " folder": resumes in (True, AUTO) and not v["output_dir"],
+    }
 
 
 def _new_tokens(v: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,12 @@ import torch
 
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
-from llmft.console import warn
 from llmft.machine import detect, waiting
 from llmft.machine.detect import Machine
 
 # They decide in which order and how precisely numbers add up: a resume with others does
 # not go on to the same bytes.
-_OF_SUMS = ("threads", "batch", "precision", "attention", "layers")
+OF_SUMS = ("threads", "batch", "precision", "attention", "layers")
 
 
 def choose_threads(machine: Machine, given: int | None) -> Choice:
@@ -68,18 +67,17 @@ def choices_of(checkpoint: Any) -> dict[str, str]:
     try:
         text = (Path(checkpoint).parent.parent / "run.json").read_text("utf-8")
         found = json.loads(text)["choices"]
-        return {name: found[name]["value"] for name in _OF_SUMS if name in found}
+        return {name: found[name]["value"] for name in OF_SUMS if name in found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def compared(choice: Choice, before: Mapping[str, str]) -> Choice:
-    """Return the choice of a resumed run; warn where it is not the one of before."""
-    was = before.get(choice.name, choice.value)
-    if was != choice.value:
-        is_now = f"is {choice.value} from now on"
-        warn(f"{choice.name} was {was} before this resume, {is_now}: other sums")
-    elif choice.name in before and choice.name != "threads":
+    """Return the choice of a resumed run, which says where it is the one of before.
+
+    Of another one, ``train.agreement`` warns.
+    """
+    if choice.name != "threads" and before.get(choice.name) == choice.value:
         return replace(choice, reason="as before the resume")
     return choice
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmft.errors import ConfigError, listed
 from llmft.runs.listing import NOTES, disk, notes_of
-from llmft.runs.record import RunRecord, find_runs, held
+from llmft.runs.record import OF_RUN, STOPPED, RunRecord, find_runs, held
 
 KINDS = {
     "checkpoints": "checkpoints of complete runs: the model stays",
@@ -22,19 +22,8 @@ _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = 3600  # seconds; what is younger may be in the making
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
-# What a run makes; whatever else lies in its folder stays. run.json goes last.
-_ITS_OWN = (
-    *("checkpoints", "logs", "folds", "model", "artifacts", "predictions.jsonl"),
-    *(
-        "probe.safetensors",
-        "examples.json",
-        "report.html",
-        "metrics.jsonl",
-        "metrics.json",
-        NOTES,
-        "run.json",
-    ),
-)
+# Whatever else lies in the folder of a run stays. run.json goes last.
+_ITS_OWN = ("folds", STOPPED, *reversed(OF_RUN[1:]), NOTES, "run.json")
 _ENDED = ("failed", "interrupted", "killed")
 _FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
 _LEFTOVER = re.compile(

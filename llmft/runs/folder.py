@@ -14,6 +14,7 @@ resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said b
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,13 +49,14 @@ from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import TIME, held
+from llmft.runs.record import TIME, drop_later, held
 from llmft.runs.report.publish import for_the_page, publish_report, weak_segments
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.runs.tracking import Tracking, fault_of
 from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, progress, resume
+from llmft.train.agreement import require_match
 from llmft.train.batches import lengths_in_brief
 from llmft.train.callbacks import finite
 from llmft.train.tally import breakdown
@@ -125,9 +127,11 @@ class Run:
 
         Raises:
             CheckpointError: it is not of this run, or nothing is left to do.
+            AlreadyComplete: see ``train.agreement``.
             EnvironmentFault: there is not enough disk for it.
         """
-        resume.require_match(self.task.recipe, self.args, self.record, train)
+        found = self.task.recipe, self.args, self.record
+        require_match(*found, train, choices)
         plan = make_plan(self.args.training, choices, train, forecast)
         show(plan, self.args.training)
         self.forecast, self.planned = forecast, plan
@@ -145,6 +149,7 @@ class Run:
         ``args.training.output_dir`` becomes the folder that Trainer saves into.
         """
         self.started, self.clock = time.perf_counter(), StepClock()
+        self.steps = 0
         training = self.args.training
         resumed = training.resume_from_checkpoint
         if self.pushes:  # what would fail at the end fails now
@@ -157,6 +162,8 @@ class Run:
             "status": "running",
             "command": terminal.written(self.script, self.args.command),
             "argv": self.args.command,
+            "script": os.path.abspath(self.script),
+            "working_directory": os.getcwd(),
             "started": time.strftime(TIME),
             "arguments": self.args.resolved(),
             "versions": versions(),
@@ -168,12 +175,14 @@ class Run:
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"
         with held(self.folder):
+            self._save()
+            if Path(str(resumed or "")).resolve().parent == checkpoints.resolve():
+                drop_later(self.folder, self.record)
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
             tracking = Tracking(self.record, training, self.folder, found)
             self.callbacks = [self.clock, *found, tracking]
             log.parent.mkdir(exist_ok=True)
-            self._save()
             try:
                 # What fills the disk goes before the log says that it is full.
                 with log_to_file(log), checkpoint.saving(checkpoints) as saving:
@@ -186,7 +195,8 @@ class Run:
                     raise
                 raise fault from error
             else:
-                self._save(status="complete", seconds=self._seconds())
+                ended = {"status": resume.COMPLETE, "steps": self.steps}
+                self._save(**ended, seconds=self._seconds())
                 if self.pushes and self.args.training.do_train:
                     revision = self.args.training.hub_revision
                     page = upload.upload(self.folder / "model", self.repo, revision)
@@ -235,6 +245,7 @@ class Run:
         """Write ``model/``: at once, so that nothing that comes later can cost it."""
         model: Any = trainer.model
         tokenizer: Any = trainer.processing_class
+        checkpoint.require_finite(model, trainer.state.global_step)
         with publish_folder(self.folder / "model", replace=True) as staging:
             save_model(model, staging)
             tokenizer.save_pretrained(staging)

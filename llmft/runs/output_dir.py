@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 import uuid
 from pathlib import Path
 
-from llmft.config.fields import TrainingArguments
+from llmft.config.fields import AUTO, TrainingArguments
+from llmft.console import say
 from llmft.errors import EnvironmentFault
-from llmft.runs.record import OUTPUTS, held
+from llmft.files import read_object
+from llmft.runs.record import OF_RUN, OUTPUTS, STOPPED, held
 from llmft.train import resume
 
 FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
+_BEGUN = re.compile(r"\.write-test|\.run\.json\.[0-9a-f]{8}")
 _ELSEWHERE = "choose --output_dir"
 
 
@@ -45,12 +50,16 @@ def _require_free(args: TrainingArguments) -> None:
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if entries == [FOLDS]:  # before the training that comes after them
         return
+    if args.goes_on:  # a kill came before run.json, or the run there starts anew
+        entries = [name for name in entries if not _BEGUN.fullmatch(name)]
+        if read_object(folder / "run.json"):
+            return
     resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
     if entries and folder.resolve() not in resumed.parents:
         raise EnvironmentFault(
             f"output_dir is not empty: it holds {', '.join(entries[:5])}",
             hint="name a new folder, or resume with --resume_from_checkpoint"
-            " FOLDER/checkpoints/checkpoint-N",
+            f" FOLDER/checkpoints/checkpoint-N, or {AUTO}",
             path=folder,
         )
 
@@ -64,6 +73,9 @@ def make_folder(recipe: str, args: TrainingArguments) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".write-test").touch()
         (folder / ".write-test").unlink()
+        if args.goes_on and not args.resume_from_checkpoint:
+            with held(folder):
+                _put_away(folder)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write there: {error.strerror}",
@@ -71,3 +83,29 @@ def make_folder(recipe: str, args: TrainingArguments) -> Path:
             path=folder,
         ) from error
     return folder
+
+
+def _put_away(folder: Path) -> None:
+    """Move what a stopped run did into ``stopped/N`` of its folder; it starts anew.
+
+    Its ``run.json`` stays until the new one takes its place, so that a kill in between
+    leaves a run.
+    """
+    record = read_object(folder / "run.json")
+    if not record:
+        return
+    if record.get("status") == resume.COMPLETE:
+        raise EnvironmentFault(
+            "the run there is complete", hint="name a new folder", path=folder
+        )
+    for path in (folder / "checkpoints").glob(".*"):  # half written
+        shutil.rmtree(path, ignore_errors=True)
+    above = folder / STOPPED
+    above.mkdir(exist_ok=True)
+    target = above / str(1 + len([*above.iterdir()]))
+    target.mkdir()
+    shutil.copyfile(folder / "run.json", target / "run.json")
+    there = [name for name in OF_RUN[1:] if os.path.lexists(folder / name)]
+    for name in there:
+        os.rename(folder / name, target / name)
+    say(f"anew       {', '.join(there) or 'nothing'} of before: now in {target}")

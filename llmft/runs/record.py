@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,10 +22,18 @@ from llmft.errors import (
     nearest,
     shorten,
 )
-from llmft.files import read_object, try_lock
+from llmft.files import read_object, to_json, try_lock, write_text
 
+# What a run makes, but for folds/ and notes.json; whatever else is there stays.
+OF_RUN = (
+    *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
+    *("examples.json", "probe.safetensors", "report.html"),
+    *("checkpoints", "logs", "model", "artifacts", "debug_batch"),
+)
+STOPPED = "stopped"  # where a run that starts anew puts what it did before
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
 TIME = "%Y-%m-%dT%H:%M:%S%z"  # in run.json
+_STATE = "trainer_state.json"  # of a checkpoint
 KILLED = "killed"  # a status that no process could write
 # By what a run is judged: the first part of metrics.json that is there, and in it the
 # first metric.
@@ -115,17 +123,61 @@ class RunRecord:
 
     def events(self) -> list[dict[str, Any]]:
         """Return what was logged, in order; of steps that a resume did again, once."""
-        found = list(rows_of(self.folder / "metrics.jsonl"))
-        legs = [*self.record.get("legs", []), self.record]
-        for leg, record in enumerate(legs, start=1):
-            step = Path(str(record.get("resumed") or "")).name.partition("-")[2]
-            if step.isdigit():  # checkpoint-N, from which this leg went on
-                found = [e for e in found if e["leg"] >= leg or e["step"] <= int(step)]
-        return found
+        return _once(rows_of(self.folder / "metrics.jsonl"), self.record)
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``predictions.jsonl``; none where there is no such file."""
         yield from rows_of(self.folder / "predictions.jsonl")
+
+
+def _once(
+    events: Iterable[dict[str, Any]], record: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Leave out what was logged of steps that a later leg of a run did again.
+
+    A resume takes it out of the file. It is still there where an earlier llmft resumed,
+    or where a kill came between the two.
+    """
+    found = list(events)
+    legs = [*record.get("legs", []), record]
+    for leg, one in enumerate(legs, start=1):
+        step = Path(str(one.get("resumed") or "")).name.partition("-")[2]
+        if step.isdigit():  # checkpoint-N, from which this leg went on
+            found = [e for e in found if e["leg"] >= leg or e["step"] <= int(step)]
+    return found
+
+
+def drop_later(folder: Path, record: dict[str, Any]) -> None:
+    """Leave in ``metrics.jsonl`` what was logged before the checkpoint that is resumed.
+
+    Lines that are damaged, as the last one after a kill, go with a warning.
+
+    Args:
+        folder: of the run that the checkpoint is of.
+        record: what its ``run.json`` holds now.
+    """
+    path, state = folder / "metrics.jsonl", Path(record["resumed"]) / _STATE
+    saved = read_object(state)
+    if not path.is_file() or not saved:
+        return
+    last, events, lost = saved["global_step"], list[dict[str, Any]](), 0
+    for line in path.read_bytes().splitlines():
+        event = None
+        with suppress(ValueError):
+            event = json.loads(line)
+        if isinstance(event, dict) and {"step", "leg"} <= event.keys():
+            events.append(event)
+        else:
+            lost += 1
+    if lost:
+        warn(f"{path}: {lost} damaged lines are left out, as a kill leaves one")
+    events = _once(events, record)
+    # Of its own step, what came after it was saved: the end of the run.
+    at_last = [e for e in events if e["step"] == last]
+    known = [e for e in saved["log_history"] if e.get("step") == last]
+    gone = [*map(id, at_last[len(known) :])]
+    kept = [e for e in events if e["step"] <= last and id(e) not in gone]
+    write_text(path, "".join(to_json(event) + "\n" for event in kept))
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.choice import Choice
 from llmft.config.facts import fields_with
+from llmft.config.fields import AUTO
 from llmft.config.parse import Arguments
 from llmft.config.rules import require_data, require_something_to_do
 from llmft.config.task import Task
@@ -79,13 +80,9 @@ def check(values: dict[str, Any]) -> list[str]:
         problems.append("calibrate is of probabilities, problem_type is regression")
     problems += check_labels(values["label_delimiter"], values["problem_type"])
     if values["k_folds"]:
-        beside = (
-            "validation_file",
-            "calibrate",
-            "resume_from_checkpoint",
-            "time_limit",
-        )
-        unfit = [name for name in beside if values[name]]
+        unfit = [n for n in ("validation_file", "calibrate", "time_limit") if values[n]]
+        if values["resume_from_checkpoint"] not in (None, False, AUTO):
+            unfit.append("resume_from_checkpoint, but auto,")
         unfit += [] if values["do_train"] else ["do_train false"]
         problems += [f"k_folds and {name} exclude each other" for name in unfit]
     if values["stride"] and values["long_text"] != "split":

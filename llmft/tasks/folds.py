@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import IntervalStrategy, PredictionOutput
 
-from llmft.config.fields import ClassificationDataArguments
+from llmft.config.fields import AUTO, ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.console import say, warn
@@ -36,18 +36,17 @@ from llmft.model.identity import fingerprint
 from llmft.process import versions
 from llmft.runs.output_dir import FOLDS, make_folder
 from llmft.runs.plan import Plan, duration_text
-from llmft.runs.record import held
+from llmft.runs.record import OF_RUN, held
 from llmft.runs.report.parts import NORMAL
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
+from llmft.train.agreement import AlreadyComplete
+from llmft.train.resume import COMPLETE
 
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
-_OF_RUN = (
-    *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
-    *("checkpoints", "logs", "model", "report.html"),
-)
+_ARGUMENTS = "arguments.json"  # of the folds
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
 
 
@@ -61,10 +60,15 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
-    if not training.dry_run:
-        _clear_stopped(training.output_dir)
-    last = _training(args, Fold(folds, keep=TUNED), training.output_dir)
+    complete = _clear_stopped(training)
+    into = None if complete else training.output_dir  # it need not be free
+    last = _training(args, Fold(folds, keep=TUNED), into)
     model, source = _read(last)
+    facts = model | {"train data": source.sha256}
+    if complete:
+        _require_same(complete / FOLDS, args, facts)
+        say(f"already complete ({folds} of {folds} folds, and all rows): {complete}")
+        raise AlreadyComplete(complete)
     of_rows = folds_of(source, folds, training.seed)
     rows = [np.flatnonzero(of_rows == place) for place in range(folds)]
     if always := int((of_rows < 0).sum()):
@@ -80,7 +84,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     kept.mkdir(exist_ok=True)
     with held(kept):
         say(f"k_folds    after a stop, give --output_dir {folder} again to go on")
-        _require_same(kept, args, model | {"train data": source.sha256})
+        write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
         found = []
         for place in range(folds):
             if not _whole(kept / f"{place + 1}.json", len(rows[place])):
@@ -113,23 +117,29 @@ def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
     return {**fingerprint(located, tokenizer), **versions()}, source
 
 
-def _clear_stopped(output_dir: str | None) -> None:
+def _clear_stopped(training: Any) -> Path | None:
     """Take away what a last training left that was stopped; its folds stay.
+
+    Returns:
+        the folder of a run that is complete, where ``auto`` asks what is left to do.
 
     Raises:
         EnvironmentFault: it was not stopped, or goes on in another process.
     """
-    folder = Path(output_dir or "").expanduser()
+    folder = Path(training.output_dir or "").expanduser()
     record = read_object(folder / "run.json")
-    if not output_dir or not record or not (folder / FOLDS).is_dir():
-        return
-    if record.get("status") == "complete":
+    if not training.output_dir or not record or not (folder / FOLDS).is_dir():
+        return None
+    if record.get("status") == COMPLETE:
+        if training.resume_from_checkpoint == AUTO:
+            return folder
         said = "the cross-validation there is complete"
         raise EnvironmentFault(said, hint="name another output_dir", path=folder)
     with held(folder):
-        for name in _OF_RUN:
+        for name in OF_RUN if not training.dry_run else ():
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return None
 
 
 def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
@@ -146,9 +156,9 @@ def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     return made
 
 
-def _require_same(kept: Path, args: Arguments, facts: dict[str, Any]) -> None:
-    """Note what the folds are made of; raise unless those that are there agree."""
-    file = kept / "arguments.json"
+def _require_same(kept: Path, args: Arguments, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the folds are made of; raise unless those that are there agree."""
+    file = kept / _ARGUMENTS
     asked = {name: entry["value"] for name, entry in args.resolved().items()}
     aside = ("output_dir", "resume_from_checkpoint")
     now = {n: v for n, v in asked.items() if n not in aside} | facts
@@ -160,7 +170,7 @@ def _require_same(kept: Path, args: Arguments, facts: dict[str, Any]) -> None:
             hint="give the same, or another --output_dir",
             path=kept,
         )
-    write_json(file, now)
+    return now
 
 
 def _whole(file: Path, rows: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from llmft.errors import ConfigError
 from llmft.process import RECIPES, load_script, recipe_file
 from llmft.runs.plan import Plan
+from llmft.train.agreement import AlreadyComplete
 
 
 def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Plan:
@@ -35,5 +36,8 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
     arguments = [*argv, "--dry_run"]
     if not quiet:
         return load_script(str(recipe)).main(arguments)
-    with redirect_stdout(io.StringIO()):
-        return load_script(str(recipe)).main(arguments)
+    try:
+        with redirect_stdout(io.StringIO()):
+            return load_script(str(recipe)).main(arguments)
+    except AlreadyComplete as done:
+        return Plan([], folder=str(done.folder))

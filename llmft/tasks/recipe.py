@@ -26,6 +26,7 @@ from llmft.process import (
 )
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord, read_run
+from llmft.train.agreement import AlreadyComplete
 
 
 def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
@@ -47,6 +48,8 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
         try:
             with terminable():
                 plan = load_script(str(recipe_file(task.recipe))).main(argv)
+        except AlreadyComplete as done:
+            return read_run(done.folder)
         except Terminated:
             raise SystemExit(TERMINATED) from None
         except Exception as error:

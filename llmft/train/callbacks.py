@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import psutil
 from transformers import EarlyStoppingCallback as _EarlyStoppingCallback
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llmft.console import say, warn
-from llmft.files import to_json
+from llmft.files import read_object, to_json
 from llmft.machine.plan import Forecast
 from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
@@ -27,11 +29,12 @@ class MetricsLog(TrainerCallback):
     With a loss go the samples/s of the steps since the one before, and the memory.
 
     Args:
-        leg: 1, and one more after each resume: steps may stand there once for each.
+        leg: 1, and one more after each resume.
+        done: the step up to which a resumed run has logged there.
     """
 
-    def __init__(self, path: Path, leg: int) -> None:
-        self.path, self.leg = path, leg
+    def __init__(self, path: Path, leg: int, done: int = 0) -> None:
+        self.path, self.leg, self.done = path, leg, done
         self.steps, self.seconds, self.began = 0, 0.0, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -47,6 +50,8 @@ class MetricsLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
     ) -> None:
         """Write one line; values that are not finite become null."""
+        if state.global_step < self.done:  # measured before training, once more
+            return
         event = {
             "step": state.global_step,
             "leg": self.leg,
@@ -67,6 +72,37 @@ class MetricsLog(TrainerCallback):
 def finite(value: Any) -> Any:
     """Return None for NaN and infinity, anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TensorBoard(TensorBoardCallback):
+    """Trainer's, in ``logs`` of a run; shows a curve once where the run is resumed.
+
+    Args:
+        done: as of ``MetricsLog``. What was logged from that step on is purged, and
+            what the checkpoint knows of the step itself is logged again.
+    """
+
+    def __init__(self, logs: Path, done: int) -> None:
+        super().__init__()
+        self.logging_dir, self.done = str(logs), done
+        if done:
+            writer: Any = partial(self._SummaryWriter, purge_step=done)
+            self._SummaryWriter = writer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Begin where the checkpoint ends."""
+        super().on_train_begin(args, state, control, **kw)
+        for event in state.log_history if self.done else ():
+            if event["step"] == self.done:
+                logs = {n: value for n, value in event.items() if n != "step"}
+                super().on_log(args, state, control, logs=logs)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
+    ) -> None:
+        """Log what is new."""
+        if state.global_step >= self.done:
+            super().on_log(args, state, control, logs=logs, **kw)
 
 
 class MaskEpoch(TrainerCallback):
@@ -126,7 +162,9 @@ class Checkpoints(TrainerCallback):
             control.should_save |= is_better and value != best
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Publish it."""
+        """Publish it. Raises NonFiniteError, see ``checkpoint.require_finite``."""
+        if kw.get("model") is not None:
+            checkpoint.require_finite(kw["model"], state.global_step)
         checkpoint.publish(args, state, self.root)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -244,11 +282,12 @@ def for_run(
         trial: what a trial says of its time; ``TimeLimit`` needs it.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
-    found.append(MetricsLog(folder / "metrics.jsonl", leg))
+    resumed, done = Path(str(args.resume_from_checkpoint or "")), 0
+    if resumed.resolve().parent == (folder / "checkpoints").resolve():
+        done = read_object(resumed / TRAINER_STATE_NAME).get("global_step", 0)
+    found.append(MetricsLog(folder / "metrics.jsonl", leg, done))
     if "tensorboard" in args.report_to:
-        tensorboard = TensorBoardCallback()
-        tensorboard.logging_dir = str(folder / "logs")
-        found.append(tensorboard)
+        found.append(TensorBoard(folder / "logs", done))
     found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
     found.append(Checkpoints(folder / "checkpoints"))
     # The last one, so that what the others do is in the time that it takes.

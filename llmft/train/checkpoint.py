@@ -2,11 +2,15 @@
 
 Trainer saves into a hidden folder, from which a rename publishes
 ``RUN/checkpoints/checkpoint-N``. Its ``manifest.json`` lists the files with size and
-sha256, and what a run must have in common with it to go on from there.
+sha256, and what a run must have in common with it to go on from there; it ends with
+the sha256 of itself.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -15,14 +19,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmft.config.facts import MUST_AGREE, fields_with
 from llmft.config.fields import RECIPES
-from llmft.files import file_sha256, publish_folder, read_object, write_json
+from llmft.errors import CheckpointError, NonFiniteError
+from llmft.files import (
+    file_sha256,
+    publish_folder,
+    read_object,
+    to_json,
+    write_text,
+)
 
 MANIFEST = "manifest.json"
+VERSION = 2  # of the manifest; the first had no version, and no sha256 of itself
+_SEAL = re.compile(rb'(.*),\n  "sha256": "([0-9a-f]{64})"\n}\n', re.DOTALL)
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
@@ -75,12 +89,70 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
     arguments = record.get("arguments") or {}
     values = {name: a["value"] for name, a in arguments.items()}
     manifest = {
+        "version": VERSION,
         "step": step,
+        "leg": len(record.get("legs") or []) + 1,
         "belongs_to": identity(record, values) if record else {},
         "versions": record.get("versions", {}),
         "files": files,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_text(folder / MANIFEST, sealed(manifest))
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """Return the text of a manifest, which ends with the sha256 of what is above."""
+    body = to_json(manifest, indent=2).removesuffix("\n}")
+    # As ``write_text`` writes it.
+    found = hashlib.sha256(body.encode("utf-8", "backslashreplace")).hexdigest()
+    return f'{body},\n  "sha256": "{found}"\n}}\n'
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint.
+
+    Raises CheckpointError where there is none, it has changed, or is of a later llmft.
+    """
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(raw.decode("utf-8"))
+        version = manifest.get("version", 1)
+    except FileNotFoundError:
+        said = f"it has no {MANIFEST}: it was cut short, or plain Trainer made it"
+        raise CheckpointError(said, path=folder) from None
+    except (ValueError, AttributeError, RecursionError, OSError):
+        raise CheckpointError(f"{MANIFEST} cannot be read", path=folder) from None
+    if isinstance(version, int) and version > VERSION:
+        made = (manifest.get("versions") or {}).get("llmft", "a later llmft")
+        raise CheckpointError(
+            f"{MANIFEST} is of version {version} (llmft {made}), this llmft reads up to"
+            f" version {VERSION}",
+            path=folder,
+        )
+    seal = _SEAL.fullmatch(raw)
+    whole = seal and hashlib.sha256(seal[1]).hexdigest() == seal[2].decode()
+    if not whole and (seal or version != 1 or "sha256" in manifest):
+        said = f"{MANIFEST} has changed since it was saved (its sha256 is another)"
+        raise CheckpointError(said, path=folder)
+    return dict(manifest)
+
+
+@torch.no_grad()
+def require_finite(model: Any, step: int) -> None:
+    """Raise NonFiniteError for a weight that is trained and is not finite.
+
+    The sum tells: 135 M weights took 0.05 s on 2 cores, of 3.5 s that a save takes,
+    where asking each took 0.8 s. That of finite ones may be too large: they are asked.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad or math.isfinite(weight.sum().item()):
+            continue
+        if odd := int((~weight.isfinite()).sum()):
+            raise NonFiniteError(
+                f"{odd:,} of {weight.numel():,} values of the weight {name} are not"
+                f" finite after step {step}",
+                "nothing of it is saved, the checkpoint before stays",
+                "lower learning_rate, or raise warmup_steps",
+            )
 
 
 def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from transformers import AutoModelForMaskedLM
 
 from llmft.config.fields import ModelArguments
 from llmft.errors import EnvironmentFault, UnsafeArtifactError
-from llmft.files import file_sha256, write_json
+from llmft.files import file_sha256
 from llmft.model import load
 from llmft.process import run_command
 from llmft.train import resume
-from llmft.train.checkpoint import MANIFEST
+from llmft.train.checkpoint import MANIFEST, sealed
 
 SECRET = "hf_CanaryOfTheTest"
 
@@ -174,7 +174,8 @@ def forge(folder, name):
     manifest = json.loads((folder / MANIFEST).read_text())
     size, sha256 = (folder / name).stat().st_size, file_sha256(folder / name)
     manifest["files"][name] = {"bytes": size, "sha256": sha256}
-    write_json(folder / MANIFEST, manifest)
+    del manifest["sha256"]  # of itself
+    (folder / MANIFEST).write_text(sealed(manifest))
 
 
 # What Python does in a process, as lines of JSON: see the table of audit events.

@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
     assert refused(full) == (
         f"EnvironmentFault {full}: output_dir is not empty: it holds checkpoints,"
         " mine.txt; name a new folder, or resume with --resume_from_checkpoint"
-        " FOLDER/checkpoints/checkpoint-N"
+        " FOLDER/checkpoints/checkpoint-N, or auto"
     )
     elsewhere = tmp_path / "full2" / "checkpoints" / "checkpoint-1"
     assert "not empty" in refused(full, resume_from_checkpoint=str(elsewhere))

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,68 +15,25 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from datasets import Dataset
+from checkpointed import FACTS, arguments, change_record, manifest_of, train
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from llmft.config.choice import Choice
 from llmft.config.fields import (
-    DataArguments,
     LanguageModelingDataArguments,
-    ModelArguments,
-    TrainingArguments,
 )
-from llmft.config.parse import Arguments
-from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import CheckpointError
 from llmft.process import Terminated
 from llmft.runs import output_dir as runs
 from llmft.train import callbacks, checkpoint, resume
-from llmft.train.callbacks import EarlyStoppingCallback
-from llmft.train.objectives import Classification
-from llmft.train.trainer import LlmftTrainer
+from llmft.train.agreement import require_match
 
-FACTS = {
-    "data": {"train": {"source": "a.csv", "rows": 8, "sha256": "ab" * 32}},
-    "model": {"name": "tiny", "tokenizer": "cd" * 32, "model.safetensors": "ef" * 32},
-}
 FILES = {
     *("config.json", "manifest.json", "model.safetensors", "optimizer.pt"),
     *("rng_state.pth", "scheduler.pt", "tokenizer.json", "tokenizer_config.json"),
     "trainer_state.json",
 }
-
-
-def arguments(output_dir, **changes):
-    quiet = {"do_train": True, "report_to": "none", "disable_tqdm": True}
-    quiet |= {"eval_strategy": "no", "load_best_model_at_end": False, "max_steps": 3}
-    quiet |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-    quiet |= {"early_stopping_patience": None, "per_device_train_batch_size": 4}
-    training = TrainingArguments(output_dir=str(output_dir), **(quiet | changes))
-    return Arguments(ModelArguments("tiny"), DataArguments(), training, {})
-
-
-def train(args, wordpiece, *also, recipe="classify"):
-    """Train as a recipe does, on 8 texts; return the trainer."""
-    runs.check_output_dir(args.training)
-    encoded = wordpiece(tiny.sentences(8))
-    data = Dataset.from_dict({**encoded, "label": [0, 1] * 4})
-    with tiny.started_run(args, recipe, **FACTS) as run:
-        trainer = LlmftTrainer(
-            objective=Classification(),
-            model=tiny.model("bert", "classification", len(wordpiece)),
-            args=args.training,
-            data_collator=DataCollatorForClassification(wordpiece),
-            train_dataset=data,
-            eval_dataset=data,
-            processing_class=wordpiece,
-            callbacks=[
-                EarlyStoppingCallback.from_args(args.training),
-                *run.callbacks,
-                *also,
-            ],
-        )
-        trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
-    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +134,7 @@ def test_true_takes_the_newest_whole_one(run, damage, said, capsys):
 
 
 def test_true_without_a_whole_one(run, tmp_path):
+    change_record(run, status="interrupted")
     for step in (1, 2, 3):
         (run / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError) as caught:
@@ -229,7 +188,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, changes, facts, recipe, sai
     folder = run / "checkpoints" / "checkpoint-3"
     changes = {"max_steps": 9, "resume_from_checkpoint": str(folder), **changes}
     with pytest.raises(CheckpointError) as caught:
-        resume.require_match(recipe, arguments(run, **changes), FACTS | facts, range(8))
+        require_match(recipe, arguments(run, **changes), FACTS | facts, range(8))
     assert f"it does not belong to this run: {said}; resume with" in str(caught.value)
 
 
@@ -246,25 +205,27 @@ def test_a_checkpoint_of_another_run_is_refused(run, changes, facts, recipe, sai
 )
 def test_nothing_left_to_do(run, changes, status, fits):
     """Two steps are an epoch, and the checkpoint is of step 3."""
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"status": status}))
+    change_record(run, status=status)
     folder = run / "checkpoints" / "checkpoint-3"
     args = arguments(run, resume_from_checkpoint=str(folder), **changes)
     if fits:
-        return resume.require_match("classify", args, FACTS, range(8))
+        return require_match("classify", args, FACTS, range(8))
     with pytest.raises(CheckpointError, match="it is of step 3, this run ends at step"):
-        resume.require_match("classify", args, FACTS, range(8))
+        require_match("classify", args, FACTS, range(8))
 
 
 def test_another_version_is_a_warning(run, capsys):
     folder = run / "checkpoints" / "checkpoint-3"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["versions"]["transformers"] = "5.0.0"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with manifest_of(folder) as manifest:
+        manifest["versions"]["transformers"] = "5.0.0"
     args = arguments(run, max_steps=9, resume_from_checkpoint=str(folder))
-    resume.require_match("classify", args, FACTS, range(8))
-    said = "llmft: warning: the checkpoint was made with transformers 5.0.0, here is "
-    assert said in capsys.readouterr().err
+    require_match("classify", args, FACTS, range(8))
+    said = "version of transformers, steps: not as before this resume, the run is no"
+    out, err = capsys.readouterr()
+    assert err.startswith(f"llmft: warning: {said}")
+    row = differing(out)[0]
+    assert row[:2] == ("version of transformers", "5.0.0")
+    assert row[3] == "warned of: other sums"
 
 
 def test_resume_of_the_last_step_takes_no_other(run, wordpiece):
@@ -371,50 +332,105 @@ else:
 """
 
 
-def test_another_number_of_steps_is_a_warning(run, capsys):
-    folder = run / "checkpoints" / "checkpoint-2"
-    for schedule, said in (("linear", 1), ("constant_with_warmup", 0)):
-        args = arguments(
-            run,
-            max_steps=1_200,
-            lr_scheduler_type=schedule,
-            resume_from_checkpoint=str(folder),
-        )
-        resume.require_match("classify", args, FACTS, range(8))
-        changed = (
-            "llmft: warning: lr_scheduler_type was linear before this resume, is"
-            " constant_with_warmup from now on\n"
-        )
-        assert capsys.readouterr().err == (not said) * changed + said * (
-            "llmft: warning: the checkpoint was made for 3 steps, this run has 1,200:"
-            " the learning rate goes on as in a run of 1,200 (linear)\n"
-        )
+def differing(said):
+    """The rows of the table of differences: name, was, is, what becomes of it."""
+    lines = said.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.split()[:1] == ["differs"]]
+    found = lines[heads[0] + 1 :] if heads else []
+    return [tuple(re.split(r" {2,}", line.strip())) for line in found]
+
+
+AFTER = "warned of: the rate goes on as in a run of these"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "rows"),
     [
+        ({}, []),
         (
             {"eval_strategy": "steps", "eval_steps": 2},
-            ["eval_strategy was no", "eval_steps was None"],
+            [
+                ("do_eval", "False", "True", "applied"),
+                ("eval_strategy", "no", "steps"),
+                ("eval_steps", "None", "2"),
+            ],
         ),
-        ({"save_steps": 2}, ["save_steps was 1"]),
-        ({"save_strategy": "epoch"}, ["save_strategy was steps"]),
-        ({"eval_delay": 2}, ["eval_delay was 0"]),
-        ({"early_stopping_patience": 2}, ["early_stopping_patience was None"]),
-        ({"early_stopping_threshold": 0.5}, ["early_stopping_threshold was 0.0"]),
-        ({"ignore_data_skip": True}, ["ignore_data_skip was False"]),
-        ({"logging_steps": 2, "num_threads": 1}, []),
+        ({"save_steps": 2}, [("save_steps", "1", "2")]),
+        ({"save_strategy": "epoch"}, [("save_strategy", "steps", "epoch")]),
+        ({"eval_delay": 2}, [("eval_delay", "0", "2")]),
+        ({"early_stopping_patience": 2}, [("early_stopping_patience", "None", "2")]),
+        (
+            {"early_stopping_threshold": 0.5},
+            [("early_stopping_threshold", "0.0", "0.5")],
+        ),
+        ({"ignore_data_skip": True}, [("ignore_data_skip", "False", "True")]),
+        (
+            {"max_steps": 1_200},
+            [("max_steps", "3", "1200", "applied"), ("steps", "3", "1200", AFTER)],
+        ),
+        (
+            {"max_steps": 4, "lr_scheduler_type": "constant_with_warmup"},
+            [
+                ("lr_scheduler_type", "linear", "constant_with_warmup"),
+                ("max_steps", "3", "4", "applied"),
+                ("steps", "3", "4", "applied"),
+            ],
+        ),
+        (
+            {"logging_steps": 2, "save_total_limit": 5, "dataloader_num_workers": 1},
+            [
+                ("logging_steps", "3", "2", "applied"),  # 10, of 3 steps
+                ("save_total_limit", "None", "5", "applied"),
+                ("dataloader_num_workers", "0", "1", "applied"),
+            ],
+        ),
+        ({"num_threads": 1, "run_name": "x"}, []),  # what was chosen is compared
     ],
 )
-def test_what_may_differ_is_a_warning(run, capsys, changes, said):
-    """What decides the best checkpoint and the end, besides what the weights become."""
+def test_what_may_differ_is_in_one_table(run, capsys, changes, rows):
+    """What changes the weights or decides the best checkpoint is warned of, once."""
     folder = run / "checkpoints" / "checkpoint-2"
     args = arguments(run, resume_from_checkpoint=str(folder), **changes)
-    resume.require_match("classify", args, FACTS, range(8))
-    warned = capsys.readouterr().err.splitlines()
-    starts = [line.split(" before this resume, is ")[0] for line in warned]
-    assert starts == [f"llmft: warning: {start}" for start in said]
+    require_match("classify", args, FACTS, range(8))
+    rows = [row if len(row) == 4 else (*row, "warned of") for row in rows]
+    out, err = capsys.readouterr()
+    found = differing(out)
+    assert sorted(found) == sorted(rows)
+    effects = [row[3][:9] for row in found]
+    assert effects == sorted(effects, reverse=True)  # warned of, then applied
+    warned = [row[0] for row in found if row[3].startswith("warned of")]
+    assert err == (bool(warned)) * (
+        f"llmft: warning: {', '.join(warned)}: not as before this resume, the run is no"
+        " longer what it would have been\n"
+    )
+
+
+def test_what_was_chosen_otherwise_is_in_the_table(run, capsys):
+    folder = run / "checkpoints" / "checkpoint-2"
+    change_record(run, choices={"threads": {"value": "2"}, "layers": {"value": "x"}})
+    args = arguments(run, resume_from_checkpoint=str(folder))
+    chosen = [Choice("threads", "1", "so"), Choice("waiting", "y", "so")]
+    require_match("classify", args, FACTS, range(8), chosen)
+    out, err = capsys.readouterr()
+    assert differing(out) == [("threads", "2", "1", "warned of: other sums")]
+    assert err.startswith("llmft: warning: threads: not as before this resume")
+
+
+def test_all_that_is_refused_is_named(run, capsys):
+    """And what is not refused stands in the same table, below."""
+    folder = run / "checkpoints" / "checkpoint-2"
+    changes = {"seed": 7, "learning_rate": 1.0, "weight_decay": 0.5, "adam_beta1": 0.1}
+    changes |= {"adam_beta2": 0.1, "adam_epsilon": 0.1, "eval_delay": 1}
+    changes |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    args = arguments(run, resume_from_checkpoint=str(folder), **changes)
+    with pytest.raises(CheckpointError) as caught:
+        require_match("classify", args, FACTS, range(8))
+    rows = differing(capsys.readouterr().out)
+    refused = [row for row in rows if row[3] == "refused"]
+    assert {row[0] for row in refused} == changes.keys() - {"eval_delay"}
+    assert rows[len(refused) :] == [("eval_delay", "0", "1", "warned of")]
+    for name, was, now, _ in refused:
+        assert f"{name} was {was}, is {now}" in str(caught.value)
 
 
 def test_a_stream_is_shuffled_as_before(run):
@@ -424,13 +440,12 @@ def test_a_stream_is_shuffled_as_before(run):
     whole = LanguageModelingDataArguments(buffer_size=5)
 
     def resumed(data):
-        resume.require_match("classify", replace(args, data=data), FACTS, range(8))
+        require_match("classify", replace(args, data=data), FACTS, range(8))
 
     resumed(whole)  # in which nothing is shuffled in a buffer
     resumed(streamed)  # of a version that did not know the argument
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["belongs_to"]["buffer_size"] = 7
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with manifest_of(folder) as manifest:
+        manifest["belongs_to"]["buffer_size"] = 7
     with pytest.raises(CheckpointError, match="buffer_size was 7, is 5"):
         resumed(streamed)
 
@@ -444,7 +459,7 @@ def test_a_run_whose_record_is_damaged_goes_on(run, wordpiece, capsys, said):
     folder = run / "checkpoints" / "checkpoint-2"
     shutil.rmtree(run / "checkpoints" / "checkpoint-3")
     args = arguments(run, resume_from_checkpoint=str(folder))
-    resume.require_match("classify", args, FACTS, range(8))
+    require_match("classify", args, FACTS, range(8))
     lost = "is gone or damaged: what may differ from before cannot be told"
     assert (lost in capsys.readouterr().err) is (said != '{"arguments": null}')
     assert train(args, wordpiece).state.global_step == 3
@@ -458,11 +473,11 @@ def test_a_checkout_without_metadata_resumes(run, monkeypatch, capsys):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     folder = run / "checkpoints" / "checkpoint-2"
     args = arguments(run, resume_from_checkpoint=str(folder), max_steps=4)
-    resume.require_match("classify", args, FACTS, range(8))
-    said = capsys.readouterr().err
-    assert "made with torch 2" in said
-    assert ", here is unknown\n" in said
-    assert "made with llmft" not in said
+    require_match("classify", args, FACTS, range(8))
+    out, err = capsys.readouterr()
+    assert "warning: version of transformers, version of torch, " in err
+    assert re.search(r"version of torch +2\S+ +unknown +warned of: other sums\n", out)
+    assert "llmft" not in out
 
 
 def test_checkpoints_of_before_the_clock_and_the_callback_had_their_names(
@@ -478,13 +493,12 @@ def test_checkpoints_of_before_the_clock_and_the_callback_had_their_names(
         resume.evaluations_without_gain(SimpleNamespace(stateful_callbacks=kept)) == 4
     )
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    manifest = json.loads((folder / "manifest.json").read_text())
     written = (folder / "trainer_state.json").read_bytes()
-    manifest["files"]["trainer_state.json"] = {
-        "bytes": len(written),
-        "sha256": hashlib.sha256(written).hexdigest(),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with manifest_of(folder) as manifest:
+        manifest["files"]["trainer_state.json"] = {
+            "bytes": len(written),
+            "sha256": hashlib.sha256(written).hexdigest(),
+        }
     args = arguments(run, resume_from_checkpoint=str(folder), max_steps=4)
     assert train(args, wordpiece).state.global_step == 4
 

@@ -17,6 +17,7 @@ from llmft.files import write_json
 from llmft.machine.plan import Forecast
 from llmft.runs import plan
 from llmft.train import callbacks, checkpoint, resume, time_limit
+from llmft.train.agreement import AlreadyComplete, require_match
 from llmft.train.objectives import Classification
 from llmft.train.time_limit import TimeLimit, mean_step, steps_within
 from llmft.train.trainer import LlmftTrainer
@@ -350,7 +351,7 @@ def saved(tmp_path, record, **changes):
 def test_a_resume_keeps_the_plan(tmp_path, capsys):
     """Without a word of another schedule, and not under another limit."""
     args = saved(tmp_path, {"status": "interrupted"})
-    resume.require_match("mlm", args, {}, range(20))
+    require_match("mlm", args, {}, range(20))
     assert resume.training_steps(args.training, range(20)) == 20
     plan.show(plan.make_plan(args.training, [], range(20)), args.training)
     out, err = capsys.readouterr()
@@ -358,11 +359,29 @@ def test_a_resume_keeps_the_plan(tmp_path, capsys):
     assert err == ""
     args.training.time_limit = "2m"
     with pytest.raises(CheckpointError, match="time_limit was 60s, is 2m"):
-        resume.require_match("mlm", args, {}, range(20))
+        require_match("mlm", args, {}, range(20))
 
 
 def test_nothing_is_left_of_a_complete_one(tmp_path):
     args = saved(tmp_path, {"status": "complete"}, step=20)
     said = "nothing is left to do; give its weights as --model_name_or_path"
     with pytest.raises(CheckpointError, match=said):
-        resume.require_match("mlm", args, {}, range(20))
+        require_match("mlm", args, {}, range(20))
+
+
+def test_a_complete_one_is_found_by_the_same_command(tmp_path, capsys):
+    record = {"status": "complete", "recipe": "mlm", "steps": 20}
+    args = saved(tmp_path, record | {"plan": {"steps": 23}}, step=20)
+    args.training.goes_on = True
+    with pytest.raises(CheckpointError, match="it does not belong to this run: "):
+        require_match("mlm", args, {}, range(20))
+    record |= {"arguments": args.resolved(), "plan": {"steps": 23}}
+    write_json(tmp_path / "run" / "run.json", record)
+    capsys.readouterr()
+    with pytest.raises(AlreadyComplete):
+        require_match("mlm", args, {}, range(20))
+    said = f"already complete (20 of 20 steps): {tmp_path / 'run'}\n"
+    assert capsys.readouterr() == (said, "")
+    args.training.time_limit = "2m"
+    with pytest.raises(CheckpointError, match="time_limit was 60s, is 2m"):
+        require_match("mlm", args, {}, range(20))

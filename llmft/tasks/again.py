@@ -1,0 +1,78 @@
+"""``llmft resume``: a run goes on, from what its record says."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmft.config.fields import AUTO
+from llmft.console import say, warn
+from llmft.errors import ConfigError
+from llmft.process import RECIPES, recipe_file, run_main
+from llmft.runs import terminal
+from llmft.runs.record import find_run
+
+
+def resume(name: str, flags: Sequence[str] = ()) -> None:
+    """Start a run again where it was started, as its record says, to go on.
+
+    Args:
+        name: as ``find_run`` takes it. flags: they win over those of before.
+
+    Raises:
+        ConfigError: there is no such run, or its record does not say how it began.
+    """
+    run = find_run(name)
+    script, argv = _script(run.record, run.folder), run.record.get("argv")
+    if not isinstance(argv, list):
+        said = "it does not say with which arguments the run was started"
+        raise ConfigError(said, path=run.folder / "run.json")
+    folder = run.folder.resolve()
+    place = Path(str(run.record.get("working_directory") or Path.cwd()))
+    if place.is_dir():
+        os.chdir(place)
+    else:
+        warn(f"{place}, where the run was started, is gone: paths are of this folder")
+    here = Path.cwd()
+    ours = {"output_dir": terminal.short(folder), "resume_from_checkpoint": AUTO}
+    given = {_name(word) for word in flags}
+    words = _without(list(map(str, argv)), {*ours} | given)
+    for flag, value in ours.items():
+        words += [f"--{flag}", value] if flag not in given else []
+    words += flags
+    command = terminal.command(str(script), {}, words)
+    say(f"command    cd {shlex.quote(str(here))} && {command}")
+    run_main(script, words)
+
+
+def _script(record: Mapping[str, Any], folder: Path) -> Path:
+    """Return the recipe of a run: its own file, or llmft's of that name."""
+    path = Path(str(record.get("script") or record.get("recipe")))
+    if path.is_file():
+        return path
+    if path.stem in RECIPES:
+        return recipe_file(path.stem)
+    said = f"the script of the run, {path}, is gone"
+    raise ConfigError(said, path=folder / "run.json")
+
+
+def _name(word: str) -> str:
+    """Return the argument that a flag gives; "" of a word that is none."""
+    if not word.startswith("--"):
+        return ""
+    name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+    return name.removeprefix("no_")
+
+
+def _without(argv: Sequence[str], names: set[str]) -> list[str]:
+    """Return a command line without some of its arguments."""
+    kept, keeps = [], True
+    for word in argv:
+        if name := _name(word):
+            keeps = name not in names
+        if keeps:
+            kept.append(word)
+    return kept
