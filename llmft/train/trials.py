@@ -50,6 +50,7 @@ class Trial:
         evaluation: seconds of a typical batch of an evaluation, 0 without one.
         peak_bytes: what the process will hold, with what the optimizer keeps.
         took: seconds of the trial; 0 where the same was tried before.
+        example_bytes: what an example of the longest batch takes.
     """
 
     seconds: dict[Candidate, float]
@@ -59,6 +60,7 @@ class Trial:
     evaluation: float
     peak_bytes: int
     took: float = 0.0
+    example_bytes: int = 0
 
 
 def take_trial(
@@ -85,7 +87,7 @@ def take_trial(
     # Whether compiling pays depends on how long the run is.
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
-    held, needed = psutil.Process().memory_info().rss, 0
+    held, needed, row = psutil.Process().memory_info().rss, 0, 0
     before = _recalled(recall(key), held + optimizer_bytes)
     if before and before.peak_bytes <= allowed_bytes():
         return before
@@ -94,7 +96,8 @@ def take_trial(
     with steps.leaving_no_trace():
         if steps.args.do_train:
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
-            needed = require_memory(need, steps, int(batches.lengths[-1]))
+            longest, row = int(batches.lengths[-1]), need.example
+            needed = require_memory(need, steps, longest)
         seconds, is_whole, share = _compare(steps, candidates, batches, lasts)
         best = winner(seconds)
         until = start + _budget(lasts(share * seconds[best]))
@@ -116,17 +119,17 @@ def take_trial(
         evaluation=evaluation,
         peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
+        example_bytes=row,
     )
     if is_whole:
-        known = _to_keep(trial) | {"grown": grown}
-        keep(key, known, machine, _row(steps, batches, trial))
+        keep(key, _to_keep(trial, grown), machine, _row(steps, batches, trial))
     return trial
 
 
-def _to_keep(trial: Trial) -> dict[str, Any]:
+def _to_keep(trial: Trial, grown: int) -> dict[str, Any]:
     """Return what of a trial holds in other processes, too; see ``_recalled``."""
     tried = [[c, s] for c, s in trial.seconds.items() if math.isfinite(s)]
-    known = {**asdict(trial), "seconds": tried, "took": 0.0}
+    known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
     del known["peak_bytes"]
     return known
 
