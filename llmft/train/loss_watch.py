@@ -8,11 +8,11 @@ from statistics import fmean, median
 # A spike: the median of so many steps is above that of those before by so many of
 # their spreads, by a tenth of it, and by a quarter of what had been gained since the
 # start. Single losses are far above where batches are small: they are no spike.
-_SHORT, _LONG, _FEWEST = 5, 100, 30
+_SHORT, _LONG, _FEWEST = 10, 100, 30
 _SPREADS, _PART, _OF_GAIN = 4.0, 0.1, 0.25
-# After so many steps a loss that moved by less than one in a hundred, and by less than
-# two standard errors, does not move.
-_STEPS, _THIRD, _MOVED, _ERRORS = 300, 100, 0.01, 2.0
+# After so many steps a loss that moved by less than one in 200, or by less than one and
+# a half standard errors, does not move.
+_STEPS, _THIRD, _MOVED, _ERRORS = 300, 100, 0.005, 1.5
 
 
 class LossWatch:

@@ -140,14 +140,13 @@ def out_of_memory_fault(
         return None
     rows, tokens = shape
     total = args.train_batch_size * args.gradient_accumulation_steps
-    held, row = psutil.Process().memory_info().rss, 0
-    fits, least = args.train_batch_size // 2, "takes half of that"
-    if forecast and forecast.example_bytes:
-        row = forecast.example_bytes
-        # It was more than the plan has: at least one example less, and a tenth.
+    held = psutil.Process().memory_info().rss
+    fits, least = args.train_batch_size // 2, "takes half of that for its examples"
+    if forecast and (row := forecast.example_bytes):
+        # It took more than was expected: no more than nine tenths are counted on.
         over = max(forecast.peak_bytes, held) - int(0.9 * allowed_bytes())
-        fits -= max(over // row - fits, 0)
-        least = f"needs {gib(row)} less for each example"
+        fits = args.train_batch_size - max(-(-over // row), 1)
+        least = f"takes {gib(row)} less for each example, which would fit"
     smaller = max((n for n in range(1, fits + 1) if total % n == 0), default=0)
     hint = "use a shorter --max_seq_length, or a smaller model"
     if smaller:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import cProfile
 import io
+import os
 import pstats
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,19 @@ from llmft.sources.wheels import size_text
 FOLDER, TRACE, LOOP = "profile", "trace.json.gz", "loop.prof"
 _WARM, _STEPS, _SHOWN = 3, 10, 10
 _MOST = 2**26  # bytes of a trace that are kept
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let nothing reach standard error: torch writes a line there, past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Profile(TrainerCallback):
@@ -34,6 +50,7 @@ class Profile(TrainerCallback):
         self.folder, self.done = folder, 0
         self.by_torch: Any = None
         self.by_python: cProfile.Profile | None = None
+        self.told = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Begin with one or the other."""
@@ -41,7 +58,8 @@ class Profile(TrainerCallback):
             self.by_torch = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU]
             )
-            self.by_torch.start()
+            with _silent():
+                self.by_torch.start()
         elif self.done == _WARM + _STEPS:
             self.by_python = cProfile.Profile()
             self.by_python.enable()
@@ -50,22 +68,26 @@ class Profile(TrainerCallback):
         """End what had its steps."""
         self.done += 1
         if self.done == _WARM + _STEPS:
-            self.by_torch.stop()
+            with _silent():
+                self.by_torch.stop()
         elif self.done == _WARM + 2 * _STEPS and self.by_python:
             self.by_python.disable()
             self._tell()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Keep what there is of a training that was shorter."""
-        if _WARM < self.done < _WARM + _STEPS:
-            self.by_torch.stop()
-        if self.by_python and self.done < _WARM + 2 * _STEPS:
-            self.by_python.disable()
+        if self.told:
+            return
         if self.by_torch is None:
             said = f"nothing: this training had {self.done} steps, {_WARM} are left out"
             say(f"profile    {said}")
-        elif self.done < _WARM + 2 * _STEPS:
-            self._tell()
+            return
+        if self.done < _WARM + _STEPS:
+            with _silent():
+                self.by_torch.stop()
+        elif self.by_python:
+            self.by_python.disable()
+        self._tell()
 
     def _tell(self) -> None:
         """Write both, and say what took the most."""
@@ -84,8 +106,7 @@ class Profile(TrainerCallback):
         if self.by_python:
             steps = self.done - _WARM - _STEPS
             say(f"Python, {steps} steps\n{_of_python(self.by_python)}")
-        self.by_torch = self.by_python = None
-        self.done = _WARM + 2 * _STEPS
+        self.by_torch, self.by_python, self.told = None, None, True
 
 
 def _of_torch(profile: Any) -> str:
