@@ -88,6 +88,10 @@ class Guards(TrainerCallback, ExportableState):
         self._forget()
         self.step = state.global_step + 1
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Let the step go: what an evaluation runs into is not its fault."""
+        self._forget()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Say how many steps were passed over, and why."""
         if self.skipped:

@@ -11,13 +11,18 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from llmft.config.fields import TrainingArguments
+from llmft.config.fields import (
+    ClassificationDataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from llmft.config.parse import Arguments
 from llmft.data.read.store import Source
 from llmft.data.tokens.collate import (
     DataCollatorForClassification,
     SeededDataCollatorForLanguageModeling,
 )
-from llmft.errors import DataError, NonFiniteError
+from llmft.errors import DataError, EnvironmentFault, NonFiniteError
 from llmft.machine.plan import Forecast
 from llmft.runs.inspect import inspected
 from llmft.runs.record import RunRecord
@@ -489,6 +494,27 @@ def test_out_of_memory_names_what_it_was_about(error, forecast, said, monkeypatc
     )
     assert said in str(found)
     assert found.exit_code == 5
+
+
+def test_the_allocator_itself_ends_a_run_with_that(tmp_path):
+    quiet = {"report_to": "none", "disable_tqdm": True, "do_train": True}
+    training = TrainingArguments(output_dir=str(tmp_path / "run"), **quiet)
+    data = ClassificationDataArguments()
+    args = Arguments(ModelArguments("tiny"), data, training, {}, [])
+
+    def run():
+        with tiny.started_run(args) as run:
+            batch = {"input_ids": torch.zeros(8, 128)}
+            run.guards.parts = [debug_batch.Part(None, batch, None, batch)]
+            torch.empty(2**48)
+
+    with pytest.raises(EnvironmentFault) as caught:
+        run()
+    assert "out of memory in step 0, with a batch of 8 x 128 tokens" in str(
+        caught.value
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert (record["status"], record["error"]) == ("failed", str(caught.value))
 
 
 @pytest.mark.parametrize(
