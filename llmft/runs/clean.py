@@ -25,6 +25,7 @@ _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
 # What a run makes; whatever else lies in its folder stays. run.json goes last.
 _ITS_OWN = (
     *("checkpoints", "logs", "folds", "model", "artifacts", "predictions.jsonl"),
+    *("debug_batch", "profile"),
     *(
         "probe.safetensors",
         "examples.json",
@@ -38,7 +39,7 @@ _ITS_OWN = (
 _ENDED = ("failed", "interrupted", "killed")
 _FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
 _LEFTOVER = re.compile(
-    r"\.(model|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
+    r"\.(model|profile|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
     rf"|\.({_FILES})\.[0-9a-f]{{8}}|\.write-test"
 )
 

@@ -88,6 +88,12 @@ class Found:
     gradients: list[str] = field(default_factory=list)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, trainer: Any, what: str, value: float) -> Found:
+        """Return what is known of the step of a trainer without looking into it."""
+        known = trainer.optimizer.param_groups[0]["lr"], trainer.last_norm
+        return cls(trainer.state.global_step + 1, what, value, *known)
+
     @property
     def places_alone(self) -> list[str]:
         """Where the rows stand that are at fault alone."""
@@ -106,8 +112,7 @@ def look_into(
     trainer: Any, parts: Sequence[Part], what: str, value: float, source: Source | None
 ) -> Found:
     """Run a step again, and its rows one by one; leave all but gradients as it was."""
-    known = trainer.optimizer.param_groups[0]["lr"], trainer.last_norm
-    found = Found(trainer.state.global_step + 1, what, value, *known)
+    found = Found.of(trainer, what, value)
     found.parts, found.part = len(parts), len(parts) - 1
     backward = what == "gradient"
     with _undisturbed(trainer.model), as_written(transformers_model(trainer.model)):

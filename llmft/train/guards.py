@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from llmft.console import logger, say, warn
 from llmft.data.read.store import Source
-from llmft.errors import EnvironmentFault, NonFiniteError
+from llmft.errors import EnvironmentFault, NonFiniteError, brief
 from llmft.machine.plan import Forecast
 from llmft.train import debug_batch
 from llmft.train.check_inputs import check_batch
@@ -31,7 +33,8 @@ class Guards(TrainerCallback, ExportableState):
 
     The weights and the optimizer stay as they were before it. A step that is passed
     over counts as one: the learning rate goes on as planned, and the run ends where it
-    would have. In the logged loss it stands with that of the step before.
+    would have. In the log it stands with the loss of the step before and a gradient of
+    0.
 
     Args:
         args: ``TrainingArguments`` of llmft.
@@ -130,7 +133,7 @@ class Guards(TrainerCallback, ExportableState):
         if not self.fault and math.isfinite(norm):
             self.in_a_row, self.last_loss = 0, self.loss
             if said := self.watch.add(self.loss, self.step):
-                warn(said)
+                _warn(said)
             return norm
         if not self.fault:
             self._found("gradient", float(norm), trainer)
@@ -143,20 +146,29 @@ class Guards(TrainerCallback, ExportableState):
     def _found(self, what: str, value: float, trainer: Any) -> None:
         """Look into a step, keep its batch, and stop or say that it is passed over."""
         self.fault = what
-        found = debug_batch.look_into(trainer, self.parts, what, value, self.source)
+        found = self._looked_into(what, value, trainer)
         stops = self.args.on_nonfinite == "stop"
         over = not stops and self.in_a_row >= self.args.max_nonfinite_steps
         kept = False
-        if self.folder is not None:
+        if self.folder is not None and found.rows:
             kept = debug_batch.keep(self.folder, found, trainer, stops or over)
         if stops or over:
             raise self._error(found, kept, over)
         self.rows.update(found.places_alone)
         said = f"step {self.step} is skipped: the {what} is {value}{_rows(found)}"
         if self.skipped < _TOLD:
-            warn(said)
+            _warn(said)
         else:
             logger.warning("%s", said)
+
+    def _looked_into(self, what: str, value: float, trainer: Any) -> Found:
+        """Return what is known of a step; a model that cannot tell hides nothing."""
+        try:
+            return debug_batch.look_into(trainer, self.parts, what, value, self.source)
+        except Exception as error:  # whatever a model says of a single row
+            warn(f"the batch could not be looked into: {brief(error)}")
+            logger.debug("the batch could not be looked into", exc_info=True)
+            return Found.of(trainer, what, value)
 
     def _error(self, found: Found, kept: bool, over: bool) -> NonFiniteError:
         said = f"the {found.what} is {found.value} in step {self.step}"
@@ -182,6 +194,11 @@ class Guards(TrainerCallback, ExportableState):
             return None
         shape = self.parts[-1].shape
         return out_of_memory_fault(error, self.step, shape, self.args, self.forecast)
+
+
+def _warn(said: str) -> None:
+    with tqdm.external_write_mode(sys.stderr):  # takes the bar away meanwhile
+        warn(said)
 
 
 def _rows(found: Found) -> str:

@@ -87,7 +87,7 @@ def take_trial(
     # Whether compiling pays depends on how long the run is.
     long = [int(math.log2(max(lasts(batch), 1.0))) for batch in (1.0, 9.0)]
     key = [_key(steps, machine, batches, evaluated), candidates, may_compile and long]
-    held, needed, row = psutil.Process().memory_info().rss, 0, 0
+    held, needed = psutil.Process().memory_info().rss, 0
     before = _recalled(recall(key), held + optimizer_bytes)
     if before and before.peak_bytes <= allowed_bytes():
         return before
@@ -96,8 +96,7 @@ def take_trial(
     with steps.leaving_no_trace():
         if steps.args.do_train:
             need = need_of(steps, candidates[0], batches, optimizer_bytes)
-            longest, row = int(batches.lengths[-1]), need.example
-            needed = require_memory(need, steps, longest)
+            needed = require_memory(need, steps, int(batches.lengths[-1]))
         seconds, is_whole, share = _compare(steps, candidates, batches, lasts)
         best = winner(seconds)
         until = start + _budget(lasts(share * seconds[best]))
@@ -119,7 +118,7 @@ def take_trial(
         evaluation=evaluation,
         peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
-        example_bytes=row,
+        example_bytes=need.example if needed else 0,
     )
     if is_whole:
         keep(key, _to_keep(trial, grown), machine, _row(steps, batches, trial))

@@ -261,6 +261,23 @@ def test_a_full_disk_hides_nothing(wordpiece, tmp_path, monkeypatch, capsys, fai
     assert f"llmft: warning: {wanted[fails]}" in said
 
 
+def test_a_model_that_cannot_tell_hides_nothing(
+    wordpiece, tmp_path, monkeypatch, capsys
+):
+    def odd(*args):
+        raise RuntimeError("not of\none row")
+
+    monkeypatch.setattr(debug_batch, "_row", odd)
+    trainer = made(wordpiece, "classification", tmp_path)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan in step \d; learning ra"
+    ):
+        trainer.train()
+    said = "llmft: warning: the batch could not be looked into: not of one row\n"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "debug_batch").exists()
+
+
 def test_looking_into_a_step_changes_nothing_and_the_newest_are_kept(
     wordpiece, tmp_path, monkeypatch
 ):
