@@ -256,6 +256,19 @@ def _report_data(arguments: argparse.Namespace) -> None:
     data_report.report_data(arguments.files, flags, arguments.html)
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_inspect)
+    said = "its folder, or a part of its name (default: the newest)"
+    parser.add_argument("name", metavar="RUN", nargs="?", help=said)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from llmft.runs.inspect import inspected
+    from llmft.runs.record import find_run
+
+    console.say(inspected(find_run(arguments.name)))
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_plan)
     parser.add_argument("recipe", metavar="RECIPE", help="as mlm, or recipes/mlm.py")
@@ -341,6 +354,7 @@ COMMANDS = RECIPES | {
     "convert": ("a model's pytorch_model.bin as safetensors", _add_convert),
     "data": ("what is in your files, and what helps before training", _add_data),
     "doctor": ("what this machine can do, and what will be chosen for it", _add_doctor),
+    "inspect": ("the batch whose loss was not finite, as a run kept it", _add_inspect),
     "predict": ("what a trained model says of your texts, or of a file", _add_predict),
     "plan": ("what a run would choose, and its time, memory and disk", _add_plan),
     "report": ("a page of a run: what came of it, and where it is weak", _add_report),

@@ -6,13 +6,14 @@ standard error. The libraries' own log lines go to ``debug.log`` of the run only
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,23 @@ def log_to_file(path: Path) -> Iterator[None]:
             library.removeHandler(handler)
             library.setLevel(level)
         handler.close()
+
+
+@contextmanager
+def crashes_to(path: Path | None = None) -> Iterator[None]:
+    """Have a crash in C code write where Python was to a file, or standard error.
+
+    Where somebody has asked for that already (PYTHONFAULTHANDLER), it stays as it is.
+    """
+    if faulthandler.is_enabled():
+        yield
+        return
+    with ExitStack() as stack:
+        # Standard error may be no file.
+        with suppress(OSError, ValueError, AttributeError):
+            stream: Any = sys.__stderr__
+            if path:
+                stream = stack.enter_context(open(path, "a"))
+            faulthandler.enable(stream)
+            stack.callback(faulthandler.disable)
+        yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 # Overrides of the writing direction can show a text as another one.
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_NO_MEMORY = (  # of torch, oneDNN and safetensors
+    "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
+)
 
 
 def escape(text: object, limit: int | None = None) -> str:
@@ -53,6 +58,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     by_lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f", did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no more memory."""
+    in_torch = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error))
+    by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or bool(in_torch) or by_number
 
 
 class LlmftError(Exception):

@@ -28,18 +28,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from llmft import __version__
-from llmft.console import LIBRARIES, lenient_stderr, logger
-from llmft.errors import ConfigError, EnvironmentFault, LlmftError, escape, nearest
+from llmft.console import LIBRARIES, crashes_to, lenient_stderr, logger
+from llmft.errors import (
+    ConfigError,
+    EnvironmentFault,
+    LlmftError,
+    escape,
+    nearest,
+    out_of_memory,
+)
 from llmft.files import cache_home
 
 INTERRUPTED, TERMINATED = 130, 143
 RECIPES = ("mlm", "classify", "generate")
 PACKED = "_recipes"  # their folder in the package of an installed wheel
 _PACKAGES = ("transformers", "torch", "datasets", "accelerate", "tokenizers")
-_NO_MEMORY = (  # of torch, oneDNN and safetensors
-    "DefaultCPUAllocator|out of memory|could not create a primitive|unable to mmap"
-)
 _SPACE, _NETWORK = "free some space", "check network and proxy"
 _NO_SPACE = 2**18  # bytes; an error comes before the last of them is taken
 _NO_SHARED = "(allocate|out of) shared memory"  # of torch
@@ -266,7 +272,7 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     if _in_main_thread():
         # The work is done then: Ctrl-C could only interrupt Python's own end.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with lenient_stderr(), _quiet_end():
+    with lenient_stderr(), _quiet_end(), crashes_to():
         try:
             quiet_libraries()
             with terminable():
@@ -322,13 +328,13 @@ def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | No
             error.found = said.removeprefix(error.kind).strip(": ")
         return error
     said = str(error)
-    in_torch = isinstance(error, RuntimeError) and re.search(_NO_MEMORY, said)
     number, path = _number(error), getattr(error, "filename", None)
     if named := re.search(r"\[Errno \d+\] .*: '(.*)'$", said.strip()):  # of a worker
         path = path or named[1]
-    if isinstance(error, MemoryError) or in_torch or number == errno.ENOMEM:
+    if out_of_memory(error) or number == errno.ENOMEM:
+        held = psutil.Process().memory_info().rss / 2**30
         return EnvironmentFault(
-            "out of memory",
+            f"out of memory: the process holds {held:.1f} GiB",
             hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
             " to keep the same total) or max_seq_length",
         )

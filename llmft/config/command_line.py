@@ -28,7 +28,8 @@ _NEEDED = {
     " per_device_train_batch_size gradient_accumulation_steps"
     " early_stopping_patience metric_for_best_model class_weights freeze_backbone"
     " calibrate lora_r lora_save precision seed",
-    "The run": "output_dir resume_from_checkpoint save_strategy save_steps report_to",
+    "The run": "output_dir resume_from_checkpoint save_strategy save_steps report_to"
+    " on_nonfinite",
 }
 
 

@@ -338,6 +338,26 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = arg(
         False, "Hide losses that are not finite.", most_used=False
     )
+    # A step that is passed over leaves the weights as they are: another run follows.
+    on_nonfinite: Literal["stop", "skip"] = _free(
+        "stop",
+        "What a loss or gradient that is not finite does: stop the run, or skip that"
+        " step, counted; its batch is kept for `llmft inspect`.",
+    )
+    max_nonfinite_steps: int = _free(
+        10,
+        "Steps in a row that on_nonfinite may skip before the run stops.",
+        "[0, inf)",
+    )
+    check_inputs: bool = arg(
+        False,
+        "Check shapes, ids, masks and labels of every batch before it is trained on.",
+    )
+    profile: bool = arg(
+        False,
+        "Keep what twenty steps spend their time on, in the folder profile of the run,"
+        " and print the most.",
+    )
     report_to: str | list[str] | None = arg(["tensorboard"], "Where to log.")
     remove_unused_columns: bool = arg(
         False,

@@ -19,6 +19,7 @@ class Forecast:
         final_seconds: what follows the training.
         probe_seconds: what comes before it, where a classifier starts from a probe.
         peak_bytes: the most memory that the process will hold; 0 where not known.
+        example_bytes: what each example of a batch takes of it; 0 where not known.
         checkpoint_bytes, model_bytes: what a checkpoint, and the model need on disk.
         trial_seconds: what finding out took.
     """
@@ -29,6 +30,7 @@ class Forecast:
     final_seconds: float = 0.0
     probe_seconds: float = 0.0
     peak_bytes: int = 0
+    example_bytes: int = 0
     checkpoint_bytes: int = 0
     model_bytes: int = 0
     trial_seconds: float = 0.0

@@ -27,7 +27,7 @@ _ITS_OWN = ("folds", STOPPED, *reversed(OF_RUN[1:]), NOTES, "run.json")
 _ENDED = ("failed", "interrupted", "killed")
 _FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
 _LEFTOVER = re.compile(
-    r"\.(model|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
+    r"\.(model|profile|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
     rf"|\.({_FILES})\.[0-9a-f]{{8}}|\.write-test"
 )
 

@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
-from llmft.console import log_to_file, say
+from llmft.console import crashes_to, log_to_file, say, warn
 from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
 from llmft.files import (
@@ -47,6 +47,7 @@ from llmft.model.identity import terms_files
 from llmft.process import Terminated, as_fault, stopped_by, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
+from llmft.runs.killed import how_it_ended
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import TIME, drop_later, held
@@ -59,6 +60,8 @@ from llmft.train import callbacks, checkpoint, progress, resume
 from llmft.train.agreement import require_match
 from llmft.train.batches import lengths_in_brief
 from llmft.train.callbacks import finite
+from llmft.train.guards import Guards
+from llmft.train.profile import Profile
 from llmft.train.tally import breakdown
 from llmft.train.trainer import LlmftTrainer
 
@@ -97,6 +100,7 @@ class Run:
     ) -> None:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
+        self.train_source = splits.sources.get("train")
         of_fold = args.fold is not None and args.fold.place is not None
         self.pushes = args.training.push_to_hub and not of_fold
         self.files = splits.sources[self.held_out].files if self.held_out else []
@@ -155,6 +159,9 @@ class Run:
         if self.pushes:  # what would fail at the end fails now
             private = training.hub_private_repo
             self.repo = upload.require_repo(str(training.hub_model_id), private)
+        before = Path(str(resumed)).parent.parent if resumed else training.output_dir
+        if before and (said := how_it_ended(Path(before).expanduser())):
+            warn(said)
         self.folder = make_folder(self.task.recipe, training)
         self.planned = replace(self.planned, folder=str(self.folder))
         training.output_dir = str(self.folder)
@@ -181,11 +188,15 @@ class Run:
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
             tracking = Tracking(self.record, training, self.folder, found)
-            self.callbacks = [self.clock, *found, tracking]
+            self.callbacks = [self.clock, *found, tracking, *self._guards()]
             log.parent.mkdir(exist_ok=True)
             try:
                 # What fills the disk goes before the log says that it is full.
-                with log_to_file(log), checkpoint.saving(checkpoints) as saving:
+                with (
+                    log_to_file(log),
+                    crashes_to(log),
+                    checkpoint.saving(checkpoints) as saving,
+                ):
                     training.output_dir = saving
                     yield
                     tracking.finish(self.measured)
@@ -202,6 +213,14 @@ class Run:
                     page = upload.upload(self.folder / "model", self.repo, revision)
                     say(f"pushed     {page}")
 
+    def _guards(self) -> list[TrainerCallback]:
+        """Return what watches over the steps of the training."""
+        training = self.args.training
+        of_run = (training, self.folder, self.train_source, self.forecast)
+        self.guards = Guards(*of_run)
+        profile = [Profile(self.folder)] if training.profile else []
+        return [self.guards, *profile]
+
     def _seconds(self) -> float:
         return round(time.perf_counter() - self.started, 1)
 
@@ -214,7 +233,8 @@ class Run:
         """Record what ended the run, and say how to go on; return it as a fault."""
         stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
         status = "interrupted" if stopped else "failed"
-        fault = as_fault(error, self.folder) or fault_of(error)
+        known: BaseException | None = self.guards.out_of_memory(error)
+        fault = known or as_fault(error, self.folder) or fault_of(error)
         progress.close(self.callbacks)
         said = str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
@@ -264,7 +284,11 @@ class Run:
             "legs": len(before) + 1,
             "peak_rss_bytes": detect.peak_rss_bytes(),
             **training_speed(trainer, self.clock),
+            "skipped_steps": self.guards.skipped,
         }
+        if self.guards.skipped:
+            self.record["skipped_steps"] = self.guards.skipped
+            self.record["skipped_rows"] = dict(self.guards.rows.most_common(20))
         found: dict[str, Any] = {**self.measured, "run": speed}
         found |= {name: part for name, part in self.more.items() if part}
         if tally := getattr(trainer.objective, "tally", None):

@@ -28,7 +28,7 @@ from llmft.files import read_object, to_json, try_lock, write_text
 OF_RUN = (
     *("run.json", "metrics.json", "metrics.jsonl", "predictions.jsonl"),
     *("examples.json", "probe.safetensors", "report.html"),
-    *("checkpoints", "logs", "model", "artifacts", "debug_batch"),
+    *("checkpoints", "logs", "model", "artifacts", "debug_batch", "profile"),
 )
 STOPPED = "stopped"  # where a run that starts anew puts what it did before
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise

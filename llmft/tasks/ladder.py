@@ -101,6 +101,7 @@ class Ladder:
         if probe is None:
             self.notes.append(f"  no {PROBE}: the head reads more than one vector")
             return
+        trainer.guards.watch.well = True
         on = f"{probe.examples:,} of {len(examples['train']):,} examples"
         say(f"  {PROBE} fitted on {on}: training starts from its head")
         found = None

@@ -72,6 +72,7 @@ def predicted(
         if probed
         else 0.0,
         peak_bytes=peak,
+        example_bytes=trial.example_bytes,
         checkpoint_bytes=saved,
         model_bytes=4 * sum(p.numel() for p in model.parameters()),
         trial_seconds=trial.took,

@@ -10,8 +10,9 @@ import torch
 
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
-from llmft.errors import EnvironmentFault
+from llmft.errors import EnvironmentFault, out_of_memory
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
+from llmft.machine.plan import Forecast
 from llmft.machine.trial import Candidate
 from llmft.train.batches import Batches
 from llmft.train.objectives import CausalLM
@@ -118,6 +119,46 @@ def require_memory(need: Need, steps: Steps, length: int) -> int:
         f"training would take about {gib(needed)} of memory, and may use"
         f" {allowed_text()}: {gib(need.fixed)} whatever the batch, with Python and its"
         f" libraries, and {gib(need.example)} for each example of {length} tokens",
+        hint=hint,
+    )
+
+
+def out_of_memory_fault(
+    error: BaseException,
+    step: int,
+    shape: tuple[int, int],
+    args: TrainingArguments,
+    forecast: Forecast | None = None,
+) -> EnvironmentFault | None:
+    """Return what to say of an error of memory in a training; None of any other.
+
+    Args:
+        step: the one that ended so. shape: rows and tokens of its last batch.
+        forecast: tells what an example takes.
+    """
+    if not out_of_memory(error):
+        return None
+    rows, tokens = shape
+    total = args.train_batch_size * args.gradient_accumulation_steps
+    held = psutil.Process().memory_info().rss
+    fits, least = args.train_batch_size // 2, "takes half of that for its examples"
+    if forecast and (row := forecast.example_bytes):
+        # It took more than was expected: no more than nine tenths are counted on.
+        over = max(forecast.peak_bytes, held) - int(0.9 * allowed_bytes())
+        fits = args.train_batch_size - max(-(-over // row), 1)
+        least = f"takes {gib(row)} less for each example, which would fit"
+    smaller = max((n for n in range(1, fits + 1) if total % n == 0), default=0)
+    hint = "use a shorter --max_seq_length, or a smaller model"
+    if smaller:
+        hint = (
+            f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps"
+            f" {total // smaller} {least}, and learns the same;"
+            " --auto_find_batch_size finds the batch; a shorter --max_seq_length or"
+            " --activation_checkpointing true help, too"
+        )
+    return EnvironmentFault(
+        f"out of memory in step {step}, with a batch of {rows} x {tokens} tokens: the"
+        f" process holds {gib(held)}, and may hold {allowed_text()}",
         hint=hint,
     )
 

@@ -22,13 +22,13 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import CheckpointError, NonFiniteError, brief, listed
 from llmft.machine.choose import release_memory
 from llmft.model.adapters import how_to_save
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
+from llmft.train.guards import Guards
 from llmft.train.objectives import Objective
 from llmft.train.time_limit import ENDLESS, TimeLimit
 
@@ -63,6 +63,9 @@ class LlmftTrainer(Trainer):
             kwargs["train_dataset"] = Passes(stream)
         self.end_of_pass = EndOfPass()
         given = [*(callbacks or []), self.end_of_pass]
+        guards = [c for c in given if isinstance(c, Guards)]
+        self.guards = guards[0] if guards else Guards(kwargs["args"])
+        given += [] if guards else [self.guards]
         limits = [c for c in given if isinstance(c, TimeLimit)]
         self.time_limit = limits[0] if limits else None
         if self.time_limit:  # of a stream, Trainer wants them here
@@ -79,9 +82,7 @@ class LlmftTrainer(Trainer):
             for callback in self.callback_handler.callbacks
             if type(callback) not in theirs or any(callback is ours for ours in given)
         ]
-        # The last micro-batch, and the last norm, for the message of NonFiniteError.
-        self.batch: Any = None
-        self.last_norm: float | None = None
+        self.last_norm: float | None = None  # of the last step that was taken
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Return the autocast of the model for the loss, which has the head in it."""
@@ -238,13 +239,12 @@ class LlmftTrainer(Trainer):
         _require_same_weights([*lost, *load_result.unexpected_keys])
 
     def training_step(
-        self, model: Any, inputs: Any, *args: Any, **kwargs: Any
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Run a micro-batch; raise NonFiniteError before it can reach the weights."""
-        self.batch = inputs
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        _require_finite("loss", loss, self)
-        return loss
+        """Run a micro-batch; what is not finite never reaches the weights."""
+        self.guards.begin(self, model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.guards.of_loss(loss, self)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """Return the norm, known just before the optimizer steps, if it is a number.
@@ -254,8 +254,9 @@ class LlmftTrainer(Trainer):
         """
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.accelerator.scaler is None:  # that of fp16 skips such a step itself
-            _require_finite("gradient", norm, self)
-        self.last_norm = float(norm)
+            norm = self.guards.of_gradient(norm, self)
+        if not self.guards.fault:
+            self.last_norm = float(norm)
         return norm
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -300,27 +301,6 @@ def _cells(batch: dict[str, torch.Tensor]) -> int:
 def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:
     """Return the logits of a model that also returns states (BART)."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-def _require_finite(name: str, value: Any, trainer: LlmftTrainer) -> None:
-    """Raise NonFiniteError, with what is known of the step, unless it is a number."""
-    if math.isfinite(value):
-        return
-    assert trainer.optimizer is not None
-    known = [f"learning rate {trainer.optimizer.param_groups[0]['lr']:.3g}"]
-    if trainer.last_norm is not None:
-        known.append(f"gradient norm {trainer.last_norm:.3g} in the step before")
-    # With accumulation, an earlier batch may be to blame for a gradient.
-    whole = name == "loss" or trainer.args.gradient_accumulation_steps == 1
-    found = examples_of(trainer.batch, trainer.train_dataset) if whole else []
-    if found:
-        shown = ", ".join(map(str, found[:5])) + ", ..." * (len(found) > 5)
-        known.append(f"examples {shown} of train")
-    raise NonFiniteError(
-        f"the {name} is {float(value)} in step {trainer.state.global_step + 1}",
-        ", ".join(known),
-        "lower learning_rate, or raise warmup_steps",
-    )
 
 
 class LongestFirst(Dataset):

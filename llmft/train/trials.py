@@ -50,6 +50,7 @@ class Trial:
         evaluation: seconds of a typical batch of an evaluation, 0 without one.
         peak_bytes: what the process will hold, with what the optimizer keeps.
         took: seconds of the trial; 0 where the same was tried before.
+        example_bytes: what an example of the longest batch takes.
     """
 
     seconds: dict[Candidate, float]
@@ -59,6 +60,7 @@ class Trial:
     evaluation: float
     peak_bytes: int
     took: float = 0.0
+    example_bytes: int = 0
 
 
 def take_trial(
@@ -116,17 +118,17 @@ def take_trial(
         evaluation=evaluation,
         peak_bytes=held + grown + optimizer_bytes,
         took=time.perf_counter() - start,
+        example_bytes=need.example if needed else 0,
     )
     if is_whole:
-        known = _to_keep(trial) | {"grown": grown}
-        keep(key, known, machine, _row(steps, batches, trial))
+        keep(key, _to_keep(trial, grown), machine, _row(steps, batches, trial))
     return trial
 
 
-def _to_keep(trial: Trial) -> dict[str, Any]:
+def _to_keep(trial: Trial, grown: int) -> dict[str, Any]:
     """Return what of a trial holds in other processes, too; see ``_recalled``."""
     tried = [[c, s] for c, s in trial.seconds.items() if math.isfinite(s)]
-    known = {**asdict(trial), "seconds": tried, "took": 0.0}
+    known = {**asdict(trial), "seconds": tried, "took": 0.0, "grown": grown}
     del known["peak_bytes"]
     return known
 

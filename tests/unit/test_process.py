@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -123,7 +124,8 @@ def test_other_ends(error, code, said, capsys):
 def test_out_of_memory_says_what_to_lower(error, capsys):
     assert run_command(raising(error), []) == 5
     said = capsys.readouterr().err
-    assert said.startswith("llmft: EnvironmentFault: out of memory; lower per_device_")
+    held = r"out of memory: the process holds \d+\.\d GiB; lower per_device_train_"
+    assert re.match(f"llmft: EnvironmentFault: {held}", said)
     assert said.count("\n") == 1
 
 
@@ -284,6 +286,36 @@ sys.exit(run_command(main, []))
         running.send_signal(number)
         assert running.wait(10) == code
         assert running.stderr.read() == said
+
+
+def test_a_crash_says_where_python_was(tmp_path):
+    """And nothing is left changed; a run that is no command has it in its log."""
+    program = """
+import ctypes, faulthandler, pathlib, sys
+from llmft.console import crashes_to
+from llmft.process import run_command
+def crash(argv=()):
+    ctypes.string_at(0)
+run_command(lambda argv: print(faulthandler.is_enabled()), [])
+print(faulthandler.is_enabled(), flush=True)
+if len(sys.argv) == 1:
+    run_command(crash, [])
+with crashes_to(pathlib.Path(sys.argv[1])):
+    crash()
+"""
+    log = tmp_path / "debug.log"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONFAULTHANDLER"}
+    for more in ([], [str(log)]):
+        command = [sys.executable, "-c", program, *more]
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == -signal.SIGSEGV
+        assert done.stdout == "True\nFalse\n"
+        said = log.read_text() if more else done.stderr
+        assert "Fatal Python error: Segmentation fault" in said
+        assert ", line 6 in crash" in said
+        assert not (more and done.stderr)
 
 
 class _Deaf:

@@ -171,20 +171,37 @@ def fix_masks(
     return dataset.add_column("epoch", np.full(len(dataset), FIXED_EPOCH))
 
 
-def examples_of(batch: Mapping[str, Any], dataset: Any) -> list[int]:
-    """Return the places in a data set of the examples that a batch was made of.
+def examples_by_row(batch: Mapping[str, Any], dataset: Any) -> list[list[int]]:
+    """Return for each row of a batch the places in a data set that have its tokens.
 
-    They are found by their tokens; none of a stream, nor of features made before.
+    They are none of a stream, nor where the batch has no tokens.
     """
     if "input_ids" not in batch or not isinstance(dataset, Dataset):
-        return []
+        return [[] for _ in next(iter(batch.values()))]
     ids, labels = batch["input_ids"], batch.get("labels")
     if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
         ids = torch.where(labels == IGNORED, ids, labels)  # as before masking
     keep = batch.get("attention_mask", torch.ones_like(ids)).bool()
-    made_of = {tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)}
-    rows = (row for part in dataset.iter(1000) for row in part["input_ids"])
-    return [i for i, row in enumerate(rows) if tuple(row) in made_of]
+    rows = [tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)]
+    found: dict[tuple[int, ...], list[int]] = {row: [] for row in rows}
+    lengths, firsts = [len(row) for row in rows], [row[-2:-1] for row in rows]
+    place = 0
+    for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        column = part["input_ids"].combine_chunks()
+        offsets, tokens = np.asarray(column.offsets), np.asarray(column.values)
+        sizes = np.diff(offsets)
+        # Most are told apart by their length and the last token but one.
+        near = np.isin(sizes, lengths)
+        last = tokens[np.maximum(offsets[1:] - 2, 0)]
+        near &= (sizes < 2) | np.isin(
+            last, [first for (first,) in filter(None, firsts)]
+        )
+        for i in np.flatnonzero(near).tolist():
+            row = tuple(tokens[offsets[i] : offsets[i + 1]].tolist())
+            if row in found:
+                found[row].append(place + i)
+        place += len(sizes)
+    return [found[row] for row in rows]
 
 
 BATCH_TOKENS = 4096  # of a batch that a model reads only, on a CPU

@@ -104,7 +104,8 @@ def lm_blocks(
         end_documents: end each with the tokenizer's eos token (causal models).
 
     Returns:
-        columns ``input_ids`` (list of int32), ``row`` (int64, its position) and, where
+        columns ``input_ids`` (list of int32), ``row`` (int64, its position),
+        ``documents`` (the first and the last that it has tokens of) and, where
         documents end within blocks, ``seq_lengths``: tokens of each one in the block.
     """
     end_token = tokenizer.eos_token_id if end_documents else None
@@ -133,6 +134,7 @@ def lm_blocks(
         note += f"; {empty:,} documents without a token"
     _tell(split, note, encoded, tokenizer)
     columns = {"input_ids": blocks, "row": np.arange(len(blocks))}
+    columns["documents"] = targets.documents(lengths, offsets)
     if end_documents and args.block_policy == "pack":
         columns["seq_lengths"] = targets.seq_lengths(lengths, offsets)
     return targets.dataset_of(columns)
@@ -153,7 +155,7 @@ def causal_examples(
 
     Returns:
         columns ``input_ids`` and ``labels`` (lists of int32), ``row`` and ``length``
-        (int64), and with policy pack ``seq_lengths``.
+        (int64), ``documents``, and with policy pack ``seq_lengths``.
 
     Raises:
         ConfigError, DataFormatError: see ``chat``.

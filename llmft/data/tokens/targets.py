@@ -50,6 +50,17 @@ def seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
     return lists(np.diff(bounds).astype(np.int32), np.searchsorted(bounds, offsets))
 
 
+def documents(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return for each block the first and the last document that it has tokens of.
+
+    ``lengths`` are those of the documents; ``offsets``: see ``packed``.
+    """
+    ends = np.cumsum(lengths)
+    bounds = np.stack([offsets[:-1], np.maximum(offsets[1:] - 1, 0)], 1)
+    found = np.searchsorted(ends, bounds.ravel(), side="right").astype(np.int64)
+    return lists(found, np.arange(0, len(found) + 1, 2))
+
+
 def learnt_examples(
     encoded: Encoded, args: GenerationDataArguments, split: str
 ) -> tuple[Dataset, str]:
@@ -89,6 +100,7 @@ def learnt_examples(
         "labels": lists(labels, bounds),
         "row": np.arange(len(bounds) - 1),
         "length": np.diff(bounds),
+        "documents": documents(lengths, offsets).filter(pa.array(learnt)),
     }
     if pack:
         columns["seq_lengths"] = sequences.filter(pa.array(learnt))

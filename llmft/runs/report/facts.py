@@ -43,6 +43,8 @@ def cost(run: RunRecord) -> Section:
         rows.append(("memory at the most, GiB", shown, took))
         if resumed:
             section.said.append("The plan is of the last leg, after a resume.")
+    if skipped := real.get("skipped_steps"):
+        rows.append(("steps skipped, not finite", "-", number(skipped)))
     for name in ("train_samples_per_second", "train_tokens_per_second"):
         if name in real:
             unit = name.removeprefix("train_").replace("_per_second", "/s")

@@ -205,7 +205,7 @@ REFUSES_MINUS = """
  warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm label_smoothing_factor
  neftune_noise_alpha eval_delay seed data_seed dataloader_num_workers
  early_stopping_threshold max_bad_rows buffer_size stride contrastive_weight
- temperature""".split()
+ temperature max_nonfinite_steps""".split()
 RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 

@@ -371,7 +371,10 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(wordpiece, tmp_path
     said = stopped(trainer)
     assert said.startswith("NonFiniteError: the loss is ")
     assert " in step 3; learning rate 0.0006, gradient norm " in said
-    assert said.endswith("; lower learning_rate, or raise warmup_steps")
+    assert said.endswith(
+        "; the first module to give one is cls.predictions.decoder; weights of the"
+        " model are not finite: use another model"
+    )
     assert trainer.state.global_step == 2
     assert_same_weights(weights(trainer), kept, rtol=0, atol=0)
     assert not trainer.model.base_model._forward_hooks
@@ -457,7 +460,7 @@ def test_a_notebook_shows_one_bar(wordpiece, tmp_path, monkeypatch, quiet):
     trainer = classifier(wordpiece, args, callbacks=ours)
     found = trainer.callback_handler.callbacks
     assert found[0].__class__ is DefaultFlowCallback
-    assert found[1:] == [*ours, trainer.end_of_pass]
+    assert found[1:] == [*ours, trainer.end_of_pass, trainer.guards]
     assert sum(isinstance(c, ProgressCallback) for c in found) == (not quiet)
 
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import tiny
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 
 from llmft.data.tokens.collate import (
     DataCollatorForClassification,
     SeededDataCollatorForLanguageModeling,
     by_length,
-    examples_of,
+    examples_by_row,
     fix_masks,
 )
 from llmft.errors import DataError
@@ -72,12 +72,23 @@ def test_a_mask_depends_on_seed_epoch_and_row_alone(wordpiece, rows, mode):
 def test_the_examples_of_a_batch_are_found(wordpiece, rows, mlm):
     data = Dataset.from_list(rows)
     batch = masker(wordpiece, mlm=mlm)([rows[i] for i in (17, 3, 8)])
-    assert examples_of(batch, data) == [3, 8, 17]
-    assert examples_of(batch, iter(rows)) == []
-    assert examples_of({"features": batch["input_ids"]}, data) == []
+    assert examples_by_row(batch, data) == [[17], [3], [8]]
+    twice = concatenate_datasets([data, data.select([3, 3, 17])])
+    again = len(data)
+    assert examples_by_row(batch, twice) == [
+        [17, again + 2],
+        [3, again, again + 1],
+        [8],
+    ]
+    assert examples_by_row(batch, iter(rows)) == [[], [], []]
+    assert examples_by_row({"features": batch["input_ids"]}, data) == [[], [], []]
     classes = [{**row, "labels": 1} for row in rows]
     batch = DataCollatorForClassification(wordpiece)(classes[5:7])
-    assert examples_of(batch, data) == [5, 6]
+    assert examples_by_row(batch, data) == [[5], [6]]
+    short = Dataset.from_dict({"input_ids": [[4, 5], [4], [5, 4], [], [4]]})
+    given = {"input_ids": torch.tensor([[4, 0], [4, 5]])}
+    given["attention_mask"] = torch.tensor([[1, 0], [1, 1]])
+    assert examples_by_row(given, short) == [[1, 4], [0]]
 
 
 def test_padding(wordpiece, rows):

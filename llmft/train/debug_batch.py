@@ -1,0 +1,317 @@
+"""The batch whose loss or gradient was not finite: what is at fault, and keeping it.
+
+All of it is found while the model is there, as it was before the step: ``llmft
+inspect`` shows what was written, and needs no model.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from llmft.console import say, warn
+from llmft.data.read.store import Source
+from llmft.data.tokens.collate import IGNORED, examples_by_row
+from llmft.errors import LlmftError, brief
+from llmft.files import publish_folder, write_json
+from llmft.machine.detect import gib
+from llmft.model.adapters import how_to_save
+from llmft.model.compiled import as_written
+from llmft.model.features import whole_model
+from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept
+from llmft.train.narrow import transformers_model
+from llmft.train.rows import places_of, rows_of_example
+from llmft.train.tracing import trace
+
+_KEPT = 3  # the newest
+_CHARACTERS = 2000  # of a text
+_NAMES = 10  # of weights that are listed
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch of a step, with what it takes to run it again.
+
+    ``count`` is what its loss is divided by, ``rng`` torch's random state before it.
+    """
+
+    model: Any
+    batch: Any
+    count: Any
+    rng: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens."""
+        values = self.batch.get("input_ids", next(iter(self.batch.values())))
+        return len(values), values.shape[1] if values.ndim > 1 else 1
+
+
+@dataclass
+class Found:
+    """What is known of a step that is not finite; see ``batch.json``.
+
+    Attributes:
+        part: which micro-batch is at fault, from 0.
+        alone: its rows that give the same when they run alone.
+        examples: those of the training data that it was made of, in order.
+        rows: of each, its examples, places, text, tokens, and its loss alone.
+        forward, backward: the first module whose output, and the first the gradient of
+            whose output, was not finite, as ``tracing`` describes it.
+        weights, gradients: names of those that are not finite.
+    """
+
+    step: int
+    what: str
+    value: float
+    learning_rate: float
+    last_norm: float | None
+    part: int = 0
+    parts: int = 1
+    alone: list[int] = field(default_factory=list)
+    examples: list[int] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    forward: dict[str, Any] | None = None
+    backward: dict[str, Any] | None = None
+    weights: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, trainer: Any, what: str, value: float) -> Found:
+        """Return what is known of the step of a trainer without looking into it."""
+        known = trainer.optimizer.param_groups[0]["lr"], trainer.last_norm
+        return cls(trainer.state.global_step + 1, what, value, *known)
+
+    @property
+    def places_alone(self) -> list[str]:
+        """Where the rows stand that are at fault alone."""
+        return [
+            " to ".join(_ends(p)) for i in self.alone if (p := self.rows[i]["places"])
+        ]
+
+    @property
+    def module(self) -> str:
+        """The name of the first module that was not finite, or ""."""
+        found = self.forward or self.backward
+        return found["module"] if found else ""
+
+
+def look_into(
+    trainer: Any, parts: Sequence[Part], what: str, value: float, source: Source | None
+) -> Found:
+    """Run a step again, and its rows one by one; leave all but gradients as it was."""
+    found = Found.of(trainer, what, value)
+    found.parts, found.part = len(parts), len(parts) - 1
+    backward = what == "gradient"
+    with _undisturbed(trainer.model), as_written(transformers_model(trainer.model)):
+        if backward:  # an earlier micro-batch may be to blame
+            bad = [_is_bad(trainer, part, part.batch, True) for part in parts]
+            found.part = bad.index(True) if True in bad else found.part
+        part = parts[found.part]
+        size = part.shape[0]
+        losses = [_loss(trainer, part, _row(part.batch, i, size)) for i in range(size)]
+        bad = [not math.isfinite(loss) for loss in losses]
+        if backward:
+            rows = (_row(part.batch, i, size) for i in range(size))
+            bad = [_is_bad(trainer, part, row, True) for row in rows]
+        if size == 1 or not all(bad):
+            found.alone = [i for i, is_bad in enumerate(bad) if is_bad]
+        run = _again(trainer, part, backward)
+        found.forward, found.backward = trace(trainer.model, run, _decoder(trainer))
+        named = list(trainer.model.named_parameters())
+        found.weights = [n for n, w in named if not w.isfinite().all()]
+        graded = ((n, w.grad) for n, w in named if w.grad is not None)
+        found.gradients = [n for n, g in graded if backward and not g.isfinite().all()]
+    found.rows = _described(trainer, part.batch, losses, source)
+    found.examples = sorted({i for row in found.rows for i in row["examples"]})
+    found.tensors = {
+        name: values.detach().cpu().contiguous().clone()
+        for name, values in part.batch.items()
+        if isinstance(values, torch.Tensor)
+    }
+    found.tensors["rng_state"] = part.rng
+    return found
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Put back torch's random state and the buffers of a model."""
+    state = torch.get_rng_state()
+    buffers = {name: x.clone() for name, x in model.named_buffers()}
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        with torch.no_grad():
+            for name, x in model.named_buffers():
+                x.copy_(buffers[name])
+
+
+def _row(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
+    """Return a row of a batch as a batch of its own."""
+    return {
+        name: values[place : place + 1]
+        if isinstance(values, torch.Tensor) and values.ndim and len(values) == size
+        else values
+        for name, values in batch.items()
+    }
+
+
+def _computed(trainer: Any, part: Part, batch: Any) -> torch.Tensor:
+    torch.set_rng_state(part.rng)
+    with trainer.compute_loss_context_manager():
+        loss: torch.Tensor = trainer.compute_loss(
+            part.model, batch, num_items_in_batch=part.count
+        )
+    return loss
+
+
+def _loss(trainer: Any, part: Part, batch: Any) -> float:
+    with torch.no_grad():
+        return float(_computed(trainer, part, batch))
+
+
+def _is_bad(trainer: Any, part: Part, batch: Any, backward: bool) -> bool:
+    """Return whether a batch has a loss, or a gradient, that is not finite."""
+    trainer.model.zero_grad()
+    loss = _computed(trainer, part, batch)
+    if not math.isfinite(loss.detach()):
+        return True
+    loss.backward()
+    grads = [w.grad for w in trainer.model.parameters() if w.grad is not None]
+    return not all(bool(g.isfinite().all()) for g in grads)
+
+
+def _again(trainer: Any, part: Part, backward: bool) -> Any:
+    def run() -> None:
+        trainer.model.zero_grad()
+        with nullcontext() if backward else torch.no_grad():
+            loss = _computed(trainer, part, part.batch)
+        if backward:
+            loss.backward()
+
+    return run
+
+
+def _decoder(trainer: Any) -> Any:
+    """Return a function that writes out tokens; of features, none."""
+    tokenizer = trainer.processing_class
+    if tokenizer is None or vars(trainer.model).get("llmft_backbone") is not None:
+        return None
+    return tokenizer
+
+
+def _described(
+    trainer: Any, batch: Any, losses: list[float], source: Source | None
+) -> list[dict[str, Any]]:
+    """Return what is known of each row of a batch."""
+    data, tokenizer = trainer.train_dataset, _decoder(trainer)
+    ids = batch.get("input_ids")
+    examples = examples_by_row(batch, data) or [[] for _ in losses]
+    rows = []
+    for i, (loss, of_row) in enumerate(zip(losses, examples, strict=True)):
+        places = [p for e in of_row for p in places_of(data, e, source)]
+        tokens: list[str] = []
+        text = ""
+        if tokenizer is not None and ids is not None:
+            tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(ids[i].tolist())]
+            text = tokenizer.decode(_learnt_ids(batch, i), skip_special_tokens=True)
+        elif source is not None and of_row and isinstance(data, Dataset):
+            text = source.dataset[rows_of_example(data, of_row[0])[0]]["text"]
+        rows.append(
+            {
+                "examples": of_row,
+                "places": places,
+                "loss": _number(loss),
+                "text": str(text)[:_CHARACTERS],
+                "tokens": tokens,
+            }
+        )
+    return rows
+
+
+def _learnt_ids(batch: Any, row: int) -> list[int]:
+    """Return the ids of a row as they were before masking, without padding."""
+    ids, labels = batch["input_ids"][row], batch.get("labels")
+    if labels is not None and labels[row].shape == ids.shape:
+        ids = torch.where(labels[row] == IGNORED, ids, labels[row])
+    if (mask := batch.get("attention_mask")) is not None:
+        ids = ids[mask[row].bool()]
+    return ids.tolist()
+
+
+def _ends(places: list[str]) -> list[str]:
+    return places if len(places) < 2 else [places[0], places[-1]]
+
+
+def _number(value: float | None) -> float | str | None:
+    """Return a number as strict JSON has it: one that is not finite as its name."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def keep(folder: Path, found: Found, trainer: Any, stops: bool) -> bool:
+    """Write what was found into the folder of a run; return whether that could be.
+
+    The newest few are kept, and where the run ``stops``, the weights before the step.
+    A full disk is warned of, and hides nothing.
+    """
+    root = folder / FOLDER
+    record = asdict(found)
+    del record["tensors"]
+    record |= {n: _number(record[n]) for n in ("value", "last_norm", "learning_rate")}
+    record |= {n: _listed(record[n]) for n in ("weights", "gradients")}
+    record["time"] = round(time.time(), 3)
+    try:
+        with publish_folder(root / f"step-{found.step}", replace=True) as staging:
+            save_file(found.tensors, staging / TENSORS)
+            write_json(staging / BATCH, record)
+        for old in kept(folder)[_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, LlmftError) as error:
+        warn(f"the batch could not be kept: {brief(error)}")
+        return False
+    if stops:
+        _keep_weights(root, trainer)
+    return True
+
+
+def _listed(names: list[str]) -> list[str]:
+    more = [f"and {len(names) - _NAMES:,} more"] if len(names) > _NAMES else []
+    return names[:_NAMES] + more
+
+
+def _keep_weights(root: Path, trainer: Any) -> None:
+    """Save the model as it was before the step, where the disk has the room."""
+    model = trainer.model
+    how = how_to_save(model)
+    trained = [w for w in model.parameters() if w.requires_grad]
+    needed = sum(w.nbytes for w in (trained if how else model.parameters()))
+    free = shutil.disk_usage(root).free
+    if free < 2 * needed + 2**26:
+        warn(f"its weights are not kept: {gib(needed)}, and {gib(free)} are free")
+        return
+    try:
+        with (
+            whole_model(transformers_model(model)),
+            publish_folder(root / MODEL, replace=True) as staging,
+        ):
+            model.save_pretrained(staging, **how)
+            if trainer.processing_class is not None:
+                trainer.processing_class.save_pretrained(staging)
+    except (OSError, SafetensorError) as error:
+        warn(f"its weights could not be kept: {brief(error)}")
+        return
+    size = sum(p.stat().st_size for p in (root / MODEL).rglob("*"))
+    say(f"kept       the batch, and the weights before it ({gib(size)}): {root}")

@@ -1,0 +1,216 @@
+"""What a training does about losses and gradients that are no finite numbers."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from llmft.console import logger, say, warn
+from llmft.data.read.store import Source
+from llmft.errors import EnvironmentFault, NonFiniteError, brief
+from llmft.machine.plan import Forecast
+from llmft.train import debug_batch
+from llmft.train.check_inputs import check_batch
+from llmft.train.debug_batch import Found, Part
+from llmft.train.loss_watch import LossWatch
+from llmft.train.memory import out_of_memory_fault
+
+_TOLD = 5  # skipped steps that are told one by one; the log has all
+_ROWS = 20  # rows whose count a checkpoint keeps
+_LOWER = "lower learning_rate, or raise warmup_steps"
+
+
+class Guards(TrainerCallback, ExportableState):
+    """Stops at a step whose loss or gradient is not finite, or passes over it.
+
+    The weights and the optimizer stay as they were before it. A step that is passed
+    over counts as one: the learning rate goes on as planned, and the run ends where it
+    would have. In the log it stands with the loss of the step before and a gradient of
+    0.
+
+    Args:
+        args: ``TrainingArguments`` of llmft.
+        folder: of the run, in which batches are kept; None keeps none.
+        source: of the training data; tells where rows stand.
+        forecast: what a trial says of memory.
+
+    Attributes:
+        skipped: steps that were passed over, through every resume.
+        watch: warns of losses that are finite, but odd.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        folder: Path | None = None,
+        source: Source | None = None,
+        forecast: Forecast | None = None,
+    ) -> None:
+        self.args, self.folder, self.source = args, folder, source
+        self.forecast, self.watch = forecast, LossWatch()
+        self.skipped, self.in_a_row, self.last_loss = 0, 0, 0.0
+        self.rows: Counter[str] = Counter()
+        self.step = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.parts: list[Part] = []  # of this step: its micro-batches
+        self.loss, self.fault = 0.0, ""
+        self.total_before: Any = None  # of the losses that the next log averages
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        kept = {
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+            "last_loss": self.last_loss,
+            "rows": dict(self.rows.most_common(_ROWS)),
+        }
+        return {"args": {}, "attributes": kept}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Go on from the checkpoint that is resumed."""
+        # Trainer saves the state of those only that the checkpoint has.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
+        kept = (saved.get("attributes") or {}) if state.global_step else {}
+        self.skipped, self.in_a_row = kept.get("skipped", 0), kept.get("in_a_row", 0)
+        self.last_loss = kept.get("last_loss", 0.0)
+        self.rows = Counter(kept.get("rows", {}))
+        self.watch.begin(resumed=state.global_step > 0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Forget the step before."""
+        self._forget()
+        self.step = state.global_step + 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Let the step go: what an evaluation runs into is not its fault."""
+        self._forget()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Say how many steps were passed over, and why."""
+        if self.skipped:
+            rows = (f"{row} ({n:,})" for row, n in self.rows.most_common(5))
+            of = f"{self.skipped:,} of {state.global_step:,} steps"
+            said = f"skipped    {of}, whose loss or gradient was not finite"
+            say(": ".join(filter(None, [said, ", ".join(rows)])))
+
+    def begin(self, trainer: Any, model: Any, batch: Any, count: Any) -> None:
+        """Take note of a micro-batch before it runs; see ``--check_inputs``."""
+        if self.total_before is None:
+            self.total_before = trainer._tr_loss.clone()
+        self.parts.append(Part(model, batch, count, torch.get_rng_state()))
+        if self.args.check_inputs:
+            check_batch(trainer, batch, f"step {self.step}", self.source)
+
+    def of_loss(self, loss: torch.Tensor, trainer: Any) -> torch.Tensor:
+        """Return the loss of a micro-batch; 0 for one that is passed over.
+
+        Raises:
+            NonFiniteError: it is not finite, and the training stops.
+        """
+        if math.isfinite(loss):
+            self.loss += float(loss)
+            return loss
+        if not self.fault:
+            self._found("loss", float(loss), trainer)
+        return torch.zeros_like(loss)
+
+    def of_gradient(self, norm: Any, trainer: Any) -> Any:
+        """Return the norm of a step's gradient; 0 for one that is passed over.
+
+        Raises:
+            NonFiniteError: it is not finite, and the training stops.
+        """
+        if not self.fault and math.isfinite(norm):
+            self.in_a_row, self.last_loss = 0, self.loss
+            if said := self.watch.add(self.loss, self.step):
+                _warn(said)
+            return norm
+        if not self.fault:
+            self._found("gradient", float(norm), trainer)
+        for weight in trainer.model.parameters():
+            weight.grad = None  # an optimizer passes over those that have none
+        trainer._tr_loss.copy_(self.total_before + self.last_loss)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        return torch.zeros(())
+
+    def _found(self, what: str, value: float, trainer: Any) -> None:
+        """Look into a step, keep its batch, and stop or say that it is passed over."""
+        self.fault = what
+        found = self._looked_into(what, value, trainer)
+        stops = self.args.on_nonfinite == "stop"
+        over = not stops and self.in_a_row >= self.args.max_nonfinite_steps
+        kept = False
+        if self.folder is not None and found.rows:
+            kept = debug_batch.keep(self.folder, found, trainer, stops or over)
+        if stops or over:
+            raise self._error(found, kept, over)
+        self.rows.update(found.places_alone)
+        said = f"step {self.step} is skipped: the {what} is {value}{_rows(found)}"
+        if self.skipped < _TOLD:
+            _warn(said)
+        else:
+            logger.warning("%s", said)
+
+    def _looked_into(self, what: str, value: float, trainer: Any) -> Found:
+        """Return what is known of a step; a model that cannot tell hides nothing."""
+        try:
+            return debug_batch.look_into(trainer, self.parts, what, value, self.source)
+        except Exception as error:  # whatever a model says of a single row
+            warn(f"the batch could not be looked into: {brief(error)}")
+            logger.debug("the batch could not be looked into", exc_info=True)
+            return Found.of(trainer, what, value)
+
+    def _error(self, found: Found, kept: bool, over: bool) -> NonFiniteError:
+        said = f"the {found.what} is {found.value} in step {self.step}"
+        if over:
+            said += f", after {self.in_a_row} in a row were skipped"
+        known = [f"learning rate {found.learning_rate:.3g}"]
+        if found.last_norm is not None:
+            known.append(f"gradient norm {found.last_norm:.3g} in the step before")
+        hint = _LOWER
+        if found.weights:
+            hint = "weights of the model are not finite: use another model"
+            if found.places_alone:
+                hint += ", or --on_nonfinite skip"
+        elif found.places_alone and not over:
+            hint = "--on_nonfinite skip goes on without that step; or " + hint
+        if kept and self.folder is not None:
+            hint += f"; `llmft inspect {self.folder}` shows the batch"
+        return NonFiniteError(said, ", ".join(known) + _rows(found), hint)
+
+    def out_of_memory(self, error: BaseException) -> EnvironmentFault | None:
+        """Return what to say of an error that is one of memory in a training."""
+        if not self.parts:
+            return None
+        shape = self.parts[-1].shape
+        return out_of_memory_fault(error, self.step, shape, self.args, self.forecast)
+
+
+def _warn(said: str) -> None:
+    with tqdm.external_write_mode(sys.stderr):  # takes the bar away meanwhile
+        warn(said)
+
+
+def _rows(found: Found) -> str:
+    """Return which rows a step was made of, or which of them is at fault alone."""
+    first = f"; the first module to give one is {found.module}" if found.module else ""
+    if found.places_alone or found.alone:
+        shown = found.places_alone or [f"row {i} of the batch" for i in found.alone]
+        more = ", ..." * (len(shown) > 5)
+        verb = "gives" if len(shown) == 1 else "each give"
+        return f", {', '.join(shown[:5])}{more} alone {verb} it{first}"
+    if not found.examples:
+        return first
+    shown = [str(i) for i in found.examples[:5]]
+    more = ", ..." * (len(found.examples) > 5)
+    return f", examples {', '.join(shown)}{more} of train{first}"
