@@ -15,7 +15,6 @@ from transformers.integrations import TensorBoardCallback
 from llmft.console import say, warn
 from llmft.files import to_json
 from llmft.machine.plan import Forecast
-from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
 from llmft.train.progress import Progress, has_epochs
 from llmft.train.time_limit import TimeLimit, seconds_left
@@ -77,15 +76,6 @@ class MaskEpoch(TrainerCallback):
         collator = kw["train_dataloader"].collate_fn
         if hasattr(collator, "set_epoch"):
             collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
-
-
-class StopOnSignal(TrainerCallback):
-    """End training after Ctrl-C or SIGTERM also where their exception got lost."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Raise it again."""
-        if stopped := stopped_by():
-            raise stopped
 
 
 class Checkpoints(TrainerCallback):
@@ -161,8 +151,8 @@ class Checkpoints(TrainerCallback):
 class SaveAfterEvaluation(TrainerCallback):
     """Let a checkpoint at the end of an epoch wait for the evaluation there.
 
-    Saved before, it would know neither what the evaluation says nor how far it moved
-    the random numbers, and a resume would go on otherwise than the run did.
+    Saved before, it would not know what the evaluation says, nor that the loss of the
+    epoch was logged, and a resume would go on otherwise than the run did.
     """
 
     _waits = False
@@ -171,7 +161,8 @@ class SaveAfterEvaluation(TrainerCallback):
         """Put off what is due in the last step of an epoch."""
         # Of a stream, the first steps are a tiny part of an epoch.
         whole = state.epoch > 0.5 and abs(state.epoch - round(state.epoch)) < 1e-6
-        if control.should_save and args.eval_strategy == "epoch" and whole:
+        by_epoch = "epoch" in (args.eval_strategy, args.logging_strategy)
+        if control.should_save and by_epoch and whole:
             control.should_save, self._waits = False, True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -249,7 +240,7 @@ def for_run(
         tensorboard = TensorBoardCallback()
         tensorboard.logging_dir = str(folder / "logs")
         found.append(tensorboard)
-    found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
+    found += [SaveAfterEvaluation(), MaskEpoch()]
     found.append(Checkpoints(folder / "checkpoints"))
     # The last one, so that what the others do is in the time that it takes.
     if args.time_limit:
