@@ -74,6 +74,8 @@ class WholeSteps(TrainerCallback, ExportableState):
         trainer._total_loss_scalar = kept["total_loss"]
         trainer._globalstep_last_logged = kept["logged_step"]
         if kept["evaluates"]:
+            # Trainer sets the generators later, and this is saved once more.
+            trainer._load_rng_state(args.resume_from_checkpoint)
             control.should_evaluate = True
             control.should_save = args.save_strategy != SaveStrategy.NO
             loss, model = trainer._tr_loss, trainer.model_wrapped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from llmft.config.fields import LanguageModelingDataArguments, TrainingArguments
 from llmft.data.read.columns import Columns
@@ -29,7 +32,8 @@ from llmft.data.tokens.collate import (
 )
 from llmft.data.tokens.stream import Stream
 from llmft.machine.plan import Forecast
-from llmft.train import time_limit
+from llmft.signals import Terminated, terminable
+from llmft.train import checkpoint, resume, time_limit
 from llmft.train.callbacks import EarlyStoppingCallback, for_run
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
@@ -89,7 +93,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.batches: list[str] = []
-        self.log: list[tuple[Any, ...]] = []
+        self.log: list[list[tuple[str, str]]] = []
         self.weights = ""
 
 
@@ -158,6 +162,7 @@ def train(
     tokenizer = tiny.bpe_tokenizer() if causal else tiny.wordpiece_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text('{"recipe": "any"}')
     data, held_out, collator = data_of(cell, folder, tokenizer)
     objectives: dict[str, Callable[[], Any]] = {"mlm": MaskedLM, "generate": CausalLM}
     objectives["classify"] = lambda: Classification(
@@ -187,14 +192,13 @@ def train(
         return loss(model, inputs, *rest, **kwargs)
 
     trainer.training_step = noted  # type: ignore[method-assign]
-    torch.rand(1 if at else 3)  # a new process draws otherwise
-    if not at:
-        torch.manual_seed(5)
+    torch.manual_seed(args.seed)
+    torch.rand(3 if at else 1)  # what comes before may draw otherwise
     trainer.train(resume_from_checkpoint=at)
     timed = ("runtime", "_per_second", "_time")
     for event in trainer.state.log_history:
         values = {n: x for n, x in event.items() if not n.endswith(timed)}
-        seen.log.append(tuple((n, float(x).hex()) for n, x in values.items()))
+        seen.log.append(sorted((n, float(x).hex()) for n, x in values.items()))
     digest = hashlib.sha256()
     for name, weight in trainer.model.state_dict().items():
         digest.update(name.encode() + weight.numpy().tobytes())
@@ -228,6 +232,141 @@ def test_cut_and_resumed(name: str, tmp_path: Path) -> None:
     for step in cuts:
         at = tmp_path / "run" / "checkpoints" / f"checkpoint-{step}"
         resumed = train(cell, tmp_path / "run", at=str(at))
-        assert resumed.batches or step == len(cuts), step
         assert len(resumed.batches) < len(whole.batches)
         assert_same(resumed, whole)
+
+
+class Signal(TrainerCallback, ExportableState):
+    """Sends SIGTERM at a moment of the step after ``step``, or of its end."""
+
+    def __init__(self, moment: str, step: int) -> None:
+        self.moment, self.step, self.now, self.sent = moment, step, 0, 0
+
+    def reach(self, moment: str) -> None:
+        if (moment, self.now) == (self.moment, self.step):
+            self.sent += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def state(self) -> dict[str, Any]:
+        self.reach("saving")
+        return {"args": {}, "attributes": {}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        weight = next(kw["model"].parameters())
+        weight.register_hook(lambda gradient: self.reach("backward"))
+        self.reach("begin")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.now = state.global_step
+        self.reach("step begins")
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, **kw: Any
+    ) -> None:
+        self.now = state.global_step + 1
+        self.reach("optimizer")
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("accumulated")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("step ends")
+
+    def on_log(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("log")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, **kw: Any
+    ) -> None:
+        self.reach("evaluation")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("evaluated")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("saved")
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.reach("epoch begins")
+
+
+# Evaluated after steps 4 and 8, logged after 3 and 6, saved after 3, 4, 6 and 8.
+OFTEN = {"task": "classify", **EPOCHS, "logging_steps": 3}
+OFTEN_SAVED = {"save_strategy": "steps", "save_steps": 3}
+# Where the signal comes, and the step that is saved then; None: there is none.
+MOMENTS = [
+    *[("begin", 0, None), ("step begins", 0, None), ("backward", 0, None)],
+    *[("step begins", 2, 2), ("backward", 2, 2), ("accumulated", 2, 2)],
+    *[("optimizer", 2, 2), ("step ends", 2, 2), ("log", 3, 3), ("saving", 3, 3)],
+    *[("saved", 3, 3), ("step ends", 4, 4), ("evaluation", 4, 4)],
+    *[("evaluated", 4, 4), ("epoch begins", 4, 4), ("backward", 4, 4)],
+    *[("optimizer", 8, 8), ("evaluation", 8, 8)],
+]
+
+
+@pytest.fixture(scope="module")
+def often(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return train(OFTEN, tmp_path_factory.mktemp("often"))
+
+
+@pytest.mark.parametrize(("moment", "step", "saved"), MOMENTS)
+def test_a_signal_saves_the_last_whole_step_once(
+    moment: str, step: int, saved: int | None, often: Seen, tmp_path: Path
+) -> None:
+    """And what goes on from it is exact, with an evaluation that was cut off."""
+    sender = Signal(moment, step)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable():
+        train(OFTEN, tmp_path, sender, **OFTEN_SAVED)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert sender.sent == 1
+    folders = checkpoint.checkpoints(tmp_path / "checkpoints")
+    assert [resume.fault(folder) for folder in folders] == [None] * len(folders)
+    assert (folders[-1].name if folders else None) == (
+        None if saved is None else f"checkpoint-{saved}"
+    )
+    if saved is not None:
+        assert_same(train(OFTEN, tmp_path, at=str(folders[-1])), often)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_five_cuts_in_one_run(streams: bool, tmp_path: Path) -> None:
+    """By signals in the midst of steps, and of evaluations."""
+    cell = {"task": "mlm", **LATER, "logging_steps": 4}
+    cell |= {"buffer_size": 3} if streams else {}
+    cell |= {"eval_strategy": "steps", "eval_steps": 2}
+    whole = train(cell, tmp_path / "whole")
+    moments = [("backward", 1), ("evaluation", 4), ("step ends", 5)]
+    moments += [("backward", 6), ("optimizer", 8)]
+    folder, at = tmp_path / "run", None
+    for moment, step in moments:
+        cut = Signal(moment, step)
+        with pytest.raises(Terminated), terminable():
+            train(cell, folder, cut, at=at, save_strategy="steps", save_steps=50)
+        at = str(folder / "checkpoints" / f"checkpoint-{step}")
+        assert os.path.isdir(at)
+    assert_same(train(cell, folder, at=at), whole)
+
+
+def test_nothing_is_saved_where_nothing_is_to_be(tmp_path: Path) -> None:
+    with pytest.raises(Terminated), terminable():
+        train(OFTEN, tmp_path, Signal("backward", 2))
+    assert not checkpoint.checkpoints(tmp_path / "checkpoints")
+
+
+def test_evaluations_do_not_change_a_training(tmp_path: Path) -> None:
+    """Nor does what is written in them."""
+
+    class Draws(TrainerCallback):
+        def on_prediction_step(
+            self, args: Any, state: Any, control: Any, **kw: Any
+        ) -> None:
+            torch.rand(1)
+
+    cell = {"task": "mlm", **STEPS}
+    plain = train(cell, tmp_path / "plain")
+    often = {"eval_strategy": "steps", "eval_steps": 1}
+    evaluated = train(cell, tmp_path / "evaluated", Draws(), **often)
+    assert evaluated.weights == plain.weights
+    assert evaluated.batches == plain.batches
+    assert len(evaluated.log) == len(plain.log) + 9
