@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -19,6 +22,49 @@ from typing import Any
 import psutil
 
 from llmft.errors import EnvironmentFault
+
+# Where tests have a write fail: NAME:ACTION or NAME:ACTION@N, the Nth time that it is
+# reached; see ``failpoint``.
+_FAILS = re.fullmatch(
+    r"([\w.]+):(\w+)(?:@(\d+))?", os.environ.get("LLMFT_FAILPOINT", "")
+)
+_reached = 0
+FAILPOINTS = (
+    *("save.begin", "save.file.open", "save.file.half", "save.file.close"),
+    *("save.manifest.half", "save.manifest.close", "save.fsync"),
+    *("save.publish.before", "save.publish.after", "save.dirsync"),
+    *("rotate.before", "rotate.mid", "rotate.after"),
+)
+
+
+def failpoint(name: str, path: Path | None = None) -> None:
+    """Fail here where the environment says so: nothing at all otherwise.
+
+    Actions: ``kill9``, ``sigterm``, ``sleep`` (a second), ``raise`` (RuntimeError), or
+    the name of an error number such as ``enospc``. Where the name ends with ``half``,
+    the file ``path``, or the largest one in it, is cut to a half before.
+    """
+    global _reached
+    if _FAILS is None or _FAILS[1] != name:
+        return
+    _reached += 1
+    if _reached != int(_FAILS[3] or 1):
+        return
+    if path is not None and name.endswith("half"):
+        if path.is_dir():
+            path = max(path.iterdir(), key=lambda file: file.stat().st_size)
+        os.truncate(path, path.stat().st_size // 2)
+    action = _FAILS[2]
+    if action == "sleep":
+        time.sleep(1)
+    elif action in ("kill9", "sigterm"):
+        number = signal.SIGTERM if action == "sigterm" else 9  # none on Windows
+        os.kill(os.getpid(), number)
+    elif action == "raise":
+        raise RuntimeError(f"failpoint {name}")
+    else:
+        number = getattr(errno, action.upper())
+        raise OSError(number, os.strerror(number), str(path) if path else None)
 
 
 def cache_home() -> Path:
@@ -163,12 +209,16 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     older = target.with_name(staging.name.replace(".staging-", ".older-"))
     mask = os.umask(0)
     os.umask(mask)
+    # Of what is published only once (downloads, a cache), none fails.
+    fails = failpoint if replace else lambda name: None
     try:
         yield staging
+        fails("save.fsync")
         for path in sorted(staging.rglob("*")):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
             sync(path)
         sync(staging)
+        fails("save.publish.before")
         if replace and target.is_dir():
             os.rename(target, older)
         try:
@@ -176,7 +226,9 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         except OSError:
             if not target.is_dir():
                 raise
+        fails("save.publish.after")
         sync(target.parent)
+        fails("save.dirsync")
         shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         raise placed(error, target) from None

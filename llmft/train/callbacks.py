@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback as _EarlyStoppingCallback
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from llmft.config.convert import duration
 from llmft.console import say, warn
 from llmft.files import to_json
 from llmft.machine.plan import Forecast
@@ -171,6 +172,53 @@ class SaveAfterEvaluation(TrainerCallback):
             control.should_save, self._waits = True, False
 
 
+class SaveByClock(TrainerCallback):
+    """Save after some time without a checkpoint; what that takes is measured.
+
+    Args:
+        seconds: so long; longer where saving would take more than ``SHARE`` of it.
+    """
+
+    SHARE = 0.05
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._saved = self._since = time.monotonic()
+
+    @classmethod
+    def from_args(cls, args: Any) -> list[SaveByClock]:
+        """Return the one that ``TrainingArguments`` of llmft ask for, if any."""
+        off = args.save_seconds in (None, "0") or args.save_strategy == "no"
+        return [] if off else [cls(duration(args.save_seconds))]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Save where it is time."""
+        self._since = time.monotonic()
+        control.should_save |= self._since - self._saved >= self.seconds
+
+    def _pass_over(self, *args: Any, **kw: Any) -> None:
+        self._since = time.monotonic()
+
+    on_log = on_evaluate = on_epoch_end = _pass_over
+
+    def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Measure what it took; be content with fewer where that is much."""
+        self._saved = time.monotonic()
+        took = self._saved - self._since
+        self._since = self._saved
+        least = took / self.SHARE
+        if least > self.seconds:
+            self.seconds = least
+            warn(
+                f"a checkpoint takes {took:.3g} s: by the clock there is one every"
+                f" {least:.3g} s, not {args.save_seconds} (save_seconds)"
+            )
+
+
 class EndOfPass(TrainerCallback):
     """Evaluate and save by epoch where a pass over a stream ends.
 
@@ -240,8 +288,8 @@ def for_run(
         tensorboard = TensorBoardCallback()
         tensorboard.logging_dir = str(folder / "logs")
         found.append(tensorboard)
-    found += [SaveAfterEvaluation(), MaskEpoch()]
     found.append(Checkpoints(folder / "checkpoints"))
+    found += [*SaveByClock.from_args(args), SaveAfterEvaluation(), MaskEpoch()]
     # The last one, so that what the others do is in the time that it takes.
     if args.time_limit:
         assert trial is not None

@@ -20,7 +20,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llmft.config.facts import MUST_AGREE, fields_with
 from llmft.config.fields import RECIPES
-from llmft.files import file_sha256, publish_folder, read_object, write_json
+from llmft.files import (
+    failpoint,
+    file_sha256,
+    publish_folder,
+    read_object,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -81,6 +87,8 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
         "files": files,
     }
     write_json(folder / MANIFEST, manifest)
+    failpoint("save.manifest.half", folder / MANIFEST)
+    failpoint("save.manifest.close")
 
 
 def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +117,13 @@ def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
     surplus = len(found) - max(limit or len(found), len(protected))
     # Later steps are of before a resume from an earlier one: they go first.
     found.sort(key=lambda path: (_step(path) <= _step(newest), _step(path)))
+    failpoint("rotate.before")
     for folder in [path for path in found if path not in protected][: max(surplus, 0)]:
         going = folder.with_name(f".{folder.name}")  # a kill leaves no half of it
         os.rename(folder, going)
+        failpoint("rotate.mid")
         shutil.rmtree(going, ignore_errors=True)
+    failpoint("rotate.after")
 
 
 def checkpoints(root: Path) -> list[Path]:

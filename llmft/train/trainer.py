@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from llmft.data.tokens.collate import examples_of
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import CheckpointError, NonFiniteError, brief, listed
+from llmft.files import failpoint
 from llmft.machine.choose import release_memory
 from llmft.model.adapters import how_to_save
 from llmft.signals import interruptible, postponed
@@ -234,10 +235,13 @@ class LlmftTrainer(Trainer):
         model: Any = self.model
         how = how_to_save(model) or {"save_original_format": False}
         vars(model)["save_pretrained"] = partial(model.save_pretrained, **how)
+        failpoint("save.begin")
         try:
             super()._save(output_dir, state_dict)
         finally:
             vars(model).pop("save_pretrained", None)
+        for name in ("save.file.open", "save.file.half", "save.file.close"):
+            failpoint(name, Path(str(output_dir)))
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
         try:

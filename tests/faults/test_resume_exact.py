@@ -7,8 +7,10 @@ batch that the model saw, and each number that was logged.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from llmft.data.tokens.stream import Stream
 from llmft.machine.plan import Forecast
 from llmft.signals import Terminated, terminable
 from llmft.train import checkpoint, resume, time_limit
-from llmft.train.callbacks import EarlyStoppingCallback, for_run
+from llmft.train.callbacks import EarlyStoppingCallback, SaveByClock, for_run
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
 
@@ -346,6 +348,26 @@ def test_five_cuts_in_one_run(streams: bool, tmp_path: Path) -> None:
         at = str(folder / "checkpoints" / f"checkpoint-{step}")
         assert os.path.isdir(at)
     assert_same(train(cell, folder, at=at), whole)
+
+
+def test_a_save_by_the_clock_changes_nothing(
+    often: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It is due after each step, and that is more than 5 % of the time."""
+    seldom = {"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}
+    clocked = train(OFTEN, tmp_path / "a", save_seconds="1h", **seldom)
+    assert len(checkpoint.checkpoints(tmp_path / "a" / "checkpoints")) == 1
+    monkeypatch.setattr(SaveByClock, "SHARE", 1e-9)
+    monkeypatch.setattr(time, "monotonic", itertools.count(0.0, 10.0).__next__)
+    clocked = train(OFTEN, tmp_path / "b", save_seconds="1", **seldom)
+    assert_same(clocked, often)
+    steps = [p.name for p in checkpoint.checkpoints(tmp_path / "b" / "checkpoints")]
+    assert steps == ["checkpoint-1", "checkpoint-8"]
+    said = [x for x in capsys.readouterr().err.splitlines() if "takes" in x]
+    assert said == [
+        "llmft: warning: a checkpoint takes 10 s: by the clock there is one every"
+        " 1e+10 s, not 1 (save_seconds)"
+    ]
 
 
 def test_nothing_is_saved_where_nothing_is_to_be(tmp_path: Path) -> None:
