@@ -25,9 +25,8 @@ from llmft.errors import EnvironmentFault
 
 # Where tests have a write fail: NAME:ACTION or NAME:ACTION@N, the Nth time that it is
 # reached; see ``failpoint``.
-_FAILS = re.fullmatch(
-    r"([\w.]+):(\w+)(?:@(\d+))?", os.environ.get("LLMFT_FAILPOINT", "")
-)
+_FAILPOINT = re.compile(r"([\w.]+):(\w+)(?:@(\d+))?")
+_fails = _FAILPOINT.fullmatch(os.environ.get("LLMFT_FAILPOINT", ""))
 _reached = 0
 FAILPOINTS = (
     *("save.begin", "save.file.open", "save.file.half", "save.file.close"),
@@ -35,6 +34,12 @@ FAILPOINTS = (
     *("save.publish.before", "save.publish.after", "save.dirsync"),
     *("rotate.before", "rotate.mid", "rotate.after"),
 )
+
+
+def set_failpoint(given: str) -> None:
+    """Take another one than that of the environment: a process was forked for it."""
+    global _fails
+    _fails = _FAILPOINT.fullmatch(given)
 
 
 def failpoint(name: str, path: Path | None = None) -> None:
@@ -45,16 +50,16 @@ def failpoint(name: str, path: Path | None = None) -> None:
     the file ``path``, or the largest one in it, is cut to a half before.
     """
     global _reached
-    if _FAILS is None or _FAILS[1] != name:
+    if _fails is None or _fails[1] != name:
         return
     _reached += 1
-    if _reached != int(_FAILS[3] or 1):
+    if _reached != int(_fails[3] or 1):
         return
     if path is not None and name.endswith("half"):
         if path.is_dir():
             path = max(path.iterdir(), key=lambda file: file.stat().st_size)
         os.truncate(path, path.stat().st_size // 2)
-    action = _FAILS[2]
+    action = _fails[2]
     if action == "sleep":
         time.sleep(1)
     elif action in ("kill9", "sigterm"):
