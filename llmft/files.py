@@ -160,7 +160,7 @@ def write_text(path: Path, text: str) -> None:
     A lone surrogate, as in a file name that is not UTF-8, is written as ``\\udc80``,
     which JSON reads back.
     """
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    staging = path.with_name(f".{path.name}.staging-{_unique()}")
     try:
         with open(staging, "w", -1, "utf-8", "backslashreplace", "\n") as stream:
             stream.write(text)
@@ -171,6 +171,11 @@ def write_text(path: Path, text: str) -> None:
         raise placed(error, path) from None
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _unique() -> str:
+    """Return a name that says which process of which machine is writing."""
+    return f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -208,8 +213,7 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stagings(target.parent)
-    unique = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    staging = target.with_name(f".{target.name}.staging-{unique}")
+    staging = target.with_name(f".{target.name}.staging-{_unique()}")
     staging.mkdir()
     older = target.with_name(staging.name.replace(".staging-", ".older-"))
     mask = os.umask(0)
@@ -267,5 +271,7 @@ def clear_stagings(folder: Path) -> None:
             if kind == "older" and not target.exists():
                 with suppress(OSError):  # another process was first
                     os.rename(path, target)
-            else:
+            elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -33,12 +33,25 @@ import recipe_process as process
 import tiny
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
+from llmft.config.fields import LanguageModelingDataArguments
+from llmft.data.read.columns import Columns
+from llmft.data.read.files import Reading
+from llmft.data.read.rows import streamed_files
+from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.data.tokens.stream import Stream
 from llmft.files import FAILPOINTS, file_sha256, set_failpoint
 from llmft.process import run_command
 from llmft.train import checkpoint, resume
+from llmft.train.objectives import MaskedLM
+from llmft.train.trainer import LlmftTrainer
 
 STEPS, SAVE_STEPS = 24, 3
 SECONDS = 120  # after which a run counts as one that hangs
@@ -367,6 +380,81 @@ def races(root: Path, starts: int) -> Result:
     return {"starts": starts, "began": sum(wait(pid) == 0 for pid in children)}
 
 
+SIZE, LAST = 8, 100_000  # of a batch, and the last step that is gone on from
+
+
+def recoveries(root: Path) -> Result:
+    """Return the seconds from the start of a training to its first step, by the step.
+
+    That is simulated: the checkpoint of step 1 is made one of a later step.
+    """
+    tokenizer = tiny.wordpiece_tokenizer()
+    text = root / "long.txt"
+    text.write_text("a great film\n" * (SIZE * (LAST + 2)))
+    ids = [tokenizer("a great film")["input_ids"]] * (SIZE * (LAST + 2))
+    rows = Dataset.from_dict({"input_ids": ids, "row": list(range(len(ids)))})
+    args = LanguageModelingDataArguments(
+        train_file=str(text), block_policy="row", buffer_size=1000
+    )
+    read = streamed_files(str(text), Columns(), Reading.of(args))
+    found: Result = {}
+    for kind in ("map", "stream"):
+        data = rows if kind == "map" else Stream(read, args, tokenizer, 1, 0)
+        first_step(root / kind, data, tokenizer, None, 1)
+        for step in (100, LAST):
+            at = root / kind / "checkpoint-1"
+            state = json.loads((at / "trainer_state.json").read_text())
+            state["global_step"] = step
+            row, place = divmod(step * SIZE, 1000)
+            position = [0, row * 1000, 0, row * 1000 + 1, 0, place - 1]
+            kept = state["stateful_callbacks"]["WholeSteps"]["attributes"]
+            kept["position"] = position if kind == "stream" else None
+            (at / "trainer_state.json").write_text(json.dumps(state))
+            took = first_step(root / kind, data, tokenizer, str(at), LAST + 1)
+            found[f"{kind}, step {step:,}"] = round(took, 3)
+    return found
+
+
+def first_step(
+    folder: Path, data: Any, tokenizer: Any, at: str | None, steps: int
+) -> float:
+    """Train to the first step after a checkpoint; return the seconds."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=SIZE,
+        save_steps=1,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        resume_from_checkpoint=at,
+    )
+    args.time_limit = args.early_stopping_patience = None
+    timer = FirstStep()
+    trainer = LlmftTrainer(
+        objective=MaskedLM(),
+        model=tiny.model("bert", "masked-lm", len(tokenizer)),
+        args=args,
+        data_collator=SeededDataCollatorForLanguageModeling(tokenizer),
+        train_dataset=data,
+        callbacks=[timer],
+    )
+    began = time.monotonic()
+    trainer.train(resume_from_checkpoint=at)
+    return timer.at - began
+
+
+class FirstStep(TrainerCallback):
+    """Ends a training after its first step, and notes when that was."""
+
+    at = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.at = time.monotonic()
+        control.should_training_stop = True
+
+
 def figures(args: argparse.Namespace, root: Path) -> Iterator[tuple[str, Result]]:
     """Yield a name and what was found, as it is found."""
     draw = random.Random(args.seed)
@@ -384,6 +472,7 @@ def figures(args: argparse.Namespace, root: Path) -> Iterator[tuple[str, Result]
         pickles = [p.name for p in again.glob("model/*") if p.suffix in (".bin", ".pt")]
         yield f"{recipe}: pickles in the model (M15)", {"files": pickles}
     yield "damaged checkpoints (M7)", damages(job, *args.damages, draw)
+    yield "seconds to the first step of a resume (M5)", recoveries(root)
     yield "simultaneous starts (M13)", races(root, 100)
     plain = trainer_job(root)
     plain.reference()

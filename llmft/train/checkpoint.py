@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llmft.config.facts import MUST_AGREE, fields_with
 from llmft.config.fields import RECIPES
 from llmft.files import (
+    clear_stagings,
     failpoint,
     file_sha256,
     publish_folder,
@@ -36,9 +37,12 @@ _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 def saving(root: Path) -> Iterator[str]:
     """Yield the folder in ``root`` for Trainer to save into; it is gone afterwards.
 
-    What a kill left of an earlier run in it goes, too.
+    What a kill left of earlier saves goes, too.
     """
     folder = root / ".saving"
+    clear_stagings(root)
+    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield str(folder)
@@ -109,9 +113,7 @@ def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
-    """Remove what a kill left of earlier saves, and checkpoints beyond ``limit``."""
-    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    """Remove checkpoints beyond ``limit``."""
     found = checkpoints(root)
     protected = {newest, best} & set(found)
     surplus = len(found) - max(limit or len(found), len(protected))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, dropwhile, islice
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from llmft.data.read.store import Source, in_memory
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_ahead
 from llmft.errors import DataError
 
-# A block with its row, and the place there of its first token; with its number before.
-_Block = tuple[dict[str, Any], tuple[int, int]]
-Placed = tuple[dict[str, Any], tuple[int, int, int]]
+_Row = tuple[int, int]  # its file and line
+# A block, and its first token's file, line and place there; with its number before.
+_Block = tuple[dict[str, Any], tuple[int, int, int]]
+Placed = tuple[dict[str, Any], tuple[int, int, int, int]]
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 
@@ -80,14 +81,14 @@ class Stream(IterableDataset):
         return (block for block, _ in self.going_on())
 
     def going_on(
-        self, window: Sequence[int] = (0, 0, 0), done: int = 0
+        self, window: Sequence[int] = (0, 0, 0, 0), done: int = 0
     ) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """Yield blocks, each with the window that it is from and its place there.
 
         Blocks are shuffled in windows of ``buffer_size``, so that it needs one window
         alone to go on from any of them. A window is told by the place of its first
-        block: its number, its row, and its first token there. While one is handed on,
-        the next is read.
+        block: its number, file and line, and its first token there. While one is
+        handed on, the next is read.
 
         Args:
             window: to begin with. done: blocks of it that are left out.
@@ -111,7 +112,7 @@ class Stream(IterableDataset):
         return (block for block, _ in self._placed())
 
     def _placed(
-        self, number: int = 0, row: int = 0, token: int = 0
+        self, number: int = 0, file: int = 0, line: int = 0, token: int = 0
     ) -> Iterator[Placed]:
         """Yield the blocks in that order, each with its place.
 
@@ -119,7 +120,7 @@ class Stream(IterableDataset):
         """
         cut = self._rows if self.policy == "row" else self._packed
         first = number
-        for block, place in cut(row, token, number > 0):
+        for block, place in cut((file, line), token, number > 0):
             block["row"] = number
             yield block, (number, *place)
             number += 1
@@ -127,49 +128,55 @@ class Stream(IterableDataset):
             said = "0 tokens to train on"
             raise DataError(said, "expected text", path=self.rows.name)
 
-    def _encoded(self, row: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Yield ids and lengths of some texts at a time, and the number of the first.
+    def _encoded(self, start: _Row) -> Iterator[tuple[np.ndarray, np.ndarray, list]]:
+        """Yield ids and lengths of some texts at a time, and the rows of these.
 
-        Those before ``row`` are read, and not tokenized.
+        Those before the row ``start`` are not tokenized, nor read where lines are rows.
         """
-        rows = islice(self.rows, self.skip + row, None)
-        texts = (str(values["text"]) for values in rows)
-        parts = ({"text": part} for part in in_parts(texts, len, BATCH, CHARACTERS))
+        rows: Iterator[Any] = iter(replace(self.rows, start=start))
+        if start > (0, 0):
+            rows = dropwhile(lambda row: (row["file"], row["line"]) < start, rows)
+        else:
+            rows = islice(rows, self.skip, None)
+        found = in_parts(rows, lambda row: len(row["text"]), BATCH, CHARACTERS)
+        parts: Iterator[dict[str, list[Any]]] = (
+            {
+                "text": [str(row["text"]) for row in part],
+                "rows": [(row["file"], row["line"]) for row in part],
+            }
+            for part in found
+        )
         how = (self.tokenizer, self.end_token, None)
         for part, (ids, lengths, _) in encode_ahead(parts, how):
-            yield ids, lengths, row
-            row += len(part["text"])
+            yield ids, lengths, part["rows"]
 
-    def _rows(self, row: int, token: int, later: bool) -> Iterator[_Block]:
-        for ids, lengths, first in self._encoded(row):
-            for place, document in enumerate(
-                np.split(ids, np.cumsum(lengths)[:-1]), first
-            ):
-                for start in range(token, len(document), self.size):
+    def _rows(self, start: _Row, token: int, later: bool) -> Iterator[_Block]:
+        for ids, lengths, rows in self._encoded(start):
+            documents = np.split(ids, np.cumsum(lengths)[:-1])
+            for row, document in zip(rows, documents, strict=True):
+                for place in range(token, len(document), self.size):
                     # A copy: a view would keep all ids of its batch in the buffer.
-                    part = document[start : start + self.size].copy()
-                    yield {"input_ids": part}, (place, start)
+                    part = document[place : place + self.size].copy()
+                    yield {"input_ids": part}, (*row, place)
                 token = 0
 
-    def _packed(self, row: int, token: int, later: bool) -> Iterator[_Block]:
+    def _packed(self, start: _Row, token: int, later: bool) -> Iterator[_Block]:
         """Yield full blocks; what is left in the end is one only if it is all.
 
         Args:
-            row, token: where to begin. later: whether blocks come before that.
+            start, token: where to begin. later: whether blocks come before that.
         """
-        # Of each token its id, and the row and place where it stands.
-        left, any_block = np.empty((3, 0), np.int64), later
-        for ids, lengths, first in self._encoded(row):
-            rows = np.repeat(np.arange(first, first + len(lengths)), lengths)
-            places = np.arange(len(ids)) - np.repeat(
-                np.cumsum(lengths) - lengths, lengths
-            )
-            left = np.append(left, [ids, rows, places], 1)[:, token:]
-            token = 0
+        # Of each token its id, and the file, the line and the place where it stands.
+        left, any_block = np.empty((4, 0), np.int64), later
+        for ids, lengths, rows in self._encoded(start):
+            files, lines = np.repeat(np.array(rows, np.int64).T, lengths, 1)
+            begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+            new = [ids, files, lines, np.arange(len(ids)) - begins]
+            left, token = np.append(left, new, 1)[:, token:], 0
             whole = left.shape[1] // self.size * self.size
-            for start in range(0, whole, self.size):
+            for at in range(0, whole, self.size):
                 any_block = True
-                yield self._block(left[:, start : start + self.size])
+                yield self._block(left[:, at : at + self.size])
             left = left[:, whole:]
         if not any_block and left.shape[1] > 1:
             yield self._block(left)
@@ -178,12 +185,12 @@ class Stream(IterableDataset):
             warn(f"{self.rows.name}: {said}, in every epoch")
 
     def _block(self, tokens: np.ndarray) -> _Block:
-        ids, rows, places = tokens
+        ids, files, lines, places = tokens
         block: dict[str, Any] = {"input_ids": ids.astype(np.int32)}
         if "seq_lengths" in self.column_names:
             bounds = np.union1d(np.flatnonzero(places == 0), [0, len(ids)])
             block["seq_lengths"] = np.diff(bounds)
-        return block, (int(rows[0]), int(places[0]))
+        return block, (int(files[0]), int(lines[0]), int(places[0]))
 
 
 class Passes(IterableDataset):
@@ -197,8 +204,8 @@ class Passes(IterableDataset):
 
     Attributes:
         position: of the last block that was trained on, to go on behind; None: from
-            the start. Each block has its own: the pass, the window with its first row
-            and token, and the place in the window, see ``Stream.going_on``.
+            the start. Each block has its own: the pass, the window with its first file,
+            line and token, and the place in the window, see ``Stream.going_on``.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -207,14 +214,14 @@ class Passes(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield blocks: those of ``Stream``, and what the class says."""
-        start, *window, place = self.position or [0, 0, 0, 0, -1]
+        start, *window, place = self.position or [0, 0, 0, 0, 0, -1]
         for epoch in count(start):
             self.stream.set_epoch(epoch)
             for block, where in self.stream.going_on(window, place + 1):
                 begins = epoch > 0 and where[0] == where[-1] == 0
                 found = {"epoch": epoch, "begins_epoch": begins}
                 yield {**block, **found, "position": [epoch, *where]}
-            window, place = [0, 0, 0], -1
+            window, place = [0, 0, 0, 0], -1
 
 
 def held_out(rows: Rows, count: int) -> Source:
