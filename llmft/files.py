@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -19,6 +22,54 @@ from typing import Any
 import psutil
 
 from llmft.errors import EnvironmentFault
+
+# Where tests have a write fail: NAME:ACTION or NAME:ACTION@N, the Nth time that it is
+# reached; see ``failpoint``.
+_FAILPOINT = re.compile(r"([\w.]+):(\w+)(?:@(\d+))?")
+_fails = _FAILPOINT.fullmatch(os.environ.get("LLMFT_FAILPOINT", ""))
+_reached = 0
+FAILPOINTS = (
+    *("save.begin", "save.file.open", "save.file.half", "save.file.close"),
+    *("save.manifest.half", "save.manifest.close", "save.fsync"),
+    *("save.publish.before", "save.publish.after", "save.dirsync"),
+    *("rotate.before", "rotate.mid", "rotate.after"),
+)
+
+
+def set_failpoint(given: str) -> None:
+    """Take another one than that of the environment: a process was forked for it."""
+    global _fails
+    _fails = _FAILPOINT.fullmatch(given)
+
+
+def failpoint(name: str, path: Path | None = None) -> None:
+    """Fail here where the environment says so: nothing at all otherwise.
+
+    Actions: ``kill9``, ``sigterm``, ``sleep`` (a second), ``raise`` (RuntimeError), or
+    the name of an error number such as ``enospc``. Where the name ends with ``half``,
+    the file ``path``, or the largest one in it, is cut to a half before.
+    """
+    global _reached
+    if _fails is None or _fails[1] != name:
+        return
+    _reached += 1
+    if _reached != int(_fails[3] or 1):
+        return
+    if path is not None and name.endswith("half"):
+        if path.is_dir():
+            path = max(path.iterdir(), key=lambda file: file.stat().st_size)
+        os.truncate(path, path.stat().st_size // 2)
+    action = _fails[2]
+    if action == "sleep":
+        time.sleep(1)
+    elif action in ("kill9", "sigterm"):
+        number = signal.SIGTERM if action == "sigterm" else 9  # none on Windows
+        os.kill(os.getpid(), number)
+    elif action == "raise":
+        raise RuntimeError(f"failpoint {name}")
+    else:
+        number = getattr(errno, action.upper())
+        raise OSError(number, os.strerror(number), str(path) if path else None)
 
 
 def cache_home() -> Path:
@@ -109,7 +160,7 @@ def write_text(path: Path, text: str) -> None:
     A lone surrogate, as in a file name that is not UTF-8, is written as ``\\udc80``,
     which JSON reads back.
     """
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    staging = path.with_name(f".{path.name}.staging-{_unique()}")
     try:
         with open(staging, "w", -1, "utf-8", "backslashreplace", "\n") as stream:
             stream.write(text)
@@ -120,6 +171,11 @@ def write_text(path: Path, text: str) -> None:
         raise placed(error, path) from None
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _unique() -> str:
+    """Return a name that says which process of which machine is writing."""
+    return f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -157,18 +213,21 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stagings(target.parent)
-    unique = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    staging = target.with_name(f".{target.name}.staging-{unique}")
+    staging = target.with_name(f".{target.name}.staging-{_unique()}")
     staging.mkdir()
     older = target.with_name(staging.name.replace(".staging-", ".older-"))
     mask = os.umask(0)
     os.umask(mask)
+    # Of what is published only once (downloads, a cache), none fails.
+    fails = failpoint if replace else lambda name: None
     try:
         yield staging
+        fails("save.fsync")
         for path in sorted(staging.rglob("*")):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
             sync(path)
         sync(staging)
+        fails("save.publish.before")
         if replace and target.is_dir():
             os.rename(target, older)
         try:
@@ -176,7 +235,9 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         except OSError:
             if not target.is_dir():
                 raise
+        fails("save.publish.after")
         sync(target.parent)
+        fails("save.dirsync")
         shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         raise placed(error, target) from None
@@ -210,5 +271,7 @@ def clear_stagings(folder: Path) -> None:
             if kind == "older" and not target.exists():
                 with suppress(OSError):  # another process was first
                     os.rename(path, target)
-            else:
+            elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

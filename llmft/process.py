@@ -18,14 +18,12 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -41,6 +39,7 @@ from llmft.errors import (
     out_of_memory,
 )
 from llmft.files import cache_home
+from llmft.signals import Terminated, in_main_thread, of_workers, stopped_by, terminable
 
 INTERRUPTED, TERMINATED = 130, 143
 RECIPES = ("mlm", "classify", "generate")
@@ -79,10 +78,6 @@ _HINTS = {  # by the names of errno
 # 48.1, 1,000 50.9 and 50.6: the fewest that cost nothing.
 SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 WAITING_VARIABLES = ("OMP_WAIT_POLICY", *SPINNING)
-
-
-class Terminated(BaseException):
-    """Raised in the main thread when the process receives SIGTERM."""
 
 
 def limit_spinning() -> None:
@@ -138,68 +133,6 @@ def _bars_as_before() -> Iterator[None]:
     finally:
         if shown:
             theirs.enable_progress_bar()
-
-
-class _Stop:
-    """The handler of Ctrl-C and SIGTERM: raises, and remembers that it did.
-
-    The exception can get lost: Python ignores it inside ``__del__`` and in what runs
-    after a fork. Or another one follows, of the data loader whose workers end too.
-    """
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.received: type[BaseException] | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a worker, forked with this handler
-            os._exit(128 + number)
-        # What workers say from now on, and ``__del__`` about them, is noise of ending.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        sys.unraisablehook = lambda lost: logger.debug("ignored: %r", lost.exc_value)
-        self.received = KeyboardInterrupt if number == signal.SIGINT else Terminated
-        raise self.received
-
-    def excepthook(self, kind: Any, error: Any, trace: Any) -> None:
-        """Let a thread of a worker whose parent has gone end in silence."""
-        if os.getpid() == self.process or not issubclass(kind, ConnectionError):
-            sys.__excepthook__(kind, error, trace)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Turn SIGTERM into ``Terminated`` inside the block; restore the handlers after.
-
-    Ctrl-C stays ``KeyboardInterrupt``. Whatever other exception ends the block after
-    one of these signals becomes that of the signal. Only the main thread may handle
-    signals; in another, nothing is changed.
-    """
-    if not _in_main_thread():
-        yield
-        return
-    stop, ours = _Stop(), [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        ours.append(signal.SIGINT)
-    previous = {number: signal.signal(number, stop) for number in ours}
-    try:
-        yield
-    except Exception as error:
-        if stop.received:
-            raise stop.received from error
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def stopped_by() -> type[BaseException] | None:
-    """Return what Ctrl-C or SIGTERM has raised in this ``terminable`` block, if any."""
-    stop = signal.getsignal(signal.SIGTERM)
-    return stop.received if isinstance(stop, _Stop) else None
 
 
 def run_script(path: str, argv: list[str]) -> int:
@@ -269,13 +202,13 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> int:
     An ``LlmftError`` becomes one line on standard error; so does anything
     unforeseen, with the traceback in the debug log. ``--debug`` shows tracebacks.
     """
-    if _in_main_thread():
+    if in_main_thread():
         # The work is done then: Ctrl-C could only interrupt Python's own end.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with lenient_stderr(), _quiet_end(), crashes_to():
         try:
             quiet_libraries()
-            with terminable():
+            with terminable(at_once=True):
                 main(argv)
             return 0
         except SystemExit as stop:  # argparse, after --help
@@ -289,12 +222,12 @@ def _quiet_end() -> Iterator[None]:
     """Restore what a stop by signal changes, so that commands can follow each other."""
     unraisable, excepthook = sys.unraisablehook, sys.excepthook
     child = signal.getsignal(signal.SIGCHLD)
-    sys.excepthook = _Stop().excepthook
+    sys.excepthook = of_workers(os.getpid())
     try:
         yield
     finally:
         sys.unraisablehook, sys.excepthook = unraisable, excepthook
-        if _in_main_thread():
+        if in_main_thread():
             signal.signal(signal.SIGCHLD, child)
 
 

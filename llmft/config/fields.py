@@ -324,6 +324,13 @@ class TrainingArguments(transformers.TrainingArguments):
     save_strategy: Literal["no", "steps", "epoch", "best"] = _free(
         "epoch", "When to save a checkpoint."
     )
+    save_seconds: str | None = arg(
+        "10m",
+        "Save a checkpoint also after this time without one: 90s, 10m, 2h, or seconds;"
+        " longer where that would take 5 % of the time. 0 and none: do not, and"
+        " save_strategy no neither.",
+        check=lambda text: text == "0" or duration(text),
+    )
     save_total_limit: int | None = arg(
         2, "Checkpoints to keep; none keeps all.", "[1, inf)"
     )

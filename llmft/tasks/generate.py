@@ -42,6 +42,7 @@ from llmft.runs.folder import Run
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord
 from llmft.tasks.recipe import run_recipe
+from llmft.train.randomness import drawing_apart
 
 TASK = Task(
     name="causal-lm",
@@ -272,14 +273,15 @@ def sample(
         given = torch.tensor([prompt_ids(prompt, tokenizer, args)], device=model.device)
         chat, before = bool(args.apply_chat_template), given.shape[1]
         turns = f"[user] {prompt} [assistant] " if chat else ""
-        set_seed(seed)
         live = stream and args.num_return_sequences == 1
         streamer = None
         if live:
             say(turns, end="")
             streamer = Terminal(tokenizer, chat, skip_special_tokens=True)
         inputs = {"input_ids": given, "attention_mask": torch.ones_like(given)}
-        ids = write(model, inputs, config, streamer)
+        with drawing_apart():
+            set_seed(seed)
+            ids = write(model, inputs, config, streamer)
         new = ids[:, before:]
         written += sum(length(row, ends) for row in new)
         shown = tokenizer.batch_decode(new if chat else ids, skip_special_tokens=True)

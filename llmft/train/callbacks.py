@@ -14,10 +14,10 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from llmft.config.convert import duration
 from llmft.console import say, warn
 from llmft.files import read_object, to_json
 from llmft.machine.plan import Forecast
-from llmft.process import stopped_by
 from llmft.train import checkpoint, resume
 from llmft.train.progress import Progress, has_epochs
 from llmft.train.time_limit import TimeLimit, seconds_left
@@ -115,15 +115,6 @@ class MaskEpoch(TrainerCallback):
             collator.set_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
-class StopOnSignal(TrainerCallback):
-    """End training after Ctrl-C or SIGTERM also where their exception got lost."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Raise it again."""
-        if stopped := stopped_by():
-            raise stopped
-
-
 class Checkpoints(TrainerCallback):
     """Publish what Trainer saves, and say which one the model is from at the end.
 
@@ -199,8 +190,8 @@ class Checkpoints(TrainerCallback):
 class SaveAfterEvaluation(TrainerCallback):
     """Let a checkpoint at the end of an epoch wait for the evaluation there.
 
-    Saved before, it would know neither what the evaluation says nor how far it moved
-    the random numbers, and a resume would go on otherwise than the run did.
+    Saved before, it would not know what the evaluation says, nor that the loss of the
+    epoch was logged, and a resume would go on otherwise than the run did.
     """
 
     _waits = False
@@ -209,13 +200,61 @@ class SaveAfterEvaluation(TrainerCallback):
         """Put off what is due in the last step of an epoch."""
         # Of a stream, the first steps are a tiny part of an epoch.
         whole = state.epoch > 0.5 and abs(state.epoch - round(state.epoch)) < 1e-6
-        if control.should_save and args.eval_strategy == "epoch" and whole:
+        by_epoch = "epoch" in (args.eval_strategy, args.logging_strategy)
+        if control.should_save and by_epoch and whole:
             control.should_save, self._waits = False, True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Have it saved; Trainer evaluates first."""
         if self._waits:
             control.should_save, self._waits = True, False
+
+
+class SaveByClock(TrainerCallback):
+    """Save after some time without a checkpoint; what that takes is measured.
+
+    Args:
+        seconds: so long; longer where saving would take more than ``SHARE`` of it.
+    """
+
+    SHARE = 0.05
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._saved = self._since = time.monotonic()
+
+    @classmethod
+    def from_args(cls, args: Any) -> list[SaveByClock]:
+        """Return the one that ``TrainingArguments`` of llmft ask for, if any."""
+        off = args.save_seconds in (None, "0") or args.save_strategy == "no"
+        return [] if off else [cls(duration(args.save_seconds))]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Save where it is time."""
+        self._since = time.monotonic()
+        control.should_save |= self._since - self._saved >= self.seconds
+
+    def _pass_over(self, *args: Any, **kw: Any) -> None:
+        self._since = time.monotonic()
+
+    on_log = on_evaluate = on_epoch_end = _pass_over
+
+    def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Measure what it took; be content with fewer where that is much."""
+        self._saved = time.monotonic()
+        took = self._saved - self._since
+        self._since = self._saved
+        least = took / self.SHARE
+        if least > self.seconds:
+            self.seconds = least
+            warn(
+                f"a checkpoint takes {took:.3g} s: by the clock there is one every"
+                f" {least:.3g} s, not {args.save_seconds} (save_seconds)"
+            )
 
 
 class EndOfPass(TrainerCallback):
@@ -288,8 +327,8 @@ def for_run(
     found.append(MetricsLog(folder / "metrics.jsonl", leg, done))
     if "tensorboard" in args.report_to:
         found.append(TensorBoard(folder / "logs", done))
-    found += [StopOnSignal(), SaveAfterEvaluation(), MaskEpoch()]
     found.append(Checkpoints(folder / "checkpoints"))
+    found += [*SaveByClock.from_args(args), SaveAfterEvaluation(), MaskEpoch()]
     # The last one, so that what the others do is in the time that it takes.
     if args.time_limit:
         assert trial is not None

@@ -27,6 +27,8 @@ from llmft.config.facts import MUST_AGREE, fields_with
 from llmft.config.fields import RECIPES
 from llmft.errors import CheckpointError, NonFiniteError
 from llmft.files import (
+    clear_stagings,
+    failpoint,
     file_sha256,
     publish_folder,
     read_object,
@@ -44,9 +46,12 @@ _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 def saving(root: Path) -> Iterator[str]:
     """Yield the folder in ``root`` for Trainer to save into; it is gone afterwards.
 
-    What a kill left of an earlier run in it goes, too.
+    What a kill left of earlier saves goes, too.
     """
     folder = root / ".saving"
+    clear_stagings(root)
+    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield str(folder)
@@ -97,6 +102,8 @@ def _write_manifest(folder: Path, step: int, run_json: Path) -> None:
         "files": files,
     }
     write_text(folder / MANIFEST, sealed(manifest))
+    failpoint("save.manifest.half", folder / MANIFEST)
+    failpoint("save.manifest.close")
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
@@ -173,18 +180,19 @@ def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
-    """Remove what a kill left of earlier saves, and checkpoints beyond ``limit``."""
-    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    """Remove checkpoints beyond ``limit``."""
     found = checkpoints(root)
     protected = {newest, best} & set(found)
     surplus = len(found) - max(limit or len(found), len(protected))
     # Later steps are of before a resume from an earlier one: they go first.
     found.sort(key=lambda path: (_step(path) <= _step(newest), _step(path)))
+    failpoint("rotate.before")
     for folder in [path for path in found if path not in protected][: max(surplus, 0)]:
         going = folder.with_name(f".{folder.name}")  # a kill leaves no half of it
         os.rename(folder, going)
+        failpoint("rotate.mid")
         shutil.rmtree(going, ignore_errors=True)
+    failpoint("rotate.after")
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -24,13 +23,18 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import CheckpointError, NonFiniteError, brief, listed
+from llmft.files import failpoint
 from llmft.machine.choose import release_memory
 from llmft.model.adapters import how_to_save
+from llmft.signals import interruptible, postponed
 from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.guards import Guards
 from llmft.train.objectives import Objective
+from llmft.train.orders import GroupedByLength, LongestFirst
+from llmft.train.randomness import drawing_apart
 from llmft.train.time_limit import ENDLESS, TimeLimit
+from llmft.train.whole_steps import WholeSteps, from_its_position
 
 
 class LlmftTrainer(Trainer):
@@ -62,7 +66,8 @@ class LlmftTrainer(Trainer):
         if isinstance(stream := kwargs.get("train_dataset"), Stream):
             kwargs["train_dataset"] = Passes(stream)
         self.end_of_pass = EndOfPass()
-        given = [*(callbacks or []), self.end_of_pass]
+        self.whole_steps = WholeSteps(self)
+        given = [*(callbacks or []), self.end_of_pass, self.whole_steps]
         guards = [c for c in given if isinstance(c, Guards)]
         self.guards = guards[0] if guards else Guards(kwargs["args"])
         given += [] if guards else [self.guards]
@@ -87,6 +92,24 @@ class LlmftTrainer(Trainer):
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Return the autocast of the model for the loss, which has the head in it."""
         return self.accelerator.autocast()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; after Ctrl-C or SIGTERM, save the last whole step and raise it."""
+        with postponed():
+            try:
+                return super().train(*args, **kwargs)
+            except BaseException as error:
+                self.whole_steps.save_before(error)
+                raise
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run it, unless the evaluation that a resume makes up for ends the training.
+
+        A stream goes on from its position; Trainer would read what came before again.
+        """
+        if not self.control.should_training_stop:
+            with from_its_position(self.train_dataset):
+                super()._run_epoch(*args, **kwargs)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Plan no epoch where the checkpoint to resume is of the end of its run.
@@ -115,19 +138,25 @@ class LlmftTrainer(Trainer):
 
         Trainer takes a number of -100 for no label, and knows no weights.
         """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with interruptible():
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.time_limit:
             self.time_limit.cells += sum(map(_cells, batches))
         begins = [b.pop("begins_epoch") for b in batches if "begins_epoch" in b]
+        if places := [b.pop("position") for b in batches if "position" in b]:
+            self.whole_steps.position = places[-1][-1].tolist()
         self.end_of_pass.due = any(bool(found.any()) for found in begins)
         counts = [self.objective.label_count(b) for b in batches if "labels" in b]
         return batches, torch.stack(counts).sum().to(device) if counts else None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log; count the examples of a training within a time by its steps.
+        """Log; of a training, the mean loss of all its steps.
 
-        Trainer counts those of the first plan.
+        Trainer's is of those since a resume. Within a time it counts the examples of
+        the first plan; here they are those of the steps.
         """
+        if "train_loss" in logs:
+            logs["train_loss"] = self.whole_steps.mean_loss(logs["train_loss"])
         if self.time_limit and "train_samples_per_second" in logs:
             examples = self.get_total_train_batch_size(self.args)
             rate = logs["train_steps_per_second"] * examples
@@ -171,7 +200,8 @@ class LlmftTrainer(Trainer):
         """
         release_memory()
         self.objective.begin_evaluation()
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        with drawing_apart(), interruptible():
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = output.metrics or {}
         losses = {n: x for n, x in found.items() if n.endswith("_loss")}
         if not losses and not np.isfinite(output.predictions).all():
@@ -206,10 +236,13 @@ class LlmftTrainer(Trainer):
         model: Any = self.model
         how = how_to_save(model) or {"save_original_format": False}
         vars(model)["save_pretrained"] = partial(model.save_pretrained, **how)
+        failpoint("save.begin")
         try:
             super()._save(output_dir, state_dict)
         finally:
             vars(model).pop("save_pretrained", None)
+        for name in ("save.file.open", "save.file.half", "save.file.close"):
+            failpoint(name, Path(str(output_dir)))
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
         try:
@@ -243,7 +276,8 @@ class LlmftTrainer(Trainer):
     ) -> torch.Tensor:
         """Run a micro-batch; what is not finite never reaches the weights."""
         self.guards.begin(self, model, inputs, num_items_in_batch)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with interruptible():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         return self.guards.of_loss(loss, self)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +298,7 @@ class LlmftTrainer(Trainer):
         sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.data_seed
-            return _GroupedByLength(sampler, self.args.seed if seed is None else seed)
+            return GroupedByLength(sampler, self.args.seed if seed is None else seed)
         return sampler
 
 
@@ -301,55 +335,3 @@ def _cells(batch: dict[str, torch.Tensor]) -> int:
 def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:
     """Return the logits of a model that also returns states (BART)."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-class LongestFirst(Dataset):
-    """The examples of a data set by length, where it has a column ``length``.
-
-    Args:
-        examples: a ``datasets.Dataset``.
-    """
-
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-        lengths = np.zeros(len(examples))
-        if "length" in examples.column_names:
-            lengths = np.asarray(examples["length"][:])
-        self.order = np.argsort(-lengths, kind="stable")
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.examples[int(self.order[place])]
-
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        return self.examples.__getitems__(self.order[places].tolist())
-
-    def undo(self, values: Any) -> Any:
-        """Return an array of one row an example in the order of the data set."""
-        if values is None:
-            return None
-        ordered = np.empty_like(values)
-        ordered[self.order] = values
-        return ordered
-
-
-class _GroupedByLength(LengthGroupedSampler):
-    """Draws its order from seed and epoch, as accelerate does for a random order.
-
-    That of Trainer goes on with torch's generator, which in the middle of an epoch is
-    not where it was at its start. Trainer also hands over a column of the data set,
-    from which the sampler reads each length by itself: 2.8 s an epoch for 50,000 rows,
-    0.01 s with a list.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        lengths, generator = sampler.lengths[:], torch.Generator()
-        super().__init__(sampler.batch_size, lengths=lengths, generator=generator)
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start the order of an epoch; Trainer calls this."""
-        self.generator.manual_seed(self.seed + epoch)

@@ -257,3 +257,33 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match="No s") as caught, publish_folder(tmp_path / "a"):
         raise full
     assert caught.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("given", "reached", "ends"),
+    [
+        ("", [], "ok 8"),
+        ("a.half:raise@2", ["a.half"], "ok 8"),
+        ("a.half:raise@2", ["a.half", "b", "a.half"], "failpoint a.half 4"),
+        ("b:enospc", ["a.half", "b"], "[Errno 28] No space left on device: 'f' 8"),
+        ("b:kill9", ["b"], "-9"),
+        ("b:sigterm", ["b"], "-15"),
+    ],
+)
+def test_a_failpoint(given, reached, ends, tmp_path):
+    (tmp_path / "f").write_text("8 bytes.")
+    program = f"""
+from pathlib import Path
+from llmft.files import failpoint
+path, said = Path("f"), "ok"
+try:
+    for name in {reached}:
+        failpoint(name, path)
+except Exception as error:
+    said = error
+print(said, path.stat().st_size)
+"""
+    env = {**os.environ, "LLMFT_FAILPOINT": given, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.stdout.strip() or str(done.returncode)) == ends

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The packages and modules of llmft/ in the order of DESIGN: each imports only from
 # itself and from those before it.
 ORDER = (
-    "errors files console process sources config machine data model metrics train runs"
-    " tasks cli __main__"
+    "errors files console signals process sources config machine data model metrics"
+    " train runs tasks cli __main__"
 ).split()
 
 

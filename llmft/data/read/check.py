@@ -35,7 +35,7 @@ from llmft.errors import (
 )
 
 _LONE_RETURN = re.compile("\r(?!\n)")
-_SAMPLE = 1000  # rows that the columns are chosen by
+SAMPLE = 1000  # rows that the columns are chosen by
 _BATCH = 10_000  # rows handed on at a time
 _CHARACTERS = 2**24  # of text handed on at a time
 
@@ -57,6 +57,7 @@ class Rows:
         counted: how many rows after a bad one are looked at, to count others; None
             tells of the first only.
         size: bytes of the files, or 0. notes: how they were found. said: by passes.
+        start: file and line wanted first; what is between ``SAMPLE`` and it may miss.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Rows:
     size: int = 0
     notes: Sequence[str] = ()
     said: set[str] = field(default_factory=set, compare=False)
+    start: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
@@ -191,7 +193,7 @@ class Check:
     def _look(self, source: Lines) -> list[tuple[int, Line]]:
         """Return the next rows, which stand in ``_seen`` while they are read."""
         self._seen = []
-        self._seen.extend(islice(source, _SAMPLE))
+        self._seen.extend(islice(source, SAMPLE))
         return self._seen
 
     def choose(

@@ -246,11 +246,17 @@ def format_of(name: Path) -> str:
 
 
 def rows_of(
-    path: Path, reading: Reading, sample_by: str, choose: Choose, notes: Notes
+    path: Path,
+    reading: Reading,
+    sample_by: str,
+    choose: Choose,
+    notes: Notes,
+    left_out: range = range(0),
 ) -> Iterator[Line]:
     """Return the rows of a file.
 
-    ``choose`` is told of csv and tables which columns there are.
+    ``choose`` is told of csv and tables which columns there are. Lines ``left_out``
+    are, where lines are rows.
 
     Raises:
         DataError: no such format, or an empty file; while reading, what is wrong. The
@@ -276,5 +282,7 @@ def rows_of(
         return csv_rows(path, encoding, dialect, choose, notes)
     encoding = choose_encoding(path, given, notes)
     if file_format == "txt":
-        return txt_rows(path, encoding, sample_by)
-    return (json_rows if file_format == "json" else jsonl_rows)(path, encoding)
+        return txt_rows(path, encoding, sample_by, left_out)
+    if file_format == "jsonl":
+        return jsonl_rows(path, encoding, left_out)
+    return json_rows(path, encoding)

@@ -12,6 +12,7 @@ from llmft.data.read.text import (
     TOO_LONG,
     Line,
     Row,
+    numbered_lines,
     text_lines,
     too_long,
     whole_text,
@@ -19,9 +20,9 @@ from llmft.data.read.text import (
 from llmft.errors import DataError, DataFormatError, escape, listed
 
 
-def jsonl_rows(path: Path, encoding: str) -> Iterator[Line]:
+def jsonl_rows(path: Path, encoding: str, left_out: range = range(0)) -> Iterator[Line]:
     """Yield the objects of a file with one a line; what is none comes as its error."""
-    for number, line in enumerate(text_lines(path, encoding), 1):
+    for number, line in numbered_lines(path, encoding, left_out):
         text = line.rstrip("\r\n")
         yield number, _object(text) if text.strip() else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetsError
 
-from llmft.data.read.check import Check, Lines, Rows
+from llmft.data.read.check import SAMPLE, Check, Lines, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files, rows_of
 from llmft.data.read.packed import of_file
@@ -90,9 +91,12 @@ def _file_lines(
     for file, version in zip(files, versions, strict=True):
         _require_unchanged(file, version, "since the run began")
     for i, (file, version) in enumerate(zip(files, versions, strict=True)):
+        if 0 < i < check.source.start[0]:
+            continue
         try:
             check.told.file = check.source.files[i]
-            for line in rows_of(file, reading, sample_by, check.choose, check.told):
+            how = (reading, sample_by, check.choose, check.told, _left_out(check, i))
+            for line in rows_of(file, *how):
                 yield i, line
             _require_unchanged(file, version, "while it was read")
         except DataError as error:
@@ -102,6 +106,14 @@ def _file_lines(
                 lines = partial(_file_lines, files, versions, decoded, sample_by)
                 error.hint += _then(replace(check.source, lines=lines))
             raise
+
+
+def _left_out(check: Check, file: int) -> range:
+    """Return the lines of a file that stand before what is wanted first."""
+    wanted, line = check.source.start
+    first = SAMPLE + 1 if file == 0 else 1
+    last = sys.maxsize if file < wanted else line if file == wanted else 0
+    return range(first, max(last, first))
 
 
 def _then(rows: Rows) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -104,10 +105,13 @@ def _around(text: str, at: int) -> str:
     return escape(shown.strip(), 60)
 
 
-def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+def text_lines(
+    path: Path, encoding: str, newline: str = "\n", before: int = 0
+) -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are \\n and nothing else.
 
     With ``newline=""`` a lone \\r ends a line too. A byte-order mark is left out.
+    The first ``before`` of them are passed over as fast as they are read.
     ``TOO_LONG`` takes the place of a line of more than 16 Mi characters, whose rest is
     passed over before it is read.
 
@@ -115,7 +119,7 @@ def text_lines(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
         EncodingError: more is not ``encoding`` than is, with the first line.
     """
     damaged = False
-    with _text(path, encoding, newline) as text:
+    with _text(path, encoding, newline, before) as text:
         while line := text.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
                 while line and line[-1] not in "\r\n":
@@ -139,29 +143,62 @@ def whole_text(path: Path, encoding: str) -> str:
     return found
 
 
-def txt_rows(path: Path, encoding: str, sample_by: str) -> Iterator[Line]:
+def numbered_lines(
+    path: Path, encoding: str, left_out: range = range(0)
+) -> Iterator[tuple[int, str]]:
+    """Yield the lines with their numbers from 1, without those ``left_out``."""
+    if left_out:
+        lines = enumerate(text_lines(path, encoding), 1)
+        yield from islice(lines, left_out.start - 1)
+    before = left_out.stop - 1 if left_out else 0
+    yield from enumerate(text_lines(path, encoding, before=before), before + 1)
+
+
+def txt_rows(
+    path: Path, encoding: str, sample_by: str, left_out: range = range(0)
+) -> Iterator[Line]:
     """Yield each line, or with ``sample_by`` document all of them, as a row."""
     if sample_by == "document":
         text = whole_text(path, encoding)
         yield 1, {"text": text} if text.strip() else None
         return
-    for number, line in enumerate(text_lines(path, encoding), 1):
+    for number, line in numbered_lines(path, encoding, left_out):
         text = line.removesuffix("\n").removesuffix("\r")
         row: Row | DataError | None = {"text": text} if text.strip() else None
         yield number, too_long() if text == TOO_LONG else row
 
 
 @contextmanager
-def _text(path: Path, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
+def _text(
+    path: Path, encoding: str, newline: str, before: int = 0
+) -> Iterator[io.TextIOWrapper]:
     """Open a text file after its byte-order mark, which these codecs take for text."""
     with open_bytes(path) as stream:
         if encoding.startswith(("utf-8", "utf-16-", "utf-32-")):
             mark = "\ufeff".encode(encoding)
             stream.read(len(mark) * stream.peek(len(mark)).startswith(mark))
+        ascii_like = "\n\r".encode(encoding)[-2:] == b"\n\r"
+        if ascii_like:
+            _pass_over(stream, before)
         try:
-            yield io.TextIOWrapper(stream, encoding, "surrogateescape", newline)
+            text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline)
+            if not ascii_like:
+                deque(islice(text, before), 0)
+            yield text
         except UnicodeError:  # also that of UTF-16 without its mark
             raise _not_decoded(path, encoding) from None
+
+
+def _pass_over(stream: io.BufferedReader, lines: int) -> None:
+    """Read so many lines; a gigabyte a second."""
+    while lines and (block := stream.peek()):
+        count, end = block.count(b"\n"), len(block)
+        if count >= lines:
+            end = 0
+            for _ in range(lines):
+                end = block.index(b"\n", end) + 1
+        stream.read(end)
+        lines -= min(count, lines)
 
 
 def require_text(path: Path) -> bytes:

@@ -50,7 +50,8 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
 
     Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)),
     ``position_ids`` of several documents and, only with padding, ``attention_mask``;
-    of a stream also ``begins_epoch`` (bool, shape (batch,)).
+    of a stream also ``begins_epoch`` (bool, shape (batch,)) and ``position`` (int64,
+    shape (batch, 6)).
     """
 
     mask_seed: int = 42
@@ -107,6 +108,9 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
             batch["begins_epoch"] = torch.tensor(found)
+        if "position" in examples[0]:
+            found = [example["position"] for example in examples]
+            batch["position"] = torch.tensor(found)
         return shared(batch)
 
     def _masked(

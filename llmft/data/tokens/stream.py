@@ -7,9 +7,9 @@ cache; ``--streaming`` begins at once and keeps nothing, but reads again every e
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, dropwhile, islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,11 @@ from llmft.data.read.store import Source, in_memory
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_ahead
 from llmft.errors import DataError
 
+_Row = tuple[int, int]  # its file and line
+# A block, and its first token's file, line and place there; with its number before.
+_Block = tuple[dict[str, Any], tuple[int, int, int]]
+Placed = tuple[dict[str, Any], tuple[int, int, int, int]]
+
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 
 
@@ -34,8 +39,8 @@ class Stream(IterableDataset):
 
     Args:
         rows: what is read, from the start in each epoch.
-        args: how to cut them, and the size of the buffer in which a block changes
-            places with one of as many others.
+        args: how to cut them, and the size of the windows in which blocks are
+            shuffled.
         seed: of the shuffling. skip: rows at the start, held out for validation.
         end_documents: as for ``lm_blocks``.
 
@@ -73,69 +78,119 @@ class Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield blocks: ``input_ids`` (int32), ``row``, maybe ``seq_lengths``."""
-        draw = random.Random(f"{self.seed}/{self.epoch}")
-        held: list[dict[str, Any]] = []
-        for block in self.in_order():
-            if len(held) < self.buffer_size:
-                held.append(block)
-                continue
-            if held:
-                place = draw.randrange(len(held))
-                block, held[place] = held[place], block
-            yield block
-        draw.shuffle(held)
-        yield from held
+        return (block for block, _ in self.going_on())
+
+    def going_on(
+        self, window: Sequence[int] = (0, 0, 0, 0), done: int = 0
+    ) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """Yield blocks, each with the window that it is from and its place there.
+
+        Blocks are shuffled in windows of ``buffer_size``, so that it needs one window
+        alone to go on from any of them. A window is told by the place of its first
+        block: its number, file and line, and its first token there. While one is
+        handed on, the next is read.
+
+        Args:
+            window: to begin with. done: blocks of it that are left out.
+        """
+        size = max(self.buffer_size, 1)
+        blocks = self._placed(*window)
+        held = list(islice(blocks, size))
+        while held:
+            after: list[Placed] = []
+            first = held[0][1]
+            if self.buffer_size:
+                random.Random(f"{self.seed}/{self.epoch}/{first[0]}").shuffle(held)
+            for place, (block, _) in enumerate(held):
+                after.extend(islice(blocks, 1))
+                if place >= done:
+                    yield block, [*first, place]
+            held, done = after, 0
 
     def in_order(self) -> Iterator[dict[str, Any]]:
         """Yield the blocks in the order of the file, as ``lm_blocks`` has them."""
+        return (block for block, _ in self._placed())
+
+    def _placed(
+        self, number: int = 0, file: int = 0, line: int = 0, token: int = 0
+    ) -> Iterator[Placed]:
+        """Yield the blocks in that order, each with its place.
+
+        Args: the place of the first of them.
+        """
         cut = self._rows if self.policy == "row" else self._packed
-        row = -1
-        for row, block in enumerate(cut()):
-            block["row"] = row
-            yield block
-        if row < 0:
+        first = number
+        for block, place in cut((file, line), token, number > 0):
+            block["row"] = number
+            yield block, (number, *place)
+            number += 1
+        if first == number == 0:
             said = "0 tokens to train on"
             raise DataError(said, "expected text", path=self.rows.name)
 
-    def _encoded(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield ids and lengths of some texts at a time."""
-        rows = islice(self.rows, self.skip, None)
-        texts = (str(values["text"]) for values in rows)
-        parts = ({"text": part} for part in in_parts(texts, len, BATCH, CHARACTERS))
+    def _encoded(self, start: _Row) -> Iterator[tuple[np.ndarray, np.ndarray, list]]:
+        """Yield ids and lengths of some texts at a time, and the rows of these.
+
+        Those before the row ``start`` are not tokenized, nor read where lines are rows.
+        """
+        rows: Iterator[Any] = iter(replace(self.rows, start=start))
+        if start > (0, 0):
+            rows = dropwhile(lambda row: (row["file"], row["line"]) < start, rows)
+        else:
+            rows = islice(rows, self.skip, None)
+        found = in_parts(rows, lambda row: len(row["text"]), BATCH, CHARACTERS)
+        parts: Iterator[dict[str, list[Any]]] = (
+            {
+                "text": [str(row["text"]) for row in part],
+                "rows": [(row["file"], row["line"]) for row in part],
+            }
+            for part in found
+        )
         how = (self.tokenizer, self.end_token, None)
-        for _, (ids, lengths, _) in encode_ahead(parts, how):
-            yield ids, lengths
+        for part, (ids, lengths, _) in encode_ahead(parts, how):
+            yield ids, lengths, part["rows"]
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for ids, lengths in self._encoded():
-            for document in np.split(ids, np.cumsum(lengths)[:-1]):
-                for start in range(0, len(document), self.size):
+    def _rows(self, start: _Row, token: int, later: bool) -> Iterator[_Block]:
+        for ids, lengths, rows in self._encoded(start):
+            documents = np.split(ids, np.cumsum(lengths)[:-1])
+            for row, document in zip(rows, documents, strict=True):
+                for place in range(token, len(document), self.size):
                     # A copy: a view would keep all ids of its batch in the buffer.
-                    yield {"input_ids": document[start : start + self.size].copy()}
+                    part = document[place : place + self.size].copy()
+                    yield {"input_ids": part}, (*row, place)
+                token = 0
 
-    def _packed(self) -> Iterator[dict[str, Any]]:
-        """Yield full blocks; what is left in the end is one only if it is all."""
-        tokens, first, any_block = np.empty(0, np.int32), np.empty(0, bool), False
-        for ids, lengths in self._encoded():
-            begins = np.zeros(len(ids), bool)
-            begins[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
-            tokens, first = np.append(tokens, ids), np.append(first, begins)
-            whole = len(tokens) // self.size * self.size
-            for start in range(0, whole, self.size):
-                any_block, part = True, slice(start, start + self.size)
-                yield self._block(tokens[part].copy(), first[part])
-            tokens, first = tokens[whole:], first[whole:]
-        if not any_block and len(tokens) > 1:
-            yield self._block(tokens, first)
-        elif len(tokens) and self.epoch == 0:
-            left = f"{len(tokens):,} tokens of the last partial block left out"
-            warn(f"{self.rows.name}: {left}, in every epoch")
+    def _packed(self, start: _Row, token: int, later: bool) -> Iterator[_Block]:
+        """Yield full blocks; what is left in the end is one only if it is all.
 
-    def _block(self, ids: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-        if "seq_lengths" not in self.column_names:
-            return {"input_ids": ids}
-        bounds = np.union1d(np.flatnonzero(first), [0, len(ids)])
-        return {"input_ids": ids, "seq_lengths": np.diff(bounds)}
+        Args:
+            start, token: where to begin. later: whether blocks come before that.
+        """
+        # Of each token its id, and the file, the line and the place where it stands.
+        left, any_block = np.empty((4, 0), np.int64), later
+        for ids, lengths, rows in self._encoded(start):
+            files, lines = np.repeat(np.array(rows, np.int64).T, lengths, 1)
+            begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+            new = [ids, files, lines, np.arange(len(ids)) - begins]
+            left, token = np.append(left, new, 1)[:, token:], 0
+            whole = left.shape[1] // self.size * self.size
+            for at in range(0, whole, self.size):
+                any_block = True
+                yield self._block(left[:, at : at + self.size])
+            left = left[:, whole:]
+        if not any_block and left.shape[1] > 1:
+            yield self._block(left)
+        elif left.shape[1] and self.epoch == 0:
+            said = f"{left.shape[1]:,} tokens of the last partial block left out"
+            warn(f"{self.rows.name}: {said}, in every epoch")
+
+    def _block(self, tokens: np.ndarray) -> _Block:
+        ids, files, lines, places = tokens
+        block: dict[str, Any] = {"input_ids": ids.astype(np.int32)}
+        if "seq_lengths" in self.column_names:
+            bounds = np.union1d(np.flatnonzero(places == 0), [0, len(ids)])
+            block["seq_lengths"] = np.diff(bounds)
+        return block, (int(files[0]), int(lines[0]), int(places[0]))
 
 
 class Passes(IterableDataset):
@@ -146,18 +201,27 @@ class Passes(IterableDataset):
     passes of its own it would begin the first one again. Blocks have the pass they are
     from as ``epoch``, which their masks depend on, and the first one of a later pass
     has ``begins_epoch``; a batch may be of two.
+
+    Attributes:
+        position: of the last block that was trained on, to go on behind; None: from
+            the start. Each block has its own: the pass, the window with its first file,
+            line and token, and the place in the window, see ``Stream.going_on``.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self.position: list[int] | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield blocks: those of ``Stream``, and what the class says."""
-        for epoch in count():
+        start, *window, place = self.position or [0, 0, 0, 0, 0, -1]
+        for epoch in count(start):
             self.stream.set_epoch(epoch)
-            for place, block in enumerate(self.stream):
-                begins = epoch > 0 and place == 0
-                yield {**block, "epoch": epoch, "begins_epoch": begins}
+            for block, where in self.stream.going_on(window, place + 1):
+                begins = epoch > 0 and where[0] == where[-1] == 0
+                found = {"epoch": epoch, "begins_epoch": begins}
+                yield {**block, **found, "position": [epoch, *where]}
+            window, place = [0, 0, 0, 0], -1
 
 
 def held_out(rows: Rows, count: int) -> Source:

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 import textwrap
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ from llmft.errors import CheckpointError, NonFiniteError
 from llmft.machine.plan import Forecast
 from llmft.metrics import classes
 from llmft.metrics.tokens import TokenPrediction
-from llmft.train import checkpoint, time_limit
+from llmft.train import checkpoint, time_limit, whole_steps
 from llmft.train.callbacks import EarlyStoppingCallback, MaskEpoch, for_run
 from llmft.train.losses import token_statistics
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
@@ -442,12 +443,15 @@ def test_what_stays_private_is_still_there():
     private = {n for n in overridden | used if n[0] == "_" and n[:2] != "__"}
     gone = sorted(name for name in private if not hasattr(Trainer, name))
     assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
-    assert len(private) <= 6  # four of them are how checkpoints are saved and loaded
+    assert len(private) <= 7  # four of them are how checkpoints are saved and loaded
     # These are public, and would never be called under another name.
     public = {n for n in overridden - private if n != "__init__"}
     ours = {"in_order"}
     gone = sorted(n for n in public - ours if not hasattr(Trainer, n))
     assert not gone, f"transformers.Trainer has no {', '.join(gone)}"
+    source = inspect.getsource(Trainer)
+    for name in re.findall(r"trainer\.(_\w+)", inspect.getsource(whole_steps)):
+        assert f"self.{name} = " in source or hasattr(Trainer, name), name
 
 
 @pytest.mark.parametrize("quiet", [True, False])
@@ -460,7 +464,8 @@ def test_a_notebook_shows_one_bar(wordpiece, tmp_path, monkeypatch, quiet):
     trainer = classifier(wordpiece, args, callbacks=ours)
     found = trainer.callback_handler.callbacks
     assert found[0].__class__ is DefaultFlowCallback
-    assert found[1:] == [*ours, trainer.end_of_pass, trainer.guards]
+    ends = [trainer.end_of_pass, trainer.whole_steps, trainer.guards]
+    assert found[1:] == [*ours, *ends]
     assert sum(isinstance(c, ProgressCallback) for c in found) == (not quiet)
 
 

@@ -1,5 +1,6 @@
 """A stream gives the blocks that reading everything first would give."""
 
+import gzip
 import json
 import os
 from dataclasses import replace
@@ -383,3 +384,31 @@ def test_a_hub_that_fails_on_the_way(error, said):
     with pytest.raises(LlmftError) as caught:
         list(hub_rows(IterableDataset.from_generator(texts)))
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "txt", "utf16.txt", "txt.gz"])
+@pytest.mark.parametrize("policy", ["pack", "row"])
+def test_a_stream_goes_on_behind_any_block(ending, policy, tmp_path, wordpiece):
+    """Lines that stand before are passed over, of two files of 2,000 rows."""
+    texts = [f"{text} {i}" for i, text in enumerate(tiny.sentences(4000, words=4))]
+    texts[1500] = ""
+    for name, part in (("a", texts[:2000]), ("b", texts[2000:])):
+        lines = part
+        if ending == "csv":
+            lines = ["text", *(f'"{text}\n{text}"' for text in part if text)]
+        elif ending == "jsonl":
+            lines = [json.dumps({"text": text}) for text in part if text]
+        coded = "\n".join([*lines, ""]).encode("utf-16" if "16" in ending else "utf-8")
+        packed = gzip.compress(coded) if ending.endswith("gz") else coded
+        (tmp_path / f"{name}.{ending}").write_bytes(packed)
+    args = arguments(f"{tmp_path}/*.{ending}", block_policy=policy, buffer_size=100)
+    made = blocks_of(args, wordpiece, skip=3)
+    whole = list(made.going_on())
+    assert len(whole) > 2000
+    for place in (0, 99, 100, 750, len(whole) - 2, len(whole) - 1):
+        *window, within = whole[place][1]
+        rest = list(made.going_on(window, within + 1))
+        assert [where for _, where in rest] == [w for _, w in whole[place + 1 :]]
+        for (found, _), (wanted, _) in zip(rest, whole[place + 1 :], strict=True):
+            assert found["row"] == wanted["row"]
+            assert found["input_ids"].tolist() == wanted["input_ids"].tolist()

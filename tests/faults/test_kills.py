@@ -1,0 +1,62 @@
+"""A run that is killed, and what the same command makes of it: scripts/faults.py.
+
+The long sweep is that script's; here are the points where something is half done.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+import faults
+
+POINTS = [
+    *[("save.file.half:kill9", -9), ("save.file.half:kill9@2", -9)],
+    *[("save.manifest.half:kill9@2", -9), ("save.publish.before:kill9@3", -9)],
+    *[("save.publish.after:kill9@3", -9), ("rotate.before:kill9@4", -9)],
+    *[("rotate.mid:kill9", -9), ("rotate.mid:kill9@6", -9)],
+    *[("save.file.close:enospc@3", 5), ("save.fsync:eio@3", 5)],
+    *[("save.publish.before:eacces@3", 5), ("save.begin:sigterm@2", 143)],
+    *[("save.publish.after:sigterm@3", 143), ("save.begin:raise@3", 1)],
+]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Job]:
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("kills")
+        patch.setenv("LLMFT_HOME", str(root / "home"))
+        made = faults.recipe_job("classify", root)
+        made.reference()
+        yield made
+
+
+@pytest.mark.parametrize(("point", "code"), POINTS)
+def test_a_save_that_fails_half_way(point: str, code: int, job: faults.Job) -> None:
+    folder = job.new_folder()
+    assert job.run(folder, point) == code
+    assert faults.saved_step(folder, False) % faults.SAVE_STEPS == 0
+    assert job.finish(folder) == ""
+    assert faults.leftovers(folder) == []
+
+
+def test_kills_at_random_times(job: faults.Job) -> None:
+    found = faults.random_kills(job, 4, random.Random(1))
+    assert found["wrong"] == []
+    assert found["left over"] == []
+    assert found["most steps lost"] <= faults.SAVE_STEPS
+
+
+def test_signals_at_random_times(job: faults.Job) -> None:
+    found = faults.stops(job, 3, random.Random(1))
+    assert found["wrong"] == []
+    assert found["most steps lost"] == 0
+
+
+def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
+    assert faults.races(tmp_path, 20) == {"starts": 20, "began": 1}
