@@ -173,14 +173,16 @@ def test_all_may_be_learnt(tokenizer, rows, capsys):
 
 
 def test_what_is_longer_is_cut_and_counted(bpe, capsys):
-    rows = [("the " * n, " good" * m) for n, m in ((2, 3), (2, 40), (30, 3), (16, 9))]
+    lengths = ((2, 3), (30, 3), (2, 40), (16, 9))
+    rows = [("the " * n, " good" * m) for n, m in lengths]
     whole = examples(rows, bpe)
     capsys.readouterr()
     made = examples(rows, bpe, max_seq_length=16)
-    assert made["input_ids"][:] == [whole["input_ids"][i][:16] for i in (0, 1)]
-    assert made["labels"][:] == [whole["labels"][i][:16] for i in (0, 1)]
+    assert made["input_ids"][:] == [whole["input_ids"][i][:16] for i in (0, 2)]
+    assert made["labels"][:] == [whole["labels"][i][:16] for i in (0, 2)]
     assert made["row"][:] == [0, 1]
-    left = len(whole["input_ids"][1]) - 16
+    assert made["documents"][:] == [[0, 0], [2, 2]]
+    left = len(whole["input_ids"][2]) - 16
     said = capsys.readouterr().out
     assert f"; 1 rows cut to 16 tokens, {left} tokens left out" in said
     assert "; 2 rows without a completion in their first 16 tokens left out" in said
@@ -207,6 +209,8 @@ def test_packed(tokenizer, capsys):
     assert 0 < len(learnt) < len(starts)
     for name, values in flat.items():
         assert made[name][:] == [values[s : s + 16] for s in learnt]
+    owners = [i for i, ids in enumerate(whole["input_ids"]) for _ in ids]
+    assert made["documents"][:] == [[owners[s], owners[s + 15]] for s in learnt]
     ends = {*accumulate(map(len, whole["input_ids"]))}
     for start, found in zip(learnt, made["seq_lengths"], strict=True):
         cuts = sorted({start, start + 16, *(ends & {*range(start, start + 16)})})

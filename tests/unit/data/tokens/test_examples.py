@@ -123,6 +123,22 @@ def test_row_starts_a_block_with_each_document(bpe, capsys, end_documents):
     )
 
 
+@pytest.mark.parametrize("policy", ["pack", "row"])
+@pytest.mark.parametrize("end_documents", [False, True])
+def test_a_block_knows_its_documents(bpe, policy, end_documents):
+    """The first and the last that it has tokens of, by counting them one by one."""
+    texts = [*TEXTS, "", *tiny.sentences(9, words=30)]
+    found = blocks(texts, bpe, policy, end_documents)
+    rows = one_by_one(texts, bpe, [EOS] if end_documents else [])
+    owners = [i for i, ids in enumerate(rows) for _ in ids]
+    start = 0
+    for ids, documents in zip(found["input_ids"], found["documents"], strict=True):
+        of_block = owners[start : start + len(ids)]
+        assert documents == [of_block[0], of_block[-1]]
+        start += len(ids)
+    assert len(found) > 20
+
+
 def test_row_at_the_edge_of_a_block(wordpiece):
     texts = [" ".join(["film"] * n) for n in (SIZE - 2, SIZE - 1, 2 * SIZE - 2, 1)]
     lengths = [len(block) for block in blocks(texts, wordpiece, "row")["input_ids"]]
