@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ Result = dict[str, Any]
 class Job:
     """What is run, killed and started again: ``start(folder)`` in a forked process."""
 
-    def __init__(self, name: str, root: Path, start: Callable[[Path], int]) -> None:
+    def __init__(self, name: str, root: Path, start: Callable[..., int]) -> None:
         self.name, self.root, self.start = name, root, start
         self.count, self.seconds = 0, 0.0
         self.whole: Result = {}
@@ -72,8 +72,8 @@ class Job:
         self.count += 1
         return self.root / f"{self.name}-{self.count}"
 
-    def fork(self, folder: Path, failpoint: str = "") -> int:
-        """Start it; return the process."""
+    def fork(self, folder: Path, failpoint: str = "", more: Sequence[str] = ()) -> int:
+        """Start it, a recipe with ``more`` flags; return the process."""
         pid = os.fork()
         if pid:
             return pid
@@ -84,7 +84,7 @@ class Job:
             os.dup2(said, 1)
             os.dup2(said, 2)
             set_failpoint(failpoint)
-            code = self.start(folder)
+            code = self.start(folder, *more)
         finally:
             os._exit(code)
 
@@ -173,8 +173,8 @@ def recipe_job(recipe: str, root: Path) -> Job:
     flags += ["--early_stopping_patience", "none"]
     flags += ["--ladder", "false"] if recipe == "classify" else []
 
-    def start(folder: Path) -> int:
-        argv = [*map(str, flags), "--output_dir", str(folder)]
+    def start(folder: Path, *more: str) -> int:
+        argv = [*map(str, flags), "--output_dir", str(folder), *more]
         if AUTO:
             argv += ["--resume_from_checkpoint", "auto"]
         elif resume.newest(folder / "checkpoints")[0]:

@@ -165,19 +165,7 @@ class Run:
         self.folder = make_folder(self.task.recipe, training)
         self.planned = replace(self.planned, folder=str(self.folder))
         training.output_dir = str(self.folder)
-        self.record |= {
-            "status": "running",
-            "command": terminal.written(self.script, self.args.command),
-            "argv": self.args.command,
-            "script": os.path.abspath(self.script),
-            "working_directory": os.getcwd(),
-            "started": time.strftime(TIME),
-            "arguments": self.args.resolved(),
-            "versions": versions(),
-            "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
-            "resumed": resumed,
-            "legs": _legs(resumed),
-        }
+        self.record |= self._begun(resumed)
         training.push_to_hub = False  # Trainer would push its checkpoints' folder
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"
@@ -212,6 +200,22 @@ class Run:
                     revision = self.args.training.hub_revision
                     page = upload.upload(self.folder / "model", self.repo, revision)
                     say(f"pushed     {page}")
+
+    def _begun(self, resumed: str | bool | None) -> dict[str, Any]:
+        """Return what ``run.json`` says of the start of a leg."""
+        return {
+            "status": "running",
+            "command": terminal.written(self.script, self.args.command),
+            "argv": self.args.command,
+            "script": os.path.abspath(self.script),
+            "working_directory": os.getcwd(),
+            "started": time.strftime(TIME),
+            "arguments": self.args.resolved(),
+            "versions": versions(),
+            "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
+            "resumed": resumed,
+            "legs": _legs(resumed),
+        }
 
     def _guards(self) -> list[TrainerCallback]:
         """Return what watches over the steps of the training."""

@@ -50,8 +50,7 @@ def saving(root: Path) -> Iterator[str]:
     """
     folder = root / ".saving"
     clear_stagings(root)
-    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    _clear(root)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield str(folder)
@@ -180,7 +179,8 @@ def identity(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
-    """Remove checkpoints beyond ``limit``."""
+    """Remove what a kill left of earlier saves, and checkpoints beyond ``limit``."""
+    _clear(root)
     found = checkpoints(root)
     protected = {newest, best} & set(found)
     surplus = len(found) - max(limit or len(found), len(protected))
@@ -193,6 +193,11 @@ def _keep(root: Path, limit: int | None, newest: Path, best: Path) -> None:
         failpoint("rotate.mid")
         shutil.rmtree(going, ignore_errors=True)
     failpoint("rotate.after")
+
+
+def _clear(root: Path) -> None:
+    for stale in root.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def checkpoints(root: Path) -> list[Path]:

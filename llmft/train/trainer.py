@@ -42,8 +42,8 @@ class LlmftTrainer(Trainer):
 
     Args:
         objective: what is computed of a model and a batch.
-        callbacks: one that is given takes the place of Trainer's own of that class;
-            nothing is printed or drawn without one.
+        callbacks: one that is given takes the place of Trainer's own of that class, or
+            of one that it derives from; nothing is printed or drawn without one.
         Otherwise as Trainer. Evaluations take the longest examples first, and what
         ``compute_metrics`` gets is in the order of the data again.
     """
@@ -79,9 +79,9 @@ class LlmftTrainer(Trainer):
         super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
         self.label_names = ["labels"]  # LUKE has others, too, and would go without loss
-        theirs = {*map(type, given), PrinterCallback}
+        theirs = {base for ours in given for base in type(ours).__mro__}
         # In a notebook it is another one.
-        theirs.add(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
+        theirs |= {PrinterCallback, transformers.trainer.DEFAULT_PROGRESS_CALLBACK}
         self.callback_handler.callbacks = [
             callback
             for callback in self.callback_handler.callbacks

@@ -352,7 +352,8 @@ def test_all_are_bad(run, whole, wordpiece, capsys):
     capsys.readouterr()
     train(again(run), wordpiece, checked=True)
     out, err = capsys.readouterr()
-    assert len(warnings(err)) == 4
+    assert len(warnings(err)) == 5
+    assert "the run before ended without a word" in warnings(err)[-1]
     said = f"{run}: no checkpoint of it is whole, it starts anew; what it did goes to"
     assert f"resume     {said} stopped/\n" in out
     kept = run / "stopped" / "1"

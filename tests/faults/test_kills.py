@@ -5,10 +5,15 @@ The long sweep is that script's; here are the points where something is half don
 
 from __future__ import annotations
 
+import os
+import pkgutil
 import random
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +21,11 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import faults
 
 POINTS = [
-    *[("save.file.half:kill9", -9), ("save.file.half:kill9@2", -9)],
-    *[("save.manifest.half:kill9@2", -9), ("save.publish.before:kill9@3", -9)],
-    *[("save.publish.after:kill9@3", -9), ("rotate.before:kill9@4", -9)],
-    *[("rotate.mid:kill9", -9), ("rotate.mid:kill9@6", -9)],
+    *[("save.file.half:kill9", -9), ("save.manifest.half:kill9@2", -9)],
+    *[("save.publish.before:kill9@3", -9), ("save.publish.after:kill9@3", -9)],
+    *[("rotate.before:kill9@4", -9), ("rotate.mid:kill9@6", -9)],
     *[("save.file.close:enospc@3", 5), ("save.fsync:eio@3", 5)],
-    *[("save.publish.before:eacces@3", 5), ("save.begin:sigterm@2", 143)],
-    *[("save.publish.after:sigterm@3", 143), ("save.begin:raise@3", 1)],
+    *[("save.publish.before:eacces@3", 5), ("save.publish.after:sigterm@3", 143)],
 ]
 
 
@@ -56,6 +59,40 @@ def test_signals_at_random_times(job: faults.Job) -> None:
     found = faults.stops(job, 3, random.Random(1))
     assert found["wrong"] == []
     assert found["most steps lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("llmft.data.tokens.encode.encode_batch", signal.SIGTERM),
+        ("llmft.train.steps.Steps.run", signal.SIGINT),
+        ("llmft.train.trainer.LlmftTrainer.get_test_dataloader", signal.SIGTERM),
+        ("llmft.runs.folder.Run.save", signal.SIGTERM),
+        ("llmft.runs.folder.Run.write_predictions", signal.SIGINT),
+    ],
+)
+def test_a_signal_outside_of_training(
+    place: str, number: int, job: faults.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In tokenizing, trial steps, an evaluation before, and after the last step."""
+    owner, _, name = place.rpartition(".")
+    owner_of: Any = pkgutil.resolve_name(owner)
+    plain = getattr(owner_of, name)
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return plain(*args, **kwargs)
+
+    if name == "encode_batch":  # it works in threads, and is in a cache by now
+        shutil.rmtree(Path(os.environ["LLMFT_HOME"]), ignore_errors=True)
+    folder = job.new_folder()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner_of, name, stopped)
+        more = ("--fast_path", "auto") if name == "run" else ()
+        code = faults.wait(job.fork(folder, more=more))
+    assert code == 128 + number
+    assert job.finish(folder) == ""
+    assert faults.leftovers(folder) == []
 
 
 def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
