@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -85,7 +86,11 @@ class Job:
             os.dup2(said, 2)
             set_failpoint(failpoint)
             code = self.start(folder, *more)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
 
     def run(self, folder: Path, failpoint: str = "") -> int:
