@@ -56,8 +56,6 @@ from llmft.train.trainer import LlmftTrainer
 
 STEPS, SAVE_STEPS = 24, 3
 SECONDS = 120  # after which a run counts as one that hangs
-# Whether the recipes know how to begin or to go on by themselves.
-AUTO = False
 Result = dict[str, Any]
 
 
@@ -157,8 +155,8 @@ def saved_step(folder: Path, plain: bool) -> int:
 
 def leftovers(folder: Path) -> list[str]:
     """Return what no run leaves in a folder that is done."""
-    hidden = [p for p in folder.rglob(".*") if p.name != ".llmft.lock"]
-    return [str(p.relative_to(folder)) for p in (*hidden, *folder.rglob("*.tmp*"))]
+    found = (*folder.rglob(".*"), *folder.rglob("*.tmp*"))
+    return [str(path.relative_to(folder)) for path in found]
 
 
 def recipe_job(recipe: str, root: Path) -> Job:
@@ -178,14 +176,10 @@ def recipe_job(recipe: str, root: Path) -> Job:
     flags += ["--early_stopping_patience", "none"]
     flags += ["--ladder", "false"] if recipe == "classify" else []
 
+    flags += ["--resume_from_checkpoint", "auto"]
+
     def start(folder: Path, *more: str) -> int:
         argv = [*map(str, flags), "--output_dir", str(folder), *more]
-        if AUTO:
-            argv += ["--resume_from_checkpoint", "auto"]
-        elif resume.newest(folder / "checkpoints")[0]:
-            argv += ["--resume_from_checkpoint", "true"]
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
         return run_command(main, argv)
 
     return Job(recipe, root, start)
