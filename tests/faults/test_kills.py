@@ -11,11 +11,15 @@ import random
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recipe_process as process
+
+from llmft.train import checkpoint, resume
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import faults
@@ -59,6 +63,48 @@ def test_signals_at_random_times(job: faults.Job) -> None:
     found = faults.stops(job, 3, random.Random(1))
     assert found["wrong"] == []
     assert found["most steps lost"] == 0
+
+
+def test_a_killer_that_does_not_wait(job: faults.Job) -> None:
+    """SIGTERM three times, and SIGKILL in the midst of what follows."""
+    for wait in (0.0, 0.05, 0.2):
+        folder = job.new_folder()
+        pid = job.fork(folder)
+        process.wait_until(lambda at=folder: faults.last_step(at) > 4, "a step")
+        for _ in range(3):
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.01)
+        time.sleep(wait)
+        os.kill(pid, signal.SIGKILL)
+        assert faults.wait(pid) in (-signal.SIGKILL, 143)
+        saved = checkpoint.checkpoints(folder / "checkpoints")
+        assert [resume.fault(path) for path in saved] == [None] * len(saved)
+        assert faults.saved_step(folder, False) >= faults.SAVE_STEPS
+        assert job.finish(folder) == ""
+        assert faults.leftovers(folder) == []
+
+
+@pytest.mark.parametrize("name", ["a b", 'it\'s "q"', "one\ntwo\a", "🎬", "-dash"])
+def test_names_of_every_kind(name: str, tmp_path: Path, capfd: Any) -> None:
+    """F11: of model, data and run; a terminal gets no control characters."""
+    root = tmp_path / name
+    root.mkdir()
+    job = faults.recipe_job("mlm", root)
+    with capfd.disabled():  # so that what it prints goes where ``fork`` says
+        codes = [job.run(root / name) for _ in range(2)]
+    assert codes == [0, 0]
+    said = Path(f"{root / name}.txt").read_text()
+    assert "\nrun        " in said
+    assert "\a" not in said
+    assert faults.outcome(root / name)["losses"]
+    assert f"already complete ({faults.STEPS} of {faults.STEPS} steps)" in said
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    job = faults.recipe_job("mlm", tmp_path)
+    job.run(folder := tmp_path / "out")
+    assert job.start(folder.with_name("x" * 300)) == 5
+    assert job.start(folder / "run.json" / "below") == 5
 
 
 @pytest.mark.parametrize(
