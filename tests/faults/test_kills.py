@@ -84,7 +84,11 @@ def test_a_killer_that_does_not_wait(job: faults.Job) -> None:
         assert faults.leftovers(folder) == []
 
 
-@pytest.mark.parametrize("name", ["a b", 'it\'s "q"', "one\ntwo\a", "🎬", "-dash"])
+@pytest.mark.parametrize(
+    "name",
+    ["a b", 'it\'s "q"', "one\ntwo\a", "🎬", "-dash"],
+    ids=["space", "quotes", "control", "emoji", "dash"],
+)
 def test_names_of_every_kind(name: str, tmp_path: Path, capfd: Any) -> None:
     """F11: of model, data and run; a terminal gets no control characters."""
     root = tmp_path / name
