@@ -405,7 +405,7 @@ def recoveries(root: Path) -> Result:
             state = json.loads((at / "trainer_state.json").read_text())
             state["global_step"] = step
             row, place = divmod(step * SIZE, 1000)
-            position = [0, row * 1000, 0, row * 1000 + 1, 0, place - 1]
+            position = [0, row * 1000, 0, row * 1000 + 1, 0, 0, place - 1]
             kept = state["stateful_callbacks"]["WholeSteps"]["attributes"]
             kept["position"] = position if kind == "stream" else None
             (at / "trainer_state.json").write_text(json.dumps(state))

@@ -17,7 +17,7 @@ from llmft.runs.record import OF_RUN, OUTPUTS, STOPPED, held
 from llmft.train import resume
 
 FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
-_BEGUN = re.compile(r"\.write-test|\.run\.json\.[0-9a-f]{8}")
+_BEGUN = re.compile(r"\.write-test|\.run\.json\.staging-.+")
 _ELSEWHERE = "choose --output_dir"
 
 
@@ -102,7 +102,8 @@ def _put_away(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     above = folder / STOPPED
     above.mkdir(exist_ok=True)
-    target = above / str(1 + len([*above.iterdir()]))
+    numbers = [int(path.name) for path in above.iterdir() if path.name.isdecimal()]
+    target = above / str(1 + max(numbers, default=0))
     target.mkdir()
     shutil.copyfile(folder / "run.json", target / "run.json")
     there = [name for name in OF_RUN[1:] if os.path.lexists(folder / name)]

@@ -85,13 +85,14 @@ class TensorBoard(TensorBoardCallback):
     def __init__(self, logs: Path, done: int) -> None:
         super().__init__()
         self.logging_dir, self.done = str(logs), done
-        if done:
-            writer: Any = partial(self._SummaryWriter, purge_step=done)
-            self._SummaryWriter = writer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Begin where the checkpoint ends."""
+        plain: Any = self._SummaryWriter
+        purging: Any = partial(plain, purge_step=self.done or None)
+        self._SummaryWriter = purging
         super().on_train_begin(args, state, control, **kw)
+        self._SummaryWriter = plain  # another one, of what follows, purges nothing
         for event in state.log_history if self.done else ():
             if event["step"] == self.done:
                 logs = {n: value for n, value in event.items() if n != "step"}

@@ -62,7 +62,9 @@ class WholeSteps(TrainerCallback, ExportableState):
         kept = saved.get("attributes") or {}
         trainer, stream = self.trainer, self.trainer.train_dataset
         self._saved = state.global_step
-        if not state.global_step:
+        if state.global_step:
+            args.eval_on_start = False  # it was done before the first step
+        else:
             kept = {}
         self._of_all_steps = bool(kept) or not state.global_step
         self._position = kept.get("position")

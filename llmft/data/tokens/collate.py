@@ -51,7 +51,7 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
     Returns batches of ``input_ids``, ``labels`` (int64, shape (batch, length)),
     ``position_ids`` of several documents and, only with padding, ``attention_mask``;
     of a stream also ``begins_epoch`` (bool, shape (batch,)) and ``position`` (int64,
-    shape (batch, 6)).
+    shape (batch, 7)).
     """
 
     mask_seed: int = 42

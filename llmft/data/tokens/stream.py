@@ -23,10 +23,11 @@ from llmft.data.read.store import Source, in_memory
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_ahead
 from llmft.errors import DataError
 
-_Row = tuple[int, int]  # its file and line
+_Row = tuple[int, int, int]  # its file and line, and which of that line's it is
+_START: _Row = (0, 0, 0)
 # A block, and its first token's file, line and place there; with its number before.
-_Block = tuple[dict[str, Any], tuple[int, int, int]]
-Placed = tuple[dict[str, Any], tuple[int, int, int, int]]
+_Block = tuple[dict[str, Any], tuple[int, ...]]
+Placed = tuple[dict[str, Any], tuple[int, ...]]
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 
@@ -81,14 +82,14 @@ class Stream(IterableDataset):
         return (block for block, _ in self.going_on())
 
     def going_on(
-        self, window: Sequence[int] = (0, 0, 0, 0), done: int = 0
+        self, window: Sequence[int] = (0, 0, 0, 0, 0), done: int = 0
     ) -> Iterator[tuple[dict[str, Any], list[int]]]:
         """Yield blocks, each with the window that it is from and its place there.
 
         Blocks are shuffled in windows of ``buffer_size``, so that it needs one window
         alone to go on from any of them. A window is told by the place of its first
-        block: its number, file and line, and its first token there. While one is
-        handed on, the next is read.
+        block: its number, its row as ``_numbered`` has it, and its first token there.
+        While one is handed on, the next is read.
 
         Args:
             window: to begin with. done: blocks of it that are left out.
@@ -111,16 +112,15 @@ class Stream(IterableDataset):
         """Yield the blocks in the order of the file, as ``lm_blocks`` has them."""
         return (block for block, _ in self._placed())
 
-    def _placed(
-        self, number: int = 0, file: int = 0, line: int = 0, token: int = 0
-    ) -> Iterator[Placed]:
+    def _placed(self, number: int = 0, *at: int) -> Iterator[Placed]:
         """Yield the blocks in that order, each with its place.
 
         Args: the place of the first of them.
         """
         cut = self._rows if self.policy == "row" else self._packed
+        file, line, nth, token = at or (0, 0, 0, 0)
         first = number
-        for block, place in cut((file, line), token, number > 0):
+        for block, place in cut((file, line, nth), token, number > 0):
             block["row"] = number
             yield block, (number, *place)
             number += 1
@@ -133,17 +133,14 @@ class Stream(IterableDataset):
 
         Those before the row ``start`` are not tokenized, nor read where lines are rows.
         """
-        rows: Iterator[Any] = iter(replace(self.rows, start=start))
-        if start > (0, 0):
-            rows = dropwhile(lambda row: (row["file"], row["line"]) < start, rows)
+        rows = _numbered(replace(self.rows, start=start[:2]))
+        if start > _START:
+            rows = dropwhile(lambda row: row[0] < start, rows)
         else:
             rows = islice(rows, self.skip, None)
-        found = in_parts(rows, lambda row: len(row["text"]), BATCH, CHARACTERS)
+        found = in_parts(rows, lambda row: len(row[1]), BATCH, CHARACTERS)
         parts: Iterator[dict[str, list[Any]]] = (
-            {
-                "text": [str(row["text"]) for row in part],
-                "rows": [(row["file"], row["line"]) for row in part],
-            }
+            {"text": [text for _, text in part], "rows": [row for row, _ in part]}
             for part in found
         )
         how = (self.tokenizer, self.end_token, None)
@@ -166,12 +163,12 @@ class Stream(IterableDataset):
         Args:
             start, token: where to begin. later: whether blocks come before that.
         """
-        # Of each token its id, and the file, the line and the place where it stands.
-        left, any_block = np.empty((4, 0), np.int64), later
+        # Of each token its id, and the row (three numbers) and place where it stands.
+        left, any_block = np.empty((5, 0), np.int64), later
         for ids, lengths, rows in self._encoded(start):
-            files, lines = np.repeat(np.array(rows, np.int64).T, lengths, 1)
+            of_rows = np.repeat(np.array(rows, np.int64).T, lengths, 1)
             begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-            new = [ids, files, lines, np.arange(len(ids)) - begins]
+            new = [ids, *of_rows, np.arange(len(ids)) - begins]
             left, token = np.append(left, new, 1)[:, token:], 0
             whole = left.shape[1] // self.size * self.size
             for at in range(0, whole, self.size):
@@ -185,12 +182,12 @@ class Stream(IterableDataset):
             warn(f"{self.rows.name}: {said}, in every epoch")
 
     def _block(self, tokens: np.ndarray) -> _Block:
-        ids, files, lines, places = tokens
+        ids, *rows, places = tokens
         block: dict[str, Any] = {"input_ids": ids.astype(np.int32)}
         if "seq_lengths" in self.column_names:
             bounds = np.union1d(np.flatnonzero(places == 0), [0, len(ids)])
             block["seq_lengths"] = np.diff(bounds)
-        return block, (int(files[0]), int(lines[0]), int(places[0]))
+        return block, (*(int(part[0]) for part in rows), int(places[0]))
 
 
 class Passes(IterableDataset):
@@ -204,8 +201,8 @@ class Passes(IterableDataset):
 
     Attributes:
         position: of the last block that was trained on, to go on behind; None: from
-            the start. Each block has its own: the pass, the window with its first file,
-            line and token, and the place in the window, see ``Stream.going_on``.
+            the start. Each block has its own: the pass, the window with its first row
+            and token, and the place in the window, see ``Stream.going_on``.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -214,14 +211,26 @@ class Passes(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield blocks: those of ``Stream``, and what the class says."""
-        start, *window, place = self.position or [0, 0, 0, 0, 0, -1]
+        start, *window, place = self.position or [0, 0, 0, 0, 0, 0, -1]
         for epoch in count(start):
             self.stream.set_epoch(epoch)
             for block, where in self.stream.going_on(window, place + 1):
                 begins = epoch > 0 and where[0] == where[-1] == 0
                 found = {"epoch": epoch, "begins_epoch": begins}
                 yield {**block, **found, "position": [epoch, *where]}
-            window, place = [0, 0, 0, 0], -1
+            window, place = [0, 0, 0, 0, 0], -1
+
+
+def _numbered(rows: Rows) -> Iterator[tuple[_Row, str]]:
+    """Yield texts with file, line, and their number in that line, from 0.
+
+    A line of a JSON list may hold all of its rows.
+    """
+    before, nth = (-1, -1), 0
+    for row in rows:
+        at = row["file"], row["line"]
+        before, nth = at, nth + 1 if at == before else 0
+        yield (*at, nth), str(row["text"])
 
 
 def held_out(rows: Rows, count: int) -> Source:
