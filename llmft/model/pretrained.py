@@ -56,24 +56,27 @@ def require_inside(folder: Path) -> None:
     """Raise UnsafeArtifactError where files of a model name others outside its folder.
 
     Some that are published name a place of the machine where they were made; what is
-    not here cannot be read.
+    not here cannot be read, nor does anything read a map of special tokens.
     """
+    inside = [Path(os.path.normpath(folder.absolute())), folder.resolve()]
     for path in (*folder.glob("*.index.json"), folder / "tokenizer_config.json"):
         found = read_object(path)
         weights = found.get("weight_map")
         named = {n: x for n, x in found.items() if n.endswith("_file")}
+        named.pop("special_tokens_map_file", None)
         for key, value in {
             **named,
             **(weights if isinstance(weights, dict) else {}),
         }.items():
             if not isinstance(value, str):
                 continue
-            place = Path(os.path.normpath(folder.absolute() / value))
-            if not place.is_relative_to(folder.absolute()) and place.exists():
+            place = Path(os.path.normpath(inside[0] / value))
+            if not any(map(place.is_relative_to, inside)) and place.exists():
                 raise UnsafeArtifactError(
                     f"{key} names {value}, which is outside of the model's folder",
                     "expected a file in it",
-                    "remove that line, or copy the model's files again",
+                    "remove that line, which older versions of transformers wrote for"
+                    " a tokenizer of this machine, or copy the model's files again",
                     path=path,
                 )
 

@@ -199,6 +199,7 @@ class Run:
                 if self.pushes and self.args.training.do_train:
                     revision = self.args.training.hub_revision
                     page = upload.upload(self.folder / "model", self.repo, revision)
+                    self._save(pushed=page)
                     say(f"pushed     {page}")
 
     def _begun(self, resumed: str | bool | None) -> dict[str, Any]:

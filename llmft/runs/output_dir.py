@@ -59,7 +59,8 @@ def _require_free(args: TrainingArguments) -> None:
         raise EnvironmentFault(
             f"output_dir is not empty: it holds {', '.join(entries[:5])}",
             hint="name a new folder, or resume with --resume_from_checkpoint"
-            f" FOLDER/checkpoints/checkpoint-N, or {AUTO}",
+            " FOLDER/checkpoints/checkpoint-N"
+            + (f", or {AUTO}" if not args.goes_on else ""),
             path=folder,
         )
 

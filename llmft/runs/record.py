@@ -220,6 +220,14 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    # Workers live a while longer than what was killed, and would hold it, too.
+    ours = [descriptor]
+
+    def let_go() -> None:
+        for inherited in ours:
+            os.close(inherited)
+
+    os.register_at_fork(after_in_child=let_go)
     try:
         free = True
         with suppress(OSError):  # a file system without locks
@@ -232,6 +240,7 @@ def held(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
+        ours.clear()
         os.close(descriptor)
 
 

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmft.config.facts import fields_with
 from llmft.config.fields import AUTO
+from llmft.config.fields import RECIPES as RECIPE_FIELDS
 from llmft.console import say, warn
 from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
+from llmft.runs.output_dir import FOLDS
 from llmft.runs.record import find_run
 
 
@@ -25,12 +28,18 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: there is no such run, or its record does not say how it began.
     """
-    run = find_run(name)
+    if (Path(name) / FOLDS).is_dir() and not (Path(name) / "run.json").exists():
+        said = "a cross-validation that was stopped in its folds goes on by its own"
+        raise ConfigError(f"{said} command, with the same --output_dir", path=name)
+    at = Path(os.path.abspath(name))
+    is_checkpoint = at.is_dir() and at.parent.name == "checkpoints"
+    run = find_run(str(at.parent.parent) if is_checkpoint else name)
     script, argv = _script(run.record, run.folder), run.record.get("argv")
     if not isinstance(argv, list):
         said = "it does not say with which arguments the run was started"
         raise ConfigError(said, path=run.folder / "run.json")
     folder = run.folder.resolve()
+    flags = _from_anywhere(flags)
     place = Path(str(run.record.get("working_directory") or Path.cwd()))
     if place.is_dir():
         os.chdir(place)
@@ -38,6 +47,8 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
         warn(f"{place}, where the run was started, is gone: paths are of this folder")
     here = Path.cwd()
     ours = {"output_dir": terminal.short(folder), "resume_from_checkpoint": AUTO}
+    if is_checkpoint:
+        ours["resume_from_checkpoint"] = str(at)
     given = {_name(word) for word in flags}
     words = _without(list(map(str, argv)), {*ours} | given)
     for flag, value in ours.items():
@@ -46,6 +57,21 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     command = terminal.command(str(script), {}, words)
     say(f"command    cd {shlex.quote(str(here))} && {command}")
     run_main(script, words)
+
+
+def _from_anywhere(flags: Sequence[str]) -> list[str]:
+    """Return flags in which files are named by their whole path."""
+    paths, found, is_path = fields_with("path", *RECIPE_FIELDS), list[str](), False
+    for word in flags:
+        if name := _name(word):
+            flag, given, value = word.partition("=")
+            is_path = name in paths
+            if is_path and given and os.path.exists(value):
+                word = f"{flag}={os.path.abspath(value)}"
+        elif is_path and os.path.exists(word):
+            word = os.path.abspath(word)
+        found.append(word)
+    return found
 
 
 def _script(record: Mapping[str, Any], folder: Path) -> Path:

@@ -47,6 +47,11 @@ from llmft.train.resume import COMPLETE
 
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
 _ARGUMENTS = "arguments.json"  # of the folds
+# Arguments, by how their names begin, that change nothing of what the folds say.
+_ASIDE = (
+    *("output_dir", "resume_from_checkpoint", "run_name", "dry_run", "debug"),
+    *("save_", "logging_", "report_to", "disable_tqdm", "push_to_hub", "hub_"),
+)
 _CHOICES = {"precision": "precision", "attention": "attn_implementation"}
 
 
@@ -160,8 +165,7 @@ def _require_same(kept: Path, args: Arguments, facts: dict[str, Any]) -> dict[st
     """Return what the folds are made of; raise unless those that are there agree."""
     file = kept / _ARGUMENTS
     asked = {name: entry["value"] for name, entry in args.resolved().items()}
-    aside = ("output_dir", "resume_from_checkpoint")
-    now = {n: v for n, v in asked.items() if n not in aside} | facts
+    now = {n: v for n, v in asked.items() if not n.startswith(_ASIDE)} | facts
     before = read_object(file) if any(kept.glob("[0-9]*.json")) else now
     differ = [n for n in now if before.get(n) != now[n]]
     if differ:

@@ -110,6 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
     of_file = {n: getattr(arguments, n) for n in names}
     if of_none := [name for name, value in of_file.items() if value and not file]:
         problems.append(f"{of_none[0]} is for the predictions of a FILE")
+    out = str(arguments.output_file or "").lower()
+    if arguments.escape_formulas and not out.endswith(".csv"):
+        problems.append("escape_formulas is for an output_file that is csv")
     if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
         problems.append(f"keep_columns has {own[0]}, which predictions have themselves")
     if problems:

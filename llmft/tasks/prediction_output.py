@@ -18,7 +18,7 @@ from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
 # What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")
 
 
 def check_target(target: Path) -> None:
@@ -43,6 +43,10 @@ def is_formula(cell: Any) -> bool:
     return isinstance(cell, str) and cell.startswith(_FORMULA)
 
 
+def _escaped(cell: Any) -> Any:
+    return f"'{cell}" if is_formula(cell) else cell
+
+
 def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the columns of a row in csv.
 
@@ -64,9 +68,7 @@ def as_csv(
     """
     flat = [dict(cells(row)) for row in rows]
     if escape_formulas:
-        flat = [
-            {n: f"'{x}" if is_formula(x) else x for n, x in row.items()} for row in flat
-        ]
+        flat = [{_escaped(n): _escaped(x) for n, x in row.items()} for row in flat]
     written = io.StringIO()
     # In quotes: csv does not put them around a lone carriage return by itself.
     writer = csv.DictWriter(

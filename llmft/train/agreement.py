@@ -20,13 +20,19 @@ from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS
 from llmft.console import say, table, warn
 from llmft.errors import CheckpointError
-from llmft.files import read_object
+from llmft.files import write_json
 from llmft.machine.choose import OF_SUMS
 from llmft.process import versions
+from llmft.sources import upload
 from llmft.train.checkpoint import identity, read_manifest
-from llmft.train.resume import COMPLETE, saved_state, training_steps
+from llmft.train.resume import COMPLETE, record_of, saved_state, training_steps
 
-_EFFECTS = REFUSED, WARNED, APPLIED = "refused", "warned of", "applied"
+_EFFECTS = REFUSED, WARNED, APPLIED, LEFT = (
+    "refused",
+    "warned of",
+    "applied",
+    "not done",
+)
 _HEADER = ("differs", "was", "is", "")
 # Of these a resume compares what was chosen, or they say where the run is, not what.
 _ASIDE = {
@@ -79,7 +85,7 @@ def require_match(
     if not (found or training.goes_on) or (training.do_train and train is None):
         return
     run = folder.parent.parent if found else Path(str(training.output_dir)).expanduser()
-    record = read_object(run / "run.json")
+    record = record_of(run)
     values = {name: entry["value"] for name, entry in args.resolved().items()}
     here = {"recipe": recipe, **facts}
     if training.goes_on and record.get("status") == COMPLETE:
@@ -151,16 +157,36 @@ def _end_if_over(
             hint="name another output_dir, or give its model as --model_name_or_path",
             path=run,
         )
+    if training.do_train and not (run / "model").is_dir():
+        hint = "resume one of its checkpoints by its path, or name another output_dir"
+        raise CheckpointError(
+            "the run is complete, but its model is gone", hint=hint, path=run
+        )
     there = identity(record, before) | _of_test(record, before)
     differ = _refused(there, identity(here, values) | _of_test(here, values))
     if total < planned:
         differ.append(Difference("steps", planned, total, REFUSED))
-    show(differ, run)
+    known = {d.name for d in differ} | {*there}
+    others = _others(record, args, values, known, total)
+    show(differ + [d._replace(effect=LEFT) for d in others], run)
+    _push_late(run, record, training)
     steps = f"{done:,} of {done if training.time_limit else planned:,} steps"
     steps += ", stopped early" if early else ""
     said = f" ({steps})" if training.do_train else ""
     say(f"already complete{said}: {run}")
     raise AlreadyComplete(run)
+
+
+def _push_late(
+    run: Path, record: Mapping[str, Any], training: TrainingArguments
+) -> None:
+    """Push the model of a complete run, where that is asked and was not done."""
+    if not training.push_to_hub or record.get("pushed"):
+        return
+    repo = upload.require_repo(str(training.hub_model_id), training.hub_private_repo)
+    page = upload.upload(run / "model", repo, training.hub_revision)
+    write_json(run / "run.json", {**record, "pushed": page})
+    say(f"pushed     {page}")
 
 
 def _of_test(record: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +205,15 @@ def _refused(
 
     One of the ``arguments`` that the version before did not know is left aside.
     """
+    streams = there.get("streaming") or here.get("streaming")
     return [
-        Difference(name, there.get(name), here.get(name), REFUSED)
+        Difference(
+            # No stream is read as a whole only to tell it from another.
+            name.replace("sha256", "size or time of change") if streams else name,
+            there.get(name),
+            here.get(name),
+            REFUSED,
+        )
         for name in here | there
         if here.get(name) != there.get(name)
         if name in there or name not in arguments
@@ -188,7 +221,7 @@ def _refused(
 
 
 def _values(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: a.get("value") for n, a in (record.get("arguments") or {}).items()}
+    return {n: a.get("value") for n, a in record.get("arguments", {}).items()}
 
 
 def _others(
@@ -265,6 +298,8 @@ def show(differ: Sequence[Difference], place: Path) -> None:
     if warned := [d.name for d in order if d.effect.startswith(WARNED)]:
         said = "the run is no longer what it would have been"
         warn(f"{', '.join(warned)}: not as before this resume, {said}")
+    if left := [d.name for d in order if d.effect == LEFT]:
+        warn(f"{', '.join(left)}: not as in the run, which is complete and stays so")
 
 
 def _short(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sized
 from contextlib import suppress
 from pathlib import Path
@@ -76,13 +77,28 @@ def newest(root: Path, hashes: bool = True) -> tuple[Path | None, list[str]]:
     Those are no part of the run that it left by going on from an earlier one.
     """
     passed: list[str] = []
-    began = _steps_of_legs(read_object(root.parent / "run.json"))
+    began = _steps_of_legs(record_of(root.parent))
     for folder in reversed(checkpoints(root)):
         found = _left(folder, began) or fault(folder, hashes)
         if found is None:
             return folder, passed
         passed.append(f"{folder.name}: {found}")
     return None, passed
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says; nothing where it is not what a run writes."""
+    record = read_object(run / "run.json")
+    parts = [record.get(name, {}) for name in ("arguments", "choices", "data")]
+    each = [record.get("legs", [])] + [[*p.values()] for p in parts if _is_object(p)]
+    whole = all(map(_is_object, parts)) and all(
+        isinstance(part, list) and all(map(_is_object, part)) for part in each
+    )
+    return record if whole and isinstance(record.get("started", ""), str) else {}
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _steps_of_legs(record: Mapping[str, Any]) -> list[int]:
@@ -115,7 +131,7 @@ def locate(args: TrainingArguments) -> None:
     if args.goes_on:
         found = _newest_of_run(args)
     elif asked:
-        found = Path(str(asked)).expanduser()
+        found = Path(os.path.abspath(Path(str(asked)).expanduser()))
         problem = fault(found) if found.is_dir() else "there is no such folder"
         if problem:
             other = newest(found.parent)[0]
@@ -123,6 +139,8 @@ def locate(args: TrainingArguments) -> None:
             if found.is_dir():
                 hint += ", or give its weights alone as --model_name_or_path"
             raise CheckpointError(problem, hint=hint, path=found)
+        if left := _left(found, _steps_of_legs(record_of(found.parent.parent))):
+            warn(f"{found.name}: {left}, whose log has nothing of what came between")
     else:
         found = None
     args.resume_from_checkpoint = str(found) if found else None
@@ -144,7 +162,7 @@ def _newest_of_run(args: TrainingArguments) -> Path | None:
     Raises CheckpointError where it has no whole checkpoint, but for ``auto``.
     """
     run = Path(str(args.output_dir)).expanduser()
-    status = read_object(run / "run.json").get("status")
+    status = record_of(run).get("status")
     found, passed = newest(run / "checkpoints")
     if args.resume_from_checkpoint is True and not found and status != COMPLETE:
         seen = "; ".join(passed) or "there is none at all"
@@ -161,6 +179,10 @@ def _newest_of_run(args: TrainingArguments) -> Path | None:
     elif not found and status:
         why = "no checkpoint of it is whole" if passed else "it has no checkpoint yet"
         say(f"resume     {run}: {why}, it starts anew; what it did goes to stopped/")
+    elif not found and (run / "run.json").exists():
+        said = "it is damaged, and there is no whole checkpoint"
+        hint = "name another output_dir, or remove the folder"
+        raise CheckpointError(said, hint=hint, path=run / "run.json")
     elif not found:
         say(f"resume     nothing is in {run} yet: a new run")
     return found

@@ -106,7 +106,8 @@ def test_files_of_a_model_stay_inside_its_folder(
         loaded(folder)
     assert str(caught.value) == (
         f"UnsafeArtifactError {folder / file}: {key} names {value}, which is outside of"
-        " the model's folder; expected a file in it; remove that line, or copy the"
+        " the model's folder; expected a file in it; remove that line, which older"
+        " versions of transformers wrote for a tokenizer of this machine, or copy the"
         " model's files again"
     )
     assert SECRET not in "".join(capsys.readouterr())
