@@ -12,6 +12,7 @@ from llmft.console import table, terminal_columns, width
 from llmft.errors import ConfigError, escape, nearest
 from llmft.files import read_object, write_json
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
+from llmft.runs.report.parts import standard_error
 from llmft.sources.wheels import size_text
 
 NOTES = "notes.json"  # tags and note: run.json is the run's own
@@ -146,7 +147,8 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    value, error, seconds = row["value"], row["stderr"], row["seconds"]
+    value, seconds = row["value"], row["seconds"]
+    error = standard_error(row["metric"] or "", row)
     shown = "-" if value is None else f"{value:,.4g}"
     return [
         escape(row["run"]),

@@ -14,7 +14,7 @@ from llmft.console import say, warn
 from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
-from llmft.runs.record import OUTPUTS
+from llmft.runs.record import FAR_TOO_HIGH, OUTPUTS
 from llmft.train.checkpoint import checkpoints
 from llmft.train.memory import LEAST, MOST
 from llmft.train.resume import (
@@ -136,6 +136,11 @@ def show(plan: Plan, args: TrainingArguments) -> None:
         warn(
             "memory may run out: --per_device_train_batch_size auto finds a batch that"
             " leaves some"
+        )
+    if plan.steps and args.learning_rate > FAR_TOO_HIGH:
+        warn(
+            f"learning_rate {args.learning_rate:g} is far above what models of text"
+            " take, 1e-5 to 1e-3: the loss may rise at once, and stay there"
         )
     rises = args.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau")
     warmup = args.get_warmup_steps(plan.steps) if rises else 0

@@ -39,6 +39,7 @@ KILLED = "killed"  # a status that no process could write
 # first metric.
 PARTS = ("test", "folds", "eval")
 HEADLINES = ("accuracy", "f1_micro", "r2", "perplexity", "loss")
+FAR_TOO_HIGH = 0.05  # a learning rate, of whatever part of a model of text
 _SHAPES: dict[str, Any] = {
     **dict.fromkeys(("data", "arguments", "choices", "versions", "model"), dict),
     **dict.fromkeys(("plan", "cpu"), dict),

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmft.console import say, table
 from llmft.process import PACKED
-from llmft.runs.report.parts import NORMAL, limits
+from llmft.runs.report.parts import standard_error
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
@@ -48,13 +48,9 @@ def results(
 
 def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return value, standard error and number of a metric, for a table."""
-    value, error = entry["value"], entry["stderr"]
+    value, error = entry["value"], standard_error(name, entry)
     shown = "-" if value is None else f"{value:,.4g}"
     spread = "-" if error is None else f"{error:.2g}"
-    if name == "accuracy" and error == 0 and value in (0, 1):
-        # All right, or all wrong: draws tell nothing, Wilson's limits do.
-        low, high = limits(name, entry)
-        spread = f"{(high - low) / (2 * NORMAL):.2g}"
     return shown, spread, f"{entry['n']:,}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmft.errors import escape
-from llmft.runs.record import RunRecord
+from llmft.runs.record import FAR_TOO_HIGH, RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
 from llmft.runs.report.parts import (
@@ -65,8 +65,11 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
     _, losses = series(seen.events, "eval_loss")
     if len(losses) < 2:
         return
-    best = min(losses)
-    if losses[-1] == best and losses[-2] - best > _FALL * abs(losses[-2]):
+    best, rate = min(losses), seen.run.arguments.get("learning_rate")
+    if isinstance(rate, float) and rate > FAR_TOO_HIGH:
+        said = f"a learning rate of {rate:g} is far above what models of text take"
+        yield said, "--learning_rate of 1e-5 to 1e-3, or auto"
+    elif losses[-1] == best and losses[-2] - best > _FALL * abs(losses[-2]):
         limit = seen.run.arguments.get("time_limit")
         helps = f"a longer --time_limit (it was {limit})" if limit else ""
         said = f"{number(losses[-2])} to {number(best)} in the last evaluation"

@@ -119,6 +119,18 @@ def limits(name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
     return max(value - half, least), min(value + half, most)
 
 
+def standard_error(name: str, entry: Mapping[str, Any]) -> float | None:
+    """Return the standard error of a metric that is shown beside its value.
+
+    Where all is right, or all wrong, draws of rows tell nothing: Wilson's limits do.
+    """
+    error: float | None = entry["stderr"]
+    if name == "accuracy" and error == 0 and entry["value"] in (0, 1):
+        low, high = limits(name, entry)
+        return (high - low) / (2 * NORMAL)
+    return error
+
+
 def wilson(right: float, n: float) -> tuple[float, float]:
     """Return the limits of 95 % of a share (Wilson 1927); 0 to 1 of no rows."""
     if not n:

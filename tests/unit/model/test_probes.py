@@ -86,4 +86,4 @@ def test_row_policy_needs_no_positions(tokenizer):
     texts = Dataset.from_dict({"text": tiny.sentences(4)})
     args = LanguageModelingDataArguments(max_seq_length=16, block_policy="row")
     found = lm_blocks(texts, tokenizer, args, "train", end_documents=True)
-    assert found.column_names == ["input_ids", "row"]
+    assert found.column_names == ["input_ids", "row", "documents"]
