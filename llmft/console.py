@@ -22,6 +22,7 @@ from llmft.errors import EnvironmentFault, escape
 
 logger = logging.getLogger("llmft")
 LIBRARIES = ("llmft", "transformers", "datasets", "accelerate", "huggingface_hub")
+_crashes: list[Any] = []  # where ``crashes_to`` has them written, the innermost last
 _NARROWEST = 12  # columns that a cell of a table keeps at the least
 
 
@@ -189,9 +190,10 @@ def log_to_file(path: Path) -> Iterator[None]:
 def crashes_to(path: Path | None = None) -> Iterator[None]:
     """Have a crash in C code write where Python was to a file, or standard error.
 
-    Where somebody has asked for that already (PYTHONFAULTHANDLER), it stays as it is.
+    Within another one it takes the place of that for the while. Where somebody else has
+    asked for that already (PYTHONFAULTHANDLER), it stays as it is.
     """
-    if faulthandler.is_enabled():
+    if faulthandler.is_enabled() and not _crashes:
         yield
         return
     with ExitStack() as stack:
@@ -201,5 +203,14 @@ def crashes_to(path: Path | None = None) -> Iterator[None]:
             if path:
                 stream = stack.enter_context(open(path, "a"))
             faulthandler.enable(stream)
-            stack.callback(faulthandler.disable)
+            _crashes.append(stream)
+            stack.callback(_crashes_as_before)
         yield
+
+
+def _crashes_as_before() -> None:
+    _crashes.pop()
+    if _crashes:
+        faulthandler.enable(_crashes[-1])
+    else:
+        faulthandler.disable()

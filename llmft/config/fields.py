@@ -354,7 +354,7 @@ class TrainingArguments(transformers.TrainingArguments):
     max_nonfinite_steps: int = _free(
         10,
         "Steps in a row that on_nonfinite may skip before the run stops.",
-        "[0, inf)",
+        "[1, inf)",
     )
     check_inputs: bool = arg(
         False,

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from llmft.console import table
-from llmft.errors import DataError, brief
+from llmft.errors import DataError, brief, escape
 from llmft.files import read_object
 from llmft.runs.record import RunRecord
-from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept
+from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept, place_of
 
 _ROWS, _TOKENS = 16, 64  # that are shown
 _CHARACTERS = 100
@@ -26,7 +26,7 @@ def inspected(run: RunRecord) -> str:
     """
     folders = kept(run.folder)
     if not folders:
-        return f"{run.name}: no batch is kept: no step of its training was not finite"
+        return _without(run)
     folder = folders[0]
     try:
         tensors = load_file(folder / TENSORS)
@@ -41,6 +41,16 @@ def inspected(run: RunRecord) -> str:
     if (model := folder.parent / MODEL).is_dir():
         where += f"\nthe weights before it: {model}, for --model_name_or_path"
     return "\n\n".join([*filter(None, parts), where])
+
+
+def _without(run: RunRecord) -> str:
+    """Return what is known of a run that has kept no batch."""
+    said = f"{run.name}: no batch is kept"
+    if skipped := run.record.get("skipped_steps"):
+        said += f"; steps that were skipped, not finite: {skipped:,}"
+    if error := run.record.get("error"):
+        said += f"; it ended with {escape(error)}"
+    return said
 
 
 def _head(run: RunRecord, found: dict[str, Any]) -> str:
@@ -75,10 +85,8 @@ def _rows(found: dict[str, Any]) -> str:
 
 
 def _place(row: dict[str, Any]) -> str:
-    places = row["places"]
-    if not places:
-        return ", ".join(f"example {i}" for i in row["examples"]) or "-"
-    return places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
+    known = place_of(row)
+    return known or ", ".join(f"example {i}" for i in row["examples"]) or "-"
 
 
 def _module(found: dict[str, Any]) -> str:
@@ -89,10 +97,14 @@ def _module(found: dict[str, Any]) -> str:
             what = f"first module whose {said} was not finite"
             lines += [f"{what}: {first['module']} ({first['kind']})"]
             lines += [table(list(_stats(first)), _HEADER)]
+            if first.get("gets"):
+                lines += ["  it gets numbers that are not finite already"]
             if tokens := first.get("tokens"):
                 lines += [f"  its weights of these are not finite: {', '.join(tokens)}"]
     if not lines:
         lines = ["every module gave finite numbers: it is the loss itself"]
+    if found.get("features"):
+        lines += ["features that the frozen encoder gave for it are not finite"]
     for name in ("weights", "gradients"):
         if found[name]:
             lines += [f"{name} that are not finite: {', '.join(found[name])}"]
@@ -114,13 +126,15 @@ def _stats(first: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _tokens(found: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    """Return tokens, ids, mask and labels of the first row at fault."""
+    """Return tokens, ids, mask and labels of the first row at fault.
+
+    "" where they are not known: the ids are those of features then.
+    """
     row = (found["alone"] or [0])[0]
     of_row = {n: x[row] for n, x in tensors.items() if n != "rng_state" and x.ndim}
-    ids = of_row.get("input_ids")
-    if ids is None or ids.ndim != 1:
+    ids, tokens = of_row.get("input_ids"), found["rows"][row]["tokens"]
+    if ids is None or ids.ndim != 1 or not tokens:
         return ""
-    tokens = found["rows"][row]["tokens"] or [""] * len(ids)
     along = [n for n, x in of_row.items() if x.shape == ids.shape and n != "input_ids"]
     along.sort()
     cells = [

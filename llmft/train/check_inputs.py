@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,13 +88,21 @@ def _values(
 def _limit(name: str, core: Any) -> int | None:
     """Return how many values a part of a batch may have, None where any."""
     if name == "input_ids":
-        table = core.get_input_embeddings()
+        table = _own(core.get_input_embeddings)
         return getattr(table, "num_embeddings", None)  # None: features stand in for it
     if name == "token_type_ids":
         return getattr(core.config, "type_vocab_size", None) or None
     if name == "position_ids":
         return getattr(core.config, "max_position_embeddings", None)
     return None
+
+
+def _own(find: Callable[[], Any]) -> Any:
+    """Return embeddings of a model; None of one that has no such table (CANINE)."""
+    try:
+        return find()
+    except NotImplementedError:
+        return None
 
 
 def _labels(
@@ -107,11 +117,10 @@ def _labels(
         return "", None
     if labels.is_floating_point():
         return f"are {labels.dtype}, expected whole numbers", None
-    head = core.get_output_embeddings() if kind is None else None
-    limit = core.config.num_labels if kind == SINGLE else None
-    limit = limit or getattr(
-        head, "out_features", core.config.get_text_config().vocab_size
-    )
+    head = _own(core.get_output_embeddings) if kind is None else None
+    size = getattr(core.config.get_text_config(), "vocab_size", math.inf)
+    limit: Any = core.config.num_labels if kind == SINGLE else None
+    limit = limit or getattr(head, "out_features", size)
     if (bad := ((labels < 0) & (labels != IGNORED)) | (labels >= limit)).any():
         said = f"have {labels[bad][0].item()}, expected 0 to {limit - 1:,}"
         return said + (", or -100" if kind is None else ""), bad

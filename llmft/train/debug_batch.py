@@ -28,8 +28,8 @@ from llmft.files import publish_folder, write_json
 from llmft.machine.detect import gib
 from llmft.model.adapters import how_to_save
 from llmft.model.compiled import as_written
-from llmft.model.features import whole_model
-from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept
+from llmft.model.features import CachedBackbone, whole_model
+from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept, place_of
 from llmft.train.narrow import transformers_model
 from llmft.train.rows import places_of, rows_of_example
 from llmft.train.tracing import trace
@@ -69,6 +69,7 @@ class Found:
         rows: of each, its examples, places, text, tokens, and its loss alone.
         forward, backward: the first module whose output, and the first the gradient of
             whose output, was not finite, as ``tracing`` describes it.
+        features: whether those are not finite that a frozen encoder gave for the batch.
         weights, gradients: names of those that are not finite.
     """
 
@@ -84,6 +85,7 @@ class Found:
     rows: list[dict[str, Any]] = field(default_factory=list)
     forward: dict[str, Any] | None = None
     backward: dict[str, Any] | None = None
+    features: bool = False
     weights: list[str] = field(default_factory=list)
     gradients: list[str] = field(default_factory=list)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -97,15 +99,18 @@ class Found:
     @property
     def places_alone(self) -> list[str]:
         """Where the rows stand that are at fault alone."""
-        return [
-            " to ".join(_ends(p)) for i in self.alone if (p := self.rows[i]["places"])
-        ]
+        return [*filter(None, (place_of(self.rows[i]) for i in self.alone))]
 
     @property
     def module(self) -> str:
         """The name of the first module that was not finite, or ""."""
         found = self.forward or self.backward
         return found["module"] if found else ""
+
+    @property
+    def gets(self) -> bool:
+        """Whether that module was given numbers that were not finite already."""
+        return self.forward is not None and self.forward["gets"]
 
 
 def look_into(
@@ -130,6 +135,7 @@ def look_into(
             found.alone = [i for i, is_bad in enumerate(bad) if is_bad]
         run = _again(trainer, part, backward)
         found.forward, found.backward = trace(trainer.model, run, _decoder(trainer))
+        found.features = _has_bad_features(trainer.model, part.batch)
         named = list(trainer.model.named_parameters())
         found.weights = [n for n, w in named if not w.isfinite().all()]
         graded = ((n, w.grad) for n, w in named if w.grad is not None)
@@ -194,6 +200,14 @@ def _is_bad(trainer: Any, part: Part, batch: Any, backward: bool) -> bool:
     return not all(bool(g.isfinite().all()) for g in grads)
 
 
+def _has_bad_features(model: Any, batch: Mapping[str, Any]) -> bool:
+    """Return whether a frozen encoder gave a batch numbers that are not finite."""
+    core = transformers_model(model).base_model
+    if not isinstance(core, CachedBackbone):
+        return False
+    return not bool(core.states[batch["input_ids"]].isfinite().all())
+
+
 def _again(trainer: Any, part: Part, backward: bool) -> Any:
     def run() -> None:
         trainer.model.zero_grad()
@@ -245,15 +259,13 @@ def _described(
 def _learnt_ids(batch: Any, row: int) -> list[int]:
     """Return the ids of a row as they were before masking, without padding."""
     ids, labels = batch["input_ids"][row], batch.get("labels")
-    if labels is not None and labels[row].shape == ids.shape:
-        ids = torch.where(labels[row] == IGNORED, ids, labels[row])
+    labels = None if labels is None else labels[row]
+    # Of classes there may be as many as tokens.
+    if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
+        ids = torch.where(labels == IGNORED, ids, labels)
     if (mask := batch.get("attention_mask")) is not None:
         ids = ids[mask[row].bool()]
     return ids.tolist()
-
-
-def _ends(places: list[str]) -> list[str]:
-    return places if len(places) < 2 else [places[0], places[-1]]
 
 
 def _number(value: float | None) -> float | str | None:

@@ -15,9 +15,9 @@ from transformers.trainer_callback import ExportableState
 
 from llmft.console import logger, say, warn
 from llmft.data.read.store import Source
-from llmft.errors import EnvironmentFault, NonFiniteError, brief
+from llmft.errors import EnvironmentFault, NonFiniteError, brief, listed
 from llmft.machine.plan import Forecast
-from llmft.train import debug_batch
+from llmft.train import checkpoint, debug_batch
 from llmft.train.check_inputs import check_batch
 from llmft.train.debug_batch import Found, Part
 from llmft.train.loss_watch import LossWatch
@@ -26,6 +26,7 @@ from llmft.train.memory import out_of_memory_fault
 _TOLD = 5  # skipped steps that are told one by one; the log has all
 _ROWS = 20  # rows whose count a checkpoint keeps
 _LOWER = "lower learning_rate, or raise warmup_steps"
+_OTHER = "use another model, or --precision fp32"
 
 
 class Guards(TrainerCallback, ExportableState):
@@ -64,6 +65,7 @@ class Guards(TrainerCallback, ExportableState):
     def _forget(self) -> None:
         self.parts: list[Part] = []  # of this step: its micro-batches
         self.loss, self.fault = 0.0, ""
+        self.places: list[str] = []  # of this step: its rows that are at fault
         self.total_before: Any = None  # of the losses that the next log averages
 
     def state(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Guards(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": kept}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Go on from the checkpoint that is resumed."""
+        """Go on from the checkpoint that is resumed; see what the model came with."""
         # Trainer saves the state of those only that the checkpoint has.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
         kept = (saved.get("attributes") or {}) if state.global_step else {}
@@ -85,6 +87,11 @@ class Guards(TrainerCallback, ExportableState):
         self.last_loss = kept.get("last_loss", 0.0)
         self.rows = Counter(kept.get("rows", {}))
         self.watch.begin(resumed=state.global_step > 0)
+        found = checkpoint.not_finite(kw["model"])
+        setattr(kw["model"], checkpoint.AT_START, found)
+        if found:
+            shown = listed((f"{n:,} of {name}" for name, n in found.items()), 3, str)
+            warn(f"values of the weights are not finite before training: {shown}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Forget the step before."""
@@ -140,6 +147,8 @@ class Guards(TrainerCallback, ExportableState):
         for weight in trainer.model.parameters():
             weight.grad = None  # an optimizer passes over those that have none
         trainer._tr_loss.copy_(self.total_before + self.last_loss)
+        # Not before: a signal may end the step, and a resume takes it again.
+        self.rows.update(self.places)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         return torch.zeros(())
 
@@ -154,7 +163,7 @@ class Guards(TrainerCallback, ExportableState):
             kept = debug_batch.keep(self.folder, found, trainer, stops or over)
         if stops or over:
             raise self._error(found, kept, over)
-        self.rows.update(found.places_alone)
+        self.places = found.places_alone
         said = f"step {self.step} is skipped: the {what} is {value}{_rows(found)}"
         if self.skipped < _TOLD:
             _warn(said)
@@ -177,12 +186,13 @@ class Guards(TrainerCallback, ExportableState):
         known = [f"learning rate {found.learning_rate:.3g}"]
         if found.last_norm is not None:
             known.append(f"gradient norm {found.last_norm:.3g} in the step before")
-        hint = _LOWER
+        alone = bool(found.places_alone)
+        hint = _OTHER if found.features or (found.gets and alone) else _LOWER
         if found.weights:
             hint = "weights of the model are not finite: use another model"
-            if found.places_alone:
+            if alone:
                 hint += ", or --on_nonfinite skip"
-        elif found.places_alone and not over:
+        elif alone and not over:
             hint = "--on_nonfinite skip goes on without that step; or " + hint
         if kept and self.folder is not None:
             hint += f"; `llmft inspect {self.folder}` shows the batch"
@@ -204,6 +214,10 @@ def _warn(said: str) -> None:
 def _rows(found: Found) -> str:
     """Return which rows a step was made of, or which of them is at fault alone."""
     first = f"; the first module to give one is {found.module}" if found.module else ""
+    if found.features:
+        first = "; the features that the frozen encoder gave for it are not finite"
+    elif found.gets:
+        first = f"{first}, which gets numbers that are not finite"
     if found.places_alone or found.alone:
         shown = found.places_alone or [f"row {i} of the batch" for i in found.alone]
         more = ", ..." * (len(shown) > 5)

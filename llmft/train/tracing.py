@@ -32,9 +32,11 @@ def trace(
     def forward(name: str, module: nn.Module, args: Any, given: Any, out: Any) -> None:
         tensors = list(_floats(out))
         if found[0] is None and not all(x.isfinite().all() for x in tensors):
-            inputs = [_stats(x) for x in _tensors([*args, given])]
+            taken = list(_tensors([*args, given]))
             found[0] = _of_module(name, module) | {
-                "inputs": inputs,
+                "inputs": [_stats(x) for x in taken],
+                # A mask has -inf for good reasons.
+                "gets": any((x.isnan() | x.isposinf()).any().item() for x in taken),
                 "outputs": [_stats(x) for x in tensors],
                 "tokens": _tokens(module, args, tokenizer),
             }

@@ -298,24 +298,33 @@ def crash(argv=()):
     ctypes.string_at(0)
 run_command(lambda argv: print(faulthandler.is_enabled()), [])
 print(faulthandler.is_enabled(), flush=True)
+def run(argv=()):  # as a command has it, with its own log
+    with crashes_to(pathlib.Path(sys.argv[1])):
+        if sys.argv[2] == "within":
+            crash()
+    if sys.argv[2] == "after":
+        crash()
 if len(sys.argv) == 1:
     run_command(crash, [])
+run_command(run, [])
 with crashes_to(pathlib.Path(sys.argv[1])):
     crash()
 """
     log = tmp_path / "debug.log"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONFAULTHANDLER"}
-    for more in ([], [str(log)]):
+    for more in ([], *([str(log), where] for where in ("alone", "within", "after"))):
+        log.unlink(missing_ok=True)
         command = [sys.executable, "-c", program, *more]
         done = subprocess.run(
             command, cwd=ROOT, env=env, capture_output=True, text=True
         )
         assert done.returncode == -signal.SIGSEGV
         assert done.stdout == "True\nFalse\n"
-        said = log.read_text() if more else done.stderr
+        to_log = bool(more) and more[1] != "after"
+        said = log.read_text() if to_log else done.stderr
         assert "Fatal Python error: Segmentation fault" in said
         assert ", line 6 in crash" in said
-        assert not (more and done.stderr)
+        assert not (done.stderr if to_log else more and log.read_text())
 
 
 class _Deaf:

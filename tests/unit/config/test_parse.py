@@ -198,14 +198,14 @@ REFUSES_MINUS_AND_ZERO = """
  learning_rate adam_epsilon gradient_accumulation_steps logging_steps eval_steps
  save_steps eval_accumulation_steps save_total_limit num_threads
  early_stopping_patience dataloader_prefetch_factor torch_empty_cache_steps
- multi_label_threshold k_folds repetition_penalty""".split()
+ multi_label_threshold k_folds repetition_penalty max_nonfinite_steps""".split()
 REFUSES_MINUS = """
  dropout lora_dropout top_k min_new_tokens no_repeat_ngram_size
  validation_split_percentage test_split_percentage num_examples num_mistakes
  warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm label_smoothing_factor
  neftune_noise_alpha eval_delay seed data_seed dataloader_num_workers
  early_stopping_threshold max_bad_rows buffer_size stride contrastive_weight
- temperature max_nonfinite_steps""".split()
+ temperature""".split()
 RANGED = REFUSES_MINUS_AND_ZERO + REFUSES_MINUS
 
 

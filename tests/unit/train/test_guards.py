@@ -3,13 +3,18 @@
 import json
 import math
 import random
+import re
 
 import pytest
 import tiny
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import (
+    CanineConfig,
+    CanineForSequenceClassification,
+    TrainerCallback,
+)
 
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -24,7 +29,8 @@ from llmft.data.tokens.collate import (
 )
 from llmft.errors import DataError, EnvironmentFault, NonFiniteError
 from llmft.machine.plan import Forecast
-from llmft.runs.inspect import inspected
+from llmft.model.features import freeze_backbone
+from llmft.runs.inspect import _place, inspected
 from llmft.runs.record import RunRecord
 from llmft.train import checkpoint, debug_batch, memory
 from llmft.train.callbacks import for_run
@@ -170,6 +176,116 @@ def test_a_skipped_step_changes_nothing(wordpiece, byte_level, kind, parts, caps
     assert all(logged[i] == pytest.approx(logged[i - 1]) for i in steps if i)
 
 
+def test_what_was_not_finite_before_training_is_no_fault_of_it(wordpiece, capsys):
+    trainer = made(wordpiece, "classification", on_nonfinite="skip")
+    trainer.train()
+    name = "bert.embeddings.word_embeddings.weight"
+    said = f"values of the weights are not finite before training: 32 of {name}\n"
+    assert f"llmft: warning: {said}" in capsys.readouterr().err
+    checkpoint.require_finite(trainer.model, 6)
+    poisoned(trainer.model, 7)
+    with pytest.raises(NonFiniteError) as caught:
+        checkpoint.require_finite(trainer.model, 6)
+    size = 32 * len(wordpiece)
+    assert (
+        f"64 of {size:,} values of the weight {name} are not finite after step 6, 32"
+        " before training; nothing of it is saved" in str(caught.value)
+    )
+
+
+def test_a_step_that_is_not_whole_counts_no_row(wordpiece):
+    """A signal may end it, and a resume takes it again."""
+    seen = []
+
+    class Between(TrainerCallback):
+        def on_substep_end(self, *args, **kw):
+            guards = trainer.guards
+            found = sum(guards.rows.values()), guards.skipped
+            seen.append((bool(guards.fault), *found))
+
+    changes = {"on_nonfinite": "skip", "gradient_accumulation_steps": 2}
+    trainer = made(wordpiece, "classification", options=[Between()], **changes)
+    trainer.train()
+    assert any(fault for fault, *_ in seen)
+    assert all(rows == skipped for _, rows, skipped in seen)
+    assert sum(trainer.guards.rows.values()) == trainer.guards.skipped
+
+
+@pytest.mark.parametrize(
+    ("examples", "places", "said"),
+    [
+        ([3], ["a:4"], "a:4"),
+        ([3], ["a:4", "a:5", "b:1"], "a:4 to b:1"),  # a block of documents
+        ([3, 9], ["a:4", "a:10"], "a:4 or a:10"),
+        ([3, 4], ["a:4", "a:4"], "a:4"),  # parts of one text
+        ([*range(8)], [f"a:{i}" for i in range(8)], "a:0 or a:1 or a:2 or a:3 or a:4"),
+    ],
+)
+def test_equal_rows_are_no_range(examples, places, said):
+    row = {"examples": examples, "places": places}
+    found = debug_batch.Found(1, "loss", math.nan, 0.1, None, alone=[0], rows=[row])
+    said += " or 3 more" * (len(places) == 8)
+    assert found.places_alone == [said]
+    assert _place(row) == said
+
+
+def test_labels_of_classes_are_no_ids():
+    ids = torch.tensor([[2, 6, 3, 0]])
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    for labels, learnt in (
+        (torch.tensor([[1.0, 0.0, 1.0, 1.0]]), [2, 6, 3]),
+        (torch.tensor([[-100, 9, -100, -100]]), [2, 9, 3]),
+    ):
+        assert debug_batch._learnt_ids(batch | {"labels": labels}, 0) == learnt
+
+
+def failed(trainer):
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.train()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_features_that_are_not_finite_are_those_of_the_encoder(
+    wordpiece, tmp_path, kind
+):
+    """Also where there is a pooler, which is the first that is trained."""
+    model = tiny.model(kind, "classification", len(wordpiece), num_labels=2)
+    trainer = made(wordpiece, "classification", tmp_path, model=model)
+    data = {"train": trainer.train_dataset}
+    kept = freeze_backbone(model, data, trainer.data_collator)["train"]
+    trainer.train_dataset = kept
+    said = failed(trainer)
+    assert (
+        f", own.txt:{BAD + 1} alone gives it; the features that the frozen encoder gave"
+        " for it are not finite; --on_nonfinite skip goes on without that step; or use"
+        " another model, or --precision fp32; `llmft inspect" in said
+    )
+    shown = inspected(RunRecord(tmp_path / "run", {}, {}))
+    assert "\nfeatures that the frozen encoder gave for it are not finite\n" in shown
+    assert ("it gets numbers that are not finite already" in shown) is (kind == "bert")
+    assert "input_ids" not in shown  # they are numbers of features
+    assert re.search(rf"own\.txt:{BAD + 1} +nan +yes ", shown)
+
+
+@pytest.mark.parametrize(
+    ("size", "hint"), [(1, "or use another model, or --prec"), (4, "lower learning_ra")]
+)
+def test_a_module_may_get_what_is_not_finite(wordpiece, tmp_path, size, hint):
+    model = tiny.model("bert", "classification", len(wordpiece), num_labels=2)
+    changes = {"per_device_train_batch_size": size, "model": model}
+    trainer = made(wordpiece, "classification", tmp_path, **changes)
+    poisoned(model, wordpiece("#", add_special_tokens=False)["input_ids"][0], 0.5)
+    model.classifier.register_forward_pre_hook(lambda m, args: (args[0] * math.nan,))
+    said = failed(trainer)
+    gets = "the first module to give one is classifier, which gets numbers that are not"
+    assert f"; {gets} finite; " in said
+    assert hint in said
+    assert ("lower learning_rate" in said) is (size == 4)
+    shown = inspected(RunRecord(tmp_path / "run", {}, {}))
+    assert "  it gets numbers that are not finite already\n" in shown
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_traced(
     wordpiece, tmp_path, capsys
 ):
@@ -228,9 +344,11 @@ def test_a_stop_keeps_batch_and_weights(wordpiece, tmp_path, capsys):
 
 def test_without_a_batch_inspect_says_so(tmp_path):
     run = RunRecord(tmp_path, {}, {})
-    assert (
-        inspected(run)
-        == f"{tmp_path.name}: no batch is kept: no step of its training was not finite"
+    assert inspected(run) == f"{tmp_path.name}: no batch is kept"
+    record = {"error": "NonFiniteError: it is\nnan", "skipped_steps": 1200}
+    assert inspected(RunRecord(tmp_path, record, {})) == (
+        f"{tmp_path.name}: no batch is kept; steps that were skipped, not finite:"
+        r" 1,200; it ended with NonFiniteError: it is\nnan"
     )
     folder = tmp_path / "debug_batch" / "step-3"
     folder.mkdir(parents=True)
@@ -445,6 +563,21 @@ def test_inputs_are_checked(wordpiece, byte_level, kind, name, values, said):
     found = str(caught.value)
     assert "DataError: the batch of step 3 is not what the model takes: " in found
     assert said in found
+
+
+def test_ids_of_a_model_without_embeddings_have_no_limit(wordpiece):
+    """CANINE hashes characters."""
+    config = CanineConfig(**tiny.SIZES, num_hash_buckets=64, num_labels=2)
+    trainer = made(wordpiece, "classification")
+    trainer.model = CanineForSequenceClassification(config)
+    ids = torch.tensor([[0xE000, 0x10FFFF, 0xE001], [0xE000, 97, 0xE001]])
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 1])}
+    check_batch(trainer, batch, "step 3")
+    trainer.objective = MaskedLM()  # its labels are ids
+    check_batch(trainer, batch | {"labels": ids}, "step 3")
+    trainer.objective = Classification()
+    with pytest.raises(DataError, match="labels have 2, expected 0 to 1"):
+        check_batch(trainer, batch | {"labels": torch.tensor([0, 2])}, "step 3")
 
 
 def test_check_inputs_names_the_row(wordpiece):
