@@ -15,7 +15,12 @@ import torch
 from checkpointed import FACTS, arguments, change_record, manifest_of, train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerCallback
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llmft.errors import CheckpointError, EnvironmentFault, NonFiniteError
 from llmft.process import Terminated
@@ -23,6 +28,7 @@ from llmft.runs import output_dir as runs
 from llmft.runs.record import read_run
 from llmft.train import checkpoint, resume
 from llmft.train.agreement import AlreadyComplete, require_match
+from llmft.train.callbacks import TensorBoard
 
 STEPS = 8
 EVERY = {"max_steps": STEPS, "save_steps": 2, "logging_steps": 1}
@@ -224,6 +230,48 @@ def scalars(folder):
         for tag in read.Tags()["scalars"]
         if not tag.endswith(_TIMES)
     }
+
+
+def test_what_is_logged_after_a_training_purges_nothing(tmp_path):
+    """As of the evaluation at the end, for which TensorBoard opens another file."""
+    args = TrainingArguments(output_dir=str(tmp_path / "x"), use_cpu=True)
+    for done, steps in ((0, [1, 2, 3]), (2, [3, 4, 5])):
+        board = TensorBoard(tmp_path / "logs", done)
+        state, control = TrainerState(), TrainerControl()
+        board.on_train_begin(args, state, control)
+        for state.global_step in steps:
+            board.on_log(args, state, control, logs={"loss": state.global_step / 8})
+        board.on_train_end(args, state, control)
+    board.on_log(args, state, control, logs={"eval_loss": 1.0})
+    board.on_train_end(args, state, control)
+    steps = [1, 3, 4, 5]  # the checkpoint, here without a log, has that of step 2
+    assert scalars(tmp_path)["train/loss"] == [(step, step / 8) for step in steps]
+    assert scalars(tmp_path)["eval/loss"] == [(5, 1.0)]
+
+
+def test_a_kill_before_the_first_record(tmp_path):
+    """What it left is no run, and in nobody's way."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".run.json.staging-host-1-5f8590da").write_text("{")
+    args = again(folder).training
+    runs.check_output_dir(args)
+    assert runs.make_folder("classify", args) == folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"legs": "x"}, {"legs": [1]}, {"arguments": {"seed": 5}}, {"started": 7}],
+)
+def test_a_record_that_no_run_wrote_says_nothing(run, changes):
+    assert resume.record_of(run)["status"] == "complete"
+    change_json(run / "run.json", changes)
+    assert resume.record_of(run) == {}
+    assert resume.newest(run / "checkpoints")[0] == run / "checkpoints/checkpoint-8"
+
+
+def change_json(path, changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_cut_and_the_same_command_are_one_run(killed, whole, wordpiece, capsys):

@@ -57,6 +57,7 @@ CELLS: dict[str, tuple[Cell, list[int]]] = {
         [3],
     ),
     "window": ({"task": "classify", **WINDOW}, [1, 3, 6]),
+    "evaluated first": ({"task": "classify", "eval_on_start": True, **EPOCHS}, [3]),
     "log by epoch": (
         {"task": "classify", **EPOCHS, "logging_strategy": "epoch"},
         [2, 4],

@@ -67,6 +67,16 @@ def test_the_same_command_and_resume(
     assert said.out.endswith("already complete (4 of 4 steps): run\n")
     assert llmft(*command, "--learning_rate", 0.5) == 4
     assert "learning_rate was" in capsys.readouterr().err
+    # What a complete run was not asked for is said, and does not touch it.
+    assert llmft(*command, "--label_smoothing_factor", 0.3) == 0
+    said = capsys.readouterr()
+    assert "label_smoothing_factor: not as in the run, which is complete" in said.err
+    assert content(work / "run") == before
+    (work / "run" / "model").rename(work / "gone")
+    assert llmft(*command) == 4
+    assert "the run is complete, but its model is gone" in capsys.readouterr().err
+    (work / "gone").rename(work / "run" / "model")
+    assert content(work / "run") == before
     found = classify.run(
         model_name_or_path="bert",
         train_file="a.csv",
@@ -104,6 +114,25 @@ def test_the_same_command_and_resume(
     assert [e["step"] for e in logged if "loss" in e] == [1, 2, 3, 4, 5, 6]
     assert llmft("resume", work / "run") == 0
     assert "already complete (6 of 6 steps): run\n" in capsys.readouterr().out
+    # A push that failed, or was not asked for, is made up for once.
+    pushed: list[Path] = []
+
+    def upload(folder: Path, repo: str, revision: str | None) -> str:
+        pushed.append(folder)
+        return f"page of {repo}"
+
+    monkeypatch.setattr("llmft.sources.upload.require_repo", lambda name, _: name)
+    monkeypatch.setattr("llmft.sources.upload.upload", upload)
+    push = ("--push_to_hub", "true", "--hub_model_id", "own/model")
+    for _ in range(2):
+        assert llmft("resume", work / "run", *push) == 0
+        assert "already complete" in capsys.readouterr().out
+    assert pushed == [work / "run" / "model"] or pushed == [Path("run/model")]
+    assert process.read_json(work / "run" / "run.json")["pushed"] == "page of own/model"
+    # By the name of a checkpoint, from there.
+    at = work / "run" / "checkpoints" / "checkpoint-4"
+    assert llmft("resume", at) == 0
+    assert f"resume     {at}, in run\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_resumed(
@@ -114,6 +143,10 @@ def test_what_cannot_be_resumed(
     monkeypatch.chdir(tmp_path)
     assert llmft("resume", "none") == 2
     assert "no runs yet" in capsys.readouterr().err
+    (tmp_path / "cut" / "folds").mkdir(parents=True)
+    assert llmft("resume", "cut") == 2
+    said = "stopped in its folds goes on by its own command, with the same --output_dir"
+    assert said in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     record = {"recipe": "own", "script": "/gone/own.py", "argv": []}
     for changes, said in (

@@ -1,13 +1,15 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.files import try_lock
-from llmft.runs.record import KILLED, find_run, find_runs, read_run
+from llmft.runs.record import KILLED, find_run, find_runs, held, read_run
 
 
 def make(folder, events=(), tail="", **record):
@@ -55,6 +57,25 @@ def test_seconds_are_of_all_legs_and_unknown_where_one_was_killed(tmp_path):
     run = read_run(make(tmp_path / "r", legs=[{"seconds": 2.5}], seconds=4.0))
     assert run.seconds == 6.5
     assert read_run(make(tmp_path / "k", legs=[{}], seconds=4.0)).seconds is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it opens no folders")
+def test_a_worker_does_not_hold_the_folder_of_a_run(tmp_path):
+    """It lives a while longer than the process that was killed."""
+    with held(tmp_path):
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(0)
+        said = "another process is training"
+        with pytest.raises(EnvironmentFault, match=said), held(tmp_path):
+            pass
+    try:
+        with held(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it opens no folders")

@@ -387,7 +387,9 @@ def test_a_hub_that_fails_on_the_way(error, said):
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "txt", "utf16.txt", "txt.gz"])
+@pytest.mark.parametrize(
+    "ending", ["csv", "jsonl", "txt", "utf16.txt", "txt.gz", "json"]
+)
 @pytest.mark.parametrize("policy", ["pack", "row"])
 def test_a_stream_goes_on_behind_any_block(ending, policy, tmp_path, wordpiece):
     """Lines that stand before are passed over, of two files of 2,000 rows."""
@@ -399,6 +401,8 @@ def test_a_stream_goes_on_behind_any_block(ending, policy, tmp_path, wordpiece):
             lines = ["text", *(f'"{text}\n{text}"' for text in part if text)]
         elif ending == "jsonl":
             lines = [json.dumps({"text": text}) for text in part if text]
+        elif ending == "json":  # a list on one line
+            lines = [json.dumps([{"text": text} for text in part if text])]
         coded = "\n".join([*lines, ""]).encode("utf-16" if "16" in ending else "utf-8")
         packed = gzip.compress(coded) if ending.endswith("gz") else coded
         (tmp_path / f"{name}.{ending}").write_bytes(packed)
