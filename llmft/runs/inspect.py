@@ -104,7 +104,7 @@ def _module(found: dict[str, Any]) -> str:
     if not lines:
         lines = ["every module gave finite numbers: it is the loss itself"]
     if found.get("features"):
-        lines += ["features that the frozen encoder gave for it are not finite"]
+        lines += ["features that the frozen encoder gave for the batch are not finite"]
     for name in ("weights", "gradients"):
         if found[name]:
             lines += [f"{name} that are not finite: {', '.join(found[name])}"]

@@ -262,7 +262,7 @@ def test_features_that_are_not_finite_are_those_of_the_encoder(
         " another model, or --precision fp32; `llmft inspect" in said
     )
     shown = inspected(RunRecord(tmp_path / "run", {}, {}))
-    assert "\nfeatures that the frozen encoder gave for it are not finite\n" in shown
+    assert "\nfeatures that the frozen encoder gave for the batch are not" in shown
     assert ("it gets numbers that are not finite already" in shown) is (kind == "bert")
     assert "input_ids" not in shown  # they are numbers of features
     assert re.search(rf"own\.txt:{BAD + 1} +nan +yes ", shown)
