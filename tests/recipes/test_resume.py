@@ -130,7 +130,7 @@ def test_the_same_command_and_resume(
     assert pushed == [work / "run" / "model"] or pushed == [Path("run/model")]
     assert process.read_json(work / "run" / "run.json")["pushed"] == "page of own/model"
     # By the name of a checkpoint, from there.
-    at = work / "run" / "checkpoints" / "checkpoint-4"
+    at = work / "run" / "checkpoints" / "checkpoint-2"
     assert llmft("resume", at) == 0
     assert f"resume     {at}, in run\n" in capsys.readouterr().out
 

@@ -62,11 +62,14 @@ def test_seconds_are_of_all_legs_and_unknown_where_one_was_killed(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="it opens no folders")
 def test_a_worker_does_not_hold_the_folder_of_a_run(tmp_path):
     """It lives a while longer than the process that was killed."""
+    reading, writing = os.pipe()
     with held(tmp_path):
         worker = os.fork()
         if not worker:
-            time.sleep(60)
+            os.write(writing, b"1")
+            time.sleep(20)
             os._exit(0)
+        os.read(reading, 1)
         said = "another process is training"
         with pytest.raises(EnvironmentFault, match=said), held(tmp_path):
             pass
