@@ -56,6 +56,7 @@ def train(args, wordpiece, *also, recipe="classify", checked=False):
         )
         trainer.train(resume_from_checkpoint=args.training.resume_from_checkpoint)
         run.steps = trainer.state.global_step
+        (run.folder / "model").mkdir(exist_ok=True)  # in the place of ``run.save``
     return trainer
 
 

@@ -28,7 +28,7 @@ _ENDED = ("failed", "interrupted", "killed")
 _FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
 _LEFTOVER = re.compile(
     r"\.(model|profile|[0-9]+)\.(staging|older)-.+-\d+-[0-9a-f]{8}"
-    rf"|\.({_FILES})\.[0-9a-f]{{8}}|\.write-test"
+    rf"|\.({_FILES})\.(staging-.+-\d+-)?[0-9a-f]{{8}}|\.write-test"
 )
 
 

@@ -225,8 +225,8 @@ def held(folder: Path) -> Iterator[None]:
     ours = [descriptor]
 
     def let_go() -> None:
-        for inherited in ours:
-            os.close(inherited)
+        while ours:
+            os.close(ours.pop())  # once: its number may be another's later
 
     os.register_at_fork(after_in_child=let_go)
     try:

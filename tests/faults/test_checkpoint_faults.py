@@ -416,7 +416,9 @@ def test_all_are_bad(run, whole, wordpiece, capsys):
 
 def test_nothing_is_there_yet(whole, wordpiece, tmp_path, capsys):
     """A02: no folder; an empty one; one that a kill left before its record."""
-    for number, entries in enumerate(([], [], [".write-test", ".run.json.0123abcd"])):
+    for number, entries in enumerate(
+        ([], [], [".write-test", ".run.json.staging-host-1-0123abcd"])
+    ):
         folder = tmp_path / f"run{number}"
         if number:
             folder.mkdir()

@@ -209,14 +209,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_run_keeps_to_its_folder(trained, tmp_path):
+def test_a_run_keeps_to_its_folder(trained, tmp_path, tmp_path_factory):
     """No connection, no program, nothing written but the run, cache and scratch.
 
     With labels and texts that would leave them, and a secret that stays secret.
     """
-    cwd, home, scratch = tmp_path / "work", tmp_path / "home", tmp_path / "scratch"
-    for folder in (cwd, home, scratch):
-        folder.mkdir()
+    cwd, home = tmp_path / "work", tmp_path / "home"
+    cwd.mkdir()
+    home.mkdir()
+    scratch = tmp_path_factory.mktemp("s")  # a socket has 108 bytes for its path
     labels = ["../../x", "a/b", "l" * 300]
     rows = [{"text": f"good film {i}", "label": labels[i % 3]} for i in range(60)]
     lines = [json.dumps(row) for row in rows]
