@@ -405,7 +405,7 @@ def test_all_are_bad(run, whole, wordpiece, capsys):
     said = f"{run}: no checkpoint of it is whole, it starts anew; what it did goes to"
     assert f"resume     {said} stopped/\n" in out
     kept = run / "stopped" / "1"
-    assert f"metrics.jsonl, checkpoints, logs of before: now in {kept}\n" in out
+    assert f"metrics.jsonl, checkpoints, logs, model of before: now in {kept}\n" in out
     assert names(kept) == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
     assert events(kept) == events(run) == events(whole)
     assert (run / "mine.txt").read_text() == "keep"
