@@ -102,7 +102,9 @@ def _module(found: dict[str, Any]) -> str:
             if tokens := first.get("tokens"):
                 lines += [f"  its weights of these are not finite: {', '.join(tokens)}"]
     if not lines:
-        lines = ["every module gave finite numbers: it is the loss itself"]
+        of = {"gradient": "that of the weights, of steps that are too large"}
+        what = of.get(found["what"], "the loss itself")
+        lines = [f"every module gave finite numbers: it is {what}"]
     if found.get("features"):
         lines += ["features that the frozen encoder gave for the batch are not finite"]
     for name in ("weights", "gradients"):
