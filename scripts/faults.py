@@ -429,7 +429,7 @@ def first_step(
         use_cpu=True,
         resume_from_checkpoint=at,
     )
-    args.time_limit = args.early_stopping_patience = None
+    vars(args).update(time_limit=None, early_stopping_patience=None)  # llmft's own
     timer = FirstStep()
     trainer = LlmftTrainer(
         objective=MaskedLM(),
@@ -470,7 +470,10 @@ def figures(args: argparse.Namespace, root: Path) -> Iterator[tuple[str, Result]
         yield f"{recipe}: signals (M3, M4)", stops(job, max(args.kills // 4, 4), draw)
         pickles = [p.name for p in again.glob("model/*") if p.suffix in (".bin", ".pt")]
         yield f"{recipe}: pickles in the model (M15)", {"files": pickles}
-    yield "damaged checkpoints (M7)", damages(job, *args.damages, draw)
+    yield (
+        "damaged checkpoints (M7)",
+        damages(job, args.damages[0], args.damages[1], draw),
+    )
     yield "seconds to the first step of a resume (M5)", recoveries(root)
     yield "simultaneous starts (M13)", races(root, 100)
     plain = trainer_job(root)
