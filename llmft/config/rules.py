@@ -122,6 +122,11 @@ def relations(
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
             _is_not_utf8(v["output_dir"])
         ),
+        f"TMPDIR is a path of over {_TMPDIR} bytes, too long for the sockets of"
+        " workers: set a shorter one, or --dataloader_num_workers 0": (
+            v["dataloader_num_workers"]
+            and len(os.fsencode(os.environ.get("TMPDIR", ""))) > _TMPDIR
+        ),
         "push_to_hub needs do_train, and hub_model_id, as owner/name": (
             v["push_to_hub"] and not (v["do_train"] and v["hub_model_id"])
         ),
@@ -163,6 +168,11 @@ def _new_tokens(v: dict[str, Any]) -> dict[str, Any]:
             resized and v.get("lora_r") and not added
         ),
     }
+
+
+# Below it is "/pymp-xxxxxxxx/listener-xxxxxxxx", and a socket has 107 bytes (104 on a
+# Mac); with more, a training waited for its workers for ever.
+_TMPDIR = 70
 
 
 def _is_not_utf8(name: str | None) -> bool:

@@ -1,6 +1,7 @@
 """Every setting of transformers is taken or refused before a run folder is made."""
 
 import shlex
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -117,6 +118,20 @@ def test_one_problem_that_names_it(flags, expected):
     (problem,) = caught.value.problems
     assert expected in problem
     assert "\n" not in problem
+
+
+def test_a_path_that_is_too_long_for_the_sockets_of_workers(monkeypatch):
+    """Training would wait for them for ever."""
+    for length, fails in ((70, False), (71, True)):
+        monkeypatch.setenv("TMPDIR", "/" + "x" * (length - 1))
+        read("")
+        with pytest.raises(ConfigError) if fails else nullcontext() as caught:
+            read("--dataloader_num_workers 2")
+        if fails:
+            assert caught.value.problems == (
+                "TMPDIR is a path of over 70 bytes, too long for the sockets of"
+                " workers: set a shorter one, or --dataloader_num_workers 0",
+            )
 
 
 def test_a_package_that_is_not_installed():
