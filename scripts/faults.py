@@ -429,7 +429,8 @@ def first_step(
         use_cpu=True,
         resume_from_checkpoint=at,
     )
-    vars(args).update(time_limit=None, early_stopping_patience=None)  # llmft's own
+    ours = {"time_limit": None, "early_stopping_patience": None}
+    vars(args).update(ours, check_inputs=False, on_nonfinite="stop")
     timer = FirstStep()
     trainer = LlmftTrainer(
         objective=MaskedLM(),
