@@ -157,11 +157,6 @@ def _end_if_over(
             hint="name another output_dir, or give its model as --model_name_or_path",
             path=run,
         )
-    if training.do_train and not (run / "model").is_dir():
-        hint = "resume one of its checkpoints by its path, or name another output_dir"
-        raise CheckpointError(
-            "the run is complete, but its model is gone", hint=hint, path=run
-        )
     there = identity(record, before) | _of_test(record, before)
     differ = _refused(there, identity(here, values) | _of_test(here, values))
     if total < planned:
@@ -169,6 +164,11 @@ def _end_if_over(
     known = {d.name for d in differ} | {*there}
     others = _others(record, args, values, known, total)
     show(differ + [d._replace(effect=LEFT) for d in others], run)
+    if training.do_train and not (run / "model").is_dir():
+        hint = "resume one of its checkpoints by its path, or name another output_dir"
+        raise CheckpointError(
+            "the run is complete, but its model is gone", hint=hint, path=run
+        )
     _push_late(run, record, training)
     steps = f"{done:,} of {done if training.time_limit else planned:,} steps"
     steps += ", stopped early" if early else ""
@@ -221,7 +221,7 @@ def _refused(
 
 
 def _values(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: a.get("value") for n, a in record.get("arguments", {}).items()}
+    return {n: a.get("value") for n, a in (record.get("arguments") or {}).items()}
 
 
 def _others(

@@ -89,8 +89,8 @@ def newest(root: Path, hashes: bool = True) -> tuple[Path | None, list[str]]:
 def record_of(run: Path) -> dict[str, Any]:
     """Return what ``run.json`` says; nothing where it is not what a run writes."""
     record = read_object(run / "run.json")
-    parts = [record.get(name, {}) for name in ("arguments", "choices", "data")]
-    each = [record.get("legs", [])] + [[*p.values()] for p in parts if _is_object(p)]
+    parts = [record.get(name) or {} for name in ("arguments", "choices", "data")]
+    each = [record.get("legs") or []] + [[*p.values()] for p in parts if _is_object(p)]
     whole = all(map(_is_object, parts)) and all(
         isinstance(part, list) and all(map(_is_object, part)) for part in each
     )

@@ -377,6 +377,7 @@ def test_a_complete_one_is_found_by_the_same_command(tmp_path, capsys):
         require_match("mlm", args, {}, range(20))
     record |= {"arguments": args.resolved(), "plan": {"steps": 23}}
     write_json(tmp_path / "run" / "run.json", record)
+    (tmp_path / "run" / "model").mkdir()
     capsys.readouterr()
     with pytest.raises(AlreadyComplete):
         require_match("mlm", args, {}, range(20))
