@@ -33,6 +33,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import recipe_process as process
 import tiny
 import torch
+from checkpointed import unseen
 from datasets import Dataset
 from transformers import (
     DataCollatorWithPadding,
@@ -334,25 +335,12 @@ def stops(job: Job, times: int, draw: random.Random) -> Result:
     }
 
 
-def damages(job: Job, flips: int, cuts: int, draw: random.Random) -> Result:
-    """Flip single bits and cut files of a checkpoint; return how many are not found."""
+def damages(job: Job, flips: int, cuts: int, seed: int) -> Result:
+    """Flip single bits and cut files of a checkpoint; return what is not seen."""
     folder = job.new_folder()
     assert job.run(folder) == 0
     at = checkpoint.checkpoints(folder / "checkpoints")[-1]
-    files = sorted(p for p in at.rglob("*") if p.is_file())
-    missed: list[str] = []
-    for i in range(flips + cuts):
-        path = files[i % len(files)]
-        content = path.read_bytes()
-        place = draw.randrange(len(content))
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged if i < flips else content[:place])
-        if resume.fault(at) is None:
-            missed.append(f"{path.name} byte {place}")
-        path.write_bytes(content)
-    assert resume.fault(at) is None
-    return {"flips": flips, "cuts": cuts, "missed": missed}
+    return {"flips": flips, "cuts": cuts, "missed": unseen(at, flips, cuts, seed)}
 
 
 def races(root: Path, starts: int) -> Result:
@@ -473,7 +461,7 @@ def figures(args: argparse.Namespace, root: Path) -> Iterator[tuple[str, Result]
         yield f"{recipe}: pickles in the model (M15)", {"files": pickles}
     yield (
         "damaged checkpoints (M7)",
-        damages(job, args.damages[0], args.damages[1], draw),
+        damages(job, args.damages[0], args.damages[1], args.seed),
     )
     yield "seconds to the first step of a resume (M5)", recoveries(root)
     yield "simultaneous starts (M13)", races(root, 100)

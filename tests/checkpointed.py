@@ -1,6 +1,7 @@
 """Training of a tiny classifier in a run folder, for tests of its checkpoints."""
 
 import json
+import random
 from contextlib import contextmanager
 
 import tiny
@@ -10,7 +11,7 @@ from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.runs import output_dir as runs
-from llmft.train import checkpoint
+from llmft.train import checkpoint, resume
 from llmft.train.callbacks import EarlyStoppingCallback
 from llmft.train.objectives import Classification
 from llmft.train.trainer import LlmftTrainer
@@ -72,3 +73,25 @@ def manifest_of(folder):
     del manifest["sha256"]
     yield manifest
     (folder / "manifest.json").write_text(checkpoint.sealed(manifest))
+
+
+def unseen(folder, flips, truncations, seed=0):
+    """Return the damages of a checkpoint, of so many at random, that are not seen.
+
+    Each file gets as many; each is as it was afterwards.
+    """
+    draw, files = random.Random(seed), sorted(p for p in folder.iterdir())
+    missed = []
+    for number in range(flips + truncations):
+        path = files[number % len(files)]
+        content = path.read_bytes()
+        place = draw.randrange(len(content))
+        changed = bytearray(content)
+        changed[place] ^= 1 << draw.randrange(8)
+        if number >= flips:
+            changed = changed[: place if number % 2 else len(content) - 1]
+        path.write_bytes(changed)
+        if resume.fault(folder) is None:
+            missed.append((path.name, place))
+        path.write_bytes(content)
+    return missed

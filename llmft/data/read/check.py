@@ -360,11 +360,9 @@ class Check:
         used = [f"{k} = {v!r}" for k, v in named.items() if k != v]
         if len(self.columns.labels) > 1 and "label" in wanted:
             notes.append(f"labels are the columns {listed(self.columns.labels)}")
-        used = [] if self.instructs else used  # the notes of conversations say it
-        if used:
+        if used and not self.instructs:  # the notes of conversations say it
             notes.append(", ".join(used))
-        unused = [n for n in self._names if n not in self._read()]
-        if unused:
+        if unused := [n for n in self._names if n not in self._read()]:
             notes.append(f"columns not used: {listed(unused)}")
         if self._rule.undelimited:
             notes.append(f"no label holds the delimiter {self._rule.delimiter!r}")

@@ -54,6 +54,16 @@ def test_one_line_a_run(outputs, capsys):
     assert [line.split()[0] for line in lines[1:]] == ["r1", "r2", "r3"]
 
 
+def test_all_right_of_few_rows_is_not_certain(outputs, capsys):
+    """By Wilson: a bootstrap of ten right answers has no spread."""
+    folder = outputs / "classify" / "r1"
+    entry = {"value": 1.0, "stderr": 0.0, "n": 10, "split": "test"}
+    (folder / "metrics.json").write_text(json.dumps({"test": {"accuracy": entry}}))
+    _, lines, _ = run(capsys)
+    lowest = 1 / (1 + 1.96**2 / 10)  # of Wilson's limits, where all are right
+    assert f" 1 +- {(1 - lowest) / (2 * 1.96):.2g} " in lines[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "names"),
     [

@@ -119,6 +119,14 @@ def test_a_rate_that_never_reaches_its_height_is_told(
     assert (said in capsys.readouterr().err) is warned
 
 
+@pytest.mark.parametrize(("rate", "warned"), [(0.05, False), (0.051, True)])
+def test_a_rate_that_is_far_too_high_is_told(tmp_path, capsys, rate, warned):
+    args = TrainingArguments(str(tmp_path), do_train=True, learning_rate=rate, **OFF)
+    show(make_plan(args, [], range(17)), args)
+    said = f"learning_rate {rate:g} is far above what models of text take"
+    assert (said in capsys.readouterr().err) is warned
+
+
 def test_what_is_left_of_a_resumed_run(tmp_path, monkeypatch):
     state = TrainerState(global_step=3, max_steps=12)
     for step in (2, 3):  # which make room for those to come

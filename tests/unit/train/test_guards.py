@@ -30,7 +30,7 @@ from llmft.data.tokens.collate import (
 from llmft.errors import DataError, EnvironmentFault, NonFiniteError
 from llmft.machine.plan import Forecast
 from llmft.model.features import freeze_backbone
-from llmft.runs.inspect import _place, inspected
+from llmft.runs.inspect import _module, _place, inspected
 from llmft.runs.record import RunRecord
 from llmft.train import checkpoint, debug_batch, memory
 from llmft.train.callbacks import for_run
@@ -306,6 +306,19 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_traced(
     assert "bert.embeddings.word_embeddings.weight" in record["gradients"]
     run = RunRecord(tmp_path / "run", {}, {})
     assert "first module whose gradient was not finite: bert.pooler.a" in inspected(run)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("loss", "the loss itself"),
+        ("gradient", "that of the weights, of steps that are too large"),
+    ],
+)
+def test_what_no_module_gave_is_told_by_what_it_is(what, said):
+    found = {"what": what, "forward": None, "backward": None, "weights": []}
+    shown = _module(found | {"gradients": []})
+    assert shown == f"every module gave finite numbers: it is {said}"
 
 
 def test_a_stop_keeps_batch_and_weights(wordpiece, tmp_path, capsys):

@@ -138,6 +138,16 @@ def test_the_verdict_and_what_follows(tmp_path):
     assert render(read_run(tmp_path / "r")) == text
 
 
+def test_a_rate_that_is_far_too_high_needs_no_more_epochs(tmp_path):
+    folder = report_runs.folder_of(tmp_path / "r", "single")
+    record = json.loads((folder / "run.json").read_text())
+    record["arguments"]["learning_rate"] = {"value": 100.0, "from": "flag"}
+    (folder / "run.json").write_text(json.dumps(record))
+    said = Page(render(read_run(folder))).text
+    assert "a learning rate of 100 is far above what models of text take" in said
+    assert "was still falling" not in said
+
+
 @pytest.mark.parametrize(
     ("record", "wanted"),
     [
