@@ -35,13 +35,20 @@ class _Lines:
         sys.stderr.flush()
 
 
+def _in_notebook() -> bool:
+    """Return whether the cells of a kernel run here; other programs import it, too."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
 def progress_bar(total: int | None, doing: str, unit: str, leave: bool = True) -> tqdm:
     """Return a bar on standard error: one that moves in a terminal or a notebook.
 
     Elsewhere, as in a log file, it is a line every 15 seconds, none before.
     """
     options: dict[str, Any] = {"mininterval": _REDRAW_SECONDS, "dynamic_ncols": True}
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if not (sys.stderr.isatty() or _in_notebook()):
         options = {"mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS}
         options |= {"maxinterval": _LOG_SECONDS, "bar_format": _LINE, "file": _Lines()}
     return tqdm(total=total, desc=doing, unit=unit, leave=leave, **options)

@@ -150,7 +150,7 @@ def locate(args: TrainingArguments) -> None:
     if not args.output_dir and (run / "run.json").is_file():
         args.output_dir = str(run)
     where = f"in {args.output_dir}" if args.output_dir else "in a new folder"
-    say(f"resume     {found}, {where}")
+    say(f"resume     {found if args.goes_on else asked}, {where}")
     if "sha256" not in read_manifest(found):
         said = f"its {MANIFEST}, of an earlier llmft, has no sha256 of itself"
         say(f"           {said}: a change in it may not be seen")

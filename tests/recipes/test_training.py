@@ -123,7 +123,7 @@ def test_accumulation_and_resume(runs: dict[str, Path], given: Path) -> None:
     (first,) = record["legs"]
     assert first["status"] == "complete"
     assert first["arguments"]["output_dir"]["value"] == "run"
-    assert record["resumed"] == f"run/checkpoints/checkpoint-{steps}"
+    assert record["resumed"] == str(run / "checkpoints" / f"checkpoint-{steps}")
     assert set(process.losses(run, "leg")) == {1, 2}
     seconds = [before["run"]["wall_seconds"], after["run"]["wall_seconds"]]
     assert seconds[1] > seconds[0]

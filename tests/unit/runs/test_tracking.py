@@ -83,7 +83,7 @@ def test_without_tensorboard_nothing_is_written(tmp_path):
 def test_what_a_tracker_raises_is_one_line(tmp_path):
     args = arguments(tmp_path / "run", report_to=["tensorboard"])
 
-    def fail(log_dir):
+    def fail(log_dir, purge_step):
         raise ValueError("no account")
 
     state = (args.training, TrainerState(is_world_process_zero=True), TrainerControl())

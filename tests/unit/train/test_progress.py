@@ -17,6 +17,7 @@ class Terminal(io.StringIO):
 def test_in_a_file_a_bar_is_lines_and_none_where_it_is_short(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setitem(sys.modules, "ipykernel", object())  # imported, not running
     with progress_bar(10, "training", "step") as bar:
         bar.update(5)
     assert stream.getvalue() == ""
