@@ -122,6 +122,11 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def short(path: Path) -> str:
+    """Return ``path`` relative to the working directory where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)
+
+
 def cut(text: str, columns: int) -> str:
     """Return ``text``; its start and ``...`` where it is wider than ``columns``."""
     if width(text) <= columns:

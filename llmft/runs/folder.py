@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
-from llmft.console import crashes_to, log_to_file, say, warn
+from llmft.console import crashes_to, log_to_file, say, short, warn
 from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
 from llmft.files import (
@@ -244,7 +244,7 @@ class Run:
         said = str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
             self._save(status=status, seconds=self._seconds(), error=said)
-        say(f"run        {terminal.short(self.folder)} ({status})")
+        say(f"run        {short(self.folder)} ({status})")
         whole, _ = resume.newest(self.folder / "checkpoints", hashes=False)
         if whole and (stopped or isinstance(fault, EnvironmentFault)):
             again = terminal.resume_command(self.script, self.args.command, whole)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmft.console import say, table
+from llmft.console import say, short, table
 from llmft.process import PACKED
 from llmft.runs.report.parts import standard_error
 
@@ -137,8 +137,3 @@ def _tool(name: str) -> str:
     """Return how to call a program of this Python: by name where the shell finds it."""
     path = Path(sys.executable).with_name(name)
     return name if shutil.which(name) == str(path) else short(path)
-
-
-def short(path: Path) -> str:
-    """Return ``path`` relative to the working directory where that is shorter."""
-    return min(os.path.relpath(path), str(path), key=len)

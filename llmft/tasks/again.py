@@ -11,7 +11,7 @@ from typing import Any
 from llmft.config.facts import fields_with
 from llmft.config.fields import AUTO
 from llmft.config.fields import RECIPES as RECIPE_FIELDS
-from llmft.console import say, warn
+from llmft.console import say, short, warn
 from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
@@ -46,7 +46,7 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     else:
         warn(f"{place}, where the run was started, is gone: paths are of this folder")
     here = Path.cwd()
-    ours = {"output_dir": terminal.short(folder), "resume_from_checkpoint": AUTO}
+    ours = {"output_dir": short(folder), "resume_from_checkpoint": AUTO}
     if is_checkpoint:
         ours["resume_from_checkpoint"] = str(at)
     given = {_name(word) for word in flags}

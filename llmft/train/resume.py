@@ -15,7 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_pt_utils import safe_globals
 
 from llmft.config.fields import AUTO, TrainingArguments
-from llmft.console import say, warn
+from llmft.console import say, short, warn
 from llmft.errors import CheckpointError
 from llmft.files import file_sha256, read_object
 from llmft.train.checkpoint import MANIFEST, checkpoints, read_manifest
@@ -148,9 +148,9 @@ def locate(args: TrainingArguments) -> None:
         return
     run = found.parent.parent
     if not args.output_dir and (run / "run.json").is_file():
-        args.output_dir = str(run)
+        args.output_dir = short(run)
     where = f"in {args.output_dir}" if args.output_dir else "in a new folder"
-    say(f"resume     {found if args.goes_on else asked}, {where}")
+    say(f"resume     {short(found)}, {where}")
     if "sha256" not in read_manifest(found):
         said = f"its {MANIFEST}, of an earlier llmft, has no sha256 of itself"
         say(f"           {said}: a change in it may not be seen")
