@@ -275,3 +275,17 @@ def clear_stagings(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def disk(folder: Path) -> int:
+    """Return the bytes of the files in and below a folder; links are not followed."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with suppress(OSError):  # a run at work took it away meanwhile
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmft.errors import ConfigError, listed
-from llmft.runs.listing import NOTES, disk, notes_of
+from llmft.files import disk
+from llmft.runs.listing import NOTES, notes_of
 from llmft.runs.record import OF_RUN, STOPPED, RunRecord, find_runs, held
 
 KINDS = {

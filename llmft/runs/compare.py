@@ -271,15 +271,30 @@ def _verdict(
     if not told:
         return "no verdict"
     name, found = next(iter(told.items()))
-    difference = found["difference"]
+    if found["difference"] and found["sure"] >= clear:
+        better = _better(found, a, b)
+        return f"{better} is better: {_told(name, found, better == a)}"
+    others = [
+        f"{_better(m, a, b)} is better in {_told(n, m, _better(m, a, b) == a)}"
+        for n, m in told.items()
+        if n != name and m["difference"] and m["sure"] >= clear
+    ]
+    said = f"no difference that could be told: {b} has {_told(name, found)}"
+    return "; but ".join([said, *others[:1]])
+
+
+def _better(found: Mapping[str, Any], a: str, b: str) -> str:
+    return b if (found["difference"] > 0) is found["greater_is_better"] else a
+
+
+def _told(name: str, found: Mapping[str, Any], of_first: bool = False) -> str:
+    """Return a difference in words: of the second run, or ``of_first``."""
+    difference = -found["difference"] if of_first else found["difference"]
     said = f"{name} {change(name, difference, found['stderr'])}"
+    if not difference:
+        return said  # as sure as nothing: there is none
     sure = f"{min(found['sure'], 0.999):.1%}".replace("%", " %")
-    if not difference or found["sure"] < clear:
-        return f"no difference that could be told: {b} has {said} ({sure} sure)"
-    better = b if (difference > 0) is found["greater_is_better"] else a
-    if better == a:
-        said = f"{name} {change(name, -difference, found['stderr'])}"
-    return f"{better} is better: {said} ({sure} sure)"
+    return f"{said} ({sure} sure)"
 
 
 def change(name: str, difference: float | None, error: float | None) -> str:

@@ -247,8 +247,7 @@ class Run:
         say(f"run        {short(self.folder)} ({status})")
         whole, _ = resume.newest(self.folder / "checkpoints", hashes=False)
         if whole and (stopped or isinstance(fault, EnvironmentFault)):
-            again = terminal.resume_command(self.script, self.args.command, whole)
-            say(f"go on      {again}")
+            say(f"go on      {terminal.tool('resume', short(self.folder))}")
         elif stopped and self.args.training.do_train:
             anew = "start anew"
             if resumed := self.record["resumed"]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmft.console import table, terminal_columns, width
 from llmft.errors import ConfigError, escape, nearest
-from llmft.files import read_object, write_json
+from llmft.files import disk, read_object, write_json
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
 from llmft.runs.report.parts import standard_error
 from llmft.sources.wheels import size_text
@@ -72,6 +71,7 @@ def row_of(run: RunRecord) -> dict[str, Any]:
         "started": run.record.get("started"),
         "status": run.status,
         "metric": found.get("metric"),
+        "saved": run.metrics.get("ladder", {}).get("saved"),
         "value": found.get("value"),
         "stderr": found.get("stderr"),
         "split": found.get("split"),
@@ -83,20 +83,6 @@ def row_of(run: RunRecord) -> dict[str, Any]:
         **notes_of(run.folder),
         "folder": str(run.folder),
     }
-
-
-def disk(folder: Path) -> int:
-    """Return the bytes of the files in and below a folder; links are not followed."""
-    total, folders = 0, [str(folder)]
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                with suppress(OSError):  # a run at work took it away meanwhile
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
 
 
 def select(
@@ -150,12 +136,15 @@ def _line(row: dict[str, Any]) -> list[str]:
     value, seconds = row["value"], row["seconds"]
     error = standard_error(row["metric"] or "", row)
     shown = "-" if value is None else f"{value:,.4g}"
+    metric = row["metric"] or "-"
+    if "probe" in (row["saved"] or ""):  # the training was no better, or failed
+        metric += " of probe"
     return [
         escape(row["run"]),
         escape(row["recipe"]),
         (row["started"] or "-")[:16].replace("T", " "),
         escape(row["status"]),
-        escape(row["metric"] or "-"),
+        escape(metric),
         shown if error is None else f"{shown} +- {error:.2g}",
         escape(row["split"] or "-"),
         escape(os.path.basename(str(row["data"] or "-").rstrip("/"))),

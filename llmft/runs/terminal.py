@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llmft.console import say, short, table
+from llmft.files import disk
 from llmft.process import PACKED
 from llmft.runs.report.parts import standard_error
+from llmft.sources.wheels import size_text
 
 # Ends the name of a part of the results without the rows that train has, too.
 UNSHARED = "_without_shared"
@@ -60,12 +61,15 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
         say(f"\npredicted  {short(folder / 'predictions.jsonl')}")
     say(f"\nrun        {short(folder)}")
     if (folder / "predictions.jsonl").is_file() and (folder / "model").is_dir():
-        say(f"use        {_tool('llmft')} predict {shlex.quote(short(folder))} NEW.csv")
+        say(f"use        {tool('predict', short(folder), 'NEW.csv')}")
     if (folder / "report.html").is_file():
         say(f"report     {short(folder / 'report.html')}")
     if given["do_train"] and "tensorboard" in given["report_to"]:
         logs = shlex.quote(short(folder / "logs"))
         say(f"curves     {_tool('tensorboard')} --logdir {logs}")
+    if size := disk(folder / "checkpoints"):
+        clean = tool("runs", "clean", short(folder), "--checkpoints", "--yes")
+        say(f"disk       {size_text(size)} of checkpoints; {clean}")
 
 
 def next_values(
@@ -105,14 +109,9 @@ def written(script: str, argv: Sequence[str]) -> str:
 
 def _program(script: str) -> list[str]:
     """Return the words that start a recipe."""
-    python = _tool(os.path.basename(sys.executable))
-    if not _is_packed(script):
-        return [python, short(Path(script))]
-    there = Path(sys.executable).with_name("llmft").exists()
-    return [
-        *([_tool("llmft")] if there else [python, "-m", "llmft"]),
-        Path(script).stem,
-    ]
+    if _is_packed(script):
+        return [*_llmft(), Path(script).stem]
+    return [_tool(os.path.basename(sys.executable)), short(Path(script))]
 
 
 def _is_packed(script: str) -> bool:
@@ -120,17 +119,15 @@ def _is_packed(script: str) -> bool:
     return Path(script).parent.name == PACKED
 
 
-def resume_command(script: str, argv: Sequence[str], folder: Path) -> str:
-    """Return the command that goes on from checkpoint ``folder``.
+def tool(*words: str) -> str:
+    """Return the command line of `llmft` with these words."""
+    return shlex.join([*_llmft(), *words])
 
-    Args:
-        argv: the arguments of the run that was stopped.
-    """
-    flag = "--resume_from_checkpoint"
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, flag.replace("_", "-"), nargs="?")
-    _, others = parser.parse_known_args(argv)
-    return command(script, {}, [*others, flag, short(folder)])
+
+def _llmft() -> list[str]:
+    if Path(sys.executable).with_name("llmft").exists():
+        return [_tool("llmft")]
+    return [_tool(os.path.basename(sys.executable)), "-m", "llmft"]
 
 
 def _tool(name: str) -> str:

@@ -42,7 +42,8 @@ def report_data(
 
     Raises:
         ConfigError: a value is not what it should be, or no file is named.
-        DataError: the files cannot be read; or, after the report, a row is bad.
+        DataError: the files cannot be read; or, after the report, a row is bad, one of
+            several has no label, or a training would refuse what was found.
     """
     model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
     args = _arguments(flags)
@@ -79,6 +80,11 @@ def report_data(
         say(f"\nwritten to {target}")
     for fault in faults:
         raise fault
+    if errors := sum(finding.level == ERROR for finding in report.findings):
+        said = (
+            f"{errors} of the findings {'is an error' if errors == 1 else 'are errors'}"
+        )
+        raise DataError(said, hint="a training refuses that; see what each one means")
 
 
 def _read(
@@ -92,9 +98,11 @@ def _read(
     try:
         return read_file(name, columns, reading, split)
     except DataError as fault:
-        if fault.line is None or reading.max_bad_rows or is_pipe(name):
+        if reading.max_bad_rows or is_pipe(name):
             raise
         try:
+            if fault.line is None:  # no row by itself: some have no label
+                columns = replace(columns, label_optional=False)
             leaving = replace(reading, max_bad_rows=_ALL)
             source = read_file(name, columns, leaving, split)
         except DataError:

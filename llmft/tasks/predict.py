@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
             _predict_file(predictor, named, file, target or printed, escape)
             return
         found = predict_texts(predictor, texts, pairs)
+        _tell(predictor)
     show(found, predictor)
 
 
@@ -276,12 +277,16 @@ def _write(
                 return
     target.finish()
     took = time.perf_counter() - started
-    for what, count in predictor.counts.items():
-        say(f"  {count:,} {what}")
+    _tell(predictor)
     rate = (row - done) / max(took, 1e-9)
     say(f"predicted  {row - done:,} rows in {took:.1f} s, {rate:,.1f} rows/s")
     if isinstance(target, Part):
         say(f"output     {target.target}, {row:,} rows")
+
+
+def _tell(predictor: Predictor) -> None:
+    for what, count in predictor.counts.items():
+        say(f"  {count:,} {what}")
 
 
 def _choose(

@@ -27,6 +27,7 @@ from llmft.data.tokens.collate import (
     by_length,
 )
 from llmft.data.tokens.encode import Encoded, encode_batch
+from llmft.data.tokens.examples import unknown_tokens
 from llmft.data.tokens.long_text import fit
 from llmft.data.tokens.targets import dataset_of
 from llmft.errors import ConfigError, DataFormatError, LengthError, NonFiniteError
@@ -131,6 +132,12 @@ class Predictor:
         """Encode texts; see ``classification_features``."""
         raise NotImplementedError
 
+    def count_unknown(self, ids: np.ndarray) -> None:
+        """Count the tokens, of all texts, that the model cannot tell apart."""
+        if unknown := unknown_tokens(ids, self.tokenizer):
+            name = self.tokenizer.unk_token
+            self.counts[f"tokens are unknown to this model ({name})"] += unknown
+
     def said(self, source: Source, features: Dataset) -> list[dict[str, Any]]:
         """Return what the model says of each text."""
         raise NotImplementedError
@@ -224,6 +231,7 @@ class Classifier(Predictor):
         data, names = self.args.data, source.dataset.column_names
         batch = {n: source.dataset[n][:] for n in ("text", "text_pair") if n in names}
         ids, lengths, types = encode_batch(batch, self.tokenizer)
+        self.count_unknown(ids)
         encoded = Encoded(ids, lengths, types, 0, "")
         columns, rows, _ = fit(source, encoded, self.tokenizer, data, source.name)
         over = np.maximum(lengths - data.max_seq_length, 0)
@@ -277,6 +285,7 @@ class MaskFiller(Predictor):
             for text in source.dataset["text"][:]
         ]
         ids, lengths, _ = encode_batch({"text": texts}, self.tokenizer)
+        self.count_unknown(ids)
         rows = np.split(ids, np.cumsum(lengths)[:-1])
         for place, row in enumerate(rows):
             if self.tokenizer.mask_token_id not in row:

@@ -78,7 +78,11 @@ def examine(
     for name, source in sources.items():
         encoded = _encoded(name, source, tokenizer)
         parts.append(Part(name, source, encoded.lengths if encoded else None))
-        if encoded and tokenizer and (unknown := unknown_tokens(encoded, tokenizer)):
+        if (
+            encoded
+            and tokenizer
+            and (unknown := unknown_tokens(encoded.tokens, tokenizer))
+        ):
             what = f"unknown tokens in {name}: {unknown:,} of {len(encoded.tokens):,}"
             meaning = "the model cannot tell them apart, as emoji or another script"
             helps = "choose a model that knows them where they matter"

@@ -35,7 +35,7 @@ def _tell(
 ) -> None:
     """Say a note, and what the tokenizer cannot tell apart; warn where it is much."""
     unknown, tokens, rows = tokenizer.unk_token_id, encoded.tokens, len(encoded.lengths)
-    if count := unknown_tokens(encoded, tokenizer):
+    if count := unknown_tokens(tokens, tokenizer):
         note += f"; {count:,} unknown tokens ({tokenizer.unk_token})"
         total = len(tokens) - _count(tokens, {*tokenizer.all_special_ids} - {unknown})
         if count > _UNKNOWN * total:
@@ -56,10 +56,10 @@ def _tell(
         )
 
 
-def unknown_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens stand for what the tokenizer does not know."""
+def unknown_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many of the ids stand for what the tokenizer does not know."""
     unknown = _unknown_id(tokenizer)
-    return 0 if unknown is None else _count(encoded.tokens, {unknown})
+    return 0 if unknown is None else _count(tokens, {unknown})
 
 
 def unknown_by_text(

@@ -64,6 +64,24 @@ def test_a_better_run_is_named_with_how_much_and_how_sure(tmp_path):
     assert {first["a"], first["b"]} == {"a", "b"}
 
 
+def test_another_metric_is_named_where_the_first_says_nothing(tmp_path):
+    """The same answers, of a surer model: only the log loss tells them apart."""
+    one, other = (classifier(tmp_path / n, 0.9, 1) for n in "xy")
+    path = other.folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        best = row["prediction"]
+        row["probabilities"] = {n: 0.9 if n == best else 0.1 for n in "ab"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (pair,) = compare([one, other])["pairs"]
+    first, second = pair["verdict"].split("; but ")
+    assert first == (
+        "no difference that could be told: B has accuracy +0.00 +- 0.00 points"
+    )
+    said = r"B is better in log_loss -0\.0\d+ \+- 0\.0\d+ \(9\d\.\d % sure\)"
+    assert re.fullmatch(said, second)
+
+
 def test_equal_runs_show_no_difference(tmp_path):
     runs = [classifier(tmp_path / str(seed), 0.8, seed) for seed in (1, 2)]
     (pair,) = compare(runs)["pairs"]

@@ -54,6 +54,13 @@ def test_one_line_a_run(outputs, capsys):
     assert [line.split()[0] for line in lines[1:]] == ["r1", "r2", "r3"]
 
 
+def test_a_saved_probe_is_told(outputs, capsys):
+    file = outputs / "classify" / "r1" / "metrics.json"
+    found = json.loads(file.read_text()) | {"ladder": {"saved": "linear probe"}}
+    file.write_text(json.dumps(found))
+    assert "complete accuracy of probe 0.84" in " ".join(run(capsys)[1][1].split())
+
+
 def test_all_right_of_few_rows_is_not_certain(outputs, capsys):
     """By Wilson: a bootstrap of ten right answers has no spread."""
     folder = outputs / "classify" / "r1"

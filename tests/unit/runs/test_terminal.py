@@ -1,7 +1,6 @@
 """What a run prints at its end: results, and commands that can be copied."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -52,6 +51,14 @@ def test_where_the_results_are(tmp_path, capsys):
     assert capsys.readouterr().out == (
         "\nrun        ../a run\ncurves     tensorboard --logdir '../a run/logs'\n"
     )
+    (run / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (run / "checkpoints" / "checkpoint-1" / "model.safetensors").write_bytes(b"0" * 999)
+    terminal.where(run, {"do_train": False, "report_to": []})
+    assert capsys.readouterr().out == (
+        "\nrun        ../a run\ndisk       999 bytes of checkpoints; python -m llmft"
+        " runs clean '../a run' --checkpoints --yes\n"
+    )
+    (run / "checkpoints" / "checkpoint-1" / "model.safetensors").unlink()
     (run / "predictions.jsonl").touch()
     terminal.where(run, {"do_train": False, "report_to": ["tensorboard"]})
     assert capsys.readouterr().out == (
@@ -73,6 +80,7 @@ def test_commands_can_be_copied(monkeypatch):
 @pytest.mark.usefixtures("tools")
 def test_the_recipes_of_a_wheel_are_commands_of_llmft(tmp_path):
     recipe = "/lib/llmft/_recipes/mlm.py"
+    assert terminal.tool("resume", "my run") == "python -m llmft resume 'my run'"
     assert terminal.written("recipes/mlm.py", ["--a", "b c"]) == (
         "recipes/mlm.py --a 'b c'"
     )
@@ -80,23 +88,4 @@ def test_the_recipes_of_a_wheel_are_commands_of_llmft(tmp_path):
     (tmp_path / "bin" / "llmft").touch(0o755)
     assert terminal.command(recipe, {"n": 0}) == "llmft mlm --n 0"
     assert terminal.written(recipe, ["--a", "b c"]) == "llmft mlm --a 'b c'"
-    found = terminal.resume_command(recipe, ["--do_train"], Path("c-1").absolute())
-    assert found == "llmft mlm --do_train --resume_from_checkpoint c-1"
-
-
-@pytest.mark.usefixtures("tools")
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--prompt", "a b", "--do_train"],
-        ["--prompt", "a b", "--resume_from_checkpoint", "old/one", "--do_train"],
-        ["--resume-from-checkpoint=old", "--prompt", "a b", "--do_train"],
-        ["--prompt", "a b", "--resume_from_checkpoint", "--do_train"],
-    ],
-)
-def test_going_on_names_the_newest_checkpoint_only(argv):
-    found = terminal.resume_command("r.py", argv, Path("run/checkpoint-2").absolute())
-    assert found == (
-        "python r.py --prompt 'a b' --do_train"
-        " --resume_from_checkpoint run/checkpoint-2"
-    )
+    assert terminal.tool("resume", "my run") == "llmft resume 'my run'"

@@ -48,7 +48,7 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
         *("data", "train.csv", "--test_file", "test.csv", "--html", "r.html"),
         *("--model_name_or_path", str(tiny_bert), "--max_seq_length", "12"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr  # what a training would refuse
     assert "tokenizing" not in done.stdout
     for said in (
         "\n  train.csv  30    695         530\n",
@@ -185,6 +185,20 @@ def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
         cli.main(["data", "a.csv", "--max_bad_rows", "2"])
     assert ended.value.code == 0
     assert capsys.readouterr().err == ""
+    (tmp_path / "c.csv").write_text(f"text,label\n{rows}no label,\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "c.csv"])
+    assert ended.value.code == 3
+    shown = capsys.readouterr()
+    assert "1 bad rows left out (c.csv:32)" in shown.out
+    assert "LabelError: 1 of 31 rows have no label, the first at c.csv:32" in shown.err
+    (tmp_path / "d.csv").write_text("text,label\n" + "some text,a\n" * 9)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "d.csv"])
+    assert ended.value.code == 3
+    shown = capsys.readouterr()
+    assert "error: a single label in d.csv: 'a'" in shown.out
+    assert "DataError: 1 of the findings is an error; a training refuses" in shown.err
     (tmp_path / "b.csv").write_text("text,label\none\n")
     with pytest.raises(SystemExit):
         cli.main(["data", "b.csv"])

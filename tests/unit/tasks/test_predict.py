@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,6 +288,8 @@ def test_texts_of_the_command_line_become_a_table(
     llmft_predict(models / "number", "--text", "a film", *PLAIN)
     wanted = float(logits_of(models / "number", "a film")[0])
     assert f"\n  {wanted:.6g}"[:8] in capsys.readouterr().out
+    llmft_predict(models / "number", "--text", "a \u2603", *PLAIN)
+    assert "1 tokens are unknown to this model ([UNK])\n" in capsys.readouterr().err
     llmft_predict(tiny_bert, "--text", "the [MASK] was good", *PLAIN)
     assert len(capsys.readouterr().out.strip().splitlines()) == 2 + 5
 
@@ -514,11 +517,12 @@ def test_a_reader_that_has_gone_ends_it(models, llmft_predict, monkeypatch):
 
 
 def test_what_is_cut_or_empty_is_counted(models, llmft_predict, capsys):
-    Path("in.csv").write_text('text\n""\n' + "a film " * 40 + "\nx\n")
+    Path("in.csv").write_text('text\n""\n' + "a film " * 40 + "\n\u2603\u2602 x\n")
     llmft_predict(models / "single", "in.csv", *PLAIN)
     said = capsys.readouterr().err
     assert "  1 texts are empty; they are used as they are\n" in said
     assert "  1 texts are cut: they have more than 64 tokens\n" in said
+    assert re.search(r"  [1-9] tokens are unknown to this model \(\[UNK\]\)\n", said)
     assert "predicted  3 rows in " in said
 
 
