@@ -60,8 +60,8 @@ def _run(argv: list[str]) -> None:
         process.run_main(process.recipe_file(argv[0]), argv[1:])
         return
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
-        said = f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)}"
-        raise ConfigError(f"{said}; see `llmft --help`")
+        meant = nearest(argv[0], COMMANDS) or f"; {', '.join(RECIPES)} train"
+        raise ConfigError(f"no command {argv[0]!r}{meant}; see `llmft --help`")
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
     _add_debug(parser)

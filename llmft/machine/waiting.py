@@ -22,7 +22,7 @@ def choice() -> Choice:
     given = {n: os.environ[n] for n in WAITING_VARIABLES if n in os.environ}
     names = ", ".join(f"{name}={value}" for name, value in given.items())
     if given == SPINNING:
-        said = f"other programs slow the threads less; llmft set {names}"
+        said = f"other programs slow the threads less; by {names}, of llmft"
         return Choice("waiting", "spins briefly", said)
     if given:
         return Choice("waiting", "as given", f"{names} was given")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.config.task import Task
+from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.split.splits import Splits, load_splits, needed_splits
 from llmft.machine import choose
 from llmft.model.load import load_tokenizer, locate, require_memory_for_weights
@@ -30,6 +32,7 @@ def prepare(args: Arguments, task: Task) -> Prepared:
     Nothing is written. Raises LlmftError where the run cannot be.
     """
     check_output_dir(args.training)
+    _require_files(args)
     located = locate(args.model, task.embedded_model, task.auto_class)
     lora = bool(getattr(args.model, "lora_r", None))
     few = lora or getattr(args.model, "freeze_backbone", False)
@@ -44,6 +47,15 @@ def prepare(args: Arguments, task: Task) -> Prepared:
         choices.append(Choice("adapter", trains, why))
     set_seed(args.training.seed)
     return Prepared(located, choices, load_tokenizer(located, args.model))
+
+
+def _require_files(args: Arguments) -> None:
+    """Raise DataError for a file that is not there, before a model is downloaded."""
+    for split in sorted(needed_splits(args.training)):
+        name = getattr(args.data, f"{split}_file")
+        if name and not (is_pipe(name) or Path(name).expanduser().is_dir()):
+            with named_files(name, Reading.of(args.data)):
+                pass
 
 
 def read_splits(args: Arguments, needs_label: bool = False) -> Splits:

@@ -106,6 +106,7 @@ def require_match(
         _require_steps(manifest["step"], total, record, training, folder)
     differ += _of_machine(record, choices, manifest)
     show(differ + _of_steps(training, total), folder)
+    say(f"going on   behind step {manifest['step']:,} of {total:,}")
 
 
 def _require_steps(

@@ -132,7 +132,9 @@ def test_the_same_command_and_resume(
     # By the name of a checkpoint, from there.
     at = work / "run" / "checkpoints" / "checkpoint-2"
     assert llmft("resume", at) == 0
-    assert f"resume     run/checkpoints/{at.name}, in run\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"resume     run/checkpoints/{at.name}, in run\n" in said
+    assert "\ngoing on   behind step 2 of " in said
 
 
 def test_what_cannot_be_resumed(

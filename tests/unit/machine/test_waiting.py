@@ -19,7 +19,7 @@ def _threads_restored():
 @pytest.mark.parametrize(
     ("given", "value", "said"),
     [
-        (SPINNING, "spins briefly", f"llmft set {OURS}"),
+        (SPINNING, "spins briefly", f"by {OURS}, of llmft"),
         ({"GOMP_SPINCOUNT": "7"}, "as given", "GOMP_SPINCOUNT=7 was given"),
         (
             {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"},

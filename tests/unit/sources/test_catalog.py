@@ -530,6 +530,10 @@ def test_command(fake, cache, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (
+            ["trian"],
+            "no command 'trian'; mlm, classify, generate train; see `llmft --help`",
+        ),
         (["asets"], "no command 'asets', did you mean assets?; see `llmft --help`"),
         (
             ["assets", "fetch", "fakes"],
