@@ -3,7 +3,7 @@
 For each size a jsonl is written to a temporary folder, read once through
 ``--streaming`` into masked batches without a model, then as by default into an empty
 cache, and removed. Beside both stands what the tokenizer alone does in the same
-process, on texts that are already in memory. ``mlm.py`` makes one step then, timed from
+process before and after, on texts that are already in memory. ``mlm.py`` makes one step then, timed from
 the command on: streaming, and of what the cache holds now. The slope of the resident
 memory is that of a line through it, after the first fifth. The caps are what no
 number of cores could pass: they go by the seconds of the main thread alone. With
@@ -97,9 +97,11 @@ def cold(path: Path) -> dict[str, float]:
     for split, data in splits.parts.items():
         lm_blocks(data, tokenizer, args, split)
     seconds, size = time.perf_counter() - started, path.stat().st_size / 1e6
+    own_thread = time.thread_time() - own_thread
+    own = (own + tokenizer_rate(tokenizer, path)) / 2
     return {
         "default_mb_per_second": size / seconds,
-        "default_cap_mb_per_second": size / (time.thread_time() - own_thread),
+        "default_cap_mb_per_second": size / own_thread,
         "default_of_tokenizer": size / seconds / own,
         "default_seconds_before_tokenizing": read,
     }
@@ -126,6 +128,7 @@ def stream(path: Path) -> dict[str, float]:
             looks.append((blocks, process.memory_info().rss))
     seconds, size = time.perf_counter() - started, path.stat().st_size
     serial = time.thread_time() - own_thread
+    own = (own + tokenizer_rate(tokenizer, path)) / 2
     seen = np.array(looks, dtype=float)
     gigabytes, memory = seen[:, 0] / blocks * size / 1e9, seen[:, 1] / 1e6
     late = gigabytes > size / 1e9 / 5

@@ -165,14 +165,14 @@ def init_output_bias_from_frequencies(
     if bias is None or bias.any() or len(bias) != embeddings_of(model):
         return
     counts = torch.ones(len(bias), dtype=torch.float64)
+    parts: Iterable[np.ndarray]
     if isinstance(blocks, Dataset):
-        parts = blocks.select_columns(["input_ids"]).with_format("numpy").iter(1000)
+        tables = blocks.select_columns(["input_ids"]).with_format("arrow").iter(1000)
+        parts = (t["input_ids"].combine_chunks().flatten().to_numpy() for t in tables)
     else:  # of a stream, its first blocks
         in_order = islice(blocks.in_order(), _FIRST_BLOCKS)
-        first = [block["input_ids"] for block in in_order]
-        parts = iter([{"input_ids": first}])
-    for part in parts:
-        ids = np.concatenate(list(part["input_ids"]))
+        parts = iter([np.concatenate([block["input_ids"] for block in in_order])])
+    for ids in parts:
         counts += torch.from_numpy(np.bincount(ids, minlength=len(bias)))
     with torch.no_grad():
         bias.copy_((counts / counts.sum()).log())

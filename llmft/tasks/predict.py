@@ -27,8 +27,9 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.console import say, table
-from llmft.data.read.check import Check, Checked, Rows, in_parts
+from llmft.data.read.check import Check, Checked, Rows
 from llmft.data.read.files import Reading, is_pipe, named_files
+from llmft.data.read.parts import in_parts
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source
 from llmft.errors import ConfigError, DataError

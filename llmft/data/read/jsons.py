@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,16 @@ def _integer(digits: str) -> int | Unreadable:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
+# The same for what holds no number of thousands of digits, nor space around it.
+_FAST: Any = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _parse_json(text: str) -> Any:
     try:
+        with suppress(StopIteration, ValueError):  # which the decoder tells better
+            value, end = _FAST.scan_once(text, 0)
+            if end == len(text):
+                return value
         return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None

@@ -8,15 +8,17 @@ they are made once.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64_intdigest
 
-# Columns of what was read: int64 hashes of the text as it is and of ``normalised``, and
-# how many characters the latter has. Both texts of a pair count together.
+# Columns of what was read: int64 hashes of the text as it is (the first 8 bytes of its
+# SHA-256) and of ``normalised`` (XXH3), and how many characters the latter has. Both
+# texts of a pair count together.
 PRINTS = ("exact", "normalised", "characters")
 PAIR = "\x01"  # between the two texts of a row, where they are normalised
 
@@ -30,9 +32,13 @@ def normalised(texts: Sequence[str]) -> list[str]:
 
     NFKC and casefold; then no white space, control or format characters.
     """
+    return [*map(bytes.decode, _normalised(texts))]
+
+
+def _normalised(texts: Sequence[str]) -> list[bytes]:
+    """Do ``normalised``, in UTF-8."""
     plain = [text.encode() for text in texts if text.isascii()]
-    small = _END.join(plain).translate(_SMALL, _NO_TEXT).decode("latin-1")
-    done = iter(small.split(_END.decode("latin-1")))
+    done = iter(_END.join(plain).translate(_SMALL, _NO_TEXT).split(_END))
     if len(plain) == len(texts):
         return [*done] if texts else []
     others = [unicodedata.normalize("NFKC", t) for t in texts if not t.isascii()]
@@ -40,7 +46,7 @@ def normalised(texts: Sequence[str]) -> list[str]:
     codes = np.frombuffer(raw, np.uint32)
     kept = codes[_kept()[codes]].tobytes().decode("utf-32-le", "surrogatepass")
     rest = iter(kept.split(_END_OF_TEXT))
-    return [next(done) if text.isascii() else next(rest) for text in texts]
+    return [next(done) if text.isascii() else next(rest).encode() for text in texts]
 
 
 @cache
@@ -56,18 +62,16 @@ def _kept() -> np.ndarray:
 def row_prints(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, ...]:
     """Return the columns ``PRINTS`` of rows, from their columns of text."""
     rows = texts[0] if len(texts) == 1 else [*map(PAIR.join, zip(*texts, strict=True))]
-    read = normalised(rows)
+    read = _normalised(rows)
     # The byte \xff stands in no UTF-8: no two pairs are joined to the same.
     raw = (map(str.encode, column) for column in texts)
-    exact = _hashes(map(_END.join, zip(*raw, strict=True)))
-    sizes = np.array([len(text.strip(PAIR)) for text in read], np.int32)
-    return exact, _hashes(map(str.encode, read)), sizes
-
-
-def _hashes(texts: Iterable[bytes]) -> np.ndarray:
-    """Return the first 8 bytes of each SHA-256, int64."""
-    digests = b"".join([sha256(text).digest() for text in texts])
-    return np.frombuffer(digests, "<i8")[::4].astype(np.int64)
+    digests = b"".join([sha256(_END.join(t)).digest() for t in zip(*raw, strict=True)])
+    exact = np.frombuffer(digests, "<i8")[::4].astype(np.int64)
+    # Only looked for within the data: a sixth of the time of SHA-256, 1.5 s of a GB.
+    like = np.fromiter(map(xxh3_64_intdigest, read), np.uint64).view(np.int64)
+    bare = (text.strip(PAIR.encode()) for text in read)
+    sizes = [len(t) if t.isascii() else len(t.decode()) for t in bare]
+    return exact, like, np.array(sizes, np.int32)
 
 
 def with_prints(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -23,10 +23,11 @@ from datasets import Dataset
 
 from llmft import __version__
 from llmft.console import say, warn
-from llmft.data.read.check import Check, Rows, in_parts
+from llmft.data.read.check import Check, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, named_files
 from llmft.data.read.messages import TEXT
+from llmft.data.read.parts import in_parts
 from llmft.data.read.prints import PRINTS, row_prints, with_prints
 from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
@@ -36,7 +37,7 @@ from llmft.sources import catalog
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
-_CACHE = 8  # to be raised where the same files are read in another way
+_CACHE = 9  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),

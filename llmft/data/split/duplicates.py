@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmft.data.read.labels import MULTI, names_in
 from llmft.data.read.prints import PAIR
@@ -96,14 +97,11 @@ def conflicts(found: Prints, labels: np.ndarray, *, exact: bool = True) -> np.nd
 
 def overlap(found: Prints, other: Prints) -> Overlap:
     """Return the rows of ``found`` that ``other`` has too."""
-    known, first = np.unique(other.normalised, return_index=True)
-    values, which = np.unique(found.normalised, return_inverse=True)
-    at = np.searchsorted(known, values)  # both in order: one pass through memory
-    at[known[np.minimum(at, len(known) - 1)] != values] = -1
-    at = at[which]
-    rows = np.flatnonzero((at >= 0) & found.compared)
+    at = pc.index_in(found.normalised, pa.array(other.normalised))
+    first = at.fill_null(-1).to_numpy().astype(np.int64)
+    rows = np.flatnonzero((first >= 0) & found.compared)
     exact = np.isin(found.exact[rows], other.exact).sum()
-    return Overlap(len(rows), int(exact), np.stack([rows, first[at[rows]]], 1))
+    return Overlap(len(rows), int(exact), np.stack([rows, first[rows]], 1))
 
 
 def labels_of(source: Source) -> tuple[list[str], np.ndarray]:

@@ -158,7 +158,9 @@ def _by_text(
         "rows with a label that train had not stay there": back,
     }
     notes = [f"{what}: {count:,}" for what, count in counts.items() if count]
-    return np.isin(first, texts), how, notes
+    moved = np.zeros(len(rows), bool)
+    moved[texts] = True  # of a million rows 1 s less than np.isin
+    return moved[first], how, notes
 
 
 def _stratified(

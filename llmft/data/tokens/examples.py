@@ -28,6 +28,7 @@ from llmft.errors import DataError, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
+_FEW = 8  # ids that are compared one by one
 
 
 def _tell(
@@ -83,7 +84,11 @@ def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
-    return sum(int(np.isin(piece, [*ids]).sum()) for piece in targets.pieces(tokens))
+    if len(ids) > _FEW:
+        found = (np.isin(piece, [*ids]) for piece in targets.pieces(tokens))
+    else:  # an eighth of the time, of 180 million tokens 0.1 s an id
+        found = (piece == i for piece in targets.pieces(tokens) for i in ids)
+    return sum(map(np.count_nonzero, found))
 
 
 def lm_blocks(

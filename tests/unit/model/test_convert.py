@@ -237,6 +237,7 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, write, code, says):
     pickled(tmp_path / "old")
     write(tmp_path / "old" / NAME)
     before = sorted(tmp_path.iterdir())
+    capsys.readouterr()  # bars of the saving, where other tests had shown them
     assert llmft("convert", "old") == code
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
