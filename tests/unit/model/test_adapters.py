@@ -126,10 +126,10 @@ def test_training_from_an_adapter(tmp_path, base, capsys):
     flags = ["--model_name_or_path", str(folder), "--do_train", "--dry_run"]
     flags += ["--max_seq_length", "32", "--fast_path", "off", "--train_file"]
     main = recipe_process.main_of("generate")
-    nothing = str(tmp_path / "nothing.txt")
-    Path(nothing).touch()  # which reading would refuse
+    nothing = tmp_path / "nothing.txt"
+    nothing.touch()  # which reading would refuse
     with pytest.raises(ConfigError, match="is an adapter, merged before training: a n"):
-        main([*flags, nothing, "--lora_r", "4", "--lora_save", "adapter"])
+        main([*flags, str(nothing), "--lora_r", "4", "--lora_save", "adapter"])
     capsys.readouterr()
     for more, said in (
         ([], "what it is merged into trains (merged into {base}; --lora_r trains few"),
