@@ -108,8 +108,7 @@ def relations(
         f"max_steps is {v['max_steps']}, expected -1 or at least 1": (
             v["max_steps"] == 0 or v["max_steps"] < -1
         ),
-        "auto_find_batch_size (per_device_train_batch_size auto) is of training, on"
-        " the CPU, of the whole model": (
+        "auto_find_batch_size (or auto) is of training, on the CPU, of a whole model": (
             v["auto_find_batch_size"]
             and (not v["do_train"] or on_gpu or v.get("freeze_backbone"))
         ),

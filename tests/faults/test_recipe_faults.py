@@ -73,12 +73,13 @@ def test_a_signal_in_training(
     last, hint = stdout.decode().splitlines()[-2:]
     assert last == "run        run (interrupted)"
     words = shlex.split(hint)
-    python = Path(shutil.which(words[2]) or cwd / words[2])
+    tool = Path(shutil.which(words[2]) or cwd / words[2])
     assert words[:2] == ["go", "on"]
-    assert os.path.abspath(python) == sys.executable
-    assert words[3:5] == [str(process.RECIPES / "classify.py"), "--num_threads"]
-    assert words[-2] == "--resume_from_checkpoint"
-    assert resume.fault(cwd / shlex.split(hint)[-1]) is None
+    assert os.path.abspath(tool) == str(Path(sys.executable).with_name("llmft"))
+    assert words[3:] == ["resume", "run"]
+    newest = resume.newest(run / "checkpoints")[0]
+    assert newest is not None
+    assert resume.fault(newest) is None
     record = process.read_json(run / "run.json")
     assert record["status"] == "interrupted"
     assert process.losses(run)

@@ -159,7 +159,8 @@ def test_predictions_are_those_of_the_model(
 def test_the_last_lines_lead_on(csv_run: tuple[Path, str]) -> None:
     cwd, said = csv_run
     run = process.only_run(cwd, "classify")
-    shown, use, page, curves, following = said.splitlines()[-5:]
+    shown, use, page, curves, disk, following = said.splitlines()[-6:]
+    assert disk.endswith(f"runs clean {run.relative_to(cwd)} --checkpoints --yes")
     assert shown.split() == ["run", str(run.relative_to(cwd))]
     assert use.split()[2:] == ["predict", str(run.relative_to(cwd)), "NEW.csv"]
     assert page.split() == ["report", str(run.relative_to(cwd) / "report.html")]

@@ -121,7 +121,8 @@ def test_embedded(name: str, tmp_path: Path) -> None:
 def test_the_chinese_example(tmp_path: Path) -> None:
     """With a tiny model of the kind of Gemma, which is 240 MB and has terms."""
     cwd, model, env = tmp_path / "work", tmp_path / "gemma", process.user_env(tmp_path)
-    refused = process.run("classify", "--args", process.RECIPES / CHINESE, cwd=cwd)
+    example = ("classify", "--args", process.RECIPES / CHINESE)
+    refused = process.run(*example, cwd=process.RECIPES.parent)
     assert refused.returncode == 2
     assert "run `llmft assets fetch gemma-3-270m --accept_terms`" in refused.stderr
     changes = {"num_key_value_heads": 1, "head_dim": 16}
