@@ -7,10 +7,9 @@ process before and after, on texts that are already in memory. ``mlm.py`` makes 
 step then, timed from the command on: streaming, and of what the cache holds now. The
 slope of the resident memory is that of a line through it, after the first fifth. The
 caps are what no number of cores could pass: they go by the seconds of the main thread
-alone. With
-``--memory_mapped`` the memory of the default way is measured, too. With ``--rows``,
-``classify.py`` gets a csv whose last row is bad, and has to say so before it loads the
-model.
+alone. With ``--memory_mapped`` the memory of the default way is measured, too. With
+``--rows``, ``classify.py`` gets a csv whose last row is bad, and has to say so before
+it loads the model.
 
 python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """

@@ -86,7 +86,7 @@ def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
     if len(ids) > _FEW:
         found = (np.isin(piece, [*ids]) for piece in targets.pieces(tokens))
-    else:  # an eighth of the time, of 180 million tokens 0.1 s an id
+    else:  # of 218 million tokens 0.1 s an id, where np.isin took 1.4 s
         found = (piece == i for piece in targets.pieces(tokens) for i in ids)
     return sum(int(np.count_nonzero(part)) for part in found)
 

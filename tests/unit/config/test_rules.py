@@ -63,7 +63,8 @@ def test_the_facts_about_transformers_are_of_fields_that_it_has():
         ("--enable_jit_checkpoint", "would end a run that SIGTERM stops as if it were"),
         (
             "--auto_find_batch_size --do_train false --do_eval",
-            "auto_find_batch_size (or auto) is of training, on the CPU, of a",
+            "auto_find_batch_size (or auto) is of training, on the CPU, of a whole"
+            " model",
         ),
         ("--train_sampling_strategy x", "expected one of random, sequential, group_by"),
         ("--include_num_input_tokens_seen x", "expected one of all, non_padding, no"),
