@@ -153,10 +153,10 @@ def stored(rows: Rows) -> Source:
     check = Check(rows)
 
     def write(staging: Path) -> dict[str, Any]:
-        batches = check.batches()
-        first = with_prints(next(batches))  # there is one, or an error
+        batches = with_prints(check.batches())
+        first = next(batches)  # there is one, or an error
         with pa.ipc.new_stream(str(staging / "data.arrow"), first.schema) as writer:
-            for batch in chain([first], map(with_prints, batches)):
+            for batch in chain([first], batches):
                 writer.write_batch(batch)
         kind, found = check.problem_type, check.format
         notes = check.notes()

@@ -2,14 +2,18 @@
 
 import random
 import unicodedata
+from itertools import islice
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 
 from llmft.data.read import prints, store
 from llmft.data.read.columns import Columns
-from llmft.data.read.prints import PRINTS, normalised, row_prints
+from llmft.data.read.prints import PRINTS, normalised, row_prints, with_prints
 from llmft.data.read.store import prints_of, read_file
+from llmft.errors import DataError, EnvironmentFault
 
 
 def spell(text):
@@ -110,3 +114,41 @@ def test_different_texts_have_different_hashes(one, other):
     """So that what a cache holds of one is never taken for the other."""
     assert row_prints(one)[0] != row_prints(other)[0]
     assert row_prints(one)[0] == row_prints(one)[0]
+
+
+def rows_of(count):
+    """Batches of a text and its pair, one a row."""
+    for i in range(count):
+        texts = {"text": [f"{i} {TEXTS[i % len(TEXTS)]}"], "text_pair": [f"Ü {i}"]}
+        yield pa.RecordBatch.from_pydict(texts)
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 21, 60])
+def test_another_process_makes_the_same_prints(count, monkeypatch):
+    made = [*with_prints(rows_of(count))]
+    monkeypatch.setattr(prints, "_FEW", 10**9)
+    assert made == [*with_prints(rows_of(count))]
+    assert len(made) == count
+    assert made[0].schema.names[-3:] == [*PRINTS]
+
+
+def test_a_process_of_prints_that_dies_is_told():
+    made = with_prints(rows_of(300))
+    before = {*psutil.Process().children()}
+    assert len([*islice(made, 30)]) == 30
+    (worker,) = {*psutil.Process().children()} - before
+    worker.kill()
+    with pytest.raises(EnvironmentFault, match=r"there twice has ended \(-9\)"):
+        list(made)
+    assert not worker.is_running()
+
+
+def test_a_bad_row_ends_the_process_of_prints():
+    def some():
+        yield from rows_of(40)
+        raise DataError("bad")
+
+    before = {*psutil.Process().children()}
+    with pytest.raises(DataError, match="bad"):
+        [*with_prints(some())]
+    assert {*psutil.Process().children()} == before
