@@ -2,14 +2,14 @@
 
 For each size a jsonl is written to a temporary folder, read once through
 ``--streaming`` into masked batches without a model, then as by default into an empty
-cache, and removed. Beside both stands what the tokenizer alone does in the same
-process before and after, on texts that are already in memory. ``mlm.py`` makes one
-step then, timed from the command on: streaming, of what the cache holds now, and the
-same again. The slope of the resident memory is that of a line through it, after the first fifth. The
-caps are what no number of cores could pass: they go by the seconds of the main thread
-alone. With ``--memory_mapped`` the memory of the default way is measured, too. With
-``--rows``, ``classify.py`` gets a csv whose last row is bad, and has to say so before
-it loads the model.
+cache, and removed. Beside both stands what the tokenizer alone does in the same process
+before and after, on texts that are already in memory. ``mlm.py`` makes one step then,
+timed from the command on: streaming, of what the cache holds now, and the same again.
+The slope of the resident memory is that of a line through it, after the first fifth.
+The caps are what no number of cores could pass: they go by the seconds of the main
+thread alone. With ``--memory_mapped`` the memory of the default way is measured, too.
+With ``--rows``, ``classify.py`` gets a csv whose last row is bad, and has to say so
+before it loads the model.
 
 python scripts/bench_data.py --gigabytes 1 5 --rows 1000000
 """

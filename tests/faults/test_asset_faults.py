@@ -267,7 +267,7 @@ def test_killed_while_writing_the_files(tmp_path, disk):
 
 def test_killed_while_pip_runs(fake):
     """The next fetch waits for the orphaned pip, then clears what it left."""
-    with serve(fake, seconds=2) as requests:
+    with serve(fake, seconds=6) as requests:
         child = fake.start()
         wait_for(lambda: requests)
         child.kill()
