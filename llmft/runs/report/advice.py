@@ -41,7 +41,16 @@ def advice(seen: Seen) -> Section:
     section, rows = Section("What to try next"), list[tuple[str, str]]()
     if seen.run.status != "complete":
         return section
-    for rule in (_time, _curve, _ladder, _classes, _data, _calibration, _certainty):
+    for rule in (
+        _time,
+        _language,
+        _curve,
+        _ladder,
+        _classes,
+        _data,
+        _calibration,
+        _certainty,
+    ):
         rows += rule(seen)
     if rows:
         header = ["what was seen", "what may help"]
@@ -58,6 +67,20 @@ def _time(seen: Seen) -> Iterator[tuple[str, str]]:
         yield (
             f"the time was enough for {number(passes)} of a pass over train",
             f"a longer --time_limit (it was {limit})",
+        )
+
+
+def _language(seen: Seen) -> Iterator[tuple[str, str]]:
+    _, name, entry = headline(seen.run) or ("", "", {})
+    before = seen.run.metrics.get("before", {}).get(name, {}).get("value")
+    if name not in ("perplexity", "loss") or before is None:
+        return
+    if before - entry["value"] <= CLEAR * (entry["stderr"] or 0.0):
+        yield (
+            f"{name} was {number(before)} before training and is"
+            f" {number(entry['value'])}: hardly another",
+            "more text to learn from: some thousand words teach a model little;"
+            " or more --num_train_epochs",
         )
 
 

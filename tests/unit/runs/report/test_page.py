@@ -148,6 +148,16 @@ def test_a_rate_that_is_far_too_high_needs_no_more_epochs(tmp_path):
     assert "was still falling" not in said
 
 
+@pytest.mark.parametrize(("before", "hardly"), [(50.0, False), (20.5, True)])
+def test_a_text_that_taught_little_is_told(before, hardly, tmp_path):
+    folder = report_runs.folder_of(tmp_path / "r", "generate")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["before"]["perplexity"]["value"] = before
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    said = Page(render(read_run(folder))).text
+    assert ("was 20.5 before training and is 20: hardly another" in said) == hardly
+
+
 @pytest.mark.parametrize(
     ("record", "wanted"),
     [
