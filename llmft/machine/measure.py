@@ -7,26 +7,24 @@ figures are in the cache folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from llmft.files import write_json
 from llmft.machine.detect import Machine
-from llmft.sources import catalog
+from llmft.machine.trial import keep, recall
 
 # rows x inner x columns: the feed-forward layers of MiniLM and of SmolLM2-135M for
 # batches of 8 x 128 tokens.
 SHAPES = ((1024, 384, 1536), (1024, 576, 1536))
 _SECONDS = 0.12
-_CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,11 @@ def measure(machine: Machine, threads: int) -> Measurement:
     """
     torch.set_num_threads(threads)
     known = [machine.cpu, machine.features, machine.cores, threads]
-    key = json.dumps([_CACHE_VERSION, torch.__version__, *known])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = catalog.cache_home() / "hardware" / f"{digest}.json"
-    try:
-        kept = json.loads(path.read_text("utf-8"))
+    key = ["speeds", torch.__version__, *known]
+    with suppress(AttributeError, TypeError):  # none, or damaged
+        kept = recall(key)
         if all(isinstance(value, int | float) for value in kept.values()):
             return Measurement(**kept)
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass
     fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
     found = Measurement(
         threads=threads,
@@ -72,12 +66,7 @@ def measure(machine: Machine, threads: int) -> Measurement:
         bandwidth_gb_s=bandwidth_gb_s(),
         busy=machine.busy,
     )
-    if not found.busy:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, asdict(found))
-        except OSError:
-            pass  # a cache that cannot be written costs two seconds a run
+    keep(key, asdict(found), machine)
     return found
 
 

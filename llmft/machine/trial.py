@@ -103,7 +103,7 @@ def recall(key: Any) -> dict[str, Any]:
 
 
 def keep(
-    key: Any, found: Mapping[str, Any], machine: Machine, row: Sequence[str]
+    key: Any, found: Mapping[str, Any], machine: Machine, row: Sequence[str] = ()
 ) -> None:
     """Store in the cache folder what was found for ``key``, which is any JSON.
 
@@ -124,7 +124,8 @@ def keep(
 def rows(machine: Machine) -> list[list[str]]:
     """Return the rows that were kept on this machine, by their jobs."""
     stored = [read_object(path) for path in _folder().glob("trial-*.json")]
-    return sorted(s["row"] for s in stored if s.get("machine") == _name(machine))
+    own = [s for s in stored if s.get("machine") == _name(machine)]
+    return sorted(s["row"] for s in own if s["row"])
 
 
 def _name(machine: Machine) -> str:

@@ -32,7 +32,6 @@ from llmft.files import publish_folder
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.model import new_weights, probes
 from llmft.model.adapters import base_of
-from llmft.model.frozen import freeze_embeddings
 from llmft.model.identity import terms_files
 from llmft.model.labels import set_names, untrained
 from llmft.model.merge import merge_adapter
@@ -297,7 +296,7 @@ def load_model(
     if will_train:
         probes.require_savable(model, located.name)
     if args.freeze_embeddings:
-        freeze_embeddings(model)
+        model.get_input_embeddings().weight.requires_grad_(False)
     return model
 
 

@@ -22,8 +22,9 @@ from llmft.data.read.store import Source
 from llmft.data.split.splits import Splits
 from llmft.data.tokens.examples import unknown_by_text
 from llmft.errors import ConfigError, DataError, LabelError
-from llmft.metrics import classes, multilabel, regression
+from llmft.metrics import classes
 from llmft.metrics.ladder import HEADLINE
+from llmft.metrics.measures import CLASSES, LABELS, NUMBERS
 from llmft.metrics.standard_errors import Metric
 from llmft.model.labels import trained_problem_type
 from llmft.runs.folder import Run
@@ -37,11 +38,7 @@ from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
 
-METRICS = {
-    SINGLE: classes.METRICS,
-    MULTI: multilabel.METRICS,
-    REGRESSION: regression.METRICS,
-}
+METRICS = {SINGLE: CLASSES, MULTI: LABELS, REGRESSION: NUMBERS}
 SMALL = 500  # a tenth of so many gives an accuracy of 0.8 to +- 0.06
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 TASK = Task(
@@ -203,9 +200,9 @@ def set_problem_type_from_labels(
 def compute_metrics(problem_type: str, threshold: float) -> Metric:
     """Return what measures predictions of ``problem_type``."""
     if problem_type == MULTI:
-        return multilabel.MultiLabel(threshold)
+        return classes.MultiLabel(threshold)
     if problem_type == REGRESSION:
-        return regression.Regression()
+        return classes.Regression()
     return classes.Classification()
 
 

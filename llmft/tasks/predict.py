@@ -29,9 +29,8 @@ from llmft.config.fields import (
 from llmft.console import say, table
 from llmft.data.read.check import Check, Checked, Rows
 from llmft.data.read.files import Reading, is_pipe, named_files
-from llmft.data.read.parts import in_parts
 from llmft.data.read.rows import file_rows
-from llmft.data.read.store import Source
+from llmft.data.read.store import Source, in_parts
 from llmft.errors import ConfigError, DataError
 from llmft.files import file_sha256, to_json
 from llmft.machine import choose

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from llmft.process import (
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord, read_run
 from llmft.train.agreement import AlreadyComplete
+from llmft.train.randomness import drawing_apart
 
 
 def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
@@ -86,16 +86,9 @@ def _word(value: Any) -> str:
 @contextmanager
 def _as_before() -> Iterator[None]:
     """Put back what a recipe changes: threads, random numbers, logs and warnings."""
-    threads, states = (
-        torch.get_num_threads(),
-        (random.getstate(), torch.get_rng_state()),
-    )
-    of_numpy = np.random.get_state()
+    threads = torch.get_num_threads()
     try:
-        with libraries_as_before():
+        with libraries_as_before(), drawing_apart():
             yield
     finally:
         torch.set_num_threads(threads)
-        random.setstate(states[0])
-        torch.set_rng_state(states[1])
-        np.random.set_state(of_numpy)

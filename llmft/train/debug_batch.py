@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from llmft.model.compiled import as_written
 from llmft.model.features import CachedBackbone, whole_model
 from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept, place_of
 from llmft.train.narrow import transformers_model
+from llmft.train.randomness import undisturbed
 from llmft.train.rows import places_of, rows_of_example
 from llmft.train.tracing import trace
 
@@ -120,9 +121,9 @@ def look_into(
     found = Found.of(trainer, what, value)
     found.parts, found.part = len(parts), len(parts) - 1
     backward = what == "gradient"
-    with _undisturbed(trainer.model), as_written(transformers_model(trainer.model)):
+    with undisturbed(trainer.model), as_written(transformers_model(trainer.model)):
         if backward:  # an earlier micro-batch may be to blame
-            bad = [_is_bad(trainer, part, part.batch, True) for part in parts]
+            bad = [_is_bad(trainer, part, part.batch) for part in parts]
             found.part = bad.index(True) if True in bad else found.part
         part = parts[found.part]
         size = part.shape[0]
@@ -130,10 +131,11 @@ def look_into(
         bad = [not math.isfinite(loss) for loss in losses]
         if backward:
             rows = (_row(part.batch, i, size) for i in range(size))
-            bad = [_is_bad(trainer, part, row, True) for row in rows]
+            bad = [_is_bad(trainer, part, row) for row in rows]
         if size == 1 or not all(bad):
             found.alone = [i for i, is_bad in enumerate(bad) if is_bad]
-        run = _again(trainer, part, backward)
+        again = _is_bad if backward else _loss
+        run = partial(again, trainer, part, part.batch)
         found.forward, found.backward = trace(trainer.model, run, _decoder(trainer))
         found.features = _has_bad_features(trainer.model, part.batch)
         named = list(trainer.model.named_parameters())
@@ -151,20 +153,6 @@ def look_into(
     return found
 
 
-@contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """Put back torch's random state and the buffers of a model."""
-    state = torch.get_rng_state()
-    buffers = {name: x.clone() for name, x in model.named_buffers()}
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        with torch.no_grad():
-            for name, x in model.named_buffers():
-                x.copy_(buffers[name])
-
-
 def _row(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
     """Return a row of a batch as a batch of its own."""
     return {
@@ -176,6 +164,7 @@ def _row(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
 
 
 def _computed(trainer: Any, part: Part, batch: Any) -> torch.Tensor:
+    trainer.model.zero_grad()
     torch.set_rng_state(part.rng)
     with trainer.compute_loss_context_manager():
         loss: torch.Tensor = trainer.compute_loss(
@@ -189,9 +178,8 @@ def _loss(trainer: Any, part: Part, batch: Any) -> float:
         return float(_computed(trainer, part, batch))
 
 
-def _is_bad(trainer: Any, part: Part, batch: Any, backward: bool) -> bool:
+def _is_bad(trainer: Any, part: Part, batch: Any) -> bool:
     """Return whether a batch has a loss, or a gradient, that is not finite."""
-    trainer.model.zero_grad()
     loss = _computed(trainer, part, batch)
     if not math.isfinite(loss.detach()):
         return True
@@ -206,17 +194,6 @@ def _has_bad_features(model: Any, batch: Mapping[str, Any]) -> bool:
     if not isinstance(core, CachedBackbone):
         return False
     return not bool(core.states[batch["input_ids"]].isfinite().all())
-
-
-def _again(trainer: Any, part: Part, backward: bool) -> Any:
-    def run() -> None:
-        trainer.model.zero_grad()
-        with nullcontext() if backward else torch.no_grad():
-            loss = _computed(trainer, part, part.batch)
-        if backward:
-            loss.backward()
-
-    return run
 
 
 def _decoder(trainer: Any) -> Any:

@@ -22,7 +22,6 @@ from llmft.machine.measure import measure
 from llmft.machine.plan import Forecast
 from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
-from llmft.model.frozen import frozen_choice
 from llmft.train.batches import Batches
 from llmft.train.forecast import predicted
 from llmft.train.linear_probe import drawn
@@ -260,22 +259,12 @@ def _choices(
     Args:
         why_as_written: see ``_why_as_written``; None where that need not be said.
     """
-    training, given = args.training, "was given"
-    asked = training.bf16 or training.precision != "auto"
-    choices = [
-        Choice(
-            "precision",
-            chosen.precision,
-            given if asked else _figures(trial, chosen, "precision"),
-        ),
-        Choice(
-            "attention",
-            chosen.attention,
-            given
-            if args.model.attn_implementation
-            else _figures(trial, chosen, "attention"),
-        ),
-    ]
+    asked = args.training.bf16 or args.training.precision != "auto"
+    given = {"precision": asked, "attention": args.model.attn_implementation}
+    choices = list[Choice]()
+    for name, is_given in given.items():
+        reason = "was given" if is_given else _figures(trial, chosen, name)
+        choices.append(Choice(name, getattr(chosen, name), reason))
     if why_as_written is not None:
         value = "compiled" if chosen.compiled else "as written"
         reason = why_as_written or _figures(trial, chosen, "compiled")
@@ -304,3 +293,14 @@ def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
         for value, seconds in sorted(best.items(), key=lambda item: item[0] != own)
     ]
     return f"part of a batch took: {', '.join(shown)}"
+
+
+def frozen_choice(model: Any) -> Choice:
+    """Return what the plan says of ``freeze_embeddings``."""
+    weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    frozen = sum(count for count, trains in weights if not trains)
+    total = sum(count for count, _ in weights)
+    head, said = model.get_output_embeddings(), "the token embeddings"
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        said += ", and the output layer, which is tied to them"
+    return Choice("frozen", f"{frozen:,} of {total:,} weights", said)

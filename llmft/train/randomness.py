@@ -32,3 +32,16 @@ def drawing_apart() -> Iterator[None]:
         yield
     finally:
         set_generators(states)
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Put back the generators, and the buffers of a model, after the block."""
+    buffers = {name: x.clone() for name, x in model.named_buffers()}
+    try:
+        with drawing_apart():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, x in model.named_buffers():
+                x.copy_(buffers[name])

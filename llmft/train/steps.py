@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ from llmft.model.compiled import compile_layers, plain_layers
 from llmft.process import as_fault
 from llmft.train.narrow import transformers_model
 from llmft.train.objectives import Objective
+from llmft.train.randomness import undisturbed
 
 # Weights that the optimizer is timed on: more than the caches hold.
 _SAMPLE = 2**22
@@ -49,8 +49,6 @@ class Steps:
         That is random numbers, buffers, gradients, and the mode of the model.
         """
         core, training = transformers_model(self.model), self.model.training
-        buffers = {name: x.clone() for name, x in self.model.named_buffers()}
-        states = random.getstate(), np.random.get_state()
         use_cache = getattr(core.config, "use_cache", None)
         core.config.use_cache = False  # as Trainer has it
         if self.args.activation_checkpointing and self.args.do_train:
@@ -58,17 +56,12 @@ class Steps:
                 self.args.activation_checkpointing_kwargs
             )
         try:
-            with torch.random.fork_rng(devices=[]):
+            with undisturbed(self.model):
                 yield
         finally:
             self.model.train(training)
             self.model.zero_grad(set_to_none=True)
             core.config.use_cache = use_cache
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            with torch.no_grad():
-                for name, x in self.model.named_buffers():
-                    x.copy_(buffers[name])
 
     def run(
         self, candidate: Candidate, examples: list[Any], trains: bool = True

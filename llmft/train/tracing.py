@@ -15,7 +15,7 @@ Described = dict[str, Any]
 
 
 def trace(
-    model: nn.Module, run: Callable[[], None], tokenizer: Any = None
+    model: nn.Module, run: Callable[[], object], tokenizer: Any = None
 ) -> tuple[Described | None, Described | None]:
     """Run ``run``; return the first module that gives numbers that are not finite.
 

@@ -117,7 +117,7 @@ def _encoded(
     talks = source.format == MESSAGES
     if tokenizer is None or (talks and not tokenizer.chat_template):
         return None
-    layout = Layout(tokenizer, source.format, files=source.files)
+    layout = Layout(tokenizer, source.format)
     given = None if source.format == TEXT else layout
     return encode(source.dataset, tokenizer, name, layout=given)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -27,7 +27,6 @@ from llmft.data.read.check import Check, Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, named_files
 from llmft.data.read.messages import TEXT
-from llmft.data.read.parts import in_parts
 from llmft.data.read.prints import PRINTS, row_prints, with_prints
 from llmft.data.read.rows import file_rows
 from llmft.errors import EnvironmentFault
@@ -106,6 +105,22 @@ def prints_of(data: Dataset) -> Sequence[np.ndarray]:
     parts = batches(texts, _BATCH, _CHARACTERS)
     made = [row_prints([*part.values()]) for part in parts]
     return [*map(np.concatenate, zip(*made, strict=True))]
+
+
+def in_parts(
+    items: Iterable[T], length: Callable[[T], int], most: int, characters: int
+) -> Iterator[list[T]]:
+    """Yield items in lists of at most ``most``, and of about so many characters."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += length(item)
+        if len(part) == most or size > characters:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def batches(

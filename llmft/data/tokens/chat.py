@@ -78,7 +78,7 @@ def read_template(path: str) -> str:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return a prompt as a user's turn, up to where the assistant begins."""
     said = [{"role": "user", "content": prompt}]
-    return Layout(tokenizer, MESSAGES)._render(said, {}, prompts=True)[0]
+    return Layout(tokenizer, MESSAGES)._render(said, prompts=True)[0]
 
 
 def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
@@ -105,7 +105,6 @@ class Layout:
 
     Attributes:
         only: the completion, or the assistant's turns, alone are learnt.
-        files: of the data, for errors.
 
     Raises ConfigError where a tokenizer cannot tell what is learnt.
     """
@@ -113,7 +112,6 @@ class Layout:
     tokenizer: PreTrainedTokenizerBase
     format: str
     only: bool = False
-    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.only and not self.tokenizer.is_fast:
@@ -143,7 +141,7 @@ class Layout:
         for said in data[:CHECKED]["text"] if self.format == MESSAGES else ():
             messages = json.loads(said)
             try:
-                text, at = self._render(messages, {})[0], 0
+                text, at = self._render(messages)[0], 0
             except DataFormatError:  # see ``refused``
                 continue
             for message in messages:
@@ -165,10 +163,10 @@ class Layout:
         faults: list[DataError] = []
         for row in np.flatnonzero(lengths == 0) if self.format == MESSAGES else ():
             values = source.dataset[int(row)]
-            place = {"path": self.files[values["file"]], "line": values["line"]}
             try:
-                self._read(json.loads(values["text"]), place)
+                self._read(json.loads(values["text"]))
             except DataFormatError as fault:
+                fault.path, fault.line = source.files[values["file"]], values["line"]
                 faults.append(fault)
         count = len(faults)
         if count + source.bad > most:
@@ -179,12 +177,7 @@ class Layout:
         return f"{said} ({places})" if faults else ""
 
     def _render(
-        self,
-        messages: list[Message],
-        place: dict[str, Any],
-        *,
-        prompts: bool = False,
-        marks: bool = False,
+        self, messages: list[Message], *, prompts: bool = False, marks: bool = False
     ) -> tuple[str, Spans]:
         """Return what the template makes of messages and, with ``marks``, its spans.
 
@@ -210,42 +203,40 @@ class Layout:
             raise DataFormatError(
                 f"the chat template refuses this conversation: {escape(error, 200)}",
                 hint="mend it, or give another template with --chat_template_path",
-                **place,
             ) from error
         return texts[0], [tuple(span) for span in spans[0]] if marks else []
 
-    def _assistant(
-        self, messages: list[Message], place: dict[str, Any]
-    ) -> tuple[str, Spans]:
-        """Return a rendered conversation, and where the assistant's turns are in it.
+    def _read(self, messages: list[Message]) -> tuple[str, Spans]:
+        """Return a rendered conversation and, with ``only``, the assistant's turns.
 
         They are what the template marks with {% generation %}; where it does not, a
         turn is what comes after the generation prompt, up to the eos that ends it.
-        Raises DataFormatError where nothing is to learn, or the template renders the
-        first messages otherwise than within the whole.
+        Raises DataFormatError where the template refuses it, nothing is to learn, or
+        the first messages are rendered otherwise than within the whole.
         """
+        if not self.only:
+            return self._render(messages)
         marks = bool(_GENERATION.search(self.template))
-        text, spans = self._render(messages, place, marks=marks)
+        text, spans = self._render(messages, marks=marks)
         eos = self.tokenizer.eos_token or ""
         for i, message in enumerate(messages):
             if marks or message["role"] != "assistant":
                 continue
-            begin = self._render(messages[:i], place, prompts=True)[0]
-            whole = self._render(messages[: i + 1], place)[0]
+            begin = self._render(messages[:i], prompts=True)[0]
+            whole = self._render(messages[: i + 1])[0]
             if not (text.startswith(whole) and whole.startswith(begin)):
                 raise DataFormatError(
                     "the chat template writes what comes before the end of message"
                     f" {i + 1} otherwise than in the whole conversation, so that the"
                     " turn of the assistant cannot be found",
                     hint=_MARK_THEM,
-                    **place,
                 )
             ended, _, rest = whole.rpartition(eos) if eos else (whole, "", "")
             cut = len(ended) >= len(begin) and not rest.strip()
             spans.append((len(begin), len(ended + eos) if cut else len(whole)))
         if not any(end > start for start, end in spans):
             said = "the chat template leaves no token of the assistant to learn"
-            raise DataFormatError(said, hint=_MARK_THEM, **place)
+            raise DataFormatError(said, hint=_MARK_THEM)
         return text, spans
 
     def _texts(self, batch: dict[str, list[Any]]) -> Iterator[tuple[str, Spans]]:
@@ -255,19 +246,9 @@ class Layout:
             return
         for text in batch["text"]:
             try:
-                yield self._read(json.loads(text), {})
+                yield self._read(json.loads(text))
             except DataFormatError:  # it gets no token, and is ``refused``
                 yield "", []
-
-    def _read(
-        self, messages: list[Message], place: dict[str, Any]
-    ) -> tuple[str, Spans]:
-        """Return what the template makes of a conversation, and what is learnt of it.
-
-        Raises DataFormatError where the template refuses it; see ``_assistant``.
-        """
-        read = self._assistant if self.only else self._render
-        return read(messages, place)
 
     def encode(
         self, batch: dict[str, list[Any]], end_token: int | None

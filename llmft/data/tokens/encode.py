@@ -104,11 +104,10 @@ def encode(
     """
     args = args or DataArguments()
     workers = args.preprocessing_num_workers
-    wanted = ("text", "text_pair", *(("file", "line") if layout else ()))
-    names = [n for n in wanted if n in data.column_names]
+    names = [n for n in ("text", "text_pair") if n in data.column_names]
     texts = data.select_columns(names)
     how: list[Any] = [_CACHE, tokenizers.__version__, transformers.__version__]
-    hashed = [n for n in data.column_names if n in ("text", "text_pair", *PRINTS)]
+    hashed = [n for n in data.column_names if n in (*names, *PRINTS)]
     how += [tokenizer_fingerprint(tokenizer), content_hash(data.select_columns(hashed))]
     how += [end_token]
     how += [layout.format, layout.only, layout.template] if layout else []

@@ -169,7 +169,7 @@ def causal_examples(
     if source.format == TEXT:
         return lm_blocks(source.dataset, tokenizer, args, split, end_documents=True)
     only = learns_only(args, source.format)
-    layout = Layout(tokenizer, source.format, only, source.files)
+    layout = Layout(tokenizer, source.format, only)
     end_token = None if source.format == MESSAGES else tokenizer.eos_token_id
     encoded = encode(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llmft.config.fields import LanguageModelingDataArguments
 from llmft.console import warn
 from llmft.data.read.check import Rows
-from llmft.data.read.parts import in_parts
-from llmft.data.read.store import Source, in_memory
+from llmft.data.read.store import Source, in_memory, in_parts
 from llmft.data.tokens.encode import BATCH, CHARACTERS, encode_ahead
 from llmft.errors import DataError
 

@@ -73,9 +73,7 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[np.ndarray, np.nd
     return np.add.reduceat(x, ends[:-1]) / sizes, np.add.reduceat(y, ends[:-1]) / sizes
 
 
-def curve(
-    title: str, lines: Mapping[str, Line], x_label: str, log: bool = False
-) -> Chart:
+def curve(title: str, lines: Mapping[str, Line], x_label: str) -> Chart:
     """Return a chart of lines by name, each x and y."""
     said = "; ".join(f"{name}: {_course(*line)}" for name, line in lines.items())
     label = f"{title}. {said}."
@@ -87,10 +85,11 @@ def curve(
             x, y = thinned(*line)
             mark = "o" if len(x) <= _FEW else ""
             axes.plot(x, y, dash, color=color, label=name, marker=mark, markersize=3.5)
-        if log:
-            axes.set_yscale("log")
-        else:
-            _widen(axes)
+        # A curve that hardly moves looks flat: 5 % to both sides at the least.
+        low, high = axes.get_ylim()
+        middle = (low + high) / 2
+        half = max((high - low) / 2, 0.05 * abs(middle))
+        axes.set_ylim(middle - half, middle + half)
         if len(lines) > 1:
             axes.legend(loc="best")
         svg = _svg(figure, label)
@@ -103,14 +102,6 @@ def curve(
     ]
     numbers = Table(f"{title}: numbers", ["", x_label, title], rows, note)
     return Chart(svg, title, numbers)
-
-
-def _widen(axes: Any) -> None:
-    """Let a curve that hardly moves look flat: 5 % to both sides at the least."""
-    low, high = axes.get_ylim()
-    middle = (low + high) / 2
-    half = max((high - low) / 2, 0.05 * abs(middle))
-    axes.set_ylim(middle - half, middle + half)
 
 
 def points(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from llmft.files import write_text
 from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
 from llmft.runs.report.advice import Seen, advice
@@ -17,7 +15,6 @@ from llmft.runs.report.parts import Section
 from llmft.runs.report.segments import segments
 from llmft.runs.report.verdict import verdict
 
-REPORT = "report.html"
 _RECIPES = {
     "classify": "Classification",
     "generate": "Causal language model",
@@ -27,17 +24,6 @@ _FOOT = (
     "Figures of 95 % are ± 1.96 standard errors, of shares Wilson's interval. Made from"
     " the files of the run."
 )
-
-
-def write_report(run: RunRecord, target: Path | None = None) -> Path:
-    """Write the page of a run, by default into its folder; return where it is.
-
-    Raises:
-        DataError: a file of the run is damaged.
-    """
-    target = target or run.folder / REPORT
-    write_text(target, render(run))
-    return target
 
 
 def render(run: RunRecord) -> str:

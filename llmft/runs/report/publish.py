@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from llmft.console import logger, warn
 from llmft.errors import brief
+from llmft.files import write_text
 from llmft.runs.record import RunRecord, read_run
 from llmft.runs.report.answers import REGRESSION, read_answers
 from llmft.runs.report.segments import segments, weak
@@ -64,8 +65,10 @@ def write_page(run: RunRecord, target: Path | None = None) -> Path:
         DataError: a file of the run is damaged.
     """
     with _cache_of_fonts():
-        from llmft.runs.report.page import write_report
-    return write_report(run, target)
+        from llmft.runs.report.page import render
+    target = target or run.folder / "report.html"
+    write_text(target, render(run))
+    return target
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from llmft.config.fields import (
 from llmft.config.parse import parse
 from llmft.config.rules import require_data, require_something_to_do
 from llmft.errors import ConfigError, escape
-from llmft.metrics import classes, tokens
+from llmft.metrics import measures, tokens
 from llmft.process import run_command
 from llmft.tasks import generate
 
@@ -781,7 +781,7 @@ def test_data_that_no_step_would_use():
 
 TASKS = {
     "mlm": (ModelArguments, MaskedLMDataArguments, tokens.MASKED_LM),
-    "classify": (ModelArguments, ClassificationDataArguments, classes.METRICS),
+    "classify": (ModelArguments, ClassificationDataArguments, measures.CLASSES),
     "generate": (
         GenerationModelArguments,
         GenerationDataArguments,

@@ -37,17 +37,17 @@ def test_figures_are_kept_for_the_machine_and_threads(tmp_path, monkeypatch):
     assert len(list((tmp_path / "hardware").glob("*.json"))) == 3
 
 
-NULLS = json.dumps(dict.fromkeys(Measurement.__dataclass_fields__))
+NULLS = json.dumps({"found": dict.fromkeys(Measurement.__dataclass_fields__)})
 
 
-@pytest.mark.parametrize("content", ["", '{"x": 1}', NULLS])
+@pytest.mark.parametrize("content", ["", '{"found": {"x": 1}}', '{"found": 7}', NULLS])
 def test_a_damaged_file_is_measured_again(tmp_path, monkeypatch, content):
     monkeypatch.setattr(module, "_SECONDS", 0.01)
     measure(PLAIN, 1)
     (path,) = (tmp_path / "hardware").glob("*.json")
     path.write_text(content)
     found = measure(PLAIN, 1)
-    assert Measurement(**json.loads(path.read_text())) == found
+    assert Measurement(**json.loads(path.read_text())["found"]) == found
 
 
 def test_figures_of_a_busy_machine_are_not_kept(tmp_path, monkeypatch):

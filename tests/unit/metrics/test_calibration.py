@@ -8,8 +8,7 @@ from unit.metrics.test_standard_errors import RESAMPLED
 
 from llmft.data.read.labels import MULTI, SINGLE
 from llmft.metrics.calibration import BINS, calibration_error, fit_temperature
-from llmft.metrics.classes import Classification
-from llmft.metrics.multilabel import MultiLabel
+from llmft.metrics.classes import Classification, MultiLabel
 
 RNG = np.random.default_rng(0)
 SCALE = 2.5  # how much too large the logits are

@@ -10,7 +10,8 @@ from transformers import EvalPrediction
 from unit.metrics.test_calibration import plain
 from unit.metrics.test_standard_errors import RESAMPLED
 
-from llmft.metrics.multilabel import METRICS, MultiLabel
+from llmft.metrics.classes import MultiLabel
+from llmft.metrics.measures import LABELS as METRICS
 
 
 def scored(n=400, classes=5, absent=None, seed=0):

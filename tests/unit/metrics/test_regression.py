@@ -7,7 +7,8 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_standard_errors import RESAMPLED
 
-from llmft.metrics.regression import METRICS, Regression
+from llmft.metrics.classes import Regression
+from llmft.metrics.measures import NUMBERS as METRICS
 
 
 def values(guesses, labels):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from llmft.metrics import bootstrap, classes, multilabel, regression
+from llmft.metrics import bootstrap, classes
 
 ROOT = Path(__file__).parents[3]
 # 1,000 draws here, and as many there: each standard error is known to 2-3 %.
@@ -61,13 +61,13 @@ def scores(rows, outputs):
     [
         (classes.Classification, 10_000, 5),
         (classes.Classification, 2_000, 400),
-        (multilabel.MultiLabel, 10_000, 20),
-        (regression.Regression, 10_000, 1),
+        (classes.MultiLabel, 10_000, 20),
+        (classes.Regression, 10_000, 1),
     ],
 )
 def test_they_take_little_time_and_memory(kind, rows, outputs):
     logits, labels = scores(rows, outputs)
-    if kind is multilabel.MultiLabel:
+    if kind is classes.MultiLabel:
         labels = np.eye(outputs)[labels]
     metric = kind()
     tracemalloc.start()

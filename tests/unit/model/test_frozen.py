@@ -14,10 +14,9 @@ from llmft.data.tokens.collate import (
     SeededDataCollatorForLanguageModeling,
 )
 from llmft.model.adapters import base_of
-from llmft.model.frozen import frozen_choice
 from llmft.model.load import load_model, load_tokenizer, locate
 from llmft.train.batches import Batches
-from llmft.train.fast_path import choose_fast_path
+from llmft.train.fast_path import choose_fast_path, frozen_choice
 from llmft.train.forecast import predicted
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer

@@ -25,7 +25,7 @@ from llmft.config.fields import (
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import DataError, EnvironmentFault
-from llmft.metrics import classes
+from llmft.metrics import classes, measures
 from llmft.process import Terminated, versions
 from llmft.runs.card import model_card
 from llmft.train import resume
@@ -285,7 +285,7 @@ def test_metrics_have_value_n_and_error(finished, wordpiece):
         "loss": {"value": 800.0, "n": 12, "stderr": 2.0, "split": "test"},
         "perplexity": {"value": None, "n": 12, "stderr": None, "split": "test"},
     }
-    assert set(found["eval"]) == set(classes.METRICS)
+    assert set(found["eval"]) == set(measures.CLASSES)
     for entry in found["eval"].values():
         assert set(entry) == {"value", "n", "stderr", "split"}
         assert (entry["n"], entry["split"]) == (8, "validation")

@@ -6,7 +6,7 @@ import pytest
 import report_runs
 
 from llmft.runs.record import read_run
-from llmft.runs.report.page import write_report
+from llmft.runs.report.publish import write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = [
@@ -82,7 +82,7 @@ def test_a_page_in_the_browser(browser, tmp_path, kind, classes):
     hostile = classes == 12
     folder = tmp_path / kind
     report_runs.folder_of(folder, kind, 400, classes, hostile=hostile or classes == 3)
-    address = write_report(read_run(folder)).as_uri()
+    address = write_page(read_run(folder)).as_uri()
     for scheme in ("light", "dark"):
         said, asked = [], []
         page = browser.new_page(color_scheme=scheme)

@@ -13,7 +13,7 @@ import report_runs
 from llmft import cli
 from llmft.runs.record import find_run, read_run
 from llmft.runs.report import publish
-from llmft.runs.report.page import render, write_report
+from llmft.runs.report.page import render
 
 KINDS = ["single", "multi", "regression", "mlm", "generate"]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -267,6 +267,6 @@ def test_it_needs_no_torch_and_leaves_nothing_in_the_home_folder(tmp_path):
 
 def test_it_is_written_whole_beside_what_was_there(tmp_path):
     folder = report_runs.folder_of(tmp_path / "r", "mlm")
-    assert write_report(read_run(folder)) == folder / "report.html"
+    assert publish.write_page(read_run(folder)) == folder / "report.html"
     assert find_run(str(folder)).status == "complete"
     assert not list(folder.glob(".report*"))
