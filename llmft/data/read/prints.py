@@ -100,7 +100,8 @@ def with_prints(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     if (first := next(batches, None)) is None:
         return
     worker = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
+        # -P: nothing is imported from where the user happens to be.
+        [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -124,7 +124,9 @@ def rows_of(count):
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 21, 60])
-def test_another_process_makes_the_same_prints(count, monkeypatch):
+def test_another_process_makes_the_same_prints(count, tmp_path, monkeypatch):
+    (tmp_path / "xxhash.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
     made = [*with_prints(rows_of(count))]
     monkeypatch.setattr(prints, "_FEW", 10**9)
     assert made == [*with_prints(rows_of(count))]
