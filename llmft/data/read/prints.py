@@ -89,8 +89,9 @@ def row_prints(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, ...]:
 def with_prints(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield batches of rows with the columns ``PRINTS``.
 
-    Those of many are made by another process while the caller reads on: they take 9 of
-    the 28 s that go by before a GB is tokenized (AMD EPYC, 2 cores).
+    Those of many are made by another process while the caller reads on: they took 9 of
+    the 28 s that went by before a GB was tokenized, now 25 (AMD EPYC, 2 cores, the
+    latter on a slower day).
 
     Raises:
         EnvironmentFault: that process died.
