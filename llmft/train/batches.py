@@ -39,8 +39,7 @@ class Batches:
         seed: of the order.
 
     Attributes:
-        lengths: the padded length of each, int64.
-        rows: the examples of each.
+        lengths: the padded length of each. sizes: how many examples each has; int64.
     """
 
     def __init__(self, data: Any, size: int, strategy: str, seed: int) -> None:
@@ -52,20 +51,22 @@ class Batches:
             lengths = lengths_of(data)
         generator = torch.Generator().manual_seed(seed)
         if strategy == "group_by_length":
-            order = get_length_grouped_indices(lengths, size, generator=generator)
+            found = get_length_grouped_indices(lengths, size, generator=generator)
+            order = np.array(found)
         elif strategy == "longest_first":
-            order = np.argsort(-lengths, kind="stable").tolist()
+            order = np.argsort(-lengths, kind="stable")
         else:
-            order = torch.randperm(len(lengths), generator=generator).tolist()
-        cut = [order[i : i + size] for i in range(0, len(order), size)]
-        longest = np.array([lengths[rows].max() for rows in cut])
+            order = torch.randperm(len(lengths), generator=generator).numpy()
+        starts = np.arange(0, len(order), size)
+        sizes = np.minimum(len(order) - starts, size)
+        longest = np.maximum.reduceat(lengths[order], starts)
         # The last one may have fewer examples: it is not typical, nor the longest.
-        by_length = np.lexsort((np.array(list(map(len, cut))), longest))
-        self.rows = [cut[i] for i in by_length]
-        self.lengths = longest[by_length]
+        by_length = np.lexsort((sizes, longest))
+        self.order, self.starts = order, starts[by_length]
+        self.sizes, self.lengths = sizes[by_length], longest[by_length]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.sizes)
 
     def longest(self) -> dict[str, Any]:
         """Return the example with the most tokens."""
@@ -73,7 +74,7 @@ class Batches:
 
     def examples(self, place: int, tokens: int | None = None) -> list[dict[str, Any]]:
         """Return the examples of a batch; of no more than so many ``tokens``."""
-        rows = self.rows[place]
+        start, size = self.starts[place], self.sizes[place]
         if tokens is not None:
-            rows = rows[: max(tokens // int(self.lengths[place]), 1)]
-        return [self.data[i] for i in rows]
+            size = min(size, max(tokens // self.lengths[place], 1))
+        return [self.data[int(i)] for i in self.order[start : start + size]]

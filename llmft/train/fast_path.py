@@ -77,21 +77,21 @@ def choose_fast_path(
     if training.compile_layers and not isinstance(objective, CausalLM):
         raise ConfigError("compile_layers is of causal models, in generate.py")
     split = "train" if training.do_train else next(iter(data))
-    batches = _batches(training, data, split)
-    longest = int(batches.lengths[-1])
+    made = {part: _batches(training, data, part) for part in data}
+    longest = int(made[split].lengths[-1])
     candidates = _candidates(args, before, core, longest)
     steps, choices = Steps(model, objective, collator, training), list[Choice]()
-    examples = {part: _batches(training, data, part).longest() for part in data}
+    examples = {part: batches.longest() for part, batches in made.items()}
     candidates = runnable(steps, candidates, examples)
     if training.auto_find_batch_size:
-        choices.append(_batch_size(args, steps, candidates[0], batches, before))
-        batches = _batches(training, data, split)
-    as_written = _why_as_written(args, before, core, objective, batches)
+        choices.append(_batch_size(args, steps, candidates[0], made[split], before))
+        made[split] = _batches(training, data, split)
+    as_written = _why_as_written(args, before, core, objective, made[split])
     trial = forecast = None
     chooses = _chooses(args)
     if chooses or training.time_limit:
         trial, forecast = _tried(
-            *(steps, candidates, batches, data, not as_written),
+            *(steps, candidates, made, data, not as_written),
             probes=bool(getattr(args.data, "ladder", False)),
         )
     chosen = trial.chosen if trial else candidates[0]
@@ -135,7 +135,7 @@ def _batch_size(
 def _tried(
     steps: Steps,
     candidates: list[Candidate],
-    batches: Batches,
+    made: Mapping[str, Batches],
     data: Mapping[str, Any],
     may_compile: bool,
     probes: bool,
@@ -144,10 +144,9 @@ def _tried(
     training, optimizer, limit = steps.args, (0.0, 0), math.inf
     asked = {"validation": training.do_eval, "test": training.do_predict}
     held_out = {
-        split: _batches(training, data, split)
-        for split, on in asked.items()
-        if on and split in data
+        split: made[split] for split, on in asked.items() if on and split in made
     }
+    batches = made["train" if training.do_train else next(iter(made))]
     micro_steps = float(sum(map(len, held_out.values())))
     if training.do_train:
         optimizer = optimizer_cost(training, steps.model)

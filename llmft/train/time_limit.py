@@ -254,5 +254,5 @@ def _mean_cells(trainer: Any) -> float:
     batches = Batches(trainer.train_dataset, args.train_batch_size, strategy, args.seed)
     multiple = getattr(trainer.data_collator, "pad_to_multiple_of", None) or 1
     lengths = -(-batches.lengths // multiple) * multiple
-    cells = lengths * np.array([len(rows) for rows in batches.rows])
+    cells = lengths * batches.sizes
     return float(cells.mean()) * args.gradient_accumulation_steps

@@ -209,7 +209,7 @@ def _compare(
     candidate that loses is then less than the winner needs on a whole one.
     """
     middle = len(batches) // 2
-    rows, length = len(batches.rows[middle]), int(batches.lengths[middle])
+    rows, length = int(batches.sizes[middle]), int(batches.lengths[middle])
     part = batches.examples(middle, min(TOKENS, rows * length // 2))
     share = rows / len(part)
 
@@ -234,7 +234,7 @@ def winner(seconds: Mapping[Candidate, float]) -> Candidate:
 def _typical(batches: Batches) -> list[int]:
     """Return the rows and the tokens of the batch in the middle."""
     middle = len(batches) // 2
-    return [len(batches.rows[middle]), int(batches.lengths[middle])]
+    return [int(batches.sizes[middle]), int(batches.lengths[middle])]
 
 
 def _key(

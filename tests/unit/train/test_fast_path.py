@@ -215,9 +215,9 @@ def test_batches_are_as_long_as_those_of_the_trainer(wordpiece, tmp_path, strate
     made = sorted(tuple(batch["input_ids"].shape) for batch in loader)
     found = Batches(trainer.train_dataset, 3, strategy, args.seed)
     if strategy == "group_by_length":
-        shapes = zip(map(len, found.rows), found.lengths.tolist(), strict=True)
+        shapes = zip(found.sizes.tolist(), found.lengths.tolist(), strict=True)
         assert sorted(shapes) == made
-    assert sum(map(len, found.rows)) == 16
+    assert found.sizes.sum() == 16
     assert found.lengths.tolist() == sorted(found.lengths)
     longest = len(found) - 1
     ids = [example["input_ids"] for example in found.examples(longest)]
@@ -498,7 +498,8 @@ def test_memory_is_that_of_the_longest_example(wordpiece, tmp_path, monkeypatch)
 def test_a_partial_batch_is_not_typical(strategy):
     data = Dataset.from_dict({"input_ids": [[3] * 5] * 17})
     found = Batches(data, 16, strategy, 1)
-    assert [len(rows) for rows in found.rows] == [1, 16]
+    assert found.sizes.tolist() == [1, 16]
+    assert [len(found.examples(place)) for place in (0, 1)] == [1, 16]
 
 
 def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
