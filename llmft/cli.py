@@ -283,14 +283,16 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    from llmft.tasks import predict
+    with process.uncollected():
+        from llmft.tasks import predict
 
     parser.set_defaults(run=predict.run)
     predict.add_arguments(parser)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
-    from llmft.tasks import chat
+    with process.uncollected():
+        from llmft.tasks import chat
 
     parser.set_defaults(run=chat.run)
     chat.add_arguments(parser)
