@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def _run(argv: list[str]) -> None:
     if not argv:
-        console.say(_FIRST_STEPS)
+        console.say(_FIRST_STEPS + _newest())
         return
     if argv[0] in RECIPES:  # it has its own --help
         process.run_main(process.recipe_file(argv[0]), argv[1:])
@@ -77,6 +77,20 @@ def _run(argv: list[str]) -> None:
         said = f"unknown argument {unknown[0]}{nearest(unknown[0], flags)}"
         raise ConfigError(f"{said}; see `llmft {arguments.command} --help`")
     arguments.run(arguments)
+
+
+def _newest() -> str:
+    """Return what to do with the newest run here, "" where there is none."""
+    from llmft.runs.record import OUTPUTS, find_runs
+
+    runs = find_runs(Path(OUTPUTS))
+    if not runs:
+        return ""
+    run, name = runs[-1], console.short(runs[-1].folder)
+    does = {"complete": f"llmft report {name}; llmft predict {name} FILE"}
+    does |= dict.fromkeys(("interrupted", "killed"), f"llmft resume {name}")
+    then = does.get(run.status, f"llmft runs show {name}")
+    return f"\n\nThe newest run here is {run.status}: {then}"
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
@@ -242,7 +256,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     names = fields_with("source", *RECIPES, among=("files", "rows"))
     names += ["model_name_or_path", "max_seq_length"]
     parser.set_defaults(run=_report_data, names=names)
-    parser.add_argument("files", metavar="FILE", nargs="*", help="a part of its own")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="to look at; several are looked at side by side",
+    )
     for name in names:
         said = f"{fields[name].facts['help']} (default: {fields[name].default})"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said)

@@ -19,6 +19,7 @@ MUST_AGREE = "must agree"
 # It may be changed on the way, with a warning: the run is no longer what it would have
 # been.
 MAY_DIFFER = "may differ"
+FAR_TOO_HIGH = 0.05  # a learning rate, of whatever part of a model of text
 
 
 def about(range: str | None = None, **facts: Any) -> dict[str, Any]:

@@ -66,16 +66,24 @@ def climbed(
 
     Each rung with the metric ``name``, its standard error and, where it is not the one
     that is saved, by how much that one is above it: the standard error of this is of a
-    paired test, on the same draws of texts.
+    paired test, on the same draws of texts. Of classes also the log loss of the one
+    that is saved, and that of one who says that all classes are equally probable.
     """
     rows, found, draws = len(references), list[dict[str, Any]](), {}
+    more: dict[str, float] = {}
     for rung in rungs:
         measure = metric.measure(rung.scores, references)
-        draws[rung.name] = drawn(measure, rows)[name]
+        draws[rung.name], reached = (
+            drawn(measure, rows)[name],
+            measure(np.ones((rows, 1))),
+        )
+        if rung.name == saved and name == HEADLINE[SINGLE]:
+            more = {"log_loss": float(reached["log_loss"][0])}
+            more["log_loss_of_guessing"] = math.log(rung.scores.shape[1])
         found.append(
             {
                 "name": rung.name,
-                "value": float(measure(np.ones((rows, 1)))[name][0]),
+                "value": float(reached[name][0]),
                 "stderr": spread(draws[rung.name]),
                 "seconds": round(rung.seconds, 1),
             }
@@ -85,7 +93,7 @@ def climbed(
         if row is not best:
             error = spread(draws[saved] - draws[row["name"]])
             row["below"] = {"value": best["value"] - row["value"], "stderr": error}
-    return {"metric": name, "n": rows, "saved": saved, "rungs": found}
+    return {"metric": name, "n": rows, "saved": saved, "rungs": found, **more}
 
 
 def lines(ladder: dict[str, Any], split: str) -> list[str]:
@@ -105,15 +113,17 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
 
 
 def _conclusions(ladder: dict[str, Any]) -> list[str]:
-    above, alike = [], []
+    above, alike, said = [], [], list[str]()
     names = [rung["name"] for rung in ladder["rungs"]]
+    for rung in ladder["rungs"][names.index(ladder["saved"]) + 1 :]:
+        if rung["below"]["value"] > rung["below"]["stderr"]:
+            said.append(f"  {rung['name']} is worse: try a lower --learning_rate")
     for rung in ladder["rungs"][: names.index(ladder["saved"])]:
         difference, error = rung["below"]["value"], rung["below"]["stderr"]
         if difference < -error:
             above.append(rung["name"])
         elif difference <= CLEAR * error or not math.isfinite(error):
             alike.append(rung["name"])
-    said = []
     if PROBE in above:
         above.remove(PROBE)
         said.append(
@@ -121,9 +131,15 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
             " longer, or at a lower --learning_rate"
         )
     if above:
+        longer = "" if ladder["saved"] == PROBE else "a longer training, or "
         said.append(
-            f"  {', '.join(above)} reached more here: a longer training may help, or a"
-            " model that was made for this language and subject"
+            f"  {', '.join(above)} reached more here; what may help: {longer}a model"
+            " that was made for this language and subject"
+        )
+    if ladder.get("log_loss", 0.0) > ladder.get("log_loss_of_guessing", math.inf):
+        said.append(
+            f"  it is surer than it may be: log_loss {ladder['log_loss']:.3g}, of"
+            f" guessing {ladder['log_loss_of_guessing']:.3g}; --calibrate true mends it"
         )
     if alike:
         said.append(

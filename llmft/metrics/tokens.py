@@ -58,6 +58,6 @@ def _ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     total, n = sizes.sum(), len(parts)
     ratio = parts.sum() / total
     if n < 2:
-        return float(ratio), 0.0
+        return float(ratio), math.nan  # one example does not differ from others
     squares = ((parts - ratio * sizes) ** 2).sum()
     return float(ratio), float(math.sqrt(squares * n / (n - 1)) / total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,10 @@ def _clean(arguments: argparse.Namespace) -> None:
     say(table(rows, ["run", "kind", "size", "what"]))
     total = size_text(sum(item.size for item in items))
     if not arguments.yes:
-        say(f"{total} could be freed: the same with --yes and the kinds takes it away")
+        words = [str(folder), *(f"--{k}" for k in dict.fromkeys(i.kind for i in items))]
+        words += ["--older_than", arguments.older_than] if arguments.older_than else []
+        command = shlex.join(["llmft", "runs", "clean", *words, "--yes"])
+        say(f"{total} could be freed: {command}")
         return
     freed = 0
     for item in items:

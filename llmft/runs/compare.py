@@ -171,7 +171,11 @@ def _paired(
         "other_label_or_none": len(both) - len(alike),
     }
     if len(both) < _FEW * min(len(rows_a), len(rows_b)) or not alike:
-        found["notes"].append(f"no paired test: {len(alike):,} rows are in both")
+        said = f"no paired test: {len(alike):,} rows are in both"
+        said += (
+            "; give both runs one --validation_file, or the same --seed, which draws it"
+        )
+        found["notes"].append(said)
         return {}
     if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
         found["notes"].append("no paired test: classes here, something else there")

@@ -50,6 +50,8 @@ def _without(run: RunRecord) -> str:
         said += f"; steps that were skipped, not finite: {skipped:,}"
     if error := run.record.get("error"):
         said += f"; it ended with {escape(error)}"
+    if run.status == "complete":
+        said += "; every step was finite: its report.html says what to try next"
     return said
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llmft.config.choice import Choice
+from llmft.config.facts import FAR_TOO_HIGH
 from llmft.config.fields import TrainingArguments
 from llmft.console import say, warn
 from llmft.errors import EnvironmentFault
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
-from llmft.runs.record import FAR_TOO_HIGH, OUTPUTS
+from llmft.runs.record import OUTPUTS
 from llmft.train.checkpoint import checkpoints
 from llmft.train.memory import LEAST, MOST
 from llmft.train.resume import (

@@ -39,7 +39,6 @@ KILLED = "killed"  # a status that no process could write
 # first metric.
 PARTS = ("test", "folds", "eval")
 HEADLINES = ("accuracy", "f1_micro", "r2", "perplexity", "loss")
-FAR_TOO_HIGH = 0.05  # a learning rate, of whatever part of a model of text
 _SHAPES: dict[str, Any] = {
     **dict.fromkeys(("data", "arguments", "choices", "versions", "model"), dict),
     **dict.fromkeys(("plan", "cpu"), dict),
@@ -106,7 +105,7 @@ class RunRecord:
         return {
             name: entry["value"]
             for name, entry in self.record.get("arguments", {}).items()
-            if not entry["from"].startswith(("default", "follows"))
+            if not entry["from"].startswith(("default", "follows", "auto", "k_folds"))
         }
 
     def measured(self) -> dict[str, dict[str, Any]]:

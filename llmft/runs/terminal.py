@@ -13,6 +13,7 @@ from typing import Any
 from llmft.console import say, short, table
 from llmft.files import disk
 from llmft.process import PACKED
+from llmft.runs.output_dir import FOLDS
 from llmft.runs.report.parts import standard_error
 from llmft.sources.wheels import size_text
 
@@ -60,7 +61,8 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
     if (folder / "predictions.jsonl").is_file():
         say(f"\npredicted  {short(folder / 'predictions.jsonl')}")
     say(f"\nrun        {short(folder)}")
-    if (folder / "predictions.jsonl").is_file() and (folder / "model").is_dir():
+    predicts = any((folder / name).exists() for name in ("predictions.jsonl", FOLDS))
+    if predicts and (folder / "model").is_dir():
         say(f"use        {tool('predict', short(folder), 'NEW.csv')}")
     if (folder / "report.html").is_file():
         say(f"report     {short(folder / 'report.html')}")

@@ -17,6 +17,7 @@ from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
 from llmft.runs.output_dir import FOLDS
 from llmft.runs.record import find_run
+from llmft.train.resume import COMPLETE
 
 
 def resume(name: str, flags: Sequence[str] = ()) -> None:
@@ -34,6 +35,11 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     at = Path(os.path.abspath(name))
     is_checkpoint = at.is_dir() and at.parent.name == "checkpoints"
     run = find_run(str(at.parent.parent) if is_checkpoint else name)
+    asked = is_checkpoint or flags or run.arguments.get("push_to_hub")
+    if run.status == COMPLETE and not asked and (run.folder / "model").is_dir():
+        said = "with another --num_train_epochs it goes on"
+        say(f"already complete: {short(run.folder)}; {said}")
+        return
     script, argv = _script(run.record, run.folder), run.record.get("argv")
     if not isinstance(argv, list):
         said = "it does not say with which arguments the run was started"

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from llmft.config.facts import FAR_TOO_HIGH
 from llmft.console import logger, say, warn
 from llmft.data.read.store import Source
 from llmft.errors import EnvironmentFault, NonFiniteError, brief, listed
@@ -192,7 +193,7 @@ class Guards(TrainerCallback, ExportableState):
             hint = "weights of the model are not finite: use another model"
             if alone:
                 hint += ", or --on_nonfinite skip"
-        elif alone and not over:
+        elif alone and not over and self.args.learning_rate <= FAR_TOO_HIGH:
             hint = "--on_nonfinite skip goes on without that step; or " + hint
         if kept and self.folder is not None:
             hint += f"; `llmft inspect {self.folder}` shows the batch"

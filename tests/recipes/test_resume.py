@@ -113,7 +113,7 @@ def test_the_same_command_and_resume(
     logged = process.read_jsonl(work / "run" / "metrics.jsonl")
     assert [e["step"] for e in logged if "loss" in e] == [1, 2, 3, 4, 5, 6]
     assert llmft("resume", work / "run") == 0
-    assert "already complete (6 of 6 steps): run\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("already complete: ")
     # A push that failed, or was not asked for, is made up for once.
     pushed: list[Path] = []
 

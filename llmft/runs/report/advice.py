@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import escape
-from llmft.runs.record import FAR_TOO_HIGH, RunRecord
+from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
 from llmft.runs.report.parts import (
@@ -181,7 +182,18 @@ def _data(seen: Seen) -> Iterator[tuple[str, str]]:
 def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
     found = headline(seen.run)
     entry = seen.run.metrics.get(found[0], {}).get("calibration_error") if found else {}
-    if not entry or entry["value"] is None or seen.run.arguments.get("calibrate"):
+    if seen.run.arguments.get("calibrate"):
+        return
+    ladder = seen.run.metrics.get("ladder", {})
+    loss, guessing = (ladder.get(f"log_loss{of}") for of in ("", "_of_guessing"))
+    if loss is not None and guessing is not None and loss > guessing:
+        yield (
+            f"log loss {number(loss)} is above that of guessing, {number(guessing)}: so"
+            " sure it is where it is wrong",
+            "--calibrate true",
+        )
+        return
+    if not entry or entry["value"] is None:
         return
     value, error = entry["value"], entry["stderr"] or 0.0
     if value > _OFF and value > CLEAR * error:

@@ -108,7 +108,11 @@ def machine(run: RunRecord) -> Section:
         section.blocks.append(Table("What was chosen", header, chosen))
     given = [(name, named(value)) for name, value in run.given.items()]
     if given:
-        table = Table("Arguments that were given", ["argument", "value"], given[:60])
+        table = Table(
+            "Arguments that were given, by flags or a JSON file",
+            ["argument", "value"],
+            given[:60],
+        )
         section.blocks.append(table)
     model = [(n, escape(v, TEXT)) for n, v in record.get("model", {}).items()]
     if model:

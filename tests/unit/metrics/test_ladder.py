@@ -5,7 +5,7 @@ import pytest
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.classes import Classification
-from llmft.metrics.ladder import Rung, climbed, lines, majority
+from llmft.metrics.ladder import PROBE, Rung, climbed, lines, majority
 
 RNG = np.random.default_rng(0)
 
@@ -63,4 +63,24 @@ def test_differences_are_paired(monkeypatch):
     worse = climbed(others, labels, Classification(), "accuracy", "coin")
     assert "near, best reached more here" in lines(worse, "test")[1]
     alone = climbed(rungs, labels, Classification(), "accuracy", "coin")
-    assert len(lines(alone, "test")) == 1  # what stands above cost more
+    (sure,) = lines(alone, "test")[1:]  # what stands above cost more
+    assert sure == (
+        f"  it is surer than it may be: log_loss {alone['log_loss']:.3g}, of guessing"
+        " 0.693; --calibrate true mends it"
+    )
+
+
+def test_a_training_that_made_it_worse_is_not_to_be_longer():
+    labels = RNG.integers(0, 2, 400)
+    rows = np.arange(400)
+    rungs = [
+        Rung("TF-IDF", scores(labels, rows % 10 > 0)),
+        Rung(PROBE, scores(labels, rows % 5 > 0)),
+        Rung("fine-tuned", scores(labels, rows % 2 > 0)),
+    ]
+    found = climbed(rungs, labels, Classification(), "accuracy", PROBE)
+    assert lines(found, "test")[1:] == [
+        "  fine-tuned is worse: try a lower --learning_rate",
+        "  TF-IDF reached more here; what may help: a model that was made for this"
+        " language and subject",
+    ]

@@ -123,7 +123,11 @@ def test_other_texts_are_not_paired(tmp_path):
     path.write_text(path.read_text().replace("<b>", "<i>"))
     (pair,) = compare([one, other])["pairs"]
     assert pair["verdict"] == "no verdict"
-    assert pair["notes"] == ["B is failed", "no paired test: 0 rows are in both"]
+    assert pair["notes"] == [
+        "B is failed",
+        "no paired test: 0 rows are in both; give both runs one --validation_file, or"
+        " the same --seed, which draws it",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,20 @@ def test_a_hundred_runs_take_a_moment_and_load_nothing_heavy(tmp_path):
     *lines, seconds, heavy = done.stdout.splitlines()
     assert (len(lines), heavy, done.stderr) == (101, "set()", "")
     assert float(seconds) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("status", "then"),
+    [
+        ("complete", "llmft report outputs/mlm/r3; llmft predict outputs/mlm/r3 FILE"),
+        ("interrupted", "llmft resume outputs/mlm/r3"),
+        ("failed", "llmft runs show outputs/mlm/r3"),
+    ],
+)
+def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status, then):
+    path = outputs / "mlm" / "r3" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
+    with pytest.raises(SystemExit):
+        cli.main([])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"The newest run here is {status}: {then}"

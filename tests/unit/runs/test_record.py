@@ -18,6 +18,7 @@ def make(folder, events=(), tail="", **record):
         "learning_rate": {"value": 2e-4, "from": "flag"},
         "seed": {"value": 42, "from": "default"},
         "num_train_epochs": {"value": 3, "from": "follows: the data"},
+        "warmup_steps": {"value": 9, "from": "auto"},
     }
     whole = {"recipe": "mlm", "status": "complete", "versions": {}}
     whole |= {"arguments": arguments, **record}
@@ -50,7 +51,12 @@ def test_a_line_that_a_kill_cut_ends_the_events_and_a_broken_one_is_named(tmp_pa
 def test_what_was_given_is_neither_a_default_nor_follows(tmp_path):
     run = read_run(make(tmp_path / "r"))
     assert run.given == {"learning_rate": 2e-4}
-    assert run.arguments == {"learning_rate": 2e-4, "seed": 42, "num_train_epochs": 3}
+    assert run.arguments == {
+        "learning_rate": 2e-4,
+        "seed": 42,
+        "num_train_epochs": 3,
+        "warmup_steps": 9,
+    }
 
 
 def test_seconds_are_of_all_legs_and_unknown_where_one_was_killed(tmp_path):

@@ -363,6 +363,9 @@ def test_without_a_batch_inspect_says_so(tmp_path):
         f"{tmp_path.name}: no batch is kept; steps that were skipped, not finite:"
         r" 1,200; it ended with NonFiniteError: it is\nnan"
     )
+    assert inspected(RunRecord(tmp_path, {"status": "complete"}, {})).endswith(
+        "every step was finite: its report.html says what to try next"
+    )
     folder = tmp_path / "debug_batch" / "step-3"
     folder.mkdir(parents=True)
     (folder / "batch.json").write_text("{}")
