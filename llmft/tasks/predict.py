@@ -38,6 +38,7 @@ from llmft.model.identity import fingerprint
 from llmft.process import Terminated, quiet_libraries, versions
 from llmft.tasks.named import Named, find_model
 from llmft.tasks.prediction_output import (
+    OF_CSV,
     Part,
     Printed,
     cells,
@@ -81,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_file", metavar="FILE", help=said)
     said = "put ' before texts of a csv that a spreadsheet would run as formulas"
     parser.add_argument("--escape_formulas", action="store_true", help=said)
+    said = "begin a csv with the mark (BOM) by which Excel knows UTF-8"
+    parser.add_argument("--bom", action="store_true", help=said)
     fields = fields_of(*CLASSES)
     for name in (*FLAGS, *OF_MACHINE):
         default = str(fields[name].default)
@@ -106,13 +109,14 @@ def run(arguments: argparse.Namespace) -> None:
         problems.append("give either a FILE or --text, to predict")
     if pairs and len(pairs) != len(texts):
         problems.append("give a --text_pair for each --text, or none")
-    names = ("output_file", "keep_columns", "escape_formulas")
+    names = ("output_file", "keep_columns", *OF_CSV)
     of_file = {n: getattr(arguments, n) for n in names}
     if of_none := [name for name, value in of_file.items() if value and not file]:
         problems.append(f"{of_none[0]} is for the predictions of a FILE")
     out = str(arguments.output_file or "").lower()
-    if arguments.escape_formulas and not out.endswith(".csv"):
-        problems.append("escape_formulas is for an output_file that is csv")
+    for name in OF_CSV:
+        if of_file[name] and not out.endswith(".csv"):
+            problems.append(f"{name} is for an output_file that is csv")
     if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
         problems.append(f"keep_columns has {own[0]}, which predictions have themselves")
     if problems:
@@ -128,8 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
         if file:
             kept = tuple(arguments.keep_columns or ())
             predictor.columns = replace(predictor.columns, carried=kept)
-            escape = bool(arguments.escape_formulas)
-            _predict_file(predictor, named, file, target or printed, escape)
+            how = {name: bool(getattr(arguments, name)) for name in OF_CSV}
+            _predict_file(predictor, named, file, target or printed, how)
             return
         found = predict_texts(predictor, texts, pairs)
         _tell(predictor)
@@ -203,7 +207,7 @@ def _predict_file(
     named: Named,
     file: str,
     target: Path | Printed,
-    escape_formulas: bool,
+    of_csv: Mapping[str, bool],
 ) -> None:
     """Predict the rows of a file, each looked at before the first is predicted."""
     data = predictor.args.data
@@ -226,7 +230,7 @@ def _predict_file(
             "columns": asdict(predictor.columns),
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            "escape_formulas": escape_formulas,
+            **of_csv,
         }
         try:
             with opened_part(target, made_of) as part:

@@ -17,6 +17,7 @@ from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
 from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
+OF_CSV = ("escape_formulas", "bom")  # how it is written, as the flags are called
 # What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
 _FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")
 
@@ -128,7 +129,7 @@ class Part:
         self.path, self.state = part_of(target), _state_of(target)
         self.made_of = json.loads(to_json(made_of))
         self.is_csv = target.suffix.lower() == ".csv"
-        self.escape_formulas = bool(made_of.get("escape_formulas"))
+        self.escape_formulas, self.bom = (bool(made_of.get(name)) for name in OF_CSV)
         self.rows, self.size = 0, 0
         self.counts: dict[str, int] = {}
         self.choices: dict[str, Any] = {}
@@ -168,6 +169,7 @@ class Part:
         text = as_jsonl(rows)
         if self.is_csv:
             text = as_csv(rows, not self.rows, self.escape_formulas)
+            text = "\ufeff" + text if self.bom and not self.rows else text
         try:
             self.size += self.stream.write(text.encode())
             self.stream.flush()

@@ -1,5 +1,6 @@
 """``llmft predict`` and ``llmft.load`` against plain computations."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -227,6 +228,15 @@ def test_other_columns_go_along(models, llmft_predict, capfdbinary, ending):
     assert [row["text"] for row in rows] == ["x y", "z"]
     if ending == "parquet":
         assert rows[0]["day"].startswith("2024-01-02")
+
+
+def test_a_csv_for_excel_begins_with_its_mark_once(models, llmft_predict):
+    Path("in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in HARD))
+    for out, flags in (("plain.csv", ()), ("excel.csv", ("--bom",))):
+        flags = ("--output_file", out, *flags, *PLAIN)
+        llmft_predict(models / "single", "in.jsonl", *flags)
+    plain, marked = (Path(n).read_bytes() for n in ("plain.csv", "excel.csv"))
+    assert marked == codecs.BOM_UTF8 + plain
 
 
 HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
