@@ -28,6 +28,7 @@ from llmft.config.fields import (
 )
 from llmft.console import say, table
 from llmft.data.read.check import Check, Checked, Rows
+from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source, in_parts
@@ -152,8 +153,11 @@ def _loaded(
     choose.prepare_machine(training)
     data = data_arguments(named, given, file)
     if file and not is_pipe(file):
-        with named_files(file, Reading.of(data)):
-            pass  # a name that is not there is told before the model is loaded
+        reading, columns = Reading.of(data), Columns.of(data, label_optional=True)
+        with named_files(file, reading) as (files, _, unit):
+            # What keeps its first row from being read, before the model is loaded.
+            rows = file_rows(file, columns, reading, (files, unit), hashed=False)
+            next(_check(rows).rows(), None)
     predictor = load_predictor(named, data, training)
     if given.get("precision") == "bf16":
         predictor.take("bf16", predictor.attention)
@@ -214,8 +218,7 @@ def _predict_file(
     reading = Reading.of(data)
     with named_files(file, reading) as (files, notes, unit):
         rows = file_rows(file, predictor.columns, reading, (files, unit), hashed=False)
-        check = Check(rows)
-        check.plain = True
+        check = _check(rows)
         total = sum(1 for _ in check.rows())
         notes = [*notes, *check.notes()]
         said = f" ({'; '.join(notes)})" if notes else ""
@@ -243,6 +246,12 @@ def _predict_file(
             raise
 
 
+def _check(rows: Rows) -> Check:
+    check = Check(rows)
+    check.plain = True
+    return check
+
+
 def _input(file: str, files: Sequence[Path], rows: Rows) -> Any:
     """Return what tells an input from another; of a pipe, the hash of all of it."""
     if is_pipe(file):
@@ -257,8 +266,7 @@ def _write(
     done = row = target.rows
     if done:
         say(f"going on   after {done:,} rows, which are there already")
-    check = Check(rows)
-    check.plain = True
+    check = _check(rows)
     left = islice(check.rows(), done, None)
     bar = tqdm(total=total, initial=done, desc="predicting", unit="row", disable=None)
     started = time.perf_counter()

@@ -304,6 +304,19 @@ def test_texts_of_the_command_line_become_a_table(
     assert len(capsys.readouterr().out.strip().splitlines()) == 2 + 5
 
 
+def test_what_a_file_lacks_is_told_before_the_model_is_loaded(
+    models, llmft_predict, monkeypatch
+):
+    def load(*args):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(predict, "load_predictor", load)
+    Path("f.csv").write_text("review,n\nfine,1\n")
+    flags = ("f.csv", "--text_column_name", "reviw", *PLAIN)
+    with pytest.raises(DataError, match="did you mean review"):
+        llmft_predict(models / "single", *flags)
+
+
 REFUSED = [
     ("{single}", ConfigError, "give either a FILE or --text"),
     ("{single} f.txt --text x", ConfigError, "give either a FILE or --text"),
