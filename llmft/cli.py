@@ -256,12 +256,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     names = fields_with("source", *RECIPES, among=("files", "rows"))
     names += ["model_name_or_path", "max_seq_length"]
     parser.set_defaults(run=_report_data, names=names)
-    parser.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="*",
-        help="to look at; several are looked at side by side",
-    )
+    said = "to look at; several are looked at side by side"
+    parser.add_argument("files", metavar="FILE", nargs="*", help=said)
     for name in names:
         said = f"{fields[name].facts['help']} (default: {fields[name].default})"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said)

@@ -73,10 +73,8 @@ def climbed(
     more: dict[str, float] = {}
     for rung in rungs:
         measure = metric.measure(rung.scores, references)
-        draws[rung.name], reached = (
-            drawn(measure, rows)[name],
-            measure(np.ones((rows, 1))),
-        )
+        draws[rung.name] = drawn(measure, rows)[name]
+        reached = measure(np.ones((rows, 1)))
         if rung.name == saved and name == HEADLINE[SINGLE]:
             more = {"log_loss": float(reached["log_loss"][0])}
             more["log_loss_of_guessing"] = math.log(rung.scores.shape[1])
