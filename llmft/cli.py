@@ -87,7 +87,8 @@ def _newest() -> str:
     if not runs:
         return ""
     run, name = runs[-1], console.short(runs[-1].folder)
-    does = {"complete": f"llmft report {name}; llmft predict {name} FILE"}
+    predicts = f"; llmft predict {name} FILE" * (run.folder / "model").is_dir()
+    does = {"complete": f"llmft report {name}{predicts}"}
     does |= dict.fromkeys(("interrupted", "killed"), f"llmft resume {name}")
     then = does.get(run.status, f"llmft runs show {name}")
     return f"\n\nThe newest run here is {run.status}: {then}"

@@ -12,6 +12,7 @@ import numpy as np
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.bootstrap import drawn, spread
+from llmft.metrics.intervals import standard_error
 from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
@@ -102,8 +103,9 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
         if below is not None:
             shown = f"{below['value']:+.4f} +- {below['stderr']:.4f}"
         took = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
-        value, error = f"{rung['value']:.4f}", f"{rung['stderr']:.2g}"
-        rows.append((rung["name"], value, error, shown, took))
+        error = standard_error(ladder["metric"], {**rung, "n": ladder["n"]})
+        value, known = f"{rung['value']:.4f}", f"{error:.2g}"
+        rows.append((rung["name"], value, known, shown, took))
     header = ["method", ladder["metric"], "+-", "saved is above by", "seconds"]
     said = [f"\nladder, on {split}, n {ladder['n']:,}\n{table(rows, header)}"]
     said += _conclusions(ladder)

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from llmft.errors import escape, listed
+from llmft.metrics.intervals import limits
 from llmft.metrics.predictions import weak_lines
-from llmft.runs.report.parts import limits
 from llmft.runs.terminal import UNSHARED
 from llmft.sources import catalog
 

@@ -216,5 +216,5 @@ ACTIONS: dict[str, tuple[str, _Add, Callable[[argparse.Namespace], None]]] = {
     "compare": ("which of some runs is better, and how sure", _add_compare, _compare),
     "tag": ("give a run tags to find it by", _add_tag, _tag),
     "note": ("keep a sentence with a run", _add_note, _note),
-    "clean": ("say what could be freed; --yes takes it away", _add_clean, _clean),
+    "clean": ("say what could be freed, and how", _add_clean, _clean),
 }

@@ -129,7 +129,7 @@ def _pair(
     rows_a, rows_b = list(run_a.predictions()), list(run_b.predictions())
     metrics: dict[str, dict[str, Any]] = {}
     if rows_a and rows_b:
-        metrics = _paired(found, rows_a, rows_b, run_a)
+        metrics = _paired(found, rows_a, rows_b, run_a, run_b)
     else:
         lacks = [n for n, rows in ((a, rows_a), (b, rows_b)) if not rows]
         said = f"no predictions.jsonl in {' and '.join(lacks)}"
@@ -157,6 +157,7 @@ def _paired(
     rows_a: list[dict[str, Any]],
     rows_b: list[dict[str, Any]],
     run_a: RunRecord,
+    run_b: RunRecord,
 ) -> dict[str, dict[str, Any]]:
     """Compare what was said of the rows that both have; add the counts of them."""
     from llmft.metrics.paired import compare_rows, kind_of  # numpy
@@ -172,9 +173,9 @@ def _paired(
     }
     if len(both) < _FEW * min(len(rows_a), len(rows_b)) or not alike:
         said = f"no paired test: {len(alike):,} rows are in both"
-        said += (
-            "; give both runs one --validation_file, or the same --seed, which draws it"
-        )
+        seeds = [run.arguments.get("seed") for run in (run_a, run_b)]
+        said += "; give both runs one --validation_file"
+        said += ", or the same --seed, which draws it" if seeds[0] != seeds[1] else ""
         found["notes"].append(said)
         return {}
     if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:

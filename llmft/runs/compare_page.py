@@ -7,6 +7,7 @@ from typing import Any
 from llmft.console import cut, table, terminal_columns
 from llmft.errors import escape, listed
 from llmft.files import to_json
+from llmft.metrics.intervals import standard_error
 from llmft.runs.compare import change
 from llmft.sources.wheels import size_text
 
@@ -36,7 +37,8 @@ def sections(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
         rows = [[n, *map(_short, values)] for n, values in found[part].items()]
         tables.append((title, ["", *names], rows))
     rows = [
-        [m["part"], m["metric"], *map(_entry, m["values"])] for m in found["metrics"]
+        [m["part"], m["metric"], *(_entry(m["metric"], x) for x in m["values"])]
+        for m in found["metrics"]
     ]
     tables.append(("metrics, with standard errors", ["on", "metric", *names], rows))
     rows = [
@@ -162,10 +164,11 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 and text.isalnum() else text
 
 
-def _entry(entry: dict[str, Any] | None) -> str:
+def _entry(name: str, entry: dict[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return "-"
-    spread = "" if entry.get("stderr") is None else f" +- {entry['stderr']:.2g}"
+    error = standard_error(name, {"stderr": None, **entry})
+    spread = "" if error is None else f" +- {error:.2g}"
     return f"{entry['value']:,.4g}{spread}"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from llmft.console import table, terminal_columns, width
 from llmft.errors import ConfigError, escape, nearest
 from llmft.files import disk, read_object, write_json
+from llmft.metrics.intervals import standard_error
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
-from llmft.runs.report.parts import standard_error
 from llmft.sources.wheels import size_text
 
 NOTES = "notes.json"  # tags and note: run.json is the run's own

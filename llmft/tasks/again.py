@@ -37,8 +37,7 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     run = find_run(str(at.parent.parent) if is_checkpoint else name)
     asked = is_checkpoint or flags or run.arguments.get("push_to_hub")
     if run.status == COMPLETE and not asked and (run.folder / "model").is_dir():
-        said = "with another --num_train_epochs it goes on"
-        say(f"already complete: {short(run.folder)}; {said}")
+        say(f"already complete: {short(run.folder)}")
         return
     script, argv = _script(run.record, run.folder), run.record.get("argv")
     if not isinstance(argv, list):

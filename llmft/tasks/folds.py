@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -30,6 +31,7 @@ from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.bootstrap import with_errors
+from llmft.metrics.intervals import NORMAL
 from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
@@ -37,7 +39,6 @@ from llmft.process import versions
 from llmft.runs.output_dir import FOLDS, make_folder
 from llmft.runs.plan import Plan, duration_text
 from llmft.runs.record import OF_RUN, held
-from llmft.runs.report.parts import NORMAL
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
@@ -92,10 +93,13 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
         found = []
         for place in range(folds):
+            started, more = time.perf_counter(), ""
             if not _whole(kept / f"{place + 1}.json", len(rows[place])):
                 _train_fold(train, args, place, kept)
+                left = (time.perf_counter() - started) * (folds - place)  # and all rows
+                more = f", about {duration_text(left)} left in all"
             found.append(read_object(kept / f"{place + 1}.json"))
-            say(f"  fold {place + 1} of {folds}: {_said(found[-1])}")
+            say(f"  fold {place + 1} of {folds}: {_said(found[-1])}{more}")
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
         results = _together(found, metric, HEADLINE[kind])

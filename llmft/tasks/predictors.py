@@ -18,9 +18,11 @@ from llmft.config.choice import Choice
 from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import ClassificationDataArguments, TrainingArguments
 from llmft.config.parse import Arguments
+from llmft.console import say
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import FORMATS, format_of
 from llmft.data.read.store import Source
+from llmft.data.read.text import is_utf8
 from llmft.data.tokens.collate import (
     IGNORED,
     DataCollatorForClassification,
@@ -61,12 +63,17 @@ def data_arguments(
 ) -> ClassificationDataArguments:
     """Return how texts are read and cut: as the run did it, but for what is given.
 
-    The format is that of the run where the ending of the ``file`` does not say it. With
+    The format is that of the run where the ending of the ``file`` does not say it, the
+    encoding is UTF-8 where it is valid UTF-8 and the user says nothing else. With
     neither run nor user, ``max_seq_length`` is 0: as the model allows.
     """
     recorded = {name: named.recorded(name) for name in KEPT}
     if file and format_of(Path(file)) in FORMATS:
         recorded["file_format"] = None
+    encoding, path = recorded["encoding"], Path(file or "")
+    if encoding and "encoding" not in given and path.is_file() and is_utf8(path):
+        say(f"encoding   UTF-8, as {file} is; that of the run was {encoding}")
+        recorded["encoding"] = None
     known = {"max_seq_length": 0}
     known |= {name: value for name, value in recorded.items() if value is not None}
     fields = fields_of(ClassificationDataArguments)

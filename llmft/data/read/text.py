@@ -241,8 +241,7 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
         raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
-        # Valid UTF-8 with more than ASCII is never so by chance.
-        if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
+        if is_utf8(path):
             note += ", though it is UTF-8: leave --encoding out"
             warn(f"{path}: {note}")
         notes.tell(note)
@@ -252,6 +251,11 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
     if start.startswith(codecs.BOM_UTF8):
         notes.tell("byte-order mark left out")
     return name
+
+
+def is_utf8(path: Path) -> bool:
+    """Return whether a file is valid UTF-8 with more than ASCII: never so by chance."""
+    return bool(_first_fault(path, "ascii") and not _first_fault(path, "utf-8"))
 
 
 def _looks_like_utf16(start: bytes) -> str | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import escape
+from llmft.metrics.intervals import limits
 from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
 from llmft.runs.report.parts import (
     CLEAR,
-    NORMAL,
     Section,
     Table,
     listed_words,
@@ -24,6 +24,8 @@ from llmft.runs.report.verdict import difference, headline
 _FALL = 0.02  # of the validation loss, from one evaluation to the next
 _RISE = 0.05
 _OFF = 0.05  # calibration error that is worth mending
+_CALIBRATE = "--calibrate true, without --k_folds"
+_VAGUE = 0.1  # standard error of a perplexity, of its value
 _WIDE = 0.03  # half an interval of a share
 
 
@@ -190,7 +192,7 @@ def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
         yield (
             f"log loss {number(loss)} is above that of guessing, {number(guessing)}: so"
             " sure it is where it is wrong",
-            "--calibrate true",
+            _CALIBRATE,
         )
         return
     if not entry or entry["value"] is None:
@@ -199,16 +201,26 @@ def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
     if value > _OFF and value > CLEAR * error:
         yield (
             f"probabilities are off by {value:.3f} in the mean (calibration error)",
-            "--calibrate true",
+            _CALIBRATE,
         )
 
 
 def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
     found = headline(seen.run)
-    if found is None or found[1] not in ("accuracy", "f1_micro"):
+    if found is None:
         return
     part, name, entry = found
-    half = NORMAL * (entry["stderr"] or 0.0)
+    error = entry["stderr"]
+    if name == "perplexity" and (error is None or error > _VAGUE * entry["value"]):
+        yield (
+            f"perplexity was measured on {entry['n']:,} tokens: too few to know it",
+            "more text to validate on: --validation_file, or a larger"
+            " --validation_split_percentage",
+        )
+    if name not in ("accuracy", "f1_micro"):
+        return
+    low, high = limits(name, entry)
+    half = (high - low) / 2
     if half > _WIDE and part != "folds":
         yield (
             f"{name} is known to ± {100 * half:.1f} points only ({entry['n']:,} rows)",

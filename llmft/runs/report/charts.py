@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from llmft.runs.report.parts import NORMAL, Chart, Table, number
+from llmft.metrics.intervals import NORMAL
+from llmft.runs.report.parts import Chart, Table, number
 
 POINTS = 120  # of a curve; of more, means are drawn
 _FEW = 12  # points whose numbers stand below a chart

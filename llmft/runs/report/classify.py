@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from llmft.metrics.intervals import NORMAL, wilson
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts, regression
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers
 from llmft.runs.report.parts import (
-    NORMAL,
     Cells,
     Section,
     Table,
@@ -19,7 +19,6 @@ from llmft.runs.report.parts import (
     named,
     number,
     shown_of,
-    wilson,
 )
 from llmft.runs.report.segments import Segment, standard_errors, weak
 from llmft.runs.report.verdict import difference

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmft.errors import escape
 from llmft.files import read_object
+from llmft.metrics.intervals import wilson
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts
 from llmft.runs.report.parts import (
@@ -17,7 +18,6 @@ from llmft.runs.report.parts import (
     Texts,
     between,
     number,
-    wilson,
 )
 
 _GRAM = 4  # words in a row that are a repetition where they come again

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from markupsafe import Markup
 
 from llmft.errors import escape
 
-NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 CLEAR = 2.0  # standard errors; a difference of fewer is none
-_NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
-_AT_MOST_1 = ("r2", "matthews_correlation", "pearson", "spearman")
 _NARROW = 14  # characters of the head of a narrow column
 LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
 
@@ -100,46 +96,6 @@ def number(value: object) -> str:
     if isinstance(value, int) or (value == round(value) and abs(value) >= 1000):
         return f"{value:,.0f}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def limits(name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the limits of 95 % of a metric, which stay where it can be.
-
-    Those of accuracy are Wilson's; else they are about the value, by its standard
-    error; NaN where that is not known.
-    """
-    value, error, n = entry["value"], entry["stderr"], entry.get("n")
-    if name == "accuracy" and n:
-        return wilson(value * n, n)
-    half = math.nan if error is None else NORMAL * error
-    share = name.startswith(("accuracy", "f1_", "subset_", "calibration_"))
-    least, most = -math.inf, 1.0 if share or name in _AT_MOST_1 else math.inf
-    if share or name in _NOT_BELOW_0:
-        least = 0.0
-    return max(value - half, least), min(value + half, most)
-
-
-def standard_error(name: str, entry: Mapping[str, Any]) -> float | None:
-    """Return the standard error of a metric that is shown beside its value.
-
-    Where all is right, or all wrong, draws of rows tell nothing: Wilson's limits do.
-    """
-    error: float | None = entry["stderr"]
-    if name == "accuracy" and error == 0 and entry["value"] in (0, 1):
-        low, high = limits(name, entry)
-        return (high - low) / (2 * NORMAL)
-    return error
-
-
-def wilson(right: float, n: float) -> tuple[float, float]:
-    """Return the limits of 95 % of a share (Wilson 1927); 0 to 1 of no rows."""
-    if not n:
-        return 0.0, 1.0
-    z, p = NORMAL, right / n
-    middle = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return max(low, 0.0), min(high, 1.0)
 
 
 def between(limits: tuple[float, float]) -> str:

@@ -70,6 +70,14 @@ def test_differences_are_paired(monkeypatch):
     )
 
 
+def test_the_error_of_a_perfect_score_is_that_of_its_interval():
+    labels = RNG.integers(0, 2, 40)
+    rungs = [Rung("fine-tuned", scores(labels, labels >= 0))]
+    found = climbed(rungs, labels, Classification(), "accuracy", "fine-tuned")
+    (table,) = lines(found, "test")
+    assert table.splitlines()[-1].split()[:3] == ["fine-tuned", "1.0000", "0.022"]
+
+
 def test_a_training_that_made_it_worse_is_not_to_be_longer():
     labels = RNG.integers(0, 2, 400)
     rows = np.arange(400)

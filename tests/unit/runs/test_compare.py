@@ -125,8 +125,7 @@ def test_other_texts_are_not_paired(tmp_path):
     assert pair["verdict"] == "no verdict"
     assert pair["notes"] == [
         "B is failed",
-        "no paired test: 0 rows are in both; give both runs one --validation_file, or"
-        " the same --seed, which draws it",
+        "no paired test: 0 rows are in both; give both runs one --validation_file",
     ]
 
 

@@ -191,6 +191,7 @@ def test_a_hundred_runs_take_a_moment_and_load_nothing_heavy(tmp_path):
     ],
 )
 def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status, then):
+    (outputs / "mlm" / "r3" / "model").mkdir()
     path = outputs / "mlm" / "r3" / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
     with pytest.raises(SystemExit):

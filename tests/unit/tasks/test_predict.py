@@ -317,6 +317,25 @@ def test_what_a_file_lacks_is_told_before_the_model_is_loaded(
         llmft_predict(models / "single", *flags)
 
 
+def test_a_file_of_utf_8_is_read_so_also_after_a_run_of_another_encoding(
+    models, llmft_predict, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "llmft.tasks.named.Named.recorded",
+        lambda self, name: "cp1252" if name == "encoding" else None,
+    )
+    Path("f.csv").write_text("text\n99 \u20ac\n", "utf-8")
+    flags = ("--output_file", "o.jsonl", *PLAIN)
+    llmft_predict(models / "single", "f.csv", *flags)
+    assert [row["text"] for row in rows_of("o.jsonl")] == ["99 \u20ac"]
+    said = "encoding   UTF-8, as f.csv is; that of the run was cp1252\n"
+    assert said in capsys.readouterr().err
+    Path("o.jsonl").unlink()
+    Path("f.csv").write_text("text\n99 \u20ac\n", "cp1252")
+    llmft_predict(models / "single", "f.csv", *flags)
+    assert [row["text"] for row in rows_of("o.jsonl")] == ["99 \u20ac"]
+
+
 REFUSED = [
     ("{single}", ConfigError, "give either a FILE or --text"),
     ("{single} f.txt --text x", ConfigError, "give either a FILE or --text"),

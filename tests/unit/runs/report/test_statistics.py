@@ -7,12 +7,13 @@ import pytest
 import report_runs
 from scipy.stats import binomtest, hypergeom
 
+from llmft.metrics.intervals import wilson
 from llmft.runs.record import read_run
 from llmft.runs.report import classify, lm, regression
 from llmft.runs.report.answers import Answers, read_answers
 from llmft.runs.report.charts import POINTS, thinned
 from llmft.runs.report.label_errors import contradictions, suspects
-from llmft.runs.report.parts import number, wilson
+from llmft.runs.report.parts import number
 from llmft.runs.report.segments import segments, standard_errors, tail, weak
 
 
