@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from llmft.config.convert import separator
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -85,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--escape_formulas", action="store_true", help=said)
     said = "begin a csv with the mark (BOM) by which Excel knows UTF-8"
     parser.add_argument("--bom", action="store_true", help=said)
+    said = "between its fields: one character, or tab (default: a comma)"
+    parser.add_argument("--output_delimiter", metavar="CHARACTER", help=said)
     fields = fields_of(*CLASSES)
     for name in (*FLAGS, *OF_MACHINE):
         default = str(fields[name].default)
@@ -118,6 +121,11 @@ def run(arguments: argparse.Namespace) -> None:
     for name in OF_CSV:
         if of_file[name] and not out.endswith(".csv"):
             problems.append(f"{name} is for an output_file that is csv")
+    try:
+        delimiter = separator(arguments.output_delimiter or ",")
+    except ValueError as error:
+        said = f"output_delimiter is {arguments.output_delimiter!r}"
+        problems.append(f"{said}, expected {error}")
     if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
         problems.append(f"keep_columns has {own[0]}, which predictions have themselves")
     if problems:
@@ -133,7 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
         if file:
             kept = tuple(arguments.keep_columns or ())
             predictor.columns = replace(predictor.columns, carried=kept)
-            how = {name: bool(getattr(arguments, name)) for name in OF_CSV}
+            how = {name: getattr(arguments, name) for name in OF_CSV}
+            how["output_delimiter"] = delimiter
             _predict_file(predictor, named, file, target or printed, how)
             return
         found = predict_texts(predictor, texts, pairs)
@@ -211,7 +220,7 @@ def _predict_file(
     named: Named,
     file: str,
     target: Path | Printed,
-    of_csv: Mapping[str, bool],
+    of_csv: Mapping[str, Any],
 ) -> None:
     """Predict the rows of a file, each looked at before the first is predicted."""
     data = predictor.args.data

@@ -17,7 +17,11 @@ from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
 from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
-OF_CSV = ("escape_formulas", "bom")  # how it is written, as the flags are called
+OF_CSV = (
+    "escape_formulas",
+    "bom",
+    "output_delimiter",
+)  # how it is written, as the flags are called
 # What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
 _FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")
 
@@ -61,7 +65,10 @@ def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def as_csv(
-    rows: Sequence[Mapping[str, Any]], header: bool, escape_formulas: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    header: bool,
+    escape_formulas: bool,
+    delimiter: str,
 ) -> str:
     """Return rows as csv, every text in quotes, with a line of ``header`` or without.
 
@@ -72,9 +79,8 @@ def as_csv(
         flat = [{_escaped(n): _escaped(x) for n, x in row.items()} for row in flat]
     written = io.StringIO()
     # In quotes: csv does not put them around a lone carriage return by itself.
-    writer = csv.DictWriter(
-        written, [*flat[0]], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
-    )
+    how: Any = {"quoting": csv.QUOTE_NONNUMERIC, "lineterminator": "\n"}
+    writer = csv.DictWriter(written, [*flat[0]], delimiter=delimiter, **how)
     if header:
         writer.writeheader()
     writer.writerows(flat)
@@ -129,7 +135,8 @@ class Part:
         self.path, self.state = part_of(target), _state_of(target)
         self.made_of = json.loads(to_json(made_of))
         self.is_csv = target.suffix.lower() == ".csv"
-        self.escape_formulas, self.bom = (bool(made_of.get(name)) for name in OF_CSV)
+        formulas, self.bom, self.delimiter = (made_of.get(name) for name in OF_CSV)
+        self.escape_formulas = bool(formulas)
         self.rows, self.size = 0, 0
         self.counts: dict[str, int] = {}
         self.choices: dict[str, Any] = {}
@@ -168,7 +175,8 @@ class Part:
         """Write a block to the disk, then how far the part goes."""
         text = as_jsonl(rows)
         if self.is_csv:
-            text = as_csv(rows, not self.rows, self.escape_formulas)
+            how = self.escape_formulas, self.delimiter or ","
+            text = as_csv(rows, not self.rows, *how)
             text = "\ufeff" + text if self.bom and not self.rows else text
         try:
             self.size += self.stream.write(text.encode())

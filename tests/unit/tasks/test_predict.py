@@ -237,6 +237,11 @@ def test_a_csv_for_excel_begins_with_its_mark_once(models, llmft_predict):
         llmft_predict(models / "single", "in.jsonl", *flags)
     plain, marked = (Path(n).read_bytes() for n in ("plain.csv", "excel.csv"))
     assert marked == codecs.BOM_UTF8 + plain
+    flags = ("--output_file", "german.csv", "--output_delimiter", ";", *PLAIN)
+    llmft_predict(models / "single", "in.jsonl", *flags)
+    with open("german.csv", newline="", encoding="utf-8") as stream:
+        found = [row["text"] for row in csv.DictReader(stream, delimiter=";")]
+    assert found == HARD
 
 
 HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
@@ -346,6 +351,12 @@ REFUSED = [
     ("{single} f.txt --keep_columns id", DataError, "no column 'id'"),
     ("{single} f.txt --output_file o.xlsx", ConfigError, "ends in .csv or .jsonl"),
     ("{single} f.txt --output_file f.csv", ConfigError, "output_file is there"),
+    (
+        "{single} f.txt --output_file o.csv --output_delimiter ;;",
+        ConfigError,
+        "output_delimiter is ';;', expected one character, or tab",
+    ),
+    ("{single} f.txt --output_file o.jsonl --bom", ConfigError, "bom is for an output"),
     ("{single} f.txt --output_file no/o.csv", ConfigError, "folder is not there"),
     ("{single} f.txt --max_seq_length 3", ConfigError, "max_seq_length is '3'"),
     ("{single} f.txt --max_seq_length 80", ConfigError, "has 64 positions"),
