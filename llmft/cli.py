@@ -82,15 +82,17 @@ def _run(argv: list[str]) -> None:
 def _newest() -> str:
     """Return what to do with the newest run here, "" where there is none."""
     from llmft.runs.record import OUTPUTS, find_runs
+    from llmft.runs.terminal import tool
 
     runs = find_runs(Path(OUTPUTS))
     if not runs:
         return ""
     run, name = runs[-1], console.short(runs[-1].folder)
-    predicts = f"; llmft predict {name} FILE" * (run.folder / "model").is_dir()
-    does = {"complete": f"llmft report {name}{predicts}"}
-    does |= dict.fromkeys(("interrupted", "killed"), f"llmft resume {name}")
-    then = does.get(run.status, f"llmft runs show {name}")
+    does = dict.fromkeys(("interrupted", "killed"), ("resume",))
+    does["complete"] = ("report",)
+    then = tool(*does.get(run.status, ("runs", "show")), name)
+    if run.status == "complete" and (run.folder / "model").is_dir():
+        then += f"; {tool('predict', name, 'FILE')}"
     return f"\n\nThe newest run here is {run.status}: {then}"
 
 

@@ -139,7 +139,8 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
     if ladder.get("log_loss", 0.0) > ladder.get("log_loss_of_guessing", math.inf):
         said.append(
             f"  it is surer than it may be: log_loss {ladder['log_loss']:.3g}, of"
-            f" guessing {ladder['log_loss_of_guessing']:.3g}; --calibrate true mends it"
+            f" guessing {ladder['log_loss_of_guessing']:.3g}; --calibrate true, without"
+            " --k_folds, mends it"
         )
     if alike:
         said.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import write_text
 from llmft.runs import clean, listing
 from llmft.runs.record import OUTPUTS, find_run, find_runs
+from llmft.runs.terminal import tool
 from llmft.sources.wheels import size_text
 
 USUAL = "list"
@@ -166,7 +166,7 @@ def _clean(arguments: argparse.Namespace) -> None:
     if not arguments.yes:
         words = [str(folder), *(f"--{k}" for k in dict.fromkeys(i.kind for i in items))]
         words += ["--older_than", arguments.older_than] if arguments.older_than else []
-        command = shlex.join(["llmft", "runs", "clean", *words, "--yes"])
+        command = tool("runs", "clean", *words, "--yes")
         say(f"{total} could be freed: {command}")
         return
     freed = 0

@@ -13,10 +13,9 @@ from llmft.config.fields import AUTO, TrainingArguments
 from llmft.console import say
 from llmft.errors import EnvironmentFault
 from llmft.files import read_object
-from llmft.runs.record import OF_RUN, OUTPUTS, STOPPED, held
+from llmft.runs.record import FOLDS, OF_RUN, OUTPUTS, STOPPED, held
 from llmft.train import resume
 
-FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
 _BEGUN = re.compile(r"\.write-test|\.run\.json\.staging-.+")
 _ELSEWHERE = "choose --output_dir"
 

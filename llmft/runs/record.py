@@ -31,6 +31,7 @@ OF_RUN = (
     *("checkpoints", "logs", "model", "artifacts", "debug_batch", "profile"),
 )
 STOPPED = "stopped"  # where a run that starts anew puts what it did before
+FOLDS = "folds"  # what a cross-validation keeps beside the run that ends it
 OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
 TIME = "%Y-%m-%dT%H:%M:%S%z"  # in run.json
 _STATE = "trainer_state.json"  # of a checkpoint

@@ -14,7 +14,7 @@ from llmft.console import say, short, table
 from llmft.files import disk
 from llmft.metrics.intervals import standard_error
 from llmft.process import PACKED
-from llmft.runs.output_dir import FOLDS
+from llmft.runs.record import FOLDS
 from llmft.sources.wheels import size_text
 
 # Ends the name of a part of the results without the rows that train has, too.

@@ -15,8 +15,7 @@ from llmft.console import say, short, warn
 from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
-from llmft.runs.output_dir import FOLDS
-from llmft.runs.record import find_run
+from llmft.runs.record import FOLDS, find_run
 from llmft.train.resume import COMPLETE
 
 
@@ -37,7 +36,9 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     run = find_run(str(at.parent.parent) if is_checkpoint else name)
     asked = is_checkpoint or flags or run.arguments.get("push_to_hub")
     if run.status == COMPLETE and not asked and (run.folder / "model").is_dir():
-        say(f"already complete: {short(run.folder)}")
+        steps = run.metrics.get("run", {}).get("steps")
+        said = f" ({steps:,} steps)" if steps else ""
+        say(f"already complete{said}: {short(run.folder)}")
         return
     script, argv = _script(run.record, run.folder), run.record.get("argv")
     if not isinstance(argv, list):

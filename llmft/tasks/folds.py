@@ -36,9 +36,9 @@ from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import versions
-from llmft.runs.output_dir import FOLDS, make_folder
+from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, duration_text
-from llmft.runs.record import OF_RUN, held
+from llmft.runs.record import FOLDS, OF_RUN, held
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder

@@ -17,11 +17,8 @@ from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
 from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
-OF_CSV = (
-    "escape_formulas",
-    "bom",
-    "output_delimiter",
-)  # how it is written, as the flags are called
+# How a csv is written, as the flags are called.
+OF_CSV = ("escape_formulas", "bom", "output_delimiter")
 # What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
 _FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")
 

@@ -10,6 +10,7 @@ import recipe_process as process
 import tiny
 
 from llmft import cli
+from llmft.console import short
 from llmft.process import run_command
 from llmft.tasks import classify
 
@@ -113,7 +114,8 @@ def test_the_same_command_and_resume(
     logged = process.read_jsonl(work / "run" / "metrics.jsonl")
     assert [e["step"] for e in logged if "loss" in e] == [1, 2, 3, 4, 5, 6]
     assert llmft("resume", work / "run") == 0
-    assert capsys.readouterr().out.startswith("already complete: ")
+    place = short(work / "run")
+    assert capsys.readouterr().out == f"already complete (6 steps): {place}\n"
     # A push that failed, or was not asked for, is made up for once.
     pushed: list[Path] = []
 

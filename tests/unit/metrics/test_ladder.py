@@ -66,7 +66,7 @@ def test_differences_are_paired(monkeypatch):
     (sure,) = lines(alone, "test")[1:]  # what stands above cost more
     assert sure == (
         f"  it is surer than it may be: log_loss {alone['log_loss']:.3g}, of guessing"
-        " 0.693; --calibrate true mends it"
+        " 0.693; --calibrate true, without --k_folds, mends it"
     )
 
 

@@ -65,7 +65,7 @@ def test_it_says_what_could_go_and_takes_nothing(outputs, capsys):
     assert "0.2 MB     checkpoint-10 of a complete run" in text
     assert "failed, without a model; could be resumed from checkpoint-5" in text
     assert lines[-1].endswith(
-        "llmft runs clean outputs --checkpoints --leftovers --failed --yes"
+        " runs clean outputs --checkpoints --leftovers --failed --yes"
     )
     assert tree(outputs) == before
 

@@ -9,7 +9,7 @@ import pytest
 from unit.runs.test_record import make
 
 from llmft import cli, console
-from llmft.runs import listing
+from llmft.runs import listing, terminal
 from llmft.runs.record import read_run
 
 
@@ -185,9 +185,9 @@ def test_a_hundred_runs_take_a_moment_and_load_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("status", "then"),
     [
-        ("complete", "llmft report outputs/mlm/r3; llmft predict outputs/mlm/r3 FILE"),
-        ("interrupted", "llmft resume outputs/mlm/r3"),
-        ("failed", "llmft runs show outputs/mlm/r3"),
+        ("complete", "report outputs/mlm/r3; X predict outputs/mlm/r3 FILE"),
+        ("interrupted", "resume outputs/mlm/r3"),
+        ("failed", "runs show outputs/mlm/r3"),
     ],
 )
 def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status, then):
@@ -197,4 +197,6 @@ def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status
     with pytest.raises(SystemExit):
         cli.main([])
     last = capsys.readouterr().out.splitlines()[-1]
+    called = terminal.tool()
+    then = f"{called} {then}".replace("X", called)
     assert last == f"The newest run here is {status}: {then}"

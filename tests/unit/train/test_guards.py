@@ -245,6 +245,17 @@ def failed(trainer):
     return str(caught.value)
 
 
+def test_an_absurd_rate_is_to_be_lowered_before_rows_are_blamed(wordpiece, tmp_path):
+    for rate, skips in ((0.5, False), (1e-4, True)):
+        model = tiny.model("distilbert", "classification", len(wordpiece), num_labels=2)
+        how = {"model": model, "learning_rate": rate}
+        trainer = made(wordpiece, "classification", tmp_path / str(rate), **how)
+        data = {"train": trainer.train_dataset}
+        kept = freeze_backbone(model, data, trainer.data_collator)["train"]
+        trainer.train_dataset = kept
+        assert ("--on_nonfinite skip goes on" in failed(trainer)) is skips
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_features_that_are_not_finite_are_those_of_the_encoder(
     wordpiece, tmp_path, kind
