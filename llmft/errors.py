@@ -44,6 +44,27 @@ def brief(error: BaseException, limit: int | None = 200) -> str:
     return escape(" ".join(str(error).split()) or type(error).__name__, limit)
 
 
+_NOUNS = (
+    "rows texts lines labels files blocks epochs steps examples tokens turns".split()
+)
+_VERBS = {"are": "is", "have": "has"} | {
+    verb: f"{verb}s" for verb in ("hold", "end", "lose", "differ", "repeat")
+}
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number with ``what`` there is so often, which is given in the plural.
+
+    Of one, a noun and its verb among the first three words become singular.
+    """
+    if count != 1:
+        return f"{count:,} {what}"
+    words = what.split(" ")
+    for i, word in enumerate(words[:3]):
+        words[i] = word[:-1] if word in _NOUNS else _VERBS.get(word, word)
+    return " ".join(["1", *words])
+
+
 def listed(
     names: Iterable[object], limit: int = 20, show: Callable[[Any], str] = shorten
 ) -> str:

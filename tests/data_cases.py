@@ -193,13 +193,13 @@ NOTED: list[tuple[str, dict[str, Content], str, tuple[str, ...], str]] = [
     ("columns without a name", only(csv().replace(b"\n", b",,\n")),
      "2 columns without a name not used", (), "2 columns without a name not used"),
     ("values in such columns", only(csv("a,pos,so\n").replace(b"label\n", b"label,\n")),
-     "1 rows hold something in columns without a name (a.csv:26)", (), "a column"),
+     "1 row holds something in columns without a name (a.csv:26)", (), "a column"),
     ("columns named twice", only(csv().replace(b"\n", b",1,2\n").replace(
         b"label,1,2", b"label,n,n")), "columns named twice: 'n'", (), "columns named "),
     ("rows of separators", only(csv(",\n,\n")),
      "2 rows of empty fields passed over (a.csv:26, ...)", (), "rows of empty fields "),
     ("empty fields too many", only(csv("so,pos,,\n")),
-     "1 rows end in empty fields, left out (a.csv:26)", (), "rows end in empty fields"),
+     "1 row ends in empty fields, left out (a.csv:26)", (), "rows end in empty fields"),
     ("sep=; above", only(b"sep=;\n" + csv().replace(b",", b";")),
      "Excel's 'sep=;' above the column names", (), "Excel's 'sep=;' above the column"),
     ("semicolons", only(csv("x, y;pos\n").replace(b",", b";").replace(b"; y", b", y")),
@@ -209,14 +209,14 @@ NOTED: list[tuple[str, dict[str, Content], str, tuple[str, ...], str]] = [
     ("UTF-16 with its mark", only(csv().decode().encode("utf-16")),
      "read as utf-16, by its byte-order mark", (), "read as utf-16, by its byte-order"),
     ("a folder of save_to_disk", {"in/data-00000-of-00001.arrow": saved, **{
-        f"in/{n}": c for n, c in SAVED.items()}}, "22 rows of in (1 files",
+        f"in/{n}": c for n, c in SAVED.items()}}, "22 rows of in (1 file",
      ("--train_file", "in"), ""),
     ("a folder of save_to_disk of several splits", {
         "in/dataset_dict.json": b"{}",
         **{f"in/{p}/{n}": c for p in ("train", "test") for n, c in SAVED.items()},
         "in/train/data-00000-of-00001.arrow": saved,
         "in/test/data-00000-of-00001.arrow": lambda: saved(50)},
-     "24 rows of in (1 files of test", ("--train_file", "in", "--do_predict"), ""),
+     "24 rows of in (1 file of test", ("--train_file", "in", "--do_predict"), ""),
     ("files with other columns that are not used", {
         "in/a.csv": csv(), "in/b.csv": csv().replace(b"\n", b",1\n").replace(
             b"label,1", b"label,n").replace(b"the", b"a")},
@@ -234,13 +234,13 @@ NOTED: list[tuple[str, dict[str, Content], str, tuple[str, ...], str]] = [
         b",neg", b",0.0")), "labels such as 1.0 taken for the class 1", (),
      "labels such as 1.0 taken for"),
     ("True and true", only(csv("so,true\n").replace(b",pos", b",True")),
-     "1 labels that differ from 'True' by case alone, taken for it (a.csv:26)", (),
+     "1 label that differs from 'True' by case alone, taken for it (a.csv:26)", (),
      "labels that differ from 'True' by case"),
     ("decimal commas", only(csv().replace(b",", b";").replace(b";pos", b";4,5").replace(
         b";neg", b";3,0")), "24 numbers with a decimal comma (a.csv:2, ...)", (),
      "separated by ';'"),
     ("NUL characters", only(csv("so\0so,pos\n")),
-     "1 texts hold NUL characters (a.csv:26)", ("--allow", "nul"), ""),
+     "1 text holds NUL characters (a.csv:26)", ("--allow", "nul"), ""),
     ("columns of 0 and 1", only(BITS), "text = 'comment_text'",
      ("--label_column_name", "toxic", "obscene"), ""),
 ]  # fmt: skip
@@ -320,11 +320,11 @@ CASES = [
         csv("".join(f"{s},pos\n" for s in STRINGS))), "29 rows of a.csv", 0),
     # Labels.
     Case("D18", "labels spelled in two ways", only(csv("a,Pos\n")),
-         "a.csv: the labels 'pos' (11 rows) and 'Pos' (1 rows) look like one class",
+         "a.csv: the labels 'pos' (11 rows) and 'Pos' (1 row) look like one class",
          kind="LabelError"),
     Case("D18", "7 and 007", only(b"text,label\na,7\nb,007\nc,8\nd,8\n" + b"".join(
         b"x%d,7\n" % i for i in range(20))),
-         "a.csv: the labels '7' (19 rows) and '007' (1 rows) look like one class",
+         "a.csv: the labels '7' (19 rows) and '007' (1 row) look like one class",
          kind="LabelError"),
     Case("D18", "1 and true", only(
         b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n', "jsonl"),
@@ -335,14 +335,14 @@ CASES = [
     Case("D19", "a label NaN", only(jsonl('{"text": "a", "label": NaN}'), "jsonl"),
          "a.jsonl:25: 'label' is nan; expected a label", kind="LabelError"),
     Case("D20", "a label that train has not", with_test("text,label\na,pos\nb,5\n"),
-         "t.csv:3: test has labels that train has not: '5' (1 rows); known are 'neg', "
+         "t.csv:3: test has labels that train has not: '5' (1 row); known are 'neg', "
          "'pos'", flags=TEST, kind="LabelError"),
     Case("D21", "one class", only(b"text,label\n" + b"".join(
         b"x%d,a\n" % i for i in range(20))),
          "a.csv: all 18 training rows have the label 'a'; expected at least two ",
          kind="LabelError"),
     Case("D22", "a class of the test only", with_test("text,label\na,pos\nb,new\n"),
-         "t.csv:3: test has labels that train has not: 'new' (1 rows)", flags=TEST,
+         "t.csv:3: test has labels that train has not: 'new' (1 row)", flags=TEST,
          kind="LabelError"),
     # Columns.
     Case("D23", "a test without labels", with_test("text\na b\n"),
@@ -392,7 +392,7 @@ CASES = [
         "text,label\nthe 3 film was good,neg\nThe 4  film was GOOD!,pos\n"),
          "a.csv", flags=TEST, kind="LeakageError"),
     Case("D33", "a long text cut", only(csv("a " * 50 + ",pos\n")),
-         "1 texts cut to 32 tokens, 20 tokens left out", 0),
+         "1 text cut to 32 tokens, 20 tokens left out", 0),
     Case("D33", "a long text refused", only(csv("a " * 50 + ",pos\n")),
          "a.csv:26: a text of 52 tokens; expected at most 32; raise --max_seq_length",
          flags=("--long_text", "error"), kind="LengthError"),
@@ -422,7 +422,7 @@ CASES = [
          " 3; near 'gr\ufffdn'; mend it; or --max_bad_rows 1 leaves",
          kind="EncodingError"),
     Case("D41", "one bad byte read on", only(csv("größe,pos\nschön,neg\n")
-         + b"gr\xfcn,pos\n"), "1 bad rows left out (a.csv:28)", 0,
+         + b"gr\xfcn,pos\n"), "1 bad row left out (a.csv:28)", 0,
          ("--max_bad_rows", "1", "--encoding", "auto")),
     *(Case("D41", f"a label {na}", only(csv(f"a,{na}\nb,{na}\n")),
            f"a.csv:26: 'label' is '{na}', which stands for no value; expected a label",
@@ -445,7 +445,7 @@ CASES = [
         "tsv"), "1 quoted texts look like several rows behind a stray quote (a.tsv:2",
          0),
     Case("D41", "line breaks in quotes", only(csv('"so, then\n1,000 so\non",pos\n')),
-         "(1 rows with line breaks in quotes (a.csv:26))", 0),
+         "(1 row with line breaks in quotes (a.csv:26))", 0),
     Case("D41", "a folder of train, validation and test", {
         "in/train.csv": csv(), "in/validation.csv": csv(count=5), "in/test.csv": csv()},
          "5 of 5 rows of validation are in train too", kind="LeakageError",
@@ -454,7 +454,7 @@ CASES = [
         "in/data/train-00000-of-00001.csv": csv(),
         "in/data/validation-00000-of-00001.csv": csv(count=40).replace(b"the", b"a"),
         "in/data/test-00000-of-00001.csv": csv().replace(b"the", b"some")},
-         "test              24 rows of in (1 files of test", 0,
+         "test              24 rows of in (1 file of test", 0,
          ("--train_file", "in", "--do_predict")),
     Case("D41", "a test file among others", {"in/a.csv": csv(), "in/test.csv": csv()},
          "in: a folder without files of train: it has 1 of no split, 1 of test; name",
@@ -481,7 +481,7 @@ CASES = [
       for what, files, _, flags, said in NOTED if said),
     Case("D42", "a stream of odd files", {
         "in/train.csv": csv(count=40).replace(b"\n", b",,\n").replace(b",", b";"),
-        "in/test.csv": csv()}, "1 files of train, of 2 files; separated by ';'; 2"
+        "in/test.csv": csv()}, "1 file of train, of 2 files; separated by ';'; 2"
          " columns without a name not used; columns not used: 'label'", 0,
          ("--train_file", "in", "--streaming", "--max_steps", "2",
           "--max_eval_samples", "9"), "mlm"),
@@ -501,7 +501,7 @@ CASES = [
          "2 bad rows left out (a.jsonl:27, a.jsonl:28)", 0,
          ("--max_bad_rows", "4"), "generate", model="strict chat"),
     Case("D43", "long lines", only(lambda: csv("x" * (17 << 20) + ",pos\nso,neg\n")),
-         "1 bad rows left out (a.csv:26)", 0, ("--max_bad_rows", "1")),
+         "1 bad row left out (a.csv:26)", 0, ("--max_bad_rows", "1")),
     # Arguments.
     wrong("E01", "an unknown key", '"learning_rat": 1', "args.json: unknown key "
           "'learning_rat', did you mean learning_rate?"),

@@ -243,10 +243,11 @@ class ClassificationDataArguments(DataArguments):
     multi_label_threshold: float = _agreed(
         0.5, "A text has a label from this probability on.", "(0, 1)", kept=True
     )
-    long_text: Literal["truncate", "split", "error"] = _agreed(
-        "truncate",
+    long_text: Literal["auto", "truncate", "split", "error"] = _agreed(
+        "auto",
         "A text of more than max_seq_length tokens is cut; or becomes several examples,"
-        " whose predictions are averaged; or is an error.",
+        " whose predictions are averaged; or is an error. auto: split for training,"
+        " where there are not too many then.",
         kept=True,
     )
     stride: int = _agreed(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+CLEAR = 2.0  # standard errors; a difference of fewer is none
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
 _AT_MOST_1 = ("r2", "matthews_correlation", "pearson", "spearman")
@@ -15,29 +16,36 @@ def limits(name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
     """Return the limits of 95 % of a metric, which stay where it can be.
 
     Those of accuracy are Wilson's; else they are about the value, by its standard
-    error; NaN where that is not known.
+    error; NaN where that is not known. ``wider`` is by how much the error of an entry
+    is above that of its rows alone, as of a cross-validation.
     """
     value, error, n = entry["value"], entry["stderr"], entry.get("n")
     if name == "accuracy" and n:
+        n /= entry.get("wider", 1.0) ** 2
         return wilson(value * n, n)
     half = math.nan if error is None else NORMAL * error
     share = name.startswith(("accuracy", "f1_", "subset_", "calibration_"))
     least, most = -math.inf, 1.0 if share or name in _AT_MOST_1 else math.inf
     if share or name in _NOT_BELOW_0:
         least = 0.0
+    elif name in _AT_MOST_1 and name != "r2":
+        least = -1.0
     return max(value - half, least), min(value + half, most)
 
 
 def standard_error(name: str, entry: Mapping[str, Any]) -> float | None:
     """Return the standard error of a metric that is shown beside its value.
 
-    Where all is right, or all wrong, draws of rows tell nothing: Wilson's limits do.
+    Where all is right, or all wrong, draws of rows tell nothing: of accuracy, Wilson's
+    limits do; of other metrics, None says so.
     """
     error: float | None = entry["stderr"]
-    if name == "accuracy" and error == 0 and entry["value"] in (0, 1):
-        low, high = limits(name, entry)
-        return (high - low) / (2 * NORMAL)
-    return error
+    if error != 0 or entry["value"] not in (0, 1):
+        return error
+    if name != "accuracy":
+        return None
+    low, high = limits(name, entry)
+    return (high - low) / (2 * NORMAL)
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:

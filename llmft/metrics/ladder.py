@@ -12,13 +12,11 @@ import numpy as np
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.bootstrap import drawn, spread
-from llmft.metrics.intervals import standard_error
+from llmft.metrics.intervals import CLEAR, standard_error
 from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
 HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}
-# A difference of fewer standard errors is none.
-CLEAR = 2.0
 PROBE = "linear probe"  # the rung from which the training begins
 
 
@@ -61,36 +59,42 @@ def majority(train: np.ndarray, texts: int, labels: LabelNames) -> Rung:
 
 
 def climbed(
-    rungs: Sequence[Rung], references: Any, metric: Metric, name: str, saved: str
+    rungs: Sequence[Rung],
+    references: Any,
+    metric: Metric,
+    name: str,
+    saved: str,
+    wider: float = 1.0,
 ) -> dict[str, Any]:
     """Return what ``metrics.json`` says of the ladder.
 
     Each rung with the metric ``name``, its standard error and, where it is not the one
     that is saved, by how much that one is above it: the standard error of this is of a
     paired test, on the same draws of texts. Of classes also the log loss of the one
-    that is saved, and that of one who says that all classes are equally probable.
+    that is saved, and that of one who says that all classes are equally probable. All
+    errors are ``wider`` than draws of rows say.
     """
     rows, found, draws = len(references), list[dict[str, Any]](), {}
-    more: dict[str, float] = {}
+    more: dict[str, float] = {} if wider == 1 else {"wider": wider}
     for rung in rungs:
         measure = metric.measure(rung.scores, references)
         draws[rung.name] = drawn(measure, rows)[name]
         reached = measure(np.ones((rows, 1)))
         if rung.name == saved and name == HEADLINE[SINGLE]:
-            more = {"log_loss": float(reached["log_loss"][0])}
+            more["log_loss"] = float(reached["log_loss"][0])
             more["log_loss_of_guessing"] = math.log(rung.scores.shape[1])
         found.append(
             {
                 "name": rung.name,
                 "value": float(reached[name][0]),
-                "stderr": spread(draws[rung.name]),
+                "stderr": wider * spread(draws[rung.name]),
                 "seconds": round(rung.seconds, 1),
             }
         )
     best = next(row for row in found if row["name"] == saved)
     for row in found:
         if row is not best:
-            error = spread(draws[saved] - draws[row["name"]])
+            error = wider * spread(draws[saved] - draws[row["name"]])
             row["below"] = {"value": best["value"] - row["value"], "stderr": error}
     return {"metric": name, "n": rows, "saved": saved, "rungs": found, **more}
 
@@ -103,8 +107,9 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
         if below is not None:
             shown = f"{below['value']:+.4f} +- {below['stderr']:.4f}"
         took = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
-        error = standard_error(ladder["metric"], {**rung, "n": ladder["n"]})
-        value, known = f"{rung['value']:.4f}", f"{error:.2g}"
+        of_all = {"n": ladder["n"], "wider": ladder.get("wider", 1.0)}
+        error = standard_error(ladder["metric"], {**rung, **of_all})
+        value, known = f"{rung['value']:.4f}", "-" if error is None else f"{error:.2g}"
         rows.append((rung["name"], value, known, shown, took))
     header = ["method", ladder["metric"], "+-", "saved is above by", "seconds"]
     said = [f"\nladder, on {split}, n {ladder['n']:,}\n{table(rows, header)}"]
@@ -116,11 +121,11 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
     above, alike, said = [], [], list[str]()
     names = [rung["name"] for rung in ladder["rungs"]]
     for rung in ladder["rungs"][names.index(ladder["saved"]) + 1 :]:
-        if rung["below"]["value"] > rung["below"]["stderr"]:
+        if rung["below"]["value"] > CLEAR * rung["below"]["stderr"]:
             said.append(f"  {rung['name']} is worse: try a lower --learning_rate")
     for rung in ladder["rungs"][: names.index(ladder["saved"])]:
         difference, error = rung["below"]["value"], rung["below"]["stderr"]
-        if difference < -error:
+        if difference < -CLEAR * error:
             above.append(rung["name"])
         elif difference <= CLEAR * error or not math.isfinite(error):
             alike.append(rung["name"])
@@ -131,20 +136,23 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
             " longer, or at a lower --learning_rate"
         )
     if above:
-        longer = "" if ladder["saved"] == PROBE else "a longer training, or "
+        longer = "" if ladder["saved"] == PROBE else "a longer training, "
         said.append(
-            f"  {', '.join(above)} reached more here; what may help: {longer}a model"
-            " that was made for this language and subject"
+            f"  {', '.join(above)} reached more here; what may help: mended"
+            f" labels or more rows, {longer}a model that was made for this language and"
+            " subject"
         )
     if ladder.get("log_loss", 0.0) > ladder.get("log_loss_of_guessing", math.inf):
+        helps = "; --calibrate true, without --k_folds, mends it"
         said.append(
             f"  it is surer than it may be: log_loss {ladder['log_loss']:.3g}, of"
-            f" guessing {ladder['log_loss_of_guessing']:.3g}; --calibrate true, without"
-            " --k_folds, mends it"
+            f" guessing {ladder['log_loss_of_guessing']:.3g}"
+            f"{'' if ladder.get('calibrated') else helps}"
         )
     if alike:
+        cost = "which costs" if len(alike) == 1 else "which cost"
         said.append(
             f"  no clear difference (under {CLEAR:g} standard errors) to"
-            f" {', '.join(alike)}, which costs less"
+            f" {', '.join(alike)}, {cost} less"
         )
     return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -50,7 +50,7 @@ def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
             }
             for name, run in named.items()
         ],
-        "arguments": _differing(runs, _arguments),
+        "arguments": _arguments(runs),
         "choices": _differing(runs, _choices),
         "data": _differing(runs, _data),
         "model": _differing(runs, lambda run: run.record.get("model", {})),
@@ -72,8 +72,14 @@ def _differing(
     return {n: v for n, v in values.items() if any(x != v[0] for x in v)}
 
 
-def _arguments(run: RunRecord) -> dict[str, Any]:
-    return {n: v for n, v in run.arguments.items() if n not in _OF_PLACE}
+def _arguments(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """Return the arguments that differ, but for what a cross-validation sets itself."""
+    aside = {*_OF_PLACE}
+    for run in runs:
+        asked = run.record.get("arguments", {}).items()
+        aside |= {n for n, entry in asked if entry["from"].startswith("k_folds")}
+    differing = _differing(runs, lambda run: run.arguments)
+    return {n: values for n, values in differing.items() if n not in aside}
 
 
 def _choices(run: RunRecord) -> dict[str, Any]:
@@ -127,6 +133,8 @@ def _pair(
         if run.status != "complete":
             found["notes"].append(f"{name} is {run.status}")
     rows_a, rows_b = list(run_a.predictions()), list(run_b.predictions())
+    for name, run, rows in ((a, run_a, rows_a), (b, run_b, rows_b)):
+        found["notes"] += [f"{name}: {lacks}" for lacks in _lacking(run, rows)]
     metrics: dict[str, dict[str, Any]] = {}
     if rows_a and rows_b:
         metrics = _paired(found, rows_a, rows_b, run_a, run_b)
@@ -135,11 +143,20 @@ def _pair(
         said = f"no predictions.jsonl in {' and '.join(lacks)}"
         found["notes"].append(f"unpaired: {said}; smaller differences cannot be told")
         metrics = _unpaired(found, run_a, run_b)
-    if metrics and {*_differing([run_a, run_b], _arguments)} == {"seed"}:
+    if metrics and {*_arguments([run_a, run_b])} == {"seed"}:
         found["notes"].append("only the seed differs: so far apart are runs of one job")
     found["metrics"] = metrics
     found["verdict"] = _verdict(metrics, a, b, clear)
     return found
+
+
+def _lacking(run: RunRecord, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield of which part predictions.jsonl holds fewer rows than were predicted."""
+    for split in _SPLITS:
+        there = sum(row.get("split") == split for row in rows)
+        had = run.record.get("data", {}).get(split, {}).get("rows") or 0
+        if 0 < there < had:
+            yield f"predictions.jsonl has {there:,} of {had:,} rows of {split}"
 
 
 def _unlike(run_a: RunRecord, run_b: RunRecord) -> list[str]:
@@ -164,6 +181,9 @@ def _paired(
 
     of_b = {_key(row): row for row in rows_b}
     both = [(row, of_b[_key(row)]) for row in rows_a if _key(row) in of_b]
+    if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
+        found["notes"].append("no paired test: classes here, something else there")
+        return {}
     alike = [(x, y) for x, y in both if x["label"] == y["label"] is not None]
     found["rows"] = {
         "both": len(both),
@@ -177,9 +197,6 @@ def _paired(
         said += "; give both runs one --validation_file"
         said += ", or the same --seed, which draws it" if seeds[0] != seeds[1] else ""
         found["notes"].append(said)
-        return {}
-    if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
-        found["notes"].append("no paired test: classes here, something else there")
         return {}
     right = [
         (x["prediction"] == x["label"], y["prediction"] == y["label"]) for x, y in alike
@@ -203,8 +220,13 @@ def _paired(
 
 
 def _key(row: Mapping[str, Any]) -> str:
-    """Return what a row is known by; the same text may stand in several."""
-    return json.dumps([row.get(n) for n in ("split", "row", "text", "text_pair")])
+    """Return what a row is known by; the same text may stand in several.
+
+    That is its line of a file, also where one run held it out as validation, and
+    another in a fold of train; else its place in the split.
+    """
+    names = ("line",) if row.get("line") else ("split", "row")
+    return json.dumps([row.get(name) for name in (*names, "text", "text_pair")])
 
 
 def _shown(

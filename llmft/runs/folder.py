@@ -386,6 +386,7 @@ def _with_errors(
             "n": plain.get("n"),
             "stderr": finite(plain[f"{name}_stderr"]),
             "split": split,
+            **({"wider": plain["wider"]} if "wider" in plain else {}),
         }
         for name, value in plain.items()
         if f"{name}_stderr" in plain

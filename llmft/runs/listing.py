@@ -57,7 +57,8 @@ def headline(run: RunRecord) -> dict[str, Any]:
     names = [p for p in (*PARTS, *measured) if p in measured]
     part: dict[str, Any] = measured[names[0]] if names else {}
     name = next((n for n in (*HEADLINES, *part) if n in part), None)
-    return {"metric": name, **part[name]} if name else {}
+    found = {"metric": name, **part[name]} if name else {}
+    return found | ({"split": "rows held out"} if names[:1] == ["folds"] else {})
 
 
 def row_of(run: RunRecord) -> dict[str, Any]:

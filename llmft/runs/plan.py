@@ -12,7 +12,7 @@ from llmft.config.choice import Choice
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.config.fields import TrainingArguments
 from llmft.console import say, warn
-from llmft.errors import EnvironmentFault
+from llmft.errors import EnvironmentFault, counted
 from llmft.machine.detect import allowed_bytes, allowed_text, gib
 from llmft.machine.plan import Forecast, duration_text
 from llmft.runs.record import OUTPUTS
@@ -147,8 +147,8 @@ def show(plan: Plan, args: TrainingArguments) -> None:
     warmup = args.get_warmup_steps(plan.steps) if rises else 0
     if 0 < plan.steps <= warmup:
         warn(
-            f"the learning rate rises for {warmup:,} steps, of {plan.steps:,} in all,"
-            " and never reaches its height; lower --warmup_steps"
+            f"the learning rate rises for {counted(warmup, 'steps')}, of {plan.steps:,}"
+            " in all, and never reaches its height; lower --warmup_steps"
         )
     if args.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
@@ -201,7 +201,11 @@ def _free(args: TrainingArguments) -> int:
 def _steps_text(args: TrainingArguments, plan: Plan) -> str:
     """Return the steps and epochs of a training in words."""
     batch = args.train_batch_size * args.gradient_accumulation_steps
-    epochs = "a stream" if plan.epochs is None else f"{plan.epochs:.3g} epochs"
+    epochs = (
+        "a stream"
+        if plan.epochs is None
+        else f"{plan.epochs:.3g} epoch{'s' * (plan.epochs != 1)}"
+    )
     if not args.time_limit:
         return f"{plan.steps:,} steps of {batch} examples, {epochs}"
     said = f"as many steps of {batch} examples as fit into {args.time_limit}"

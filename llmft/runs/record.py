@@ -88,11 +88,15 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """What all its legs took together; None where the last one was killed."""
+        """What all its legs took together, and the folds before them.
+
+        None where the last leg was killed.
+        """
         legs = [*self.record.get("legs", []), self.record]
         if any("seconds" not in leg for leg in legs):
             return None
-        return float(sum(leg["seconds"] for leg in legs))
+        folds = self.metrics.get("k_folds", {}).get("seconds", 0.0)
+        return float(sum(leg["seconds"] for leg in legs)) + folds
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -254,7 +258,10 @@ def read_run(folder: Path) -> RunRecord:
     """
     record = read_object(folder / "run.json")
     if not record:
-        raise ConfigError("no run: there is no run.json", path=folder)
+        said = "no run: there is no run.json"
+        if (folder / "run.json").exists():
+            said = "no run: run.json is empty, damaged or cannot be read"
+        raise ConfigError(said, path=folder)
     if wrong := _misshapen(record):
         raise DataError(f"no record of a run: {wrong}", path=folder / "run.json")
     return RunRecord(folder, record, read_object(folder / "metrics.json"))
@@ -281,7 +288,12 @@ def find_runs(root: Path) -> list[RunRecord]:
     A folder whose ``run.json`` is damaged is warned of, and left out.
     """
     found = []
-    for folder, below, files in os.walk(root):
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # of a root that is not there
+            warn(f"left out: {error.filename}: {error.strerror}")
+
+    for folder, below, files in os.walk(root, onerror=tell):
         if "run.json" in files:
             below.clear()  # folds and checkpoints are parts of the run
             try:

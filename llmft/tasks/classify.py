@@ -80,7 +80,7 @@ def check(values: dict[str, Any]) -> list[str]:
         unfit = [n for n in ("validation_file", "calibrate", "time_limit") if values[n]]
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
-        unfit += [] if values["do_train"] else ["do_train false"]
+        problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
         problems += [f"k_folds and {name} exclude each other" for name in unfit]
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")

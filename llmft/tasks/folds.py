@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import replace
@@ -31,7 +31,7 @@ from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.bootstrap import with_errors
-from llmft.metrics.intervals import NORMAL
+from llmft.metrics.intervals import limits
 from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
@@ -66,8 +66,9 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
-    complete = _clear_stopped(training)
-    into = None if complete else training.output_dir  # it need not be free
+    complete, stopped = _there(training)
+    # Where there is one of before, the folder need not be free.
+    into = None if complete or stopped else training.output_dir
     last = _training(args, Fold(folds, keep=TUNED), into)
     model, source = _read(last)
     facts = model | {"train data": source.sha256}
@@ -85,21 +86,16 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         said = f"{folds} trainings on part of the rows come before this one"
         say(f"k_folds    {said}, about {took} in all")
         return plan
+    if stopped:
+        _require_same(stopped / FOLDS, args, facts)
+        _clear(stopped)
     folder = make_folder("classify", training)
     kept = folder / FOLDS
     kept.mkdir(exist_ok=True)
     with held(kept):
         say(f"k_folds    after a stop, give --output_dir {folder} again to go on")
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
-        found = []
-        for place in range(folds):
-            started, more = time.perf_counter(), ""
-            if not _whole(kept / f"{place + 1}.json", len(rows[place])):
-                _train_fold(train, args, place, kept)
-                left = (time.perf_counter() - started) * (folds - place)  # and all rows
-                more = f", about {duration_text(left)} left in all"
-            found.append(read_object(kept / f"{place + 1}.json"))
-            say(f"  fold {place + 1} of {folds}: {_said(found[-1])}{more}")
+        found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
         results = _together(found, metric, HEADLINE[kind])
@@ -126,29 +122,41 @@ def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
     return {**fingerprint(located, tokenizer), **versions()}, source
 
 
-def _clear_stopped(training: Any) -> Path | None:
-    """Take away what a last training left that was stopped; its folds stay.
+def _there(training: Any) -> tuple[Path | None, Path | None]:
+    """Return the folder of a run that is complete, or of one whose end is missing.
 
-    Returns:
-        the folder of a run that is complete, where ``auto`` asks what is left to do.
+    Of that, the folds are there, and a last training that was stopped, or whose model
+    has gone. Of one that is complete, ``auto`` asks what is left to do.
 
     Raises:
-        EnvironmentFault: it was not stopped, or goes on in another process.
+        EnvironmentFault: it is complete, and nothing asks for that.
     """
     folder = Path(training.output_dir or "").expanduser()
     record = read_object(folder / "run.json")
     if not training.output_dir or not record or not (folder / FOLDS).is_dir():
-        return None
-    if record.get("status") == COMPLETE:
-        if training.resume_from_checkpoint == AUTO:
-            return folder
-        said = "the cross-validation there is complete"
-        raise EnvironmentFault(said, hint="name another output_dir", path=folder)
+        return None, None
+    if record.get("status") != COMPLETE:
+        return None, folder
+    asks = training.resume_from_checkpoint == AUTO
+    if asks and "k_folds" in read_object(folder / "metrics.json"):
+        whole = (folder / "model" / "config.json").is_file()
+        return (folder, None) if whole else (None, folder)
+    said = "the cross-validation there is complete"
+    if asks:
+        said = "what is complete there is no cross-validation"
+    raise EnvironmentFault(said, hint="name another output_dir", path=folder)
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a last training left that was stopped; its folds stay.
+
+    Raises:
+        EnvironmentFault: it goes on in another process.
+    """
     with held(folder):
-        for name in OF_RUN if not training.dry_run else ():
+        for name in OF_RUN:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return None
 
 
 def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
@@ -159,6 +167,9 @@ def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     training.eval_strategy = training.save_strategy = IntervalStrategy.NO
     training.early_stopping_patience = training.resume_from_checkpoint = None
     training.output_dir = output_dir
+    names = "do_eval load_best_model_at_end eval_strategy save_strategy"
+    names += " early_stopping_patience"
+    made.origins.update(dict.fromkeys(names.split(), "k_folds"))
     if fold.place is not None:
         training.do_predict, training.report_to = True, []
         made.data.num_mistakes = 0
@@ -194,6 +205,22 @@ def _whole(file: Path, rows: int) -> bool:
     return whole
 
 
+def _each(
+    train: Train, args: Arguments, sizes: Sequence[int], kept: Path
+) -> list[dict[str, Any]]:
+    """Return the result of each fold, which is trained where it is not there."""
+    found, folds = [], len(sizes)
+    for place, size in enumerate(sizes):
+        there = _whole(kept / f"{place + 1}.json", size)
+        if not there:
+            _train_fold(train, args, place, kept)
+        found.append(read_object(kept / f"{place + 1}.json"))
+        left = found[-1].get("seconds", 0.0) * (folds - place)  # and all rows
+        more = "" if there else f", about {duration_text(left)} left in all"
+        say(f"  fold {place + 1} of {folds}: {_said(found[-1])}{more}")
+    return found
+
+
 def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     """Train without a fold, and keep what each method says of it."""
     scratch = kept / "training"
@@ -201,7 +228,7 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     made = _training(args, Fold(args.data.k_folds, place), str(scratch))
     if (first := read_object(kept / "1.json")) and place:
         _choose(made, first["choices"])
-    output = kept / f"{place + 1}.txt"
+    output, started = kept / f"{place + 1}.txt", time.perf_counter()
     with open(output, "w", encoding="utf-8") as stream, redirect_stdout(stream):
         plan, ladder = train(made)
     assert ladder is not None
@@ -209,6 +236,7 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     chosen = {choice.name: choice.value for choice in plan.choices}
     result = {
         "choices": {n: chosen[n] for n in _CHOICES if n in chosen},
+        "seconds": round(time.perf_counter() - started, 1),
         "references": ladder.references.tolist(),
         "rungs": [
             {"name": r.name, "scores": r.scores.tolist(), "seconds": r.seconds}
@@ -228,7 +256,8 @@ def _choose(args: Arguments, choices: dict[str, str]) -> None:
 
 
 def _said(fold: dict[str, Any]) -> str:
-    took = sum(rung["seconds"] for rung in fold["rungs"])
+    rungs = sum(rung["seconds"] for rung in fold["rungs"])
+    took = fold.get("seconds", rungs)
     return f"{len(fold['references']):,} rows held out, {took:.0f} s"
 
 
@@ -250,23 +279,25 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
     """
     references = np.concatenate([np.asarray(fold["references"]) for fold in found])
     rungs = [_joined(found, name) for name in _names(found)]
-    ladder = climbed(rungs, references, metric, name, saved=TUNED)
+    wider = math.sqrt(1 + len(found) / (len(found) - 1))
+    ladder = climbed(rungs, references, metric, name, TUNED, wider)
     reached = {rung["name"]: rung["value"] for rung in ladder["rungs"]}
     if reached.get(PROBE, -np.inf) > reached[TUNED]:
-        ladder = climbed(rungs, references, metric, name, saved=PROBE)
+        ladder = climbed(rungs, references, metric, name, PROBE, wider)
     saved = next(rung for rung in rungs if rung.name == ladder["saved"])
     whole = with_errors(metric.measure(saved.scores, references), len(references))
-    wider = math.sqrt(1 + len(found) / (len(found) - 1))
     whole |= {n: x * wider for n, x in whole.items() if n.endswith("_stderr")}
+    whole["wider"] = wider
     each = []
     for fold in found:
         part, known = _joined([fold], saved.name), np.asarray(fold["references"])
         measured = metric.measure(part.scores, known)(np.ones((len(known), 1)))
         each.append({n: float(x[0]) for n, x in measured.items()})
+    of_rows = {"n": len(references), "wider": wider}
     metrics = {
         n: {
             "value": whole[n],
-            "interval": [whole[n] + sign * NORMAL * error for sign in (-1, 1)],
+            "interval": [*limits(n, {"value": whole[n], "stderr": error, **of_rows})],
             "mean": float(np.mean([fold[n] for fold in each])),
             "deviation": float(np.std([fold[n] for fold in each], ddof=1)),
         }
@@ -275,7 +306,12 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
     }
     return {
         "run": {f"folds_{n}": value for n, value in whole.items()},
-        "all": {"folds": len(found), "metrics": metrics, "ladder": ladder},
+        "all": {
+            "folds": len(found),
+            "seconds": sum(fold.get("seconds", 0.0) for fold in found),
+            "metrics": metrics,
+            "ladder": ladder,
+        },
     }
 
 

@@ -176,6 +176,7 @@ class Ladder:
         run.more["ladder"] = climbed(
             self.rungs, predicted.label_ids, metric, name, saved=self.saved
         )
+        run.more["ladder"]["calibrated"] = "calibration" in run.more
         self.notes = [*lines(run.more["ladder"], str(run.held_out)), *self.notes]
 
     def _add_tuned_of(

@@ -33,7 +33,7 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source, in_parts
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, counted
 from llmft.files import file_sha256, to_json
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
@@ -64,7 +64,7 @@ WINDOW, CHARACTERS = 2048, 2**18
 # With fewer rows than this, trying what is fastest would take longer than it saves.
 FEW = 256
 CLASSES = (ClassificationDataArguments, ModelArguments, TrainingArguments)
-OUTPUT = ("row", "file", "line", "text", "text_pair", "prediction", "probabilities")
+OUTPUT = ("row", "file", "line", "text", "text_pair", "prediction", "probability")
 OF_MACHINE = ("attn_implementation", "precision", "num_threads")
 
 
@@ -88,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bom", action="store_true", help=said)
     said = "between its fields: one character, or tab (default: a comma)"
     parser.add_argument("--output_delimiter", metavar="CHARACTER", help=said)
+    said = "the sign before the decimals of its numbers (default: .)"
+    parser.add_argument("--output_decimal", choices=[".", ","], help=said)
     fields = fields_of(*CLASSES)
     for name in (*FLAGS, *OF_MACHINE):
         default = str(fields[name].default)
@@ -122,11 +124,18 @@ def run(arguments: argparse.Namespace) -> None:
         if of_file[name] and not out.endswith(".csv"):
             problems.append(f"{name} is for an output_file that is csv")
     try:
-        delimiter = separator(arguments.output_delimiter or ",")
+        given_one = arguments.output_delimiter
+        delimiter = separator("," if given_one is None else given_one)
     except ValueError as error:
         said = f"output_delimiter is {arguments.output_delimiter!r}"
         problems.append(f"{said}, expected {error}")
-    if own := [name for name in of_file["keep_columns"] or () if name in OUTPUT]:
+    else:
+        if arguments.output_decimal == delimiter:
+            problems.append("output_decimal is , as output_delimiter is: give another")
+    kept = of_file["keep_columns"] or ()
+    if own := [
+        name for name in kept if name in OUTPUT or name.startswith("probabilities")
+    ]:
         problems.append(f"keep_columns has {own[0]}, which predictions have themselves")
     if problems:
         raise ConfigError(*problems)
@@ -307,7 +316,7 @@ def _write(
 
 def _tell(predictor: Predictor) -> None:
     for what, count in predictor.counts.items():
-        say(f"  {count:,} {what}")
+        say(f"  {counted(count, what)}")
 
 
 def _choose(

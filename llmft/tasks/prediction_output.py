@@ -18,7 +18,7 @@ from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
 # How a csv is written, as the flags are called.
-OF_CSV = ("escape_formulas", "bom", "output_delimiter")
+OF_CSV = ("escape_formulas", "bom", "output_delimiter", "output_decimal")
 # What a spreadsheet takes for a formula, also in quotes (OWASP, "CSV Injection").
 _FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")
 
@@ -49,16 +49,20 @@ def _escaped(cell: Any) -> Any:
     return f"'{cell}" if is_formula(cell) else cell
 
 
+def _with_decimal(cell: Any, decimal: str) -> Any:
+    return str(cell).replace(".", decimal) if isinstance(cell, float) else cell
+
+
 def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the columns of a row in csv.
 
-    Each probability has its own, ``probabilities.NAME``; lists are JSON.
+    Each probability has its own, ``probabilities.NAME``; lists and objects are JSON.
     """
     for name, value in row.items():
-        if isinstance(value, dict):
+        if name == "probabilities":
             yield from ((f"{name}.{key}", x) for key, x in value.items())
         else:
-            yield name, to_json(value) if isinstance(value, list) else value
+            yield name, to_json(value) if isinstance(value, list | dict) else value
 
 
 def as_csv(
@@ -66,14 +70,18 @@ def as_csv(
     header: bool,
     escape_formulas: bool,
     delimiter: str,
+    decimal: str = ".",
 ) -> str:
     """Return rows as csv, every text in quotes, with a line of ``header`` or without.
 
-    With ``escape_formulas``, an apostrophe stands before what ``is_formula``.
+    With ``escape_formulas``, an apostrophe stands before what ``is_formula``. Numbers
+    with a ``decimal`` of their own are in quotes, too.
     """
     flat = [dict(cells(row)) for row in rows]
     if escape_formulas:
         flat = [{_escaped(n): _escaped(x) for n, x in row.items()} for row in flat]
+    if decimal != ".":
+        flat = [{n: _with_decimal(x, decimal) for n, x in row.items()} for row in flat]
     written = io.StringIO()
     # In quotes: csv does not put them around a lone carriage return by itself.
     how: Any = {"quoting": csv.QUOTE_NONNUMERIC, "lineterminator": "\n"}
@@ -132,7 +140,8 @@ class Part:
         self.path, self.state = part_of(target), _state_of(target)
         self.made_of = json.loads(to_json(made_of))
         self.is_csv = target.suffix.lower() == ".csv"
-        formulas, self.bom, self.delimiter = (made_of.get(name) for name in OF_CSV)
+        formulas, self.bom, self.delimiter, decimal = map(made_of.get, OF_CSV)
+        self.decimal = decimal or "."
         self.escape_formulas = bool(formulas)
         self.rows, self.size = 0, 0
         self.counts: dict[str, int] = {}
@@ -172,7 +181,7 @@ class Part:
         """Write a block to the disk, then how far the part goes."""
         text = as_jsonl(rows)
         if self.is_csv:
-            how = self.escape_formulas, self.delimiter or ","
+            how = self.escape_formulas, self.delimiter or ",", self.decimal
             text = as_csv(rows, not self.rows, *how)
             text = "\ufeff" + text if self.bom and not self.rows else text
         try:
@@ -187,7 +196,13 @@ class Part:
         write_json(self.state, known)
 
     def finish(self) -> None:
-        """Let the part become the target."""
+        """Let the part become the target.
+
+        Raises EnvironmentFault where there is one by now.
+        """
+        if self.target.exists():
+            said = f"it came while the predictions were made, which are in {self.path}"
+            raise EnvironmentFault(said, hint="move one of them", path=self.target)
         os.replace(self.path, self.target)
         self.state.unlink(missing_ok=True)
         sync(self.target.parent)

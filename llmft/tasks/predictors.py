@@ -20,9 +20,9 @@ from llmft.config.fields import ClassificationDataArguments, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.console import say
 from llmft.data.read.columns import Columns
-from llmft.data.read.files import FORMATS, format_of
+from llmft.data.read.files import FORMATS, Reading, format_of, is_pipe, named_files
 from llmft.data.read.store import Source
-from llmft.data.read.text import is_utf8
+from llmft.data.read.text import in_unicode
 from llmft.data.tokens.collate import (
     IGNORED,
     DataCollatorForClassification,
@@ -64,16 +64,19 @@ def data_arguments(
     """Return how texts are read and cut: as the run did it, but for what is given.
 
     The format is that of the run where the ending of the ``file`` does not say it, the
-    encoding is UTF-8 where it is valid UTF-8 and the user says nothing else. With
-    neither run nor user, ``max_seq_length`` is 0: as the model allows.
+    encoding that of the file where it is in Unicode and the user says nothing else.
+    With neither run nor user, ``max_seq_length`` is 0: as the model allows.
     """
     recorded = {name: named.recorded(name) for name in KEPT}
     if file and format_of(Path(file)) in FORMATS:
         recorded["file_format"] = None
-    encoding, path = recorded["encoding"], Path(file or "")
-    if encoding and "encoding" not in given and path.is_file() and is_utf8(path):
-        say(f"encoding   UTF-8, as {file} is; that of the run was {encoding}")
-        recorded["encoding"] = None
+    encoding = recorded["encoding"]
+    if file and encoding and "encoding" not in given and not is_pipe(file):
+        reading = Reading(file_format=given.get("file_format"), encoding=encoding)
+        with named_files(file, reading) as (files, _, _):
+            if any(map(in_unicode, files)):
+                say(f"encoding   Unicode, as {file} is; that of the run: {encoding}")
+                recorded["encoding"] = None
     known = {"max_seq_length": 0}
     known |= {name: value for name, value in recorded.items() if value is not None}
     fields = fields_of(ClassificationDataArguments)
@@ -157,7 +160,7 @@ class Predictor:
         """
         texts = source.dataset["text"][:]
         if empty := sum(not text.strip() for text in texts):
-            self.counts["texts are empty; they are used as they are"] += empty
+            self.counts["texts are empty; used as they are"] += empty
         names = [n for n in ("text", "text_pair") if n in source.dataset.column_names]
         shown = (source.dataset[name][:] for name in names)
         found = self.said(source, self.features(source))
@@ -244,8 +247,8 @@ class Classifier(Predictor):
         over = np.maximum(lengths - data.max_seq_length, 0)
         if over.any():
             size = data.max_seq_length
-            done = {"split": "split", "truncate": "cut"}[data.long_text]
-            self.counts[f"texts are {done}: they have more than {size} tokens"] += int(
+            done = "split" if data.long_text == "split" else "cut"
+            self.counts[f"texts are {done}, of more than {size} tokens"] += int(
                 (over > 0).sum()
             )
         features = dataset_of({**columns, "row": rows})

@@ -81,7 +81,7 @@ def set_epochs_and_rate(
     few = False
     if "num_train_epochs" not in args.origins and not steps_are_given:
         outputs = transformers_model(model).config.num_labels
-        wanted, few = rule.examples + rule.each * outputs, len(train) <= rule.few
+        wanted, few = rule.examples + rule.each * outputs, _is_few(train, rule.few)
         epochs = min(max(math.ceil(wanted / len(train)), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
@@ -100,6 +100,13 @@ def set_epochs_and_rate(
         said = f"auto: hidden size {size:,}{', few examples' * few}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
     return choices
+
+
+def _is_few(train: Any, few: int) -> bool:
+    """Return whether there are up to so many texts; one may be split into examples."""
+    if not few:
+        return False
+    return len(set(train["row"]) if "row" in train.column_names else train) <= few
 
 
 def _set(args: Arguments, **values: Any) -> None:

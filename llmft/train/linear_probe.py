@@ -6,6 +6,7 @@ arXiv 2202.10054), the first steps have no random layer whose errors spoil the r
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -181,7 +182,10 @@ def _strength(
     folds: Any = KFold(FOLDS)
     if problem_type != MULTI and np.unique(labels, return_counts=True)[1].min() > 1:
         folds = StratifiedKFold(FOLDS)
-    parts, outputs = list(folds.split(x, labels)), int(labels.max()) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes of few rows
+        parts = list(folds.split(x, labels))
+    outputs = int(labels.max()) + 1
     if problem_type == MULTI:
         outputs = labels.shape[1]
     losses: list[float] = []

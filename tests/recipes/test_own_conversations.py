@@ -67,9 +67,9 @@ def test_conversations(folder: Path, tmp_path: Path) -> None:
         *TRAIN,
         cwd=cwd,
     )
-    bad = f"1 bad rows left out ({tmp_path / 'train.jsonl'}:201)"
+    bad = f"1 bad row left out ({tmp_path / 'train.jsonl'}:201)"
     assert f"rows of {tmp_path / 'train.jsonl'} (format = messages; {bad};" in said
-    assert "1 rows without a completion in their first 48 tokens left out" in said
+    assert "1 row without a completion in their first 48 tokens left out" in said
     assert "  loss       on turns of the assistant only (assistant_only_loss" in said
     assert f"[user]say film{EOS}\\n[assistant]' (by the chat template)" in said
     assert "before     [user] say film [assistant]" in said

@@ -133,7 +133,7 @@ FILES: list[tuple[Make, str, tuple[str, ...], list[str]]] = [
         ("--encoding", "latin-1"),
         [
             "3 columns without a name not used",
-            "1 rows hold something in columns without a name (spam.csv:9)",
+            "1 row holds something in columns without a name (spam.csv:9)",
             "text = 'v2', label = 'v1'",
         ],
     ),
@@ -159,7 +159,7 @@ FILES: list[tuple[Make, str, tuple[str, ...], list[str]]] = [
         hub_clone,
         "films",
         (),
-        ["train             40 rows of films (1 files of train, of 3 files; "],
+        ["train             40 rows of films (1 file of train, of 3 files; "],
     ),
     (
         sharegpt,
@@ -171,7 +171,7 @@ FILES: list[tuple[Make, str, tuple[str, ...], list[str]]] = [
         r_csv,
         "r.csv",
         ("--max_bad_rows", "1"),
-        ["1 bad rows left out (r.csv:42)"],
+        ["1 bad row left out (r.csv:42)"],
     ),
     (
         utf16,

@@ -156,7 +156,7 @@ def test_prompts_of_a_file_are_continued_in_batches(prompts: Any, capsys: Any) -
     Path("p.jsonl").write_text("\n".join(rows))
     found = prompts("--prompt_file", "p.txt", "--output_file", "out.jsonl")
     said = capsys.readouterr().out
-    assert "1 empty lines passed over" in said
+    assert "1 empty line passed over" in said
     assert "output     out.jsonl, 24 texts" in said
     assert [row["prompt"] for row in found] == given
     prompts("--prompt", *given)

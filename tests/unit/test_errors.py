@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmft.errors import ConfigError, DataError, escape
+from llmft.errors import ConfigError, DataError, counted, escape
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,19 @@ def test_escape_cuts_after_escaping():
 def test_an_error_is_one_line(error, line):
     assert str(error) == line
     assert error.args == (line,)
+
+
+@pytest.mark.parametrize(
+    ("what", "one"),
+    [
+        ("rows", "1 row"),
+        ("empty lines passed over", "1 empty line passed over"),
+        ("texts are empty, used as they are", "1 text is empty, used as they are"),
+        ("labels that differ from 'x'", "1 label that differs from 'x'"),
+        ("rows cut to 16 tokens, 28 tokens", "1 row cut to 16 tokens, 28 tokens"),
+    ],
+)
+def test_one_of_a_kind_is_told_in_the_singular(what, one):
+    assert counted(1, what) == one
+    assert counted(0, what) == f"0 {what}"
+    assert counted(1234, what) == f"1,234 {what}"

@@ -116,7 +116,7 @@ def repeats(part: Part) -> Iterator[Finding]:
         yield Finding(
             WARNING if share > _MANY else NOTE,
             f"{part.name}: {twice.rows:,} of {part.rows:,} rows ({100 * share:.2g} %)"
-            f" repeat an earlier one, {twice.exact:,} of them to the letter",
+            f"{aside} repeat an earlier one, {twice.exact:,} of them to the letter",
             pairs_at(twice.pairs, part, part),
             "they weigh more than others",
             "take them out where that is unwanted",

@@ -30,6 +30,7 @@ from llmft.errors import (
     DataFormatError,
     LabelError,
     SchemaError,
+    counted,
     listed,
     shorten,
 )
@@ -385,7 +386,7 @@ class Check:
             "texts hold lone carriage returns": self._returns,
             f"bad rows left out ({first})": self.bad,
         }
-        return [f"{count:,} {what}" for what, count in counts.items() if count]
+        return [counted(count, what) for what, count in counts.items() if count]
 
 
 def _table(columns: dict[str, list[Any]]) -> pa.RecordBatch:

@@ -99,18 +99,18 @@ def choose(
     wanted = {key: column for key, column in chosen.items() if column is not None}
     more = [("label", name) for name in columns.labels if "label" in wanted]
     more += [("carried", name) for name in columns.carried]
+    flags = {"group": "split_group_column", "carried": "keep_columns"}
+    missing = []
     for key, column in [*wanted.items(), *more]:
         if column not in names:
-            flag = f"{COLUMNS[found].get(key, key)}_column_name"
-            flag = {"group": "split_group_column", "carried": "keep_columns"}.get(
-                key, flag
-            )
+            flag = flags.get(key, f"{COLUMNS[found].get(key, key)}_column_name")
             near = nearest(column, names).strip(", ")
-            raise SchemaError(
-                f"no column {shorten(column)}",
-                f"it has {listed(names)}",
-                f"{near + ' ' if near else ''}name it with --{flag}",
-            )
+            hint = f"{near + ' ' if near else ''}name it with --{flag}"
+            missing.append((f"no column {shorten(column)}", hint))
+    if missing:
+        said, hints = zip(*missing, strict=True)
+        has = f"it has {listed(names)}"
+        raise SchemaError("; ".join(said), has, "; ".join(hints))
     return found, wanted
 
 

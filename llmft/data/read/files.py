@@ -29,7 +29,7 @@ from llmft.data.read.text import (
     require_text,
     txt_rows,
 )
-from llmft.errors import DataError, DataFormatError, listed, nearest
+from llmft.errors import DataError, DataFormatError, counted, listed, nearest
 from llmft.files import placed
 
 STDIN = "-"
@@ -132,7 +132,7 @@ def named_files(
         if not found:
             raise _nowhere(name, path)
         once = {os.path.realpath(p): p for p in reversed(found)}
-        files, notes = sorted(once.values()), [f"{len(once):,} files"]
+        files, notes = sorted(once.values()), [counted(len(once), "files")]
         if others := len(found) - len(files):
             notes.append(f"{others:,} other names of them passed over")
         yield files, notes, "line"
@@ -194,7 +194,7 @@ def _in_folder(path: Path, reading: Reading) -> tuple[list[Path], list[str]]:
         said = f"a folder of several formats: {kinds}"
         hint = f"read those of one, as by --file_format {found.most_common(1)[0][0]}"
         raise DataError(said, hint=hint, path=path)
-    return sorted(files), [f"{len(files):,} files", *notes]
+    return sorted(files), [counted(len(files), "files"), *notes]
 
 
 def folder_splits(name: str, reading: Reading) -> Collection[str]:
@@ -233,7 +233,7 @@ def _of_split(
         said = f"a folder without files of {split}: it has {shown}"
         hint = f"name those of {split}, as by a pattern with *"
         raise DataError(said, hint=hint, path=path)
-    note = f"{len(found[split]):,} files of {split}, of {notes[0]}"
+    note = f"{counted(len(found[split]), 'files')} of {split}, of {notes[0]}"
     if others := found.get(""):
         note += f"; of no split: {listed([str(f.relative_to(path)) for f in others])}"
     return found[split], [note, *notes[1:]]

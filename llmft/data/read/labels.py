@@ -23,7 +23,7 @@ import numpy as np
 from llmft.config.convert import label_separator
 from llmft.data.read.notes import Notes
 from llmft.data.read.written import list_in, with_point
-from llmft.errors import LabelError, listed, shorten
+from llmft.errors import LabelError, counted, listed, shorten
 from llmft.files import to_json
 
 SINGLE, MULTI, REGRESSION = (
@@ -290,7 +290,7 @@ class LabelNames:
             )
         pairs = similar(counts)
         if pairs and "similar_labels" not in allow:
-            shown = [f"{shorten(name)} ({counts[name]:,} rows)" for name in pairs[0]]
+            shown = [f"{shorten(n)} ({counted(counts[n], 'rows')})" for n in pairs[0]]
             more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
             raise LabelError(
                 f"the labels {' and '.join(shown)} look like one class{more}",
@@ -350,7 +350,8 @@ class LabelNames:
                 known[label] = truths[label.lower()]
         unknown = Counter(label for label in labels if label not in known)
         if unknown:
-            rows = (f"{shorten(n)} ({c:,} rows)" for n, c in sorted(unknown.items()))
+            pairs = sorted(unknown.items())
+            rows = (f"{shorten(n)} ({counted(c, 'rows')})" for n, c in pairs)
             row = next(i for i, label in enumerate(labels) if label in unknown)
             raise LabelError(
                 f"{split} has labels that train has not: {listed(rows, 5, str)}",

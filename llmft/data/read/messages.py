@@ -15,7 +15,7 @@ from typing import Any
 from llmft.data.read.notes import Notes
 from llmft.data.read.text import require_clean
 from llmft.data.read.written import turns_in
-from llmft.errors import DataFormatError, SchemaError, listed, shorten
+from llmft.errors import DataFormatError, SchemaError, counted, listed, shorten
 
 TEXT, MESSAGES, PROMPT_COMPLETION = "text", "messages", "prompt-completion"
 # What the text columns of a Source are called in such data, and in the flags.
@@ -129,12 +129,13 @@ class Conversations:
         notes = []
         if self._instructions:
             said = f"{INSTRUCTION} taken as user's turn, {OUTPUT} as the assistant's"
-            below = f"; {INPUT} below it in {self._inputs:,} rows" * bool(self._inputs)
-            notes.append(said + below)
+            if self._inputs:
+                said += f"; {INPUT} below it in {counted(self._inputs, 'rows')}"
+            notes.append(said)
         if self._converted:
             said = "from and value taken as role and content"
             names = ", ".join(f"{old} as {new}" for old, new in _SPEAKERS.items())
-            notes.append(f"{said}, {names}, in {self._converted:,} rows")
+            notes.append(f"{said}, {names}, in {counted(self._converted, 'rows')}")
         if self._unused:
             notes.append(f"keys of messages not used: {listed(sorted(self._unused))}")
         return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmft.errors import DataError, DataFormatError, escape
+from llmft.errors import DataError, DataFormatError, counted, escape
 
 SHOWN = 4  # bad rows that a message names
 
@@ -63,7 +63,8 @@ class Notes:
         for what, count in self._counts.items():
             place, several = self._first[what], count > 1
             if place:
-                notes.append(f"{count:,} {what} ({escape(place)}{', ...' * several})")
+                more = ", ..." * several
+                notes.append(f"{counted(count, what)} ({escape(place)}{more})")
             else:
                 notes.append(what + f", in {count:,} files" * several)
         return notes

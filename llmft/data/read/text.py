@@ -242,7 +242,7 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
     if encoding is not None and name != "utf-8":
         note = f"read as {name}"
         if is_utf8(path):
-            note += ", though it is UTF-8: leave --encoding out"
+            note += ", though it is UTF-8: give --encoding utf-8"
             warn(f"{path}: {note}")
         notes.tell(note)
         return name
@@ -256,6 +256,18 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
 def is_utf8(path: Path) -> bool:
     """Return whether a file is valid UTF-8 with more than ASCII: never so by chance."""
     return bool(_first_fault(path, "ascii") and not _first_fault(path, "utf-8"))
+
+
+def in_unicode(path: Path) -> bool:
+    """Return whether a file is UTF-16 by its mark, or UTF-8 with more than ASCII.
+
+    Also where some bytes are damaged: then reading it as UTF-8 says where.
+    """
+    with open_bytes(path) as stream:
+        start = stream.read(4)
+    if any(start.startswith(mark) for mark in _MARKS):
+        return True
+    return bool(_first_fault(path, "ascii")) and _mostly(path, "utf-8")
 
 
 def _looks_like_utf16(start: bytes) -> str | None:

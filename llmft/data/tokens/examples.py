@@ -23,8 +23,8 @@ from llmft.data.read.store import Source
 from llmft.data.tokens import targets
 from llmft.data.tokens.chat import CHECKED, Layout, learns_only
 from llmft.data.tokens.encode import BATCH, Encoded, encode, encode_batch
-from llmft.data.tokens.long_text import described, fit, lists
-from llmft.errors import DataError, listed
+from llmft.data.tokens.long_text import described, fit, lists, set_long_text
+from llmft.errors import DataError, counted, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
@@ -47,7 +47,7 @@ def _tell(
                 " pypi:gemma-3-270m, which knows every character"
             )
     if encoded.accented:
-        note += f"; {encoded.accented:,} texts lose accents"
+        note += f"; {counted(encoded.accented, 'texts lose accents')}"
     say(f"  {split:<10} {note}")
     if split not in ("validation", "test") and encoded.accented > _ACCENTS * rows:
         warn(
@@ -132,7 +132,7 @@ def lm_blocks(
         raise DataError(f"{split} has a single token in a block", "expected text")
     blocks = lists(tokens[: offsets[-1]], offsets)
     left = len(tokens) - int(offsets[-1])
-    note = f"{len(tokens):,} tokens in {len(blocks):,} blocks of up to {size}"
+    note = f"{len(tokens):,} tokens in {counted(len(blocks), 'blocks')} of up to {size}"
     if args.block_policy == "pack":
         note += f"; {left:,} tokens of the last partial block left out"
     if empty:
@@ -203,6 +203,7 @@ def classification_features(
     """
     data = source.dataset
     encoded = encode(data, tokenizer, split, args)
+    said = set_long_text(encoded, tokenizer, args, split)
     ids, rows, done = fit(source, encoded, tokenizer, args, split)
     lengths = ids["input_ids"].value_lengths().to_numpy()
     columns: dict[str, Any] = {**ids, "length": lengths}
@@ -214,11 +215,11 @@ def classification_features(
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     if args.long_text == "split":
         columns["row"] = rows
-    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{done}"
+    note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{done}{said}"
     _tell(split, note, encoded, tokenizer)
     batches = data.select_columns(["text"]).iter(BATCH)
     if empty := sum(not text.strip() for batch in batches for text in batch["text"]):
         bare = (encoded.lengths == 0).any()
         used = "as a single padding token" if bare else "as they are"
-        warn(f"{split}: {empty:,} texts are empty; they are used {used}")
+        warn(f"{split}: {counted(empty, 'texts are empty')}, used {used}")
     return targets.dataset_of(columns)

@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.store import CONTENT, Source, batches
 from llmft.data.tokens.encode import BATCH, Encoded
-from llmft.errors import ConfigError, LengthError
+from llmft.errors import ConfigError, LengthError, counted
 
 _SHARES = (0.5, 0.9, 0.99)
 _CHARACTERS = 2**18  # at once: a tokenizer takes 40 times as much memory
+# Examples that training is to learn from at the most where long texts are split by
+# themselves: twice what an automatic length learns from anyway.
+MOST = 20_000
 
 
 def lists(tokens: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
@@ -29,6 +32,34 @@ def described(lengths: np.ndarray) -> str:
     pairs = zip(_SHARES, found, strict=True)
     shown = ", ".join(f"{100 * share:g} % up to {int(n):,}" for share, n in pairs)
     return f"lengths {shown}, longest {int(lengths.max()):,}"
+
+
+def set_long_text(
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    args: ClassificationDataArguments,
+    split: str,
+) -> str:
+    """Say what becomes of long texts where ``long_text`` is auto, and there are any.
+
+    They are split where training then has no more than ``MOST`` examples, else cut, as
+    what a model is given that was not trained here. The other parts follow train.
+
+    Returns:
+        what is to be told of it, or "".
+    """
+    lengths, size = encoded.lengths, args.max_seq_length
+    if args.long_text != "auto" or not (lengths > size).any():
+        return ""
+    args.long_text, said = "truncate", ""
+    if split == "train" and encoded.types is None and tokenizer.is_fast:
+        room = max(size - tokenizer.num_special_tokens_to_add(), 1)
+        made = int(np.maximum(-(-(lengths - size) // room) + 1, 1).sum())
+        if made <= MOST:
+            args.long_text = "split"
+        else:
+            said = f", as split would make {made:,} examples"
+    return f" (long_text auto{said})"
 
 
 def fit(
@@ -70,12 +101,12 @@ def fit(
     owners, note = bare, ""
     if len(long):
         made, of_text = _again(source, long, tokenizer, args, kinds)
-        owners, note = np.append(bare, long[of_text]), f"; {len(long):,} texts"
+        owners, note = np.append(bare, long[of_text]), counted(len(long), "texts")
+        left = f"{(lengths[long] - size).sum():,} tokens left out"
+        done = f"cut to {size} tokens, {left}"
         if args.long_text == "split":
-            note += f" split into {len(of_text):,} examples of up to {size} tokens"
-        else:
-            left = (lengths[long] - size).sum()
-            note += f" cut to {size} tokens, {left:,} tokens left out"
+            done = f"split into {len(of_text):,} examples of up to {size} tokens"
+        note = f"; {note} {done}"
     offsets = np.append(0, np.cumsum(lengths))
     whole = np.flatnonzero((lengths > 0) & (lengths <= size))
     rows = np.append(whole, owners)

@@ -15,7 +15,7 @@ from llmft.config.fields import GenerationDataArguments
 from llmft.data.tokens.collate import IGNORED
 from llmft.data.tokens.encode import Encoded
 from llmft.data.tokens.long_text import lists
-from llmft.errors import LengthError
+from llmft.errors import LengthError, counted
 
 _PIECE = 2**20  # tokens looked at at once: masks of all of them could be large
 
@@ -94,7 +94,7 @@ def learnt_examples(
         (without.sum(), "{} without a completion{} left out".format(*which)),
         (within.sum(), "completions begin within a token"),
     )
-    note += "".join(f"; {count:,} {what}" for count, what in counts if count)
+    note += "".join(f"; {counted(count, what)}" for count, what in counts if count)
     columns = {
         "input_ids": lists(ids, bounds),
         "labels": lists(labels, bounds),

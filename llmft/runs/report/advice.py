@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import escape
-from llmft.metrics.intervals import limits
+from llmft.metrics.intervals import CLEAR, limits
 from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
 from llmft.runs.report.parts import (
-    CLEAR,
     Section,
     Table,
     listed_words,
@@ -26,6 +25,7 @@ _RISE = 0.05
 _OFF = 0.05  # calibration error that is worth mending
 _CALIBRATE = "--calibrate true, without --k_folds"
 _VAGUE = 0.1  # standard error of a perplexity, of its value
+_MANY = 0.2  # of the texts, with unknown tokens: emoji alone are in fewer
 _WIDE = 0.03  # half an interval of a share
 
 
@@ -47,6 +47,7 @@ def advice(seen: Seen) -> Section:
     for rule in (
         _time,
         _language,
+        _unknown,
         _curve,
         _ladder,
         _classes,
@@ -103,7 +104,7 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
             f"the loss on validation was still falling: {said}",
             helps or "more --num_train_epochs",
         )
-    elif losses[-1] > best * (1 + _RISE) and best > 0:
+    elif losses[-1] - best > max(_RISE * best, CLEAR * _error_of_loss(seen)):
         at = losses.index(best) + 1
         kept = seen.run.arguments.get("load_best_model_at_end")
         if not kept:
@@ -113,6 +114,22 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
                 "fewer --num_train_epochs, or --load_best_model_at_end true; where"
                 " accuracy went on rising, it may stay",
             )
+
+
+def _error_of_loss(seen: Seen) -> float:
+    """Return the standard error of the loss on validation; 0 where none is known."""
+    return seen.run.metrics.get("eval", {}).get("loss", {}).get("stderr") or 0.0
+
+
+def _unknown(seen: Seen) -> Iterator[tuple[str, str]]:
+    counts = [row.get("unknown_tokens") or 0 for row in seen.run.predictions()]
+    texts = sum(count > 0 for count in counts)
+    if texts > _MANY * len(counts):
+        yield (
+            f"{texts:,} of {len(counts):,} texts have tokens that are unknown to this"
+            f" model, {sum(counts):,} in all, which it cannot tell apart",
+            "a model whose vocabulary was made for this language, or pypi:gemma-3-270m",
+        )
 
 
 def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
@@ -131,8 +148,9 @@ def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
     if above:
         yield (
             f"{listed_words(above)} reached more than the model",
-            "a longer training, a model made for this language and subject, or the"
-            " simpler method itself",
+            "mended labels or more rows, a longer training, a model made for this"
+            " language and subject; or the simpler method itself, which llmft does not"
+            " save (scikit-learn has it)",
         )
     if alike:
         yield (

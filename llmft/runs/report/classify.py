@@ -95,7 +95,7 @@ def confusion(answers: Answers) -> list[Any]:
         used = [(named(names[i]), _shades(counts[i])) for i in range(size)]
         caption = "Confusion matrix: rows are the labels, columns what was said"
         grid = Cells(caption, ["", *map(brief_name, names)], used)
-        return [grid, listed] if size > 2 else [grid]
+        return [grid, listed] if size > 2 and rows else [grid]
     where = np.argwhere(counts)
     wrong = where[where[:, 0] != where[:, 1]]
     wrong = np.random.default_rng(0).permutation(wrong)  # of equal ones, any

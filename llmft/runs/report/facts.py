@@ -43,6 +43,9 @@ def cost(run: RunRecord) -> Section:
         rows.append(("memory at the most, GiB", shown, took))
         if resumed:
             section.said.append("The plan is of the last leg, after a resume.")
+        if folds := run.metrics.get("k_folds", {}).get("seconds"):
+            took = seconds_text(folds)
+            section.said.append(f"The plan is without the folds before, {took} in all.")
     if skipped := real.get("skipped_steps"):
         rows.append(("steps skipped, not finite", "-", number(skipped)))
     for name in ("train_samples_per_second", "train_tokens_per_second"):
@@ -60,7 +63,8 @@ def data(run: RunRecord) -> Section:
     section, rows = Section("Data"), list[tuple[Any, ...]]()
     for split, found in run.record.get("data", {}).items():
         notes = [str(note) for note in found.get("notes") or []]
-        notes += _audit(found.get("audit") or {})
+        audit = found.get("audit") or {}  # has the count of a note, and more
+        notes = [n for n in notes if not n.startswith(tuple(audit))] + _audit(audit)
         source = escape(found.get("source", ""), 120)
         rows.append((split, number(found.get("rows")), source, _short(notes)))
     if rows:

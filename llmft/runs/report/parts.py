@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from llmft.errors import escape
 
-CLEAR = 2.0  # standard errors; a difference of fewer is none
 _NARROW = 14  # characters of the head of a narrow column
 LABEL, TEXT = 60, 300  # characters of a name, and of a text, that are shown
 

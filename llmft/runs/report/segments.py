@@ -10,9 +10,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import gammaln, ndtr, ndtri
 
-from llmft.metrics.intervals import NORMAL, wilson
+from llmft.metrics.intervals import CLEAR, NORMAL, wilson
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
-from llmft.runs.report.parts import CLEAR
 
 FEWEST = 10  # rows of a group that is looked at
 _PARTS = 4  # groups of about equal size, of lengths and of places in a file

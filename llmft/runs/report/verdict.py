@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.errors import escape
-from llmft.metrics.intervals import NORMAL, limits
+from llmft.metrics.intervals import CLEAR, NORMAL, limits
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
-from llmft.runs.report.parts import CLEAR, listed_words, number
+from llmft.runs.report.parts import listed_words, number
 
 _SHARES = ("accuracy", "f1_micro")  # differences are told in points
 

@@ -89,6 +89,15 @@ def test_a_training_that_made_it_worse_is_not_to_be_longer():
     found = climbed(rungs, labels, Classification(), "accuracy", PROBE)
     assert lines(found, "test")[1:] == [
         "  fine-tuned is worse: try a lower --learning_rate",
-        "  TF-IDF reached more here; what may help: a model that was made for this"
-        " language and subject",
+        "  TF-IDF reached more here; what may help: mended labels or more rows, a"
+        " model that was made for this language and subject",
     ]
+
+
+def test_what_is_calibrated_is_not_to_be_calibrated():
+    labels = RNG.integers(0, 2, 40)
+    rungs = [Rung("fine-tuned", scores(labels, np.arange(40) % 2 > 0))]
+    found = climbed(rungs, labels, Classification(), "accuracy", "fine-tuned")
+    for calibrated in (False, True):
+        (said,) = lines(found | {"calibrated": calibrated}, "test")[1:]
+        assert ("--calibrate true" in said) is not calibrated

@@ -168,3 +168,38 @@ def test_both_forms_show_what_is_there_and_the_page_has_no_script(tmp_path):
     assert "&lt;b&gt;" in page
     assert "&lt;y&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_row_that_one_held_out_in_a_fold_is_the_same_row(tmp_path):
+    one, other = (classifier(tmp_path / n, 0.8, s) for s, n in enumerate("xy"))
+    path = other.folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row | {"split": "train", "row": row["row"] + 7} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (pair,) = compare([one, other])["pairs"]
+    assert pair["rows"]["both"] == ROWS
+
+
+def test_a_cut_file_of_predictions_and_another_task_are_told(tmp_path):
+    one, other = (classifier(tmp_path / n, 0.8, s) for s, n in enumerate("xy"))
+    path = other.folder / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:150]))
+    (pair,) = compare([one, other])["pairs"]
+    assert "B: predictions.jsonl has 150 of 200 rows of test" in pair["notes"]
+    rows = [json.loads(line) | {"prediction": ["a"], "label": ["a"]} for line in lines]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (pair,) = compare([one, other])["pairs"]
+    assert "no paired test: classes here, something else there" in pair["notes"]
+
+
+def test_what_a_cross_validation_sets_itself_is_no_difference(tmp_path):
+    def asked(origin, value):
+        given = {"value": value, "from": origin}
+        return {"seed": {"value": 1, "from": "flag"}, "precision": given}
+
+    runs = [
+        classifier(tmp_path / n, 0.8, 1, arguments=asked(*how))
+        for n, how in (("x", ("default", "auto")), ("y", ("k_folds: as in", "bf16")))
+    ]
+    assert compare(runs)["arguments"] == {}

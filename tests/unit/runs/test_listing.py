@@ -9,6 +9,7 @@ import pytest
 from unit.runs.test_record import make
 
 from llmft import cli, console
+from llmft.errors import ConfigError
 from llmft.runs import listing, terminal
 from llmft.runs.record import read_run
 
@@ -200,3 +201,18 @@ def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status
     called = terminal.tool()
     then = f"{called} {then}".replace("X", called)
     assert last == f"The newest run here is {status}: {then}"
+
+
+def test_a_cross_validation_is_measured_on_rows_held_out(outputs):
+    folder = outputs / "classify" / "r1"
+    entry = {"value": 0.84, "stderr": 0.011, "n": 10, "split": "train", "wider": 1.5}
+    found = {"folds": {"accuracy": entry}, "k_folds": {"seconds": 100.0}}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    row = listing.row_of(read_run(folder))
+    assert (row["split"], row["seconds"]) == ("rows held out", 190.0)
+
+
+def test_a_run_whose_record_is_damaged_is_not_said_to_be_none(outputs):
+    (outputs / "mlm" / "r2" / "run.json").write_text('{"recipe": ')
+    with pytest.raises(ConfigError, match=r"run\.json is empty, damaged or cannot be"):
+        read_run(outputs / "mlm" / "r2")

@@ -188,7 +188,7 @@ def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
     for more, out, err in (
         (
             f"{rows}no label,\n",
-            "1 bad rows left out (c.csv:32)",
+            "1 bad row left out (c.csv:32)",
             "LabelError: 1 of 31 rows have no label, the first at c.csv:32",
         ),
         (
@@ -238,7 +238,8 @@ def test_conversations_are_reported(template, bpe, tmp_path, capsys, monkeypatch
         "\n  user       8      137         ####",
         "\n  system     1        8         #####\n",
         "HTML tags in talks.jsonl: 1",
-        "talks.jsonl: 1 of 8 rows (12 %) repeat an earlier one, 1 of them to the letter"
+        "talks.jsonl: 1 of 8 rows (12 %) of 32 characters or more repeat an earlier"
+        " one, 1 of them to the letter"
         "\n    talks.jsonl:8 = talks.jsonl:1\n",
     ):
         assert said in shown.out, shown.out

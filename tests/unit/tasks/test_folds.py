@@ -1,6 +1,8 @@
 """Cross-validation: what the folds give, and going on after a stop."""
 
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from llmft.metrics.ladder import Rung
 from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
 from llmft.tasks.prepare import read_splits
+from llmft.train.agreement import AlreadyComplete
 
 ROWS, FOLDS = 50, 5
 NAMES = LabelNames(("no", "yes"))
@@ -195,9 +198,13 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
     with pytest.raises(Stopped):
         cross_validate(Recipe(leaves_run="running"), asked())
     args, folder = asked(), tmp_path / "run"
-    args.training.dry_run = True
-    with pytest.raises(EnvironmentFault, match="output_dir is not empty"):
-        cross_validate(Recipe(), args)
+    args.training.output_dir = str(folder)
+    with pytest.raises(CheckpointError, match="other values of max_seq_length"):
+        cross_validate(Recipe(), asked(max_seq_length=64))
+    (tmp_path / "train.csv").rename(tmp_path / "away.csv")
+    with pytest.raises(DataError, match="no such file"):
+        cross_validate(Recipe(), asked())
+    (tmp_path / "away.csv").rename(tmp_path / "train.csv")
     assert {path.name for path in folder.iterdir()} == {
         *("folds", "run.json", "checkpoints")
     }
@@ -258,3 +265,43 @@ def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     file.write_text(file.read_text() + "one more 99.,no\n")
     with pytest.raises(CheckpointError, match="other values of train data"):
         cross_validate(Recipe(), asked())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "model", "ends"),
+    [
+        ({"k_folds": {}}, True, AlreadyComplete),
+        ({"k_folds": {}}, False, None),  # the model is made again
+        ({}, True, EnvironmentFault),  # of a run without folds
+    ],
+)
+def test_what_auto_makes_of_a_complete_run(asked, tmp_path, metrics, model, ends):
+    cross_validate(Recipe(leaves_run="complete"), asked())
+    folder = tmp_path / "run"
+    write_json(folder / "metrics.json", metrics)
+    if model:
+        (folder / "model").mkdir()
+        write_json(folder / "model" / "config.json", {"a": 1})
+    args, again = asked(), Recipe(leaves_run="complete")
+    args.training.resume_from_checkpoint = "auto"
+    with pytest.raises(ends) if ends else nullcontext():
+        cross_validate(again, args)
+    assert [made.fold.place for made, _ in again.calls] == ([] if ends else [None])
+
+
+def test_the_time_that_is_left_is_told_after_each_fold(asked, capsys):
+    cross_validate(Recipe(), asked())
+    said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("  fold ")]
+    assert len(said) == FOLDS
+    wanted = r"  fold \d of 5: 10 rows held out, \d+ s, about .+ left in all"
+    assert all(re.fullmatch(wanted, line) for line in said)
+
+
+def test_the_errors_of_the_ladder_are_those_of_the_folds(asked):
+    recipe = Recipe()
+    cross_validate(recipe, asked())
+    found = result(recipe)[1]
+    rungs = {rung["name"]: rung for rung in found["all"]["ladder"]["rungs"]}
+    error = found["run"]["folds_accuracy_stderr"]
+    assert rungs[TUNED]["stderr"] == pytest.approx(error, rel=0.05)
+    assert error == pytest.approx(1.5 * np.sqrt(0.7 * 0.3 / ROWS), rel=0.1)

@@ -242,6 +242,18 @@ def test_a_csv_for_excel_begins_with_its_mark_once(models, llmft_predict):
     with open("german.csv", newline="", encoding="utf-8") as stream:
         found = [row["text"] for row in csv.DictReader(stream, delimiter=";")]
     assert found == HARD
+    out, flags = "comma.csv", (*flags[2:], "--output_decimal", ",")
+    llmft_predict(models / "single", "in.jsonl", "--output_file", out, *flags)
+    plain, german = (
+        [*csv.reader(io.StringIO(Path(n).read_bytes().decode()), delimiter=sign)]
+        for n, sign in (("plain.csv", ","), (out, ";"))
+    )
+    assert plain[0] == german[0]
+    at = [i for i, name in enumerate(plain[0]) if name.startswith("prob")]
+    assert [r[i].replace(".", ",") for r in plain[1:] for i in at] == [
+        r[i] for r in german[1:] for i in at
+    ]
+    assert all("," in row[at[-1]] for row in german[1:])
 
 
 HARD = ['say "no"', "two\nlines", "a\rb", "=1+1", "é 电影", "a,b;c", " x "]
@@ -304,7 +316,7 @@ def test_texts_of_the_command_line_become_a_table(
     wanted = float(logits_of(models / "number", "a film")[0])
     assert f"\n  {wanted:.6g}"[:8] in capsys.readouterr().out
     llmft_predict(models / "number", "--text", "a \u2603", *PLAIN)
-    assert "1 tokens are unknown to this model ([UNK])\n" in capsys.readouterr().err
+    assert "1 token is unknown to this model ([UNK])\n" in capsys.readouterr().err
     llmft_predict(tiny_bert, "--text", "the [MASK] was good", *PLAIN)
     assert len(capsys.readouterr().out.strip().splitlines()) == 2 + 5
 
@@ -333,12 +345,20 @@ def test_a_file_of_utf_8_is_read_so_also_after_a_run_of_another_encoding(
     flags = ("--output_file", "o.jsonl", *PLAIN)
     llmft_predict(models / "single", "f.csv", *flags)
     assert [row["text"] for row in rows_of("o.jsonl")] == ["99 \u20ac"]
-    said = "encoding   UTF-8, as f.csv is; that of the run was cp1252\n"
+    said = "encoding   Unicode, as f.csv is; that of the run: cp1252\n"
     assert said in capsys.readouterr().err
     Path("o.jsonl").unlink()
-    Path("f.csv").write_text("text\n99 \u20ac\n", "cp1252")
-    llmft_predict(models / "single", "f.csv", *flags)
-    assert [row["text"] for row in rows_of("o.jsonl")] == ["99 \u20ac"]
+    for encoding, name in (("cp1252", "f.csv"), ("utf-16", "f.csv"), ("utf-8", "in")):
+        path = Path(name) / "f.csv" if name == "in" else Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text\n99 \u20ac\n", encoding)
+        llmft_predict(models / "single", name, *flags)
+        assert [row["text"] for row in rows_of("o.jsonl")] == ["99 \u20ac"]
+        Path("o.jsonl").unlink()
+    # A damaged byte is told by its line, never read as another encoding.
+    Path("f.csv").write_bytes("text\n99 \u20ac \u00e9\nx".encode() + b"\x93\n")
+    with pytest.raises(DataError, match=r"f.csv:3"):
+        llmft_predict(models / "single", "f.csv", *flags)
 
 
 REFUSED = [
@@ -348,6 +368,17 @@ REFUSED = [
     ("{single} --text x --output_file o.csv", ConfigError, "of a FILE"),
     ("{single} --text x --keep_columns id", ConfigError, "keep_columns is for the pre"),
     ("{single} f.txt --keep_columns line", ConfigError, "keep_columns has line, which"),
+    ("{single} f.txt --keep_columns probability", ConfigError, "has probability,"),
+    (
+        "{single} f.txt --output_file o.csv --output_decimal , --output_delimiter ,",
+        ConfigError,
+        "output_decimal is , as output_delimiter is",
+    ),
+    (
+        "{single} f.txt --output_file o.csv --output_delimiter=",
+        ConfigError,
+        "output_delimiter is '', expected one character, or tab",
+    ),
     ("{single} f.txt --keep_columns id", DataError, "no column 'id'"),
     ("{single} f.txt --output_file o.xlsx", ConfigError, "ends in .csv or .jsonl"),
     ("{single} f.txt --output_file f.csv", ConfigError, "output_file is there"),
@@ -573,9 +604,10 @@ def test_what_is_cut_or_empty_is_counted(models, llmft_predict, capsys):
     Path("in.csv").write_text('text\n""\n' + "a film " * 40 + "\n\u2603\u2602 x\n")
     llmft_predict(models / "single", "in.csv", *PLAIN)
     said = capsys.readouterr().err
-    assert "  1 texts are empty; they are used as they are\n" in said
-    assert "  1 texts are cut: they have more than 64 tokens\n" in said
-    assert re.search(r"  [1-9] tokens are unknown to this model \(\[UNK\]\)\n", said)
+    assert "  1 text is empty; used as they are\n" in said
+    assert "  1 text is cut, of more than 64 tokens\n" in said
+    unknown = r"  (1 token is|[2-9] tokens are) unknown to this model \(\[UNK\]\)\n"
+    assert re.search(unknown, said)
     assert "predicted  3 rows in " in said
 
 
@@ -599,3 +631,28 @@ def test_load_says_what_is_wrong(models, call, said):
 
 def test_no_texts_are_no_predictions(models):
     assert llmft.load(models / "single")([]) == []
+
+
+def test_other_columns_that_are_objects_go_along_as_json(models, llmft_predict):
+    rows = [{"text": "x", "meta": {"a": 1}}, {"text": "y", "meta": {"b": 2}}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--keep_columns", "meta", "--output_file", "o.csv", *PLAIN)
+    llmft_predict(models / "single", "in.jsonl", *flags)
+    with open("o.csv", newline="", encoding="utf-8") as stream:
+        found = [json.loads(row["meta"]) for row in csv.DictReader(stream)]
+    assert found == [{"a": 1}, {"b": 2}]
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(models, llmft_predict, monkeypatch):
+    Path("in.csv").write_text("text\nx\n")
+    write = prediction_output.Part.write
+
+    def meanwhile(self, rows, counts):
+        write(self, rows, counts)
+        self.target.write_text("precious")
+
+    monkeypatch.setattr(prediction_output.Part, "write", meanwhile)
+    with pytest.raises(EnvironmentFault, match="came while the predictions were made"):
+        llmft_predict(models / "single", "in.csv", "--output_file", "o.csv", *PLAIN)
+    assert Path("o.csv").read_text() == "precious"
+    assert len(Path("o.csv.part").read_text().splitlines()) == 2

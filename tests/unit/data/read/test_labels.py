@@ -119,7 +119,7 @@ def test_similar_labels_are_refused_with_their_counts():
     with pytest.raises(LabelError) as caught:
         LabelNames.of(["Yes", "yes", "yes", "no", "No"])
     assert str(caught.value) == (
-        "LabelError: the labels 'Yes' (1 rows) and 'yes' (2 rows) look like one class;"
+        "LabelError: the labels 'Yes' (1 row) and 'yes' (2 rows) look like one class;"
         " 1 more such pairs; expected each class in one spelling; write them alike; if"
         " they differ, --allow similar_labels"
     )
@@ -149,7 +149,7 @@ def test_a_number_has_one_output_without_a_name():
         (['["a", "b"]', '["b", "a"]'], MULTI, "all 2 training rows have the label"),
         (["0.5", "0.50"], REGRESSION, "all 2 training rows have the label '0.5'; expec"
          "ted at least two numbers; give rows of another number; --allow one_class"),
-        (['["Yes"]', '["yes"]'], MULTI, "the labels 'Yes' (1 rows) and 'yes' (1 rows)"),
+        (['["Yes"]', '["yes"]'], MULTI, "the labels 'Yes' (1 row) and 'yes' (1 row)"),
     ],
 )  # fmt: skip
 def test_labels_that_teach_nothing(labels, kind, said):

@@ -79,7 +79,7 @@ def test_from_and_value_are_converted_and_said(tmp_path):
     assert source.notes[:2] == [
         "format = messages",
         "from and value taken as role and content, human as user, gpt as assistant, in"
-        " 1 rows",
+        " 1 row",
     ]
 
 
@@ -171,7 +171,7 @@ def test_a_bad_conversation_has_its_line(tmp_path, bad, kind, said):
     assert message.endswith("--max_bad_rows 1 leaves bad rows out")
     left = read_file(path, CHAT, Reading(max_bad_rows=1))
     assert messages_of(left) == [TALK, TALK]
-    assert f"1 bad rows left out ({path}:2)" in left.notes
+    assert f"1 bad row left out ({path}:2)" in left.notes
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_instructions_become_conversations(tmp_path, name):
         ["Name a fish.", "Cod"],
     ]
     said = "instruction taken as user's turn, output as the assistant's; input below it"
-    assert f"{said} in 1 rows" in source.notes
+    assert f"{said} in 1 row" in source.notes
     assert not any("not used" in note for note in source.notes)
 
 

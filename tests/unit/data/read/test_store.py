@@ -109,7 +109,7 @@ def test_every_character_comes_back(tmp_path, name):
         "label": [f"c{i % 3}" for i in range(len(TEXTS))],
     }
     assert source.name == str(tmp_path / name)
-    assert source.notes[-1] == "1 texts hold lone carriage returns"
+    assert source.notes[-1] == "1 text holds lone carriage returns"
     lines = [n for n in source.notes if n.startswith("3 rows with line breaks in")]
     assert len(lines) == name.endswith(("csv", "tsv"))
 
@@ -145,7 +145,7 @@ def test_class_name(value, expected):
 
 LINES = ["one ", "a\rb\u2028c\x0cd", "NA"]
 MARK = "byte-order mark left out"
-RETURNS = "1 texts hold lone carriage returns"
+RETURNS = "1 text holds lone carriage returns"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_folder_of_txt(tmp_path):
     assert documents.notes == ["3 files", "1 other file passed over"]
     lines = read_file(folder, Columns(), Reading(sample_by="line"))
     assert lines.dataset["text"][:] == ["one", "two", "lines", "deep"]
-    assert lines.notes == [*documents.notes, "1 empty lines passed over"]
+    assert lines.notes == [*documents.notes, "1 empty line passed over"]
 
 
 def test_a_folder_says_what_it_passes_over(tmp_path):
@@ -245,7 +245,7 @@ def test_the_splits_of_a_saved_dict(tmp_path):
         source = read_file(tmp_path / "saved", Columns(), split=split)
         assert source.dataset["text"][:] == [split, "b"]
         said = "of no split: 'x/data-00000-of-00001.arrow'"
-        assert source.notes[0] == f"1 files of {split}, of 3 files; {said}"
+        assert source.notes[0] == f"1 file of {split}, of 3 files; {said}"
     with pytest.raises(DataError, match="files of validation: it has 1 of test, "):
         read_file(tmp_path / "saved", Columns(), split="validation")
 
@@ -290,8 +290,8 @@ def test_column_names_that_come_again_are_no_row(tmp_path, given):
     (tmp_path / "a.csv").write_text(body + "\ufeff" + body)
     source = read_file(tmp_path / "a.csv", LABELLED, Reading(column_names=given))
     assert source.dataset["text"][:] == ["a", "b"] * 2
-    (note,) = [note for note in source.notes if "repeat the column names" in note]
-    assert note.startswith("2 rows" if given else "1 rows")
+    (note,) = [note for note in source.notes if "the column names" in note]
+    assert note.startswith("2 rows" if given else "1 row")
     strict = replace(LABELLED, strict=True)
     with pytest.raises(DataError, match="rows repeat the column names"):
         read_file(tmp_path / "a.csv", strict, Reading(column_names=given))
@@ -391,7 +391,7 @@ def test_items_that_are_no_rows_are_counted(tmp_path):
     with pytest.raises(DataError, match=r"a\.json:4: item 2 is not an object; --max_b"):
         read_file(tmp_path / "a.json", Columns())
     source = read_file(tmp_path / "a.json", Columns(), Reading(max_bad_rows=1))
-    assert source.notes[-1] == f"1 bad rows left out ({tmp_path / 'a.json'}:4)"
+    assert source.notes[-1] == f"1 bad row left out ({tmp_path / 'a.json'}:4)"
     assert source.dataset["line"][:] == [2]
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match="rows under 'data', and something else under"):
@@ -541,6 +541,9 @@ def test_faults(fault, name, content, expected):
         ("text,label\n1,2\n", Columns(label="lable", needs_label=True), "no column"
          " 'lable'; it has 'text', 'label'; did you mean label? name it with"
          " --label_column_name"),
+        ("a,b\n1,2\n", Columns("txt", label="c", needs_label=True),
+         "no column 'txt'; no column 'c'; it has 'a', 'b'; name it with"
+         " --text_column_name; name it with --label_column_name"),
         ("text,b\n1,2\n", Columns(group="who"), "no column 'who'; it has 'text', 'b';"
          " name it with --split_group_column"),
         ("text,b,c\n1,2,3\n", LABELLED, "no label column found; columns are 'text',"
@@ -928,7 +931,7 @@ def test_hidden_files_of_a_folder_are_passed_over(tmp_path):
         (folder / name).write_text(f"text\n{name}\n")
     source = read_file(folder, Columns())
     assert source.dataset["text"][:] == ["a.csv"]
-    assert source.notes[:2] == ["1 files", "2 other files passed over"]
+    assert source.notes[:2] == ["1 file", "2 other files passed over"]
 
 
 def test_rows_are_named_after_standard_input(monkeypatch):
@@ -1001,7 +1004,7 @@ def test_a_pattern_names_each_file_once(tmp_path):
     source = read_file(tmp_path / "**" / "*.csv", Columns())
     assert source.dataset["text"][:] == ["a"]
     assert source.files == (str(tmp_path / "a.csv"),)
-    assert source.notes[0] == "1 files"
+    assert source.notes[0] == "1 file"
     assert source.notes[1].endswith(" other names of them passed over")
 
 

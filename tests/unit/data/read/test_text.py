@@ -270,7 +270,7 @@ def test_utf8_that_is_read_as_something_else(tmp_path, encoding, capsys):
     path.write_text("schön\n" * 300_000, "utf-8")  # characters are cut by blocks
     notes = Notes()
     decode.choose_encoding(path, encoding, notes)
-    assert notes.said()[0].endswith("though it is UTF-8: leave --encoding out")
+    assert notes.said()[0].endswith("though it is UTF-8: give --encoding utf-8")
     assert f"{path}: read as " in capsys.readouterr().err
     for text in ("schön\n", "plain\n"):
         path.write_text(text, "cp1252")

@@ -254,7 +254,7 @@ def test_a_test_made_of_a_hub_split_is_the_same_later(monkeypatch, capsys):
     given |= {"test_split_percentage": 10, "max_bad_rows": 1}
     args = ClassificationDataArguments(**given)
     trained = load_splits(args, 1, ALL, needs_label=True)
-    assert "1 bad rows left out" in capsys.readouterr().out
+    assert "1 bad row left out" in capsys.readouterr().out
     later = load_splits(args, 1, {"test"}, needs_label=True)
     assert rows(later) == {"test": rows(trained)["test"]}
     assert later.parts["test"]["label"] == trained.parts["test"]["label"]

@@ -184,7 +184,7 @@ def test_what_is_longer_is_cut_and_counted(bpe, capsys):
     assert made["documents"][:] == [[0, 0], [2, 2]]
     left = len(whole["input_ids"][2]) - 16
     said = capsys.readouterr().out
-    assert f"; 1 rows cut to 16 tokens, {left} tokens left out" in said
+    assert f"; 1 row cut to 16 tokens, {left} tokens left out" in said
     assert "; 2 rows without a completion in their first 16 tokens left out" in said
 
 

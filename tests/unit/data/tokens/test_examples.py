@@ -86,7 +86,7 @@ def test_pack_is_the_plain_concatenation(wordpiece, capsys):
     assert capsys.readouterr().out == (
         f"  train      {len(tokens):,} tokens in {whole} blocks of up to {SIZE};"
         f" {left} tokens of the last partial block left out; 2 documents without a"
-        " token; 2 unknown tokens ([UNK]); 1 texts lose accents\n"
+        " token; 2 unknown tokens ([UNK]); 1 text loses accents\n"
     )
 
 
@@ -149,7 +149,7 @@ def test_row_at_the_edge_of_a_block(wordpiece):
 def test_less_than_a_block_is_kept(wordpiece, capsys, policy):
     made = blocks(["a film"], wordpiece, policy)
     assert made["input_ids"][:] == one_by_one(["a film"], wordpiece)
-    assert "4 tokens in 1 blocks of up to 16" in capsys.readouterr().out
+    assert "4 tokens in 1 block of up to 16" in capsys.readouterr().out
 
 
 def test_exactly_one_block(wordpiece):
@@ -367,7 +367,7 @@ def test_long_texts_are_cut_and_counted(wordpiece, capsys):
     assert made["labels"][:] == [1, 0, 0, 1]
     assert capsys.readouterr().out == (
         "  test       53 tokens; lengths 50 % up to 16, 90 % up to 42, 99 % up to 42,"
-        " longest 42; 2 texts cut to 16 tokens, 27 tokens left out\n"
+        " longest 42; 2 texts cut to 16 tokens, 27 tokens left out (long_text auto)\n"
     )
     again = features(texts, wordpiece, ["pos", "neg", "neg", "pos"])
     assert again.to_dict() == made.to_dict()
@@ -382,7 +382,7 @@ def test_short_texts_without_labels(wordpiece, capsys):
         "  test       6 tokens; lengths 50 % up to 2, 90 % up to 4, 99 % up to 4,"
         " longest 4\n"
     )
-    assert "llmft: warning: test: 1 texts are empty; they are used as th" in said.err
+    assert "llmft: warning: test: 1 text is empty, used as th" in said.err
 
 
 def test_a_tokenizer_without_special_tokens_gives_an_empty_text_its_padding(capsys):
@@ -392,7 +392,7 @@ def test_a_tokenizer_without_special_tokens_gives_an_empty_text_its_padding(caps
     made = features(["", "a film"], tokenizer)
     assert made["input_ids"][:] == [[EOS], *one_by_one(["a film"], tokenizer)]
     assert made["length"][:] == [1, len(made[1]["input_ids"])]
-    said = "test: 1 texts are empty; they are used as a single padding token"
+    said = "test: 1 text is empty, used as a single padding token"
     assert warned(capsys.readouterr()) == [said]
 
 
@@ -427,7 +427,7 @@ def test_lost_accents_are_counted(wordpiece, bpe, capsys):
     texts = tiny.sentences(20)
     features([*texts, "caf\u00e9"], wordpiece)
     said = capsys.readouterr()
-    assert (said.out[-23:], warned(said)) == ("; 1 texts lose accents\n", [])
+    assert (said.out[-23:], warned(said)) == ("; 1 text loses accents\n", [])
     blocks(["\u00fcber die gro\u00dfe Stra\u00dfe", "o\u0308l", "fein"], wordpiece)
     said = capsys.readouterr()
     assert "; 2 texts lose accents\n" in said.out
@@ -485,8 +485,8 @@ def test_labels_that_train_has_not(wordpiece):
     with pytest.raises(DataError) as caught:
         features(["a", "b", "c"], wordpiece, ["pos", "Neg", "??"])
     assert str(caught.value) == (
-        "LabelError a.csv:3: test has labels that train has not: '??' (1 rows), 'Neg'"
-        " (1 rows); known are 'neg', 'pos'; correct them, name other data, or add"
+        "LabelError a.csv:3: test has labels that train has not: '??' (1 row), 'Neg'"
+        " (1 row); known are 'neg', 'pos'; correct them, name other data, or add"
         " rows with them to train"
     )
 

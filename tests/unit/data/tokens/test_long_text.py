@@ -166,3 +166,35 @@ def test_a_text_without_tokens_is_padding_also_among_windows():
     assert rows == sorted(rows)
     assert made["length"][0] == made["length"][len(rows) - 1] == 1
     assert rows.count(1) == len(rows) - 2 > 1
+
+
+PAIRED = {"text_pair": TEXTS}
+
+
+@pytest.mark.parametrize(
+    ("split", "most", "columns", "becomes", "said"),
+    [
+        ("train", 11, None, "split", "split into 8 examples of up to 16 tokens"),
+        ("train", 10, None, "truncate", "auto, as split would make 11 examples)"),
+        ("train", 11, PAIRED, "truncate", "tokens left out (long_text auto)"),
+        ("test", 11, None, "truncate", "tokens left out (long_text auto)"),
+    ],
+)
+def test_long_texts_are_split_by_themselves_for_training(
+    bert, monkeypatch, capsys, split, most, columns, becomes, said
+):
+    monkeypatch.setattr(long_text, "MOST", most)
+    args = ClassificationDataArguments(max_seq_length=SIZE)
+    labels = LabelNames(("neg", "pos"))
+    given = source(TEXTS, **(columns or {}))
+    made = classification_features(given, bert, args, split, labels)
+    assert args.long_text == becomes
+    assert said in capsys.readouterr().out
+    assert len(made) == (11 if becomes == "split" else len(TEXTS))
+
+
+def test_what_no_text_needs_is_not_decided(wordpiece):
+    args = ClassificationDataArguments(max_seq_length=SIZE)
+    labels = LabelNames(("neg", "pos"))
+    made = classification_features(source(["x"]), wordpiece, args, "train", labels)
+    assert (args.long_text, "row" in made.column_names) == ("auto", False)

@@ -207,7 +207,7 @@ def test_what_is_left_out_is_said_after_a_pass(tmp_path, wordpiece, capsys):
     args = arguments(tmp_path / "a.jsonl", max_bad_rows=1, block_policy="row")
     assert len(list(blocks_of(args, wordpiece))) == 2
     said = capsys.readouterr().err
-    assert "a.jsonl: 1 empty lines passed over; 1 bad rows left out (" in said
+    assert "a.jsonl: 1 empty line passed over; 1 bad row left out (" in said
 
 
 def test_what_is_left_of_the_last_block_is_told_once(file, wordpiece, capsys):
@@ -334,7 +334,7 @@ def test_a_bad_row_of_the_hub(capsys):
     found = [v["text"] for v in replace(rows, max_bad_rows=1)]
     assert found == [*TEXTS[:1001], *TEXTS, *TEXTS]
     said = capsys.readouterr().err
-    assert "owner/films[train]: 1 bad rows left out (owner/films[train]:1002)" in said
+    assert "owner/films[train]: 1 bad row left out (owner/films[train]:1002)" in said
 
 
 def test_the_columns_of_the_hub():

@@ -1,5 +1,8 @@
 """What to try next follows from what was seen, and only from that."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from llmft.runs.record import RunRecord
@@ -10,11 +13,11 @@ def entry(value, stderr, n):
     return {"value": value, "stderr": stderr, "n": n, "split": "validation"}
 
 
-def said(recipe, metrics, **arguments):
+def said(recipe, metrics, events=(), folder=Path("none"), **arguments):
     record = {"recipe": recipe, "status": "complete"}
     record["arguments"] = {n: {"value": v, "from": ""} for n, v in arguments.items()}
-    run = RunRecord(None, record, metrics)
-    section = advice(Seen(run, [], [], []))
+    run = RunRecord(folder, record, metrics)
+    section = advice(Seen(run, events, [], []))
     return [row for block in section.blocks for row in block.rows]
 
 
@@ -55,3 +58,20 @@ def test_probabilities_that_are_worse_than_guesses(loss, calibrate, wanted):
             " wrong",
             "--calibrate true, without --k_folds",
         )
+
+
+def test_a_loss_that_rose_by_less_than_is_known_is_not_told():
+    for error, wanted in ((0.001, 1), (0.2, 0)):
+        metrics = {"eval": {"loss": entry(0.3, error, 99)}}
+        events = [{"step": i, "eval_loss": x} for i, x in enumerate((0.2, 0.3), 1)]
+        rows = said("mlm", metrics, events, learning_rate=1e-4)
+        assert len([row for row in rows if "rose" in row[0]]) == wanted
+
+
+def test_many_texts_of_unknown_tokens_are_told(tmp_path):
+    rows = [{"text": "x", "unknown_tokens": 3 * (i < 5)} for i in range(10)]
+    path = tmp_path / "predictions.jsonl"
+    for first, wanted in ((0, 1), (3, 1), (4, 0)):  # 5 of 9, 2 of 6, 1 of 5
+        lines = [json.dumps(row) + "\n" for row in rows[first:9]]
+        path.write_text("".join(lines))
+        assert len(said("classify", {}, folder=tmp_path)) == wanted
