@@ -345,4 +345,4 @@ def test_a_regression_goes_on_where_it_was_stopped(bert: Path, tmp_path: Path) -
         cwd=cwd,
     )
     assert done.returncode == 4
-    assert "long_text was truncate, is split" in done.stderr
+    assert "long_text was auto, is split" in done.stderr
