@@ -53,7 +53,11 @@ _ASIDE = (
     *("output_dir", "resume_from_checkpoint", "run_name", "dry_run", "debug"),
     *("save_", "logging_", "report_to", "disable_tqdm", "push_to_hub", "hub_"),
 )
-_CHOICES = {"precision": "precision", "attention": "attn_implementation"}
+_CHOICES = {
+    "precision": "precision",
+    "attention": "attn_implementation",
+    "long_text": "long_text",
+}
 
 
 def cross_validate(train: Train, args: Arguments) -> Plan:
@@ -235,7 +239,8 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     assert ladder.references is not None
     chosen = {choice.name: choice.value for choice in plan.choices}
     result = {
-        "choices": {n: chosen[n] for n in _CHOICES if n in chosen},
+        "choices": {n: chosen[n] for n in _CHOICES if n in chosen}
+        | {"long_text": made.data.long_text},
         "seconds": round(time.perf_counter() - started, 1),
         "references": ladder.references.tolist(),
         "rungs": [
@@ -248,9 +253,10 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
 
 
 def _choose(args: Arguments, choices: dict[str, str]) -> None:
-    """Let a training take what the first fold has chosen for this machine."""
+    """Let a training take what the first fold has chosen."""
+    parts = {"precision": args.training, "long_text": args.data}
     for name, value in choices.items():
-        part = args.training if name == "precision" else args.model
+        part = parts.get(name, args.model)
         setattr(part, _CHOICES[name], value)
         args.origins[_CHOICES[name]] = "k_folds: as in the first fold"
 

@@ -60,6 +60,8 @@ class Recipe:
         test = parts["test"]
         known = np.array([NAMES.names.index(label) for label in test["label"]])
         rungs = [Rung(n, self.scores(n, test["text"], known), 1.0) for n in self.right]
+        if args.data.long_text == "auto":
+            args.data.long_text = "split"
         choices = [Choice("precision", "bf16", "tried"), Choice("threads", "2", "")]
         ladder = SimpleNamespace(references=known, rungs=rungs)
         return SimpleNamespace(choices=choices), ladder
@@ -172,6 +174,8 @@ def test_the_trainings_choose_by_no_validation(asked):
     precisions = [made.training.precision for made, _ in recipe.calls]
     assert precisions == ["auto", *["bf16"] * FOLDS]  # as the first fold chose
     assert args.training.precision == "auto"  # what was asked stays as it is
+    # As the first fold found, also where the texts of all rows would be too many.
+    assert {made.data.long_text for made, _ in recipe.calls[1:]} == {"split"}
 
 
 @pytest.mark.parametrize("stops_in", [0, 2, 5])
