@@ -92,7 +92,13 @@ def _newest() -> str:
     does["complete"] = ("report",)
     then = tool(*does.get(run.status, ("runs", "show")), name)
     if run.status == "complete" and (run.folder / "model").is_dir():
-        then += f"; {tool('predict', name, 'FILE')}"
+        model = ("--model_name_or_path", f"{name}/model")
+        use = ["predict", name, "FILE"]
+        if run.recipe == "mlm":
+            use = ["predict", name, "--text", "a text with [MASK]"]
+        elif run.recipe == "generate":
+            use = ["generate", *model, "--prompt", "A_BEGINNING"]
+        then += f"; {tool(*use)}"
     return f"\n\nThe newest run here is {run.status}: {then}"
 
 

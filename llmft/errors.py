@@ -44,9 +44,10 @@ def brief(error: BaseException, limit: int | None = 200) -> str:
     return escape(" ".join(str(error).split()) or type(error).__name__, limit)
 
 
-_NOUNS = (
-    "rows texts lines labels files blocks epochs steps examples tokens turns".split()
-)
+_NOUNS = {
+    *("rows", "texts", "lines", "labels", "files", "blocks", "steps", "examples"),
+    *("tokens", "cells", "documents"),
+}
 _VERBS = {"are": "is", "have": "has"} | {
     verb: f"{verb}s" for verb in ("hold", "end", "lose", "differ", "repeat")
 }

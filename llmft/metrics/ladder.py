@@ -120,6 +120,11 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
 def _conclusions(ladder: dict[str, Any]) -> list[str]:
     above, alike, said = [], [], list[str]()
     names = [rung["name"] for rung in ladder["rungs"]]
+    if ladder["rungs"][names.index(ladder["saved"])]["value"] == 1:
+        said.append(
+            f"  all {ladder['n']:,} are right, and its losses may be 0: they are too"
+            " easy, or too few, to tell more"
+        )
     for rung in ladder["rungs"][names.index(ladder["saved"]) + 1 :]:
         if rung["below"]["value"] > CLEAR * rung["below"]["stderr"]:
             said.append(f"  {rung['name']} is worse: try a lower --learning_rate")
@@ -143,7 +148,7 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
             " subject"
         )
     if ladder.get("log_loss", 0.0) > ladder.get("log_loss_of_guessing", math.inf):
-        helps = "; --calibrate true, without --k_folds, mends it"
+        helps = "; a training with --calibrate true (not with --k_folds) mends it"
         said.append(
             f"  it is surer than it may be: log_loss {ladder['log_loss']:.3g}, of"
             f" guessing {ladder['log_loss_of_guessing']:.3g}"

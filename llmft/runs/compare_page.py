@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.console import cut, table, terminal_columns
-from llmft.errors import escape, listed
+from llmft.errors import counted, escape, listed
 from llmft.files import to_json
 from llmft.metrics.intervals import standard_error
 from llmft.runs.compare import change
@@ -95,7 +95,8 @@ def as_text(found: dict[str, Any]) -> str:
         differ = pair.get("differ", {"count": 0})
         if differ["count"]:
             first = min(_FIRST, differ["count"])
-            lines.append(f"  they differ in {differ['count']:,} rows, {first} of them:")
+            said = f"  they differ in {counted(differ['count'], 'rows')}"
+            lines.append(said + (f", {first} of them:" if first > 1 else ":"))
             for row in differ["rows"][:_FIRST]:
                 lines.append(_row(pair, row))
         shown.append("\n".join(lines))

@@ -14,6 +14,7 @@ from llmft.metrics.intervals import standard_error
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
 from llmft.sources.wheels import size_text
 
+_UNKNOWN = {"value": None, "stderr": None}
 NOTES = "notes.json"  # tags and note: run.json is the run's own
 STATUSES = ("complete", "failed", "interrupted", "running", "killed")
 HEADER = "run recipe started status metric value on data minutes disk tags".split()
@@ -69,12 +70,12 @@ def row_of(run: RunRecord) -> dict[str, Any]:
     return {
         "run": run.name,
         "recipe": run.recipe,
-        "started": run.record.get("started"),
+        "started": run.began,
         "status": run.status,
         "metric": found.get("metric"),
         "saved": run.metrics.get("ladder", {}).get("saved"),
         "value": found.get("value"),
-        "stderr": found.get("stderr"),
+        "stderr": standard_error(found.get("metric", ""), {**_UNKNOWN, **found}),
         "split": found.get("split"),
         "n": found.get("n"),
         "data": source.get("source"),
@@ -135,7 +136,7 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _line(row: dict[str, Any]) -> list[str]:
     value, seconds = row["value"], row["seconds"]
-    error = standard_error(row["metric"] or "", row)
+    error = row["stderr"]
     shown = "-" if value is None else f"{value:,.4g}"
     metric = row["metric"] or "-"
     if "probe" in (row["saved"] or ""):  # the training was no better, or failed

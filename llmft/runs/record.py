@@ -87,6 +87,12 @@ class RunRecord:
         return None
 
     @property
+    def began(self) -> str | None:
+        """When its first leg began, as it stands in the record."""
+        first: dict[str, Any] = next(iter(self.record.get("legs", [])), self.record)
+        return first.get("started") or self.record.get("started")
+
+    @property
     def seconds(self) -> float | None:
         """What all its legs took together, and the folds before them.
 

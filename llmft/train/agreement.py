@@ -300,7 +300,8 @@ def show(differ: Sequence[Difference], place: Path) -> None:
         said = "the run is no longer what it would have been"
         warn(f"{', '.join(warned)}: not as before this resume, {said}")
     if left := [d.name for d in order if d.effect == LEFT]:
-        warn(f"{', '.join(left)}: not as in the run, which is complete and stays so")
+        said = "not as in the run, which is complete and stays so; train anew for that"
+        warn(f"{', '.join(left)}: {said}")
 
 
 def _short(value: object) -> str:

@@ -134,9 +134,9 @@ def lm_blocks(
     left = len(tokens) - int(offsets[-1])
     note = f"{len(tokens):,} tokens in {counted(len(blocks), 'blocks')} of up to {size}"
     if args.block_policy == "pack":
-        note += f"; {left:,} tokens of the last partial block left out"
+        note += f"; {counted(left, 'tokens of the last partial block left out')}"
     if empty:
-        note += f"; {empty:,} documents without a token"
+        note += f"; {counted(empty, 'documents without a token')}"
     _tell(split, note, encoded, tokenizer)
     columns = {"input_ids": blocks, "row": np.arange(len(blocks))}
     columns["documents"] = targets.documents(lengths, offsets)

@@ -23,7 +23,7 @@ from llmft.runs.report.verdict import difference, headline
 _FALL = 0.02  # of the validation loss, from one evaluation to the next
 _RISE = 0.05
 _OFF = 0.05  # calibration error that is worth mending
-_CALIBRATE = "--calibrate true, without --k_folds"
+_CALIBRATE = "a training with --calibrate true, not with --k_folds"
 _VAGUE = 0.1  # standard error of a perplexity, of its value
 _MANY = 0.2  # of the texts, with unknown tokens: emoji alone are in fewer
 _WIDE = 0.03  # half an interval of a share
@@ -238,9 +238,9 @@ def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
     if name not in ("accuracy", "f1_micro"):
         return
     low, high = limits(name, entry)
-    half = (high - low) / 2
-    if half > _WIDE and part != "folds":
+    if (high - low) / 2 > _WIDE and part != "folds":
         yield (
-            f"{name} is known to ± {100 * half:.1f} points only ({entry['n']:,} rows)",
+            f"{name} is only known to lie between {number(low)} and {number(high)}"
+            f" ({entry['n']:,} rows)",
             "more rows to measure on, or --k_folds 5, which measures on every row",
         )

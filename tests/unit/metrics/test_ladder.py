@@ -66,7 +66,7 @@ def test_differences_are_paired(monkeypatch):
     (sure,) = lines(alone, "test")[1:]  # what stands above cost more
     assert sure == (
         f"  it is surer than it may be: log_loss {alone['log_loss']:.3g}, of guessing"
-        " 0.693; --calibrate true, without --k_folds, mends it"
+        " 0.693; a training with --calibrate true (not with --k_folds) mends it"
     )
 
 
@@ -74,7 +74,10 @@ def test_the_error_of_a_perfect_score_is_that_of_its_interval():
     labels = RNG.integers(0, 2, 40)
     rungs = [Rung("fine-tuned", scores(labels, labels >= 0))]
     found = climbed(rungs, labels, Classification(), "accuracy", "fine-tuned")
-    (table,) = lines(found, "test")
+    table, said = lines(found, "test")
+    assert said.startswith(
+        "  all 40 are right, and its losses may be 0: they are too easy"
+    )
     assert table.splitlines()[-1].split()[:3] == ["fine-tuned", "1.0000", "0.022"]
 
 

@@ -186,21 +186,44 @@ def test_a_hundred_runs_take_a_moment_and_load_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("status", "then"),
     [
-        ("complete", "report outputs/mlm/r3; X predict outputs/mlm/r3 FILE"),
+        ("complete", "report outputs/mlm/r3; X predict outputs/mlm/r3"),
         ("interrupted", "resume outputs/mlm/r3"),
         ("failed", "runs show outputs/mlm/r3"),
     ],
 )
-def test_llmft_alone_says_what_to_do_with_the_newest_run(outputs, capsys, status, then):
+@pytest.mark.parametrize(
+    ("recipe", "used"),
+    [
+        ("classify", " FILE"),
+        ("mlm", " --text 'a text with [MASK]'"),
+        ("generate", "generate --model_name_or_path outputs/mlm/r3/model"),
+    ],
+)
+def test_llmft_alone_says_what_to_do_with_the_newest_run(
+    outputs, capsys, status, then, recipe, used
+):
     (outputs / "mlm" / "r3" / "model").mkdir()
     path = outputs / "mlm" / "r3" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
+    changed = {"status": status, "recipe": recipe}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    if status == "complete":
+        how = "predict outputs/mlm/r3"
+        anew = f"{used} --prompt A_BEGINNING"
+        then = then.replace(how, anew) if recipe == "generate" else then + used
     with pytest.raises(SystemExit):
         cli.main([])
     last = capsys.readouterr().out.splitlines()[-1]
     called = terminal.tool()
     then = f"{called} {then}".replace("X", called)
     assert last == f"The newest run here is {status}: {then}"
+
+
+def test_a_run_began_with_its_first_leg(outputs):
+    path = outputs / "mlm" / "r2" / "run.json"
+    leg = {"started": "2025-12-31T10:00:00+0000", "seconds": 7.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"legs": [leg]}))
+    row = listing.row_of(read_run(path.parent))
+    assert (row["started"], row["seconds"]) == (leg["started"], 96.0)
 
 
 def test_a_cross_validation_is_measured_on_rows_held_out(outputs):

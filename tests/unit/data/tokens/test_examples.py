@@ -119,7 +119,7 @@ def test_row_starts_a_block_with_each_document(bpe, capsys, end_documents):
     tokens = sum(map(len, documents))
     assert capsys.readouterr().out == (
         f"  train      {tokens:,} tokens in {len(expected)} blocks of up to {SIZE};"
-        " 1 documents without a token\n"
+        " 1 document without a token\n"
     )
 
 

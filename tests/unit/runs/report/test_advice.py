@@ -28,7 +28,7 @@ LADDER = {"metric": "accuracy", "n": 40, "saved": "fine-tuned", "rungs": []}
     ("recipe", "metrics", "arguments", "wanted"),
     [
         # A perfect score on few rows is known no better than another.
-        ("classify", {"accuracy": entry(1.0, 0.0, 19)}, {}, "± 8.4 points only (19"),
+        ("classify", {"accuracy": entry(1.0, 0.0, 19)}, {}, "0.8318 and 1 (19 rows"),
         ("classify", {"accuracy": entry(1.0, 0.0, 900)}, {}, None),
         ("mlm", {"perplexity": entry(31.0, None, 4)}, {}, "4 tokens: too few to know"),
         ("mlm", {"perplexity": entry(31.0, 8.0, 70)}, {}, "70 tokens: too few"),
@@ -56,7 +56,7 @@ def test_probabilities_that_are_worse_than_guesses(loss, calibrate, wanted):
         assert rows[0] == (
             "log loss 1.2 is above that of guessing, 1.099: so sure it is where it is"
             " wrong",
-            "--calibrate true, without --k_folds",
+            "a training with --calibrate true, not with --k_folds",
         )
 
 
