@@ -49,7 +49,7 @@ _NOUNS = {
     *("tokens", "cells", "documents"),
 }
 _VERBS = {"are": "is", "have": "has"} | {
-    verb: f"{verb}s" for verb in ("hold", "end", "lose", "differ", "repeat")
+    verb: f"{verb}s" for verb in ("hold", "end", "lose", "differ", "repeat", "look")
 }
 
 

@@ -391,8 +391,8 @@ CASES = [
     Case("D31", "rows of the test in train", with_test(
         "text,label\nthe 3 film was good,neg\nThe 4  film was GOOD!,pos\n"),
          "a.csv", flags=TEST, kind="LeakageError"),
-    Case("D33", "a long text cut", only(csv("a " * 50 + ",pos\n")),
-         "1 text cut to 32 tokens, 20 tokens left out", 0),
+    Case("D33", "a long text split", only(csv("a " * 50 + ",pos\n")),
+         "1 text split into 2 examples of up to 32 tokens (long_text auto)", 0),
     Case("D33", "a long text refused", only(csv("a " * 50 + ",pos\n")),
          "a.csv:26: a text of 52 tokens; expected at most 32; raise --max_seq_length",
          flags=("--long_text", "error"), kind="LengthError"),
@@ -442,7 +442,7 @@ CASES = [
          "a.csv: each label is a list of 3 values that are 0 or 1", kind="LabelError"),
     Case("D41", "a stray quote closed later", only(
         csv().replace(b",", b"\t") + b'"So it goes\tpos\nfine\tneg\nhe said no"\tpos\n',
-        "tsv"), "1 quoted texts look like several rows behind a stray quote (a.tsv:2",
+        "tsv"), "1 quoted text looks like several rows behind a stray quote (a.tsv:2",
          0),
     Case("D41", "line breaks in quotes", only(csv('"so, then\n1,000 so\non",pos\n')),
          "(1 row with line breaks in quotes (a.csv:26))", 0),
