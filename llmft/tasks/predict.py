@@ -129,9 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         said = f"output_delimiter is {arguments.output_delimiter!r}"
         problems.append(f"{said}, expected {error}")
-    else:
-        if arguments.output_decimal == delimiter:
-            problems.append("output_decimal is , as output_delimiter is: give another")
+        delimiter = ""
+    if delimiter == arguments.output_decimal:
+        problems.append("output_decimal is , as output_delimiter is: give another")
     kept = of_file["keep_columns"] or ()
     if own := [
         name for name in kept if name in OUTPUT or name.startswith("probabilities")

@@ -25,7 +25,7 @@ _RISE = 0.05
 _OFF = 0.05  # calibration error that is worth mending
 _CALIBRATE = "a training with --calibrate true, not with --k_folds"
 _VAGUE = 0.1  # standard error of a perplexity, of its value
-_MANY = 0.2  # of the texts, with unknown tokens: emoji alone are in fewer
+_MANY = 0.2  # of the texts, with unknown tokens: a few have an emoji
 _WIDE = 0.03  # half an interval of a share
 
 

@@ -60,7 +60,7 @@ class Recipe:
         test = parts["test"]
         known = np.array([NAMES.names.index(label) for label in test["label"]])
         rungs = [Rung(n, self.scores(n, test["text"], known), 1.0) for n in self.right]
-        if args.data.long_text == "auto":
+        if args.fold.place == 0 and args.data.long_text == "auto":
             args.data.long_text = "split"
         choices = [Choice("precision", "bf16", "tried"), Choice("threads", "2", "")]
         ladder = SimpleNamespace(references=known, rungs=rungs)

@@ -291,7 +291,8 @@ def test_column_names_that_come_again_are_no_row(tmp_path, given):
     source = read_file(tmp_path / "a.csv", LABELLED, Reading(column_names=given))
     assert source.dataset["text"][:] == ["a", "b"] * 2
     (note,) = [note for note in source.notes if "the column names" in note]
-    assert note.startswith("2 rows" if given else "1 row")
+    wanted = "2 rows repeat the" if given else "1 row repeats the"
+    assert note.startswith(wanted)
     strict = replace(LABELLED, strict=True)
     with pytest.raises(DataError, match="rows repeat the column names"):
         read_file(tmp_path / "a.csv", strict, Reading(column_names=given))
