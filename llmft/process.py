@@ -152,7 +152,9 @@ def run_main(script: Path, argv: list[str]) -> None:
     if {"-h", "--help"} & {*argv} and (text := help_of(script)):
         print(text, end="")
     else:
-        load_script(str(script)).main(argv)
+        main = load_script(str(script)).main
+        gc.freeze()  # what imports left: 0.7 s of going through it, on an AMD EPYC
+        main(argv)
 
 
 def recipe_file(name: str) -> Path:

@@ -28,7 +28,7 @@ from llmft.runs.record import rows_of
 ROOT = Path(__file__).resolve().parents[1]
 # By recipe: the rates, and the epochs that each is tried with.
 GRID = {
-    "mlm": (("2e-4", "5e-4", "1e-3"), ("3", "10", "30", "90")),
+    "mlm": (("2e-4", "5e-4", "1e-3"), ("3", "10", "30", "90", "270")),
     "generate": (("2e-5", "5e-5", "1e-4"), ("1", "2", "5", "10")),
 }
 

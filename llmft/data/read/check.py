@@ -125,24 +125,22 @@ class Check:
         self.source, self.columns, self.plain = source, source.columns, False
         self.told = Notes(self.columns.strict)
         self.wanted: dict[str, str] = {}
+        self._only: str | None = None  # the column, where nothing else is wanted
         self._seen: list[tuple[int, Line]] = []  # the rows so far, as long as few
         self.problem_type: str | None = None
         self.format = TEXT
         self.bad = self._good = self._others = 0
         self._empty = self._blank = self._returns = 0
-        self._names: dict[str, None] = {}
-        self._first_bad: list[DataError] = []
+        self._names, self._first_bad = dict[str, None](), list[DataError]()
         self._unlabelled = (0, "")  # how many, and the place of the first
         self._conversations = Conversations(self.told, self.columns.nul)
-        self._rule = LabelRule(
-            self.columns.problem_type, self.columns.label_delimiter, self.told
-        )
+        rule = (self.columns.problem_type, self.columns.label_delimiter)
+        self._rule = LabelRule(*rule, self.told)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows as tables of ``wanted``, ``file`` and ``line``."""
-        columns: dict[str, list[Any]] = {}
+        columns, size = dict[str, list[Any]](), 0
         # By column: from_pylist takes 3 s of a GB more, and rows that stay 2 s of gc.
-        size = 0
         for row in self.rows():
             columns = columns or {n: [] for n in (*self.wanted, *_PLACE)}
             for name, values in columns.items():
@@ -232,6 +230,9 @@ class Check:
     ) -> None:
         self._names = dict.fromkeys(names)
         self.format, self.wanted = choose(names, strings, self.columns, rows)
+        bare = [*self.wanted] == ["text"] and self.format == TEXT
+        if bare and not (self.columns.carried or self.columns.needs_text):
+            self._only = self.wanted["text"]
         if self.plain and self.format != TEXT:
             said = f"streaming reads plain text, and the data are {self.format}"
             raise ConfigError(f"{said}: leave --streaming out", path=self.source.name)
@@ -285,6 +286,10 @@ class Check:
         return None
 
     def _kept(self, file: int, line: int, row: Row) -> Checked:
+        text = row.get(self._only) if self._only else None
+        # What needs no second look comes first: a fifth of the time of reading.
+        if type(text) is str and text.isascii() and not ("\r" in text or "\0" in text):
+            return {"text": text, "file": file, "line": line}
         carried = {name: row.get(name) for name in self.columns.carried}
         values: Checked = {"carried": carried} if carried else {}
         place = f"{self.source.files[file]}:{line}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +159,17 @@ def _integer(digits: str) -> int | Unreadable:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
 # The same for what holds no number of thousands of digits, nor space around it.
 _FAST: Any = json.JSONDecoder(object_pairs_hook=_unique)
+_scan = _FAST.scan_once
 
 
 def _parse_json(text: str) -> Any:
     try:
-        with suppress(StopIteration, ValueError):  # which the decoder tells better
-            value, end = _FAST.scan_once(text, 0)
+        try:
+            value, end = _scan(text, 0)
             if end == len(text):
                 return value
+        except (StopIteration, ValueError):
+            pass  # the decoder tells it better
         return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None

@@ -36,7 +36,7 @@ from llmft.sources import catalog
 CONTENT = ("text", "text_pair", "label", "group")
 _BATCH = 10_000  # rows at a time, and
 _CHARACTERS = 2**21  # about as many characters at the most
-_CACHE = 9  # to be raised where the same files are read in another way
+_CACHE = 10  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
@@ -225,7 +225,7 @@ def cached(
     with publish_folder(folder, replace=folder.exists()) as staging:
         facts = write(staging)
         sums = {path.name: checksum(path) for path in sorted(staging.iterdir())}
-        write_json(staging / _FACTS, facts | {"crc32": sums})
+        write_json(staging / _FACTS, facts | {"xxh3": sums})
     found = _found(folder, read, again)
     if found is None:
         raise EnvironmentFault("what was just written is not there", path=folder)
@@ -238,8 +238,8 @@ def _found(
     """Return what is in a folder of the cache, None where it is not whole."""
     try:
         facts = json.loads((folder / _FACTS).read_text("utf-8"))
-        for name, crc32 in facts["crc32"].items():
-            if checksum(folder / name) != crc32:
+        for name, xxh3 in facts["xxh3"].items():
+            if checksum(folder / name) != xxh3:
                 raise ValueError(f"{name} is not what was written")
         with suppress(OSError):  # a cache that only others may write to
             os.utime(folder)  # used now, for `llmft cache clear --older_than`

@@ -125,7 +125,7 @@ def text_lines(
                 while line and line[-1] not in "\r\n":
                     line = text.readline(MAX_LINE)
                 line = TOO_LONG + "\n"
-            elif not (damaged or _is_text(line)):
+            elif not (line.isascii() or damaged or _is_text(line)):
                 require_decodable(path, encoding)
                 damaged = True  # that was a look at all of the file
             yield line

@@ -64,7 +64,9 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._special = np.array(self.tokenizer.all_special_ids)
+        special = self.tokenizer.all_special_ids
+        self._special = np.zeros(max(special, default=-1) + 2, bool)  # and one behind
+        self._special[special] = True
         self._size = len(self.tokenizer)
         by_token, by_span = self.mlm_masking == "token", self.mlm_masking == "span"
         self._edges = None if by_token else word_edges(self.tokenizer)
@@ -77,17 +79,20 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Make a batch; see the class."""
-        rows = [np.asarray(example["input_ids"], np.int64) for example in examples]
-        lengths, ids = np.array([*map(len, rows)]), np.concatenate(rows)
-        labels = ids
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        ids = _joined(examples, "input_ids")
         if "labels" in examples[0]:
-            given = [np.asarray(example["labels"], np.int64) for example in examples]
-            labels = np.concatenate(given)
+            labels = _joined(examples, "labels")
         elif self.mlm:
             ids, labels = self._masked(ids, lengths, examples)
+        else:
+            labels = ids.copy()
         inside = np.arange(lengths.max()) < lengths[:, None]
+        full = bool(inside.all())
 
         def padded(values: np.ndarray, fill: int) -> torch.Tensor:
+            if full:
+                return torch.from_numpy(values.reshape(inside.shape))
             batch = np.full(inside.shape, fill, np.int64)
             batch[inside] = values
             return torch.from_numpy(batch)
@@ -103,7 +108,7 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
             places -= np.repeat(np.cumsum(documents) - documents, documents)
             batch["position_ids"] = padded(places, 0)
             batch["labels"][batch["position_ids"] == 0] = IGNORED
-        if not inside.all():
+        if not full:
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
         if "begins_epoch" in examples[0]:
             found = [example["begins_epoch"] for example in examples]
@@ -112,6 +117,10 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
             found = [example["position"] for example in examples]
             batch["position"] = torch.tensor(found)
         return shared(batch)
+
+    def are_special(self, ids: np.ndarray) -> np.ndarray:
+        """Return which ids are of special tokens (bool): they are never masked."""
+        return self._special[np.minimum(ids, len(self._special) - 1)]
 
     def _masked(
         self,
@@ -129,7 +138,7 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         epochs = np.array([example.get("epoch", epoch) for example in examples])
         rows = np.array([int(example["row"]) for example in examples])
         draws = Draws(self.mask_seed, epochs, rows, lengths)
-        share, maskable = float(self.mlm_probability or 0), ~np.isin(ids, self._special)
+        share, maskable = float(self.mlm_probability or 0), ~self.are_special(ids)
         chosen, unit = choose(ids, maskable, share, draws, self._edges, self._spans)
         at = np.flatnonzero(chosen)
         fate = draws.of_tokens(FATE, unit[at])
@@ -140,6 +149,12 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
         inputs[at] = np.where(fate < to_mask, self.tokenizer.mask_token_id, new)
         labels[at] = ids[at]
         return inputs, labels
+
+
+def _joined(examples: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Return the ids of all examples, one behind the other (int64)."""
+    parts = [example[name] for example in examples]
+    return np.concatenate(parts, dtype=np.int64, casting="unsafe")
 
 
 def shared(batch: Any) -> Any:
@@ -164,7 +179,7 @@ def fix_masks(
     They are those of (seed, epoch -1, row): evaluations can be compared. Raises
     DataError where all tokens are special, so that there is nothing to measure.
     """
-    if all(np.isin(ids, collator._special).all() for ids in dataset["input_ids"]):
+    if all(collator.are_special(ids).all() for ids in dataset["input_ids"]):
         tokens = sum(len(ids) for ids in dataset["input_ids"])
         raise DataError(
             f"all {tokens:,} {split} tokens are special ones, or unknown to the"

@@ -37,7 +37,7 @@ from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import batches, cached, content_hash
 from llmft.data.tokens.chat import Layout
 
-_CACHE = 4  # to be raised where the same settings make other ids
+_CACHE = 5  # to be raised where the same settings make other ids
 BATCH = 1000  # texts that a tokenizer gets at once
 CHARACTERS = 2**21  # it takes 30 times as much memory as the text has, two at a time
 

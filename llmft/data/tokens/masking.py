@@ -243,8 +243,10 @@ class Draws:
         self._rows = _mixed(keys + _step(1))
         self.row = np.repeat(np.arange(len(rows)), lengths)
         self.starts = np.cumsum(lengths) - lengths
-        places = np.arange(len(self.row)) - self.starts[self.row]
-        self._tokens = self._rows[self.row] + places.view(np.uint64) * _step(_USES)
+        # The place of a token, times _USES steps, counted from the place of its row.
+        steps = np.arange(len(self.row), dtype=np.uint64) * _step(_USES)
+        before = self._rows - self.starts.view(np.uint64) * _step(_USES)
+        self._tokens = steps + before[self.row]
 
     def of_tokens(self, use: int, at: np.ndarray | slice) -> np.ndarray:
         """Return numbers from [0, 1) for the tokens at these places, float64."""
@@ -302,17 +304,20 @@ def choose(
     if edges is not None:
         first, parts = edges.begins(ids, draws.starts)
         begins, word, part = first.nonzero()[0], first.cumsum() - 1, parts.cumsum()
-    if spans is None:
-        unit = begins[word]
-        chosen = (draws.of_tokens(_CHOSEN, begins) < probability)[word]
-    else:
+    if spans is not None:
         interval = _intervals(begins, probability, draws, spans)[word]
         parts[1:] |= interval[1:] != interval[:-1]
         chosen, unit = interval % 2 == 1, parts.nonzero()[0][parts.cumsum() - 1]
+    elif edges is not None:
+        unit = begins[word]
+        chosen = (draws.of_tokens(_CHOSEN, begins) < probability)[word]
+    else:
+        unit, chosen = begins, draws.of_tokens(_CHOSEN, slice(None)) < probability
     chosen &= maskable
-    counts = np.bincount(draws.row[maskable], minlength=len(draws.starts))
-    bare = np.bincount(draws.row[chosen], minlength=len(counts)) < (counts > 0)
+    bare = np.bincount(draws.row[chosen], minlength=len(draws.starts)) == 0
     if bare.any():
+        counts = np.bincount(draws.row[maskable], minlength=len(bare))
+        bare &= counts > 0
         one = np.cumsum(counts) - counts + (draws.of_rows(_PLACE) * counts).astype(int)
         place = np.zeros(len(counts), np.int64)
         place[bare] = maskable.nonzero()[0][one[bare]]

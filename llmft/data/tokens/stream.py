@@ -163,31 +163,43 @@ class Stream(IterableDataset):
         Args:
             start, token: where to begin. later: whether blocks come before that.
         """
-        # Of each token its id, and the row (three numbers) and place where it stands.
-        left, any_block = np.empty((5, 0), np.int64), later
-        for ids, lengths, rows in self._encoded(start):
-            of_rows = np.repeat(np.array(rows, np.int64).T, lengths, 1)
-            begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-            new = [ids, *of_rows, np.arange(len(ids)) - begins]
-            left, token = np.append(left, new, 1)[:, token:], 0
-            whole = left.shape[1] // self.size * self.size
+        ids, rows, any_block = np.empty(0, np.int32), list[_Row](), later
+        begins = np.empty(0, np.int64)  # where those rows begin in the ids
+        for new, lengths, new_rows in self._encoded(start):
+            starts = len(ids) + np.cumsum(lengths) - lengths
+            begins, rows = np.append(begins, starts) - token, rows + new_rows
+            ids, token = np.append(ids, new)[token:], 0
+            whole = len(ids) // self.size * self.size
             for at in range(0, whole, self.size):
                 any_block = True
-                yield self._block(left[:, at : at + self.size])
-            left = left[:, whole:]
-        if not any_block and left.shape[1] > 1:
-            yield self._block(left)
-        elif left.shape[1] and self.epoch == 0:
-            said = f"{left.shape[1]:,} tokens of the last partial block left out"
+                yield self._block(ids[at : at + self.size], begins - at, rows)
+            ids, begins = ids[whole:], begins - whole
+            first = _row_of(0, begins)
+            begins, rows = begins[first:], rows[first:]
+        if not any_block and len(ids) > 1:
+            yield self._block(ids, begins, rows)
+        elif len(ids) and self.epoch == 0:
+            said = f"{len(ids):,} tokens of the last partial block left out"
             warn(f"{self.rows.name}: {said}, in every epoch")
 
-    def _block(self, tokens: np.ndarray) -> _Block:
-        ids, *rows, places = tokens
-        block: dict[str, Any] = {"input_ids": ids.astype(np.int32)}
+    def _block(self, ids: np.ndarray, begins: np.ndarray, rows: list[_Row]) -> _Block:
+        """Return a block, and the place of its first token.
+
+        Args:
+            ids: its tokens. begins: where rows begin, counted from the first of them.
+        """
+        first = _row_of(0, begins)
+        # A copy: a view would keep all ids of its batch in the buffer.
+        block: dict[str, Any] = {"input_ids": ids.copy()}
         if "seq_lengths" in self.column_names:
-            bounds = np.union1d(np.flatnonzero(places == 0), [0, len(ids)])
-            block["seq_lengths"] = np.diff(bounds)
-        return block, (*(int(part[0]) for part in rows), int(places[0]))
+            inside = begins[first + 1 : _row_of(len(ids) - 1, begins) + 1]
+            block["seq_lengths"] = np.diff(np.unique([0, *inside, len(ids)]))
+        return block, (*rows[first], int(-begins[first]))
+
+
+def _row_of(token: int, begins: np.ndarray) -> int:
+    """Return which row a token is of; of some without tokens, it is none."""
+    return max(int(begins.searchsorted(token, "right")) - 1, 0)
 
 
 class Passes(IterableDataset):

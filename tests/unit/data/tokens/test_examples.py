@@ -209,7 +209,7 @@ def noise(raw):
     "change",
     [
         *(lambda raw: b"", lambda raw: raw[: len(raw) // 2], noise),
-        lambda raw: b'{"crc32": []}',
+        lambda raw: b'{"xxh3": []}',
     ],
 )
 def test_a_damaged_cache_is_made_anew(bpe, capsys, change, name):
