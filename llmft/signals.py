@@ -119,6 +119,15 @@ def stopped_by() -> type[BaseException] | None:
     return stop.received if isinstance(stop, _Stop) else None
 
 
+def signal_of(error: BaseException) -> str | None:
+    """Return what stopped the work, Ctrl-C or SIGTERM; None where an error did.
+
+    ``error`` may have come after the signal, of the data loader for one.
+    """
+    names = {KeyboardInterrupt: "Ctrl-C", Terminated: "SIGTERM"}
+    return names.get(stopped_by() or type(error))
+
+
 @contextmanager
 def postponed() -> Iterator[None]:
     """Note signals in the block; what is ``interruptible`` in it raises them.

@@ -44,7 +44,7 @@ from llmft.machine.plan import Forecast
 from llmft.metrics.predictions import with_paths
 from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
-from llmft.process import Terminated, as_fault, stopped_by, versions
+from llmft.process import as_fault, versions
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.killed import how_it_ended
@@ -55,6 +55,7 @@ from llmft.runs.report.publish import for_the_page, publish_report, weak_segment
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
 from llmft.runs.tracking import Tracking, fault_of
+from llmft.signals import signal_of
 from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, progress, resume
 from llmft.train.agreement import require_match
@@ -236,12 +237,12 @@ class Run:
 
     def _stopped(self, error: BaseException) -> BaseException | None:
         """Record what ended the run, and say how to go on; return it as a fault."""
-        stopped = isinstance(error, KeyboardInterrupt | Terminated) or stopped_by()
+        stopped = signal_of(error)
         status = "interrupted" if stopped else "failed"
         known: BaseException | None = self.guards.out_of_memory(error)
         fault = known or as_fault(error, self.folder) or fault_of(error)
         progress.close(self.callbacks)
-        said = str(fault or repr(error))
+        said = stopped or str(fault or repr(error))
         with suppress(OSError):  # a full disk is what ended the run
             self._save(status=status, seconds=self._seconds(), error=said)
         say(f"run        {short(self.folder)} ({status})")

@@ -24,8 +24,9 @@ from typing import Any
 
 from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.files import file_sha256, to_json, write_json, write_text
-from llmft.process import Terminated, terminable, versions
+from llmft.process import terminable, versions
 from llmft.runs.record import OUTPUTS, TIME, held
+from llmft.signals import signal_of
 
 _OF_ROW = ("row", "text", "label", "prediction")
 
@@ -88,10 +89,10 @@ class ExperimentTracker:
                 self._save_metrics(run={"wall_seconds": seconds, "legs": 1})
                 self._save(status="complete", seconds=seconds)
                 return
-            stopped = isinstance(error, KeyboardInterrupt | Terminated)
+            stopped = signal_of(error)
             status = "interrupted" if stopped else "failed"
             with suppress(OSError):  # a full disk is what ended the run
-                self._save(status=status, seconds=seconds, error=repr(error))
+                self._save(status=status, seconds=seconds, error=stopped or repr(error))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Append values to ``metrics.jsonl``; those that are not finite become null."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llmft.errors import counted
 from llmft.metrics.intervals import NORMAL, wilson
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts, regression
@@ -60,7 +61,8 @@ def answers_section(answers: Answers) -> Section:
         on += ", each held out in one fold"
     found = Section("Answers", [f"On {on}."])
     if answers.rest:
-        found.said.append(f"{answers.rest:,} rows have no label and are left out here.")
+        said = counted(answers.rest, "rows have no label and are left out here")
+        found.said.append(f"{said}.")
     if answers.kind == REGRESSION:
         found.blocks += regression.blocks(answers)
         return found

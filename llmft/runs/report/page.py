@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmft.runs.listing import notes_of
 from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
 from llmft.runs.report.advice import Seen, advice
@@ -30,12 +31,15 @@ def render(run: RunRecord) -> str:
     """Return the page of a run."""
     events = run.events()
     began = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown time"
+    said, notes = [f"Run of {began}, {run.status}."], notes_of(run.folder)
+    if notes["tags"]:
+        said.append(f"Tags: {', '.join(notes['tags'])}.")
     return html(
         f"{_RECIPES.get(run.recipe, run.recipe)}: {run.name}",
         verdict(run, events),
         _sections(run, events),
         bad=run.status != "complete",
-        below=f"Run of {began}, {run.status}.",
+        below=" ".join([*said, notes["note"]]),
         foot=_FOOT,
     )
 

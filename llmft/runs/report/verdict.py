@@ -92,5 +92,6 @@ def _stopped(run: RunRecord, events: list[dict[str, Any]]) -> str:
     of = f" of {steps:,}" if steps else ""
     said += f"; the last step that was logged is {last:,}{of}."
     if error := run.record.get("error"):
-        said += f" It said: {escape(error, 500)}"
+        by_user = run.status == "interrupted"
+        said += f" {'Stopped by' if by_user else 'It said:'} {escape(error, 500)}"
     return said

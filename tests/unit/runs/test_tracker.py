@@ -46,18 +46,18 @@ def test_what_is_recorded_is_read_like_a_recipes_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "said"),
     [
-        (ValueError("x"), "failed"),
-        (KeyboardInterrupt(), "interrupted"),
-        (Terminated(), "interrupted"),
+        (ValueError("x"), "failed", "ValueError('x')"),
+        (KeyboardInterrupt(), "interrupted", "Ctrl-C"),
+        (Terminated(), "interrupted", "SIGTERM"),
     ],
 )
-def test_how_the_block_ended_is_recorded(tmp_path, error, status):
+def test_how_the_block_ended_is_recorded(tmp_path, error, status, said):
     with pytest.raises(type(error)), ExperimentTracker(tmp_path / "r"):
         raise error
     run = read_run(tmp_path / "r")
-    assert (run.status, run.record["error"]) == (status, repr(error))
+    assert (run.status, run.record["error"]) == (status, said)
     assert run.seconds >= 0
 
 

@@ -11,6 +11,7 @@ import pytest
 import report_runs
 
 from llmft import cli
+from llmft.runs import listing
 from llmft.runs.record import find_run, read_run
 from llmft.runs.report import publish
 from llmft.runs.report.page import render
@@ -167,7 +168,11 @@ def test_a_text_that_taught_little_is_told(before, hardly, tmp_path):
             " NonFiniteError: the loss is nan",
         ),
         ({"status": "running"}, "The run was killed; the last step"),
-        ({"status": "interrupted"}, "The run was interrupted; the last step"),
+        (
+            {"status": "interrupted", "error": "Ctrl-C"},
+            "The run was interrupted; the last step that was logged is 400 of 400."
+            " Stopped by Ctrl-C",
+        ),
     ],
 )
 def test_a_run_that_did_not_complete_has_a_page(tmp_path, record, wanted):
@@ -178,6 +183,17 @@ def test_a_run_that_did_not_complete_has_a_page(tmp_path, record, wanted):
     assert wanted in said
     assert "Learning rate" in said
     assert "Nothing that was measured" not in said
+
+
+def test_tags_and_note_of_a_run_are_on_its_page(tmp_path):
+    folder = report_runs.folder_of(tmp_path / "r", "single")
+    assert "Tags" not in render(read_run(folder))
+    listing.tag(folder, ["baseline", "<b>"])
+    listing.set_note(folder, "before the labels were mended & so on")
+    said = Page(render(read_run(folder))).text
+    assert (
+        "complete. Tags: baseline, <b>. before the labels were mended & so on" in said
+    )
 
 
 def test_only_a_run_json_is_enough(tmp_path):
@@ -196,7 +212,7 @@ def test_rows_without_labels_and_rows_of_folds(tmp_path):
     (folder / "predictions.jsonl").write_text(text)
     said = Page(render(read_run(folder))).text
     assert "On 59 labelled rows of train, each held out in one fold." in said
-    assert "1 rows have no label" in said
+    assert "1 row has no label and" in said
 
 
 def test_many_classes_are_cut_and_the_cuts_are_said(tmp_path):
