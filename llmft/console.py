@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
@@ -23,6 +24,7 @@ from llmft.errors import EnvironmentFault, escape
 logger = logging.getLogger("llmft")
 LIBRARIES = ("llmft", "transformers", "datasets", "accelerate", "huggingface_hub")
 _crashes: list[Any] = []  # where ``crashes_to`` has them written, the innermost last
+_once: list[Counter[str]] = []  # warnings of ``warned_once``, the innermost last
 _NARROWEST = 12  # columns that a cell of a table keeps at the least
 
 
@@ -107,8 +109,25 @@ def lenient_stderr() -> Iterator[None]:
 
 def warn(text: str) -> None:
     """Print a line that the user should not miss to standard error."""
+    if _once:
+        _once[-1][text] += 1
+        if _once[-1][text] > 1:
+            logger.warning("%s", text)
+            return
     print(f"llmft: warning: {escape(text)}", file=sys.stderr, flush=True)
     logger.warning("%s", text)
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Print each warning of the block the first time only, and how many came again."""
+    _once.append(Counter())
+    try:
+        yield
+    finally:
+        again = (found := _once.pop()).total() - len(found)
+        if again:
+            say(f"warnings   {again:,} more were those of above")
 
 
 def width(text: str) -> int:

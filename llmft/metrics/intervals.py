@@ -57,3 +57,11 @@ def wilson(right: float, n: float) -> tuple[float, float]:
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     return max(low, 0.0), min(high, 1.0)
+
+
+def worse_than_saved(ladder: dict[str, Any]) -> list[str]:
+    """Return the trainings after the saved method that are clearly worse than it."""
+    names = [rung["name"] for rung in ladder["rungs"]]
+    after = ladder["rungs"][names.index(ladder["saved"]) + 1 :]
+    below = [(rung["name"], rung["below"]) for rung in after]
+    return [name for name, by in below if by["value"] > CLEAR * by["stderr"]]

@@ -12,7 +12,7 @@ import numpy as np
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.bootstrap import drawn, spread
-from llmft.metrics.intervals import CLEAR, standard_error
+from llmft.metrics.intervals import CLEAR, standard_error, worse_than_saved
 from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
@@ -125,9 +125,8 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
             f"  all {ladder['n']:,} are right, and its losses may be 0: they are too"
             " easy, or too few, to tell more"
         )
-    for rung in ladder["rungs"][names.index(ladder["saved"]) + 1 :]:
-        if rung["below"]["value"] > CLEAR * rung["below"]["stderr"]:
-            said.append(f"  {rung['name']} is worse: try a lower --learning_rate")
+    for name in worse_than_saved(ladder):
+        said.append(f"  {name} is worse: try a lower --learning_rate")
     for rung in ladder["rungs"][: names.index(ladder["saved"])]:
         difference, error = rung["below"]["value"], rung["below"]["stderr"]
         if difference < -CLEAR * error:

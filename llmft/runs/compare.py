@@ -118,7 +118,9 @@ def _metrics(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _costs(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    found = [run.metrics.get("run", {}) for run in runs]
+    found = [
+        {**run.metrics.get("run", {}), "wall_seconds": run.seconds} for run in runs
+    ]
     values = {name: [of_run.get(name) for of_run in found] for name in _COSTS}
     return {name: v for name, v in values.items() if any(x is not None for x in v)}
 
@@ -330,5 +332,13 @@ def change(name: str, difference: float | None, error: float | None) -> str:
         return "-"
     scale, unit = (100, " points") if name.startswith(POINTS) else (1, "")
     digits = 2 if unit else 4
-    spread = "-" if error is None else f"{scale * error:.{digits}f}"
-    return f"{scale * difference:+.{digits}f} +- {spread}{unit}"
+    spread = "-" if error is None else decimals(scale * error, digits)
+    sign = "+" * (difference >= 0)
+    return f"{sign}{decimals(scale * difference, digits)} +- {spread}{unit}"
+
+
+def decimals(value: float, digits: int = 4) -> str:
+    """Return a number with so many decimals; of a tiny one, its first two digits."""
+    if value and abs(value) < 10**-digits:
+        return f"{value:.2g}"
+    return f"{value:.{digits}f}"

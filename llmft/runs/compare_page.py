@@ -8,7 +8,7 @@ from llmft.console import cut, table, terminal_columns
 from llmft.errors import counted, escape, listed
 from llmft.files import to_json
 from llmft.metrics.intervals import standard_error
-from llmft.runs.compare import change
+from llmft.runs.compare import change, decimals
 from llmft.sources.wheels import size_text
 
 _FIRST = 5  # rows where two runs differ, on a terminal
@@ -55,7 +55,7 @@ def pair_table(pair: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             name,
-            *("-" if m[key] is None else f"{m[key]:.4f}" for key in ("a", "b")),
+            *("-" if m[key] is None else decimals(m[key]) for key in ("a", "b")),
             change(name, m["difference"], m["stderr"]),
             f"{min(m['sure'], 0.999):.1%}",
         ]

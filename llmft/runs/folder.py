@@ -14,13 +14,11 @@ resumed goes on in its own folder: ``legs`` of ``run.json`` holds what it said b
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,6 @@ from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
 from llmft.files import (
     publish_folder,
-    read_object,
     to_json,
     write_json,
     write_text,
@@ -44,13 +41,14 @@ from llmft.machine.plan import Forecast
 from llmft.metrics.predictions import with_paths
 from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
-from llmft.process import as_fault, versions
+from llmft.process import as_fault
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.killed import how_it_ended
+from llmft.runs.leg import begun
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
-from llmft.runs.record import TIME, drop_later, held
+from llmft.runs.record import drop_later, held
 from llmft.runs.report.publish import for_the_page, publish_report, weak_segments
 from llmft.runs.speed import StepClock, training_speed
 from llmft.runs.terminal import UNSHARED
@@ -166,7 +164,7 @@ class Run:
         self.folder = make_folder(self.task.recipe, training)
         self.planned = replace(self.planned, folder=str(self.folder))
         training.output_dir = str(self.folder)
-        self.record |= self._begun(resumed)
+        self.record |= begun(self.script, self.args, resumed)
         training.push_to_hub = False  # Trainer would push its checkpoints' folder
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"
@@ -203,22 +201,6 @@ class Run:
                     self._save(pushed=page)
                     say(f"pushed     {page}")
 
-    def _begun(self, resumed: str | bool | None) -> dict[str, Any]:
-        """Return what ``run.json`` says of the start of a leg."""
-        return {
-            "status": "running",
-            "command": terminal.written(self.script, self.args.command),
-            "argv": self.args.command,
-            "script": os.path.abspath(self.script),
-            "working_directory": os.getcwd(),
-            "started": time.strftime(TIME),
-            "arguments": self.args.resolved(),
-            "versions": versions(),
-            "cpu": {"name": detect.cpu_name(), "cores": detect.usable_cores()},
-            "resumed": resumed,
-            "legs": _legs(resumed),
-        }
-
     def _guards(self) -> list[TrainerCallback]:
         """Return what watches over the steps of the training."""
         training = self.args.training
@@ -247,8 +229,10 @@ class Run:
             self._save(status=status, seconds=self._seconds(), error=said)
         say(f"run        {short(self.folder)} ({status})")
         whole, _ = resume.newest(self.folder / "checkpoints", hashes=False)
-        if whole and (stopped or isinstance(fault, EnvironmentFault)):
-            say(f"go on      {terminal.tool('resume', short(self.folder))}")
+        of_folds = self.args.fold is not None  # they stay
+        if (whole or of_folds) and (stopped or isinstance(fault, EnvironmentFault)):
+            anew = " (the folds stay; all rows are learnt anew)" * of_folds
+            say(f"go on      {terminal.tool('resume', short(self.folder))}{anew}")
         elif stopped and self.args.training.do_train:
             anew = "start anew"
             if resumed := self.record["resumed"]:
@@ -357,23 +341,6 @@ class Run:
         script = str(Path(self.script).with_name(f"{recipe}.py"))
         values = terminal.next_values(self.folder, given, keep)
         say(f"next       {terminal.command(script, values, flags)}")
-
-
-def _legs(resumed: Any) -> list[dict[str, Any]]:
-    """Return the records of a run that is resumed, the oldest first."""
-    if not resumed:
-        return []
-    folder = Path(resumed).parent.parent
-    record = read_object(folder / "run.json")
-    if not record:  # a checkpoint that was taken elsewhere
-        return []
-    if "seconds" not in record:
-        # It was killed: what is known is when it last logged.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            began = datetime.strptime(record["started"], TIME).timestamp()
-            ended = (folder / "metrics.jsonl").stat().st_mtime
-            record["seconds"] = round(max(ended - began, 0.0), 1)
-    return [*(record.pop("legs", None) or []), record]
 
 
 def _with_errors(

@@ -47,7 +47,7 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if entries == [FOLDS]:  # before the training that comes after them
+    if entries in ([FOLDS], [FOLDS, "run.json"]):  # before the last training
         return
     if args.goes_on:  # a kill came before run.json, or the run there starts anew
         entries = [name for name in entries if not _BEGUN.fullmatch(name)]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy, PredictionOutput
 from llmft.config.fields import AUTO, ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
-from llmft.console import say, warn
+from llmft.console import say, short, warn, warned_once
 from llmft.data.read.store import Source
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
@@ -35,11 +35,14 @@ from llmft.metrics.intervals import limits
 from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
-from llmft.process import versions
+from llmft.process import as_fault, versions
+from llmft.runs import terminal
+from llmft.runs.leg import begun
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, duration_text
 from llmft.runs.record import FOLDS, OF_RUN, held
 from llmft.runs.report.publish import publish_report
+from llmft.signals import signal_of
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
@@ -60,11 +63,12 @@ _CHOICES = {
 }
 
 
-def cross_validate(train: Train, args: Arguments) -> Plan:
+@warned_once()
+def cross_validate(script: str, train: Train, args: Arguments) -> Plan:
     """Hold out each fold once, then learn all rows; return the plan of the latter.
 
     Args:
-        train: the recipe behind its arguments, as ``args.fold`` says.
+        script: the recipe's file. train: what it does, as ``args.fold`` says.
 
     Raises:
         CheckpointError: the folds that are there are of other arguments or data.
@@ -97,9 +101,9 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     kept = folder / FOLDS
     kept.mkdir(exist_ok=True)
     with held(kept):
-        say(f"k_folds    after a stop, give --output_dir {folder} again to go on")
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
-        found = _each(train, args, [len(part) for part in rows], kept)
+        with _recorded(folder, begun(script, args, None)):
+            found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
         results = _together(found, metric, HEADLINE[kind])
@@ -115,6 +119,34 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         _write_predictions(folder, source, found, rows, ladder, data)
         publish_report(folder)  # once more, with these
     return plan
+
+
+@contextmanager
+def _recorded(folder: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Have ``run.json`` tell of the folds what it tells of a run, so that it goes on.
+
+    Behind the block it is an interrupted one, until the last training writes its own.
+    """
+    started = time.perf_counter()
+
+    def save(**more: Any) -> None:
+        write_json(folder / "run.json", {"recipe": TASK.recipe, **record, **more})
+
+    with held(folder):
+        save()
+        try:
+            yield
+        except BaseException as error:
+            stopped, seconds = signal_of(error), round(time.perf_counter() - started, 1)
+            status = "interrupted" if stopped else "failed"
+            said = stopped or str(as_fault(error, folder) or repr(error))
+            with suppress(OSError):  # a full disk is what ended them
+                save(status=status, seconds=seconds, error=said)
+            say(f"run        {short(folder)} ({status})")
+            if stopped or isinstance(error, EnvironmentFault):
+                say(f"go on      {terminal.tool('resume', short(folder))}")
+            raise
+        save(status="interrupted", seconds=round(time.perf_counter() - started, 1))
 
 
 def _read(args: Arguments) -> tuple[dict[str, Any], Source]:

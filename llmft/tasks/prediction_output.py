@@ -29,7 +29,9 @@ def check_target(target: Path) -> None:
         said = f"output_file is {target.name}, expected a name that ends in"
         raise ConfigError(f"{said} {' or '.join(ENDINGS)}")
     if target.exists() or target.is_symlink():
-        raise ConfigError("output_file is there: name another", path=target)
+        raise ConfigError(
+            "output_file is there: name another, or remove it", path=target
+        )
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
         said = "output_file: its folder is not there, or cannot be written"
         raise ConfigError(said, path=target)

@@ -85,8 +85,10 @@ def set_epochs_and_rate(
         epochs = min(max(math.ceil(wanted / len(train)), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
-        said = f"auto: {len(train):,} examples, "
-        said += "which are few" if few else f"about {wanted:,} to learn from"
+        said = f"auto: {len(train):,} examples, which are few"
+        if not few:
+            said = f"auto: to see about {wanted:,} examples in all, each of"
+            said += f" {len(train):,} at most {rule.most} times"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:

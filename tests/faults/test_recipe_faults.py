@@ -139,7 +139,10 @@ def test_kill_while_saving_and_resume(given: Path, tmp_path: Path, seen: str) ->
 
 
 def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> None:
-    """The same numbers as of one that was not killed, from two folds that are kept."""
+    """The same numbers as of one that was not killed, from two folds that are kept.
+
+    After Ctrl-C in the same fold, too, by the command that is told then.
+    """
     cwd = tmp_path / "work"
     flags = classify(given, "--k_folds", 4, "--learning_rate", 1e-3)
     killed = (*flags, "--output_dir", "killed")
@@ -152,7 +155,29 @@ def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> 
     assert running.returncode == -signal.SIGKILL
     assert not (kept / "3.json").exists()
     first = (kept / "1.json").stat().st_mtime_ns
-    process.run_well(*killed, cwd=cwd)
+    third.unlink()
+    with process.start(*killed, cwd=cwd) as running:
+        process.wait_until(third.is_file, "the third fold again")
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert process.problems(stderr.decode()) == ["llmft: interrupted"]
+    ended, hint = stdout.decode().splitlines()[-2:]
+    assert ended == "run        killed (interrupted)"
+    assert hint.endswith("llmft resume killed")
+    record = process.read_json(cwd / "killed" / "run.json")
+    assert (record["status"], record["error"]) == ("interrupted", "Ctrl-C")
+    done = subprocess.run(
+        [sys.executable, "-m", "llmft", "resume", "killed"],
+        cwd=cwd,
+        env=process.user_env(cwd.with_name("work-home")),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not process.problems(done.stderr)
     assert (kept / "1.json").stat().st_mtime_ns == first
     process.run_well(*flags, "--output_dir", "whole", cwd=cwd)
     again, whole = (cwd / name for name in ("killed", "whole"))

@@ -111,12 +111,12 @@ def repeats(part: Part) -> Iterator[Finding]:
     """Yield that rows repeat an earlier one; that is serious where they are many."""
     twice = duplicates(part.prints)
     if twice.rows:
-        share = twice.rows / part.rows
+        share, repeat = twice.rows / part.rows, f"repeat{'s' * (twice.rows == 1)}"
         aside = "" if part.labels else f" of {SHORT} characters or more"
         yield Finding(
             WARNING if share > _MANY else NOTE,
             f"{part.name}: {twice.rows:,} of {part.rows:,} rows ({100 * share:.2g} %)"
-            f"{aside} repeat an earlier one, {twice.exact:,} of them to the letter",
+            f"{aside} {repeat} an earlier one, {twice.exact:,} of them to the letter",
             pairs_at(twice.pairs, part, part),
             "they weigh more than others",
             "take them out where that is unwanted",

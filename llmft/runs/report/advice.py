@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import escape
-from llmft.metrics.intervals import CLEAR, limits
+from llmft.metrics.intervals import CLEAR, limits, worse_than_saved
 from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
@@ -92,14 +93,21 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
     _, losses = series(seen.events, "eval_loss")
     if len(losses) < 2:
         return
-    best, rate = min(losses), seen.run.arguments.get("learning_rate")
+    best, before = min(losses), min(losses[:-1])
+    ladder, rate = _ladder_of(seen), seen.run.arguments.get("learning_rate")
     if isinstance(rate, float) and rate > FAR_TOO_HIGH:
         said = f"a learning rate of {rate:g} is far above what models of text take"
         yield said, "--learning_rate of 1e-5 to 1e-3, or auto"
-    elif losses[-1] == best and losses[-2] - best > _FALL * abs(losses[-2]):
+    elif worse := worse_than_saved(ladder) if ladder else []:
+        names = listed_words([escape(name, 60) for name in worse])
+        said = (
+            f"{names} did worse than the {escape(ladder['saved'], 60)}, which is saved"
+        )
+        yield said, "a lower --learning_rate"
+    elif losses[-1] == best and before - best > _FALL * abs(before):
         limit = seen.run.arguments.get("time_limit")
         helps = f"a longer --time_limit (it was {limit})" if limit else ""
-        said = f"{number(losses[-2])} to {number(best)} in the last evaluation"
+        said = f"{number(before)} to {number(best)} in the last evaluation"
         yield (
             f"the loss on validation was still falling: {said}",
             helps or "more --num_train_epochs",
@@ -132,10 +140,14 @@ def _unknown(seen: Seen) -> Iterator[tuple[str, str]]:
         )
 
 
-def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
+def _ladder_of(seen: Seen) -> dict[str, Any]:
+    """Return the ladder of a classifier, with folds that of the rows held out."""
     metrics = seen.run.metrics
-    ladder = metrics.get("ladder") or metrics.get("k_folds", {}).get("ladder")
-    if not ladder:
+    return metrics.get("ladder") or metrics.get("k_folds", {}).get("ladder") or {}
+
+
+def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
+    if not (ladder := _ladder_of(seen)):
         return
     names = [rung["name"] for rung in ladder["rungs"]]
     above, alike = [], []

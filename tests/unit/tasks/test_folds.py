@@ -18,10 +18,12 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
+from llmft.console import warn
 from llmft.data.read.labels import LabelNames
 from llmft.errors import CheckpointError, DataError, EnvironmentFault
 from llmft.files import write_json
 from llmft.metrics.ladder import Rung
+from llmft.runs.record import find_runs, read_run
 from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
 from llmft.tasks.prepare import read_splits
@@ -38,7 +40,10 @@ class Stopped(Exception):
 class Recipe:
     """Stands for the training: what it says follows from the text alone."""
 
-    def __init__(self, tuned=0.7, probe=0.5, stops_in=None, leaves_run=None):
+    def __init__(
+        self, tuned=0.7, probe=0.5, stops_in=None, leaves_run=None, stop=Stopped
+    ):
+        self.stop = stop
         self.leaves_run = leaves_run  # the status that the last training ends with
         self.right = {TUNED: tuned, PROBE: probe}  # share of texts it knows
         self.stops_in, self.calls = stops_in, []
@@ -47,7 +52,7 @@ class Recipe:
         parts = read_splits(args, needs_label=True).parts
         self.calls.append((args, parts))
         if self.stops_in is not None and len(self.calls) > self.stops_in:
-            raise Stopped
+            raise self.stop
         if args.fold.place is None:
             if self.leaves_run:
                 folder = Path(args.training.output_dir)
@@ -117,7 +122,7 @@ def predicted(folder):
 
 def test_the_folds_together(asked, tmp_path):
     recipe = Recipe()
-    assert cross_validate(recipe, asked()) == "the last plan"
+    assert cross_validate(__file__, recipe, asked()) == "the last plan"
     keep, results = result(recipe)
     assert keep == TUNED
     folds, last = recipe.calls[:-1], recipe.calls[-1]
@@ -154,7 +159,7 @@ def test_the_folds_together(asked, tmp_path):
 
 def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
     recipe = Recipe(tuned=0.5, probe=0.6)
-    cross_validate(recipe, asked())
+    cross_validate(__file__, recipe, asked())
     keep, results = result(recipe)
     assert (keep, results["run"]["folds_accuracy"]) == (PROBE, pytest.approx(0.6))
     hits = [row["label"] == row["prediction"] for row in predicted(tmp_path / "run")]
@@ -164,7 +169,7 @@ def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
 def test_the_trainings_choose_by_no_validation(asked):
     recipe = Recipe()
     args = asked()
-    cross_validate(recipe, args)
+    cross_validate(__file__, recipe, args)
     for made, parts in recipe.calls:
         training = made.training
         assert "validation" not in parts
@@ -183,12 +188,12 @@ def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
     whole = Recipe()
     args = asked()
     args.training.output_dir = str(tmp_path / "whole")
-    cross_validate(whole, args)
+    cross_validate(__file__, whole, args)
     stopped = Recipe(stops_in=stops_in)
     with pytest.raises(Stopped):
-        cross_validate(stopped, asked())
+        cross_validate(__file__, stopped, asked())
     again = Recipe()
-    cross_validate(again, asked())
+    cross_validate(__file__, again, asked())
     places = [made.fold.place for made, _ in again.calls]
     assert places == [*range(stops_in, FOLDS), None]
     assert result(again)[0] == result(whole)[0]
@@ -200,25 +205,61 @@ def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
 def test_a_stop_in_the_last_training(asked, tmp_path):
     """What it left is taken away, and the folds serve again; what is whole stays."""
     with pytest.raises(Stopped):
-        cross_validate(Recipe(leaves_run="running"), asked())
+        cross_validate(__file__, Recipe(leaves_run="running"), asked())
     args, folder = asked(), tmp_path / "run"
     args.training.output_dir = str(folder)
     with pytest.raises(CheckpointError, match="other values of max_seq_length"):
-        cross_validate(Recipe(), asked(max_seq_length=64))
+        cross_validate(__file__, Recipe(), asked(max_seq_length=64))
     (tmp_path / "train.csv").rename(tmp_path / "away.csv")
     with pytest.raises(DataError, match="no such file"):
-        cross_validate(Recipe(), asked())
+        cross_validate(__file__, Recipe(), asked())
     (tmp_path / "away.csv").rename(tmp_path / "train.csv")
     assert {path.name for path in folder.iterdir()} == {
         *("folds", "run.json", "checkpoints")
     }
     again = Recipe(leaves_run="complete")
-    cross_validate(again, asked())
+    cross_validate(__file__, again, asked())
     assert [made.fold.place for made, _ in again.calls] == [None]
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(EnvironmentFault, match="cross-validation there is complete"):
-        cross_validate(Recipe(), asked())
+        cross_validate(__file__, Recipe(), asked())
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "said"),
+    [
+        (KeyboardInterrupt, "interrupted", "Ctrl-C"),
+        (DataError("no rows"), "failed", "DataError: no rows"),
+    ],
+)
+def test_a_stop_in_the_folds_is_recorded(asked, tmp_path, capsys, stop, status, said):
+    with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+        cross_validate(__file__, Recipe(stops_in=2, stop=stop), asked())
+    run = read_run(tmp_path / "run")
+    assert (run.status, run.record["error"]) == (status, said)
+    assert (run.recipe, run.record["argv"]) == ("classify", [])
+    assert run.record["script"] == __file__
+    assert run.seconds >= 0
+    out = capsys.readouterr().out
+    assert f"({status})" in out
+    goes_on = re.search(r"go on +.*llmft resume \S+run\n", out)
+    assert bool(goes_on) == (status == "interrupted")
+    assert [run.name for run in find_runs(tmp_path)] == ["run"]  # and no "training"
+
+
+def test_a_warning_of_each_fold_is_shown_once(asked, capsys):
+    class Warning(Recipe):
+        def __call__(self, args):
+            warn("texts are cut")
+            warn(f"fold {args.fold.place}")
+            return super().__call__(args)
+
+    cross_validate(__file__, Warning(), asked())
+    shown = capsys.readouterr()
+    assert shown.err.count("texts are cut") == 1
+    assert shown.err.count("fold ") == FOLDS + 1
+    assert f"warnings   {FOLDS} more were those of above" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -227,18 +268,18 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
 )
 def test_a_damaged_fold_is_trained_again(asked, tmp_path, capsys, content):
     with pytest.raises(Stopped):
-        cross_validate(Recipe(stops_in=3), asked())
+        cross_validate(__file__, Recipe(stops_in=3), asked())
     (tmp_path / "run" / "folds" / "2.json").write_text(content)
     again = Recipe()
-    cross_validate(again, asked())
+    cross_validate(__file__, again, asked())
     assert [made.fold.place for made, _ in again.calls] == [1, 3, 4, None]
     assert "2.json is damaged: its fold is trained again" in capsys.readouterr().err
 
 
 def test_what_fails_before_a_fold_may_be_mended(asked, tmp_path):
     with pytest.raises(Stopped):
-        cross_validate(Recipe(stops_in=0), asked())
-    cross_validate(Recipe(), asked(max_seq_length=64))
+        cross_validate(__file__, Recipe(stops_in=0), asked())
+    cross_validate(__file__, Recipe(), asked(max_seq_length=64))
 
 
 def test_a_dry_run_looks_at_the_folds_and_writes_nothing(asked, tmp_path, capsys):
@@ -249,26 +290,26 @@ def test_a_dry_run_looks_at_the_folds_and_writes_nothing(asked, tmp_path, capsys
 
     args = asked()
     args.training.dry_run = True
-    cross_validate(Planned(), args)
+    cross_validate(__file__, Planned(), args)
     assert "5 trainings on part of the rows come before" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     args = asked()
     args.training.dry_run, args.data.k_folds = True, 60
     with pytest.raises(DataError, match="too few for k_folds 60"):
-        cross_validate(Planned(), args)
+        cross_validate(__file__, Planned(), args)
 
 
 def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     with pytest.raises(Stopped):
-        cross_validate(Recipe(stops_in=2), asked())
+        cross_validate(__file__, Recipe(stops_in=2), asked())
     with pytest.raises(CheckpointError, match="other values of max_seq_length"):
-        cross_validate(Recipe(), asked(max_seq_length=64))
+        cross_validate(__file__, Recipe(), asked(max_seq_length=64))
     with pytest.raises(CheckpointError, match=r"values of model_name_or_path, \w+"):
-        cross_validate(Recipe(), asked(models[1]))
+        cross_validate(__file__, Recipe(), asked(models[1]))
     file = tmp_path / "train.csv"
     file.write_text(file.read_text() + "one more 99.,no\n")
     with pytest.raises(CheckpointError, match="other values of train data"):
-        cross_validate(Recipe(), asked())
+        cross_validate(__file__, Recipe(), asked())
 
 
 @pytest.mark.parametrize(
@@ -280,7 +321,7 @@ def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     ],
 )
 def test_what_auto_makes_of_a_complete_run(asked, tmp_path, metrics, model, ends):
-    cross_validate(Recipe(leaves_run="complete"), asked())
+    cross_validate(__file__, Recipe(leaves_run="complete"), asked())
     folder = tmp_path / "run"
     write_json(folder / "metrics.json", metrics)
     if model:
@@ -289,12 +330,12 @@ def test_what_auto_makes_of_a_complete_run(asked, tmp_path, metrics, model, ends
     args, again = asked(), Recipe(leaves_run="complete")
     args.training.resume_from_checkpoint = "auto"
     with pytest.raises(ends) if ends else nullcontext():
-        cross_validate(again, args)
+        cross_validate(__file__, again, args)
     assert [made.fold.place for made, _ in again.calls] == ([] if ends else [None])
 
 
 def test_the_time_that_is_left_is_told_after_each_fold(asked, capsys):
-    cross_validate(Recipe(), asked())
+    cross_validate(__file__, Recipe(), asked())
     said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("  fold ")]
     assert len(said) == FOLDS
     wanted = r"  fold \d of 5: 10 rows held out, \d+ s, about .+ left in all"
@@ -303,7 +344,7 @@ def test_the_time_that_is_left_is_told_after_each_fold(asked, capsys):
 
 def test_the_errors_of_the_ladder_are_those_of_the_folds(asked):
     recipe = Recipe()
-    cross_validate(recipe, asked())
+    cross_validate(__file__, recipe, asked())
     found = result(recipe)[1]
     rungs = {rung["name"]: rung for rung in found["all"]["ladder"]["rungs"]}
     error = found["run"]["folds_accuracy_stderr"]

@@ -75,3 +75,33 @@ def test_many_texts_of_unknown_tokens_are_told(tmp_path):
         lines = [json.dumps(row) + "\n" for row in rows[first:9]]
         path.write_text("".join(lines))
         assert len(said("classify", {}, folder=tmp_path)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("losses", "below", "wanted"),
+    [
+        ((0.9, 0.7, 0.5), None, "0.7 to 0.5 in the last"),
+        # It swings: the last one is below the one before, and the best by little.
+        ((13.5, 0.65, 0.82, 0.645), None, None),
+        ((13.5, 0.65, 0.82, 0.6), None, "0.65 to 0.6 in the last"),
+        ((0.9, 0.7, 0.5), (0.29, 0.1), "fine-tuned did worse than the linear probe"),
+        ((0.9, 0.7, 0.5), (0.1, 0.1), "0.7 to 0.5 in the last"),
+    ],
+)
+def test_longer_training_is_advised_only_where_the_loss_fell(losses, below, wanted):
+    metrics = {}
+    if below is not None:
+        by = dict(zip(("value", "stderr"), below, strict=True))
+        rungs = [
+            {"name": "linear probe", "value": 0.93, "stderr": 0.0},
+            {"name": "fine-tuned", "value": 0.93 - below[0], "below": by},
+        ]
+        metrics["ladder"] = LADDER | {"saved": "linear probe", "rungs": rungs}
+    events = [{"step": i, "eval_loss": x} for i, x in enumerate(losses, 1)]
+    found = said("classify", metrics, events, learning_rate=1e-4)
+    assert len(found) == (wanted is not None)
+    if wanted:
+        seen, helps = found[0]
+        assert wanted in seen
+        lower = "a lower --learning_rate"
+        assert helps == (lower if "worse" in seen else "more --num_train_epochs")
