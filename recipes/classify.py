@@ -56,9 +56,7 @@ def main(argv: list[str]) -> Plan:
         default_file=Path(__file__).with_name("classify_cpu.json"),
         check=classify.check,
     )
-    return (
-        cross_validate(__file__, train, args) if args.data.k_folds else train(args)[0]
-    )
+    return cross_validate(train, args) if args.data.k_folds else train(args)[0]
 
 
 def train(args: Arguments) -> tuple[Plan, Ladder | None]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from llmft.config.parse import Arguments
-from llmft.files import read_object
+from llmft.console import say, short
+from llmft.errors import EnvironmentFault
+from llmft.files import read_object, write_json
 from llmft.machine import detect
-from llmft.process import versions
+from llmft.process import as_fault, versions
 from llmft.runs import terminal
-from llmft.runs.record import TIME
+from llmft.runs.record import TIME, held
+from llmft.signals import signal_of
 
 
 def begun(script: str, args: Arguments, resumed: str | bool | None) -> dict[str, Any]:
@@ -36,6 +40,37 @@ def begun(script: str, args: Arguments, resumed: str | bool | None) -> dict[str,
         "resumed": resumed,
         "legs": _legs(resumed),
     }
+
+
+@contextmanager
+def recorded(folder: Path, recipe: str, record: dict[str, Any]) -> Iterator[None]:
+    """Have ``run.json`` tell of folds what it tells of a run, so that they go on.
+
+    Behind the block it is an interrupted one, until the last training writes its own.
+
+    Args:
+        record: what ``begun`` returned.
+    """
+    started = time.perf_counter()
+
+    def save(**more: Any) -> None:
+        write_json(folder / "run.json", {"recipe": recipe, **record, **more})
+
+    with held(folder):
+        save()
+        try:
+            yield
+        except BaseException as error:
+            stopped, seconds = signal_of(error), round(time.perf_counter() - started, 1)
+            status = "interrupted" if stopped else "failed"
+            said = stopped or str(as_fault(error, folder) or repr(error))
+            with suppress(OSError):  # a full disk is what ended them
+                save(status=status, seconds=seconds, error=said)
+            say(f"run        {short(folder)} ({status})")
+            if stopped or isinstance(error, EnvironmentFault):
+                say(f"go on      {terminal.tool('resume', short(folder))}")
+            raise
+        save(status="interrupted", seconds=round(time.perf_counter() - started, 1))
 
 
 def _legs(resumed: Any) -> list[dict[str, Any]]:

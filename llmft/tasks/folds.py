@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from transformers.trainer_utils import IntervalStrategy, PredictionOutput
 from llmft.config.fields import AUTO, ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
-from llmft.console import say, short, warn, warned_once
+from llmft.config.rules import COMMAND_LINE
+from llmft.console import say, warn, warned_once
 from llmft.data.read.store import Source
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
@@ -35,14 +36,12 @@ from llmft.metrics.intervals import limits
 from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
-from llmft.process import as_fault, versions
-from llmft.runs import terminal
-from llmft.runs.leg import begun
+from llmft.process import recipe_file, versions
+from llmft.runs.leg import begun, recorded
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, duration_text
 from llmft.runs.record import FOLDS, OF_RUN, held
 from llmft.runs.report.publish import publish_report
-from llmft.signals import signal_of
 from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
@@ -56,6 +55,11 @@ _ASIDE = (
     *("output_dir", "resume_from_checkpoint", "run_name", "dry_run", "debug"),
     *("save_", "logging_", "report_to", "disable_tqdm", "push_to_hub", "hub_"),
 )
+# What a training that saves nothing on the way and has no validation leaves aside.
+_OF_NO_USE = (
+    *("do_eval", "load_best_model_at_end", "eval_strategy", "save_strategy"),
+    "early_stopping_patience",
+)
 _CHOICES = {
     "precision": "precision",
     "attention": "attn_implementation",
@@ -64,11 +68,11 @@ _CHOICES = {
 
 
 @warned_once()
-def cross_validate(script: str, train: Train, args: Arguments) -> Plan:
+def cross_validate(train: Train, args: Arguments) -> Plan:
     """Hold out each fold once, then learn all rows; return the plan of the latter.
 
     Args:
-        script: the recipe's file. train: what it does, as ``args.fold`` says.
+        train: the recipe behind its arguments, as ``args.fold`` says.
 
     Raises:
         CheckpointError: the folds that are there are of other arguments or data.
@@ -102,7 +106,8 @@ def cross_validate(script: str, train: Train, args: Arguments) -> Plan:
     kept.mkdir(exist_ok=True)
     with held(kept):
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
-        with _recorded(folder, begun(script, args, None)):
+        script = str(recipe_file(TASK.recipe))
+        with recorded(folder, TASK.recipe, begun(script, args, None)):
             found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
@@ -121,40 +126,16 @@ def cross_validate(script: str, train: Train, args: Arguments) -> Plan:
     return plan
 
 
-@contextmanager
-def _recorded(folder: Path, record: dict[str, Any]) -> Iterator[None]:
-    """Have ``run.json`` tell of the folds what it tells of a run, so that it goes on.
-
-    Behind the block it is an interrupted one, until the last training writes its own.
-    """
-    started = time.perf_counter()
-
-    def save(**more: Any) -> None:
-        write_json(folder / "run.json", {"recipe": TASK.recipe, **record, **more})
-
-    with held(folder):
-        save()
-        try:
-            yield
-        except BaseException as error:
-            stopped, seconds = signal_of(error), round(time.perf_counter() - started, 1)
-            status = "interrupted" if stopped else "failed"
-            said = stopped or str(as_fault(error, folder) or repr(error))
-            with suppress(OSError):  # a full disk is what ended them
-                save(status=status, seconds=seconds, error=said)
-            say(f"run        {short(folder)} ({status})")
-            if stopped or isinstance(error, EnvironmentFault):
-                say(f"go on      {terminal.tool('resume', short(folder))}")
-            raise
-        save(status="interrupted", seconds=round(time.perf_counter() - started, 1))
-
-
 def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
     """Return what pins the model of all trainings, and the rows they divide."""
     located, _, tokenizer = prepare(args, TASK)
     source = read_splits(args, needs_label=True).sources["train"]
     if args.data.dataset_name:
         say("  k_folds divides train; a validation split of the data set is left out")
+    steps, given = ("eval_steps", "save_steps", "save_seconds"), args.origins
+    if unused := [n for n in (*_OF_NO_USE, *steps) if given.get(n) == COMMAND_LINE]:
+        said = "folds are saved as a whole, without validation on the way"
+        warn(f"{', '.join(unused)} of no use with k_folds: {said}")
     return {**fingerprint(located, tokenizer), **versions()}, source
 
 
@@ -203,9 +184,7 @@ def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     training.eval_strategy = training.save_strategy = IntervalStrategy.NO
     training.early_stopping_patience = training.resume_from_checkpoint = None
     training.output_dir = output_dir
-    names = "do_eval load_best_model_at_end eval_strategy save_strategy"
-    names += " early_stopping_patience"
-    made.origins.update(dict.fromkeys(names.split(), "k_folds"))
+    made.origins.update(dict.fromkeys(_OF_NO_USE, "k_folds"))
     if fold.place is not None:
         training.do_predict, training.report_to = True, []
         made.data.num_mistakes = 0

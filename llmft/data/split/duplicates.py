@@ -71,7 +71,8 @@ def prints(source: Source) -> Prints:
 def first_rows(found: Prints, *, exact: bool = False) -> np.ndarray:
     """Return for each row the first one with the same text; int64, ``(rows,)``."""
     keys, rows = found.exact if exact else found.normalised, np.arange(len(found.exact))
-    # Sorted first: a third of the time that looking up each of a million took.
+    # Sorted first, for few are alike: of 1.5 million 0.09 s, where looking each up took
+    # 0.87; where most are, 0.42 instead of 0.12 (AMD EPYC).
     ordered = np.sort(keys)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     alike = pc.is_in(pa.array(keys), pa.array(twice))

@@ -120,11 +120,11 @@ def label_errors(parts: Mapping[str, Answers], found: Sequence[Suspect]) -> Sect
     ]
     if rows:
         section.said.append(
-            "Rows that the saved model answers otherwise (rather), ranked by how probable"
-            " their label is to all methods together; those count more that are right more"
-            " often. Where simpler methods are for a label, its chance can be above 0.5."
-            " Some of these labels are right and the methods wrong: look at them before"
-            " changing one."
+            "Rows that the saved model answers otherwise (rather), ranked by how"
+            " probable their label is to all methods together; those count more that"
+            " are right more often. Where simpler methods are for a label, its chance"
+            " can be above 0.5. Some of these labels are right and the methods wrong:"
+            " look at them before changing one."
         )
         header = [
             "chance of the label",

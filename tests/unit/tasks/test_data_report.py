@@ -238,7 +238,7 @@ def test_conversations_are_reported(template, bpe, tmp_path, capsys, monkeypatch
         "\n  user       8      137         ####",
         "\n  system     1        8         #####\n",
         "HTML tags in talks.jsonl: 1",
-        "talks.jsonl: 1 of 8 rows (12 %) of 32 characters or more repeat an earlier"
+        "talks.jsonl: 1 of 8 rows (12 %) of 32 characters or more repeats an earlier"
         " one, 1 of them to the letter"
         "\n    talks.jsonl:8 = talks.jsonl:1\n",
     ):

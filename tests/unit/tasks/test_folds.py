@@ -122,7 +122,7 @@ def predicted(folder):
 
 def test_the_folds_together(asked, tmp_path):
     recipe = Recipe()
-    assert cross_validate(__file__, recipe, asked()) == "the last plan"
+    assert cross_validate(recipe, asked()) == "the last plan"
     keep, results = result(recipe)
     assert keep == TUNED
     folds, last = recipe.calls[:-1], recipe.calls[-1]
@@ -159,7 +159,7 @@ def test_the_folds_together(asked, tmp_path):
 
 def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
     recipe = Recipe(tuned=0.5, probe=0.6)
-    cross_validate(__file__, recipe, asked())
+    cross_validate(recipe, asked())
     keep, results = result(recipe)
     assert (keep, results["run"]["folds_accuracy"]) == (PROBE, pytest.approx(0.6))
     hits = [row["label"] == row["prediction"] for row in predicted(tmp_path / "run")]
@@ -169,7 +169,7 @@ def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
 def test_the_trainings_choose_by_no_validation(asked):
     recipe = Recipe()
     args = asked()
-    cross_validate(__file__, recipe, args)
+    cross_validate(recipe, args)
     for made, parts in recipe.calls:
         training = made.training
         assert "validation" not in parts
@@ -188,12 +188,12 @@ def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
     whole = Recipe()
     args = asked()
     args.training.output_dir = str(tmp_path / "whole")
-    cross_validate(__file__, whole, args)
+    cross_validate(whole, args)
     stopped = Recipe(stops_in=stops_in)
     with pytest.raises(Stopped):
-        cross_validate(__file__, stopped, asked())
+        cross_validate(stopped, asked())
     again = Recipe()
-    cross_validate(__file__, again, asked())
+    cross_validate(again, asked())
     places = [made.fold.place for made, _ in again.calls]
     assert places == [*range(stops_in, FOLDS), None]
     assert result(again)[0] == result(whole)[0]
@@ -205,24 +205,24 @@ def test_it_goes_on_after_the_last_whole_fold(asked, tmp_path, stops_in):
 def test_a_stop_in_the_last_training(asked, tmp_path):
     """What it left is taken away, and the folds serve again; what is whole stays."""
     with pytest.raises(Stopped):
-        cross_validate(__file__, Recipe(leaves_run="running"), asked())
+        cross_validate(Recipe(leaves_run="running"), asked())
     args, folder = asked(), tmp_path / "run"
     args.training.output_dir = str(folder)
     with pytest.raises(CheckpointError, match="other values of max_seq_length"):
-        cross_validate(__file__, Recipe(), asked(max_seq_length=64))
+        cross_validate(Recipe(), asked(max_seq_length=64))
     (tmp_path / "train.csv").rename(tmp_path / "away.csv")
     with pytest.raises(DataError, match="no such file"):
-        cross_validate(__file__, Recipe(), asked())
+        cross_validate(Recipe(), asked())
     (tmp_path / "away.csv").rename(tmp_path / "train.csv")
     assert {path.name for path in folder.iterdir()} == {
         *("folds", "run.json", "checkpoints")
     }
     again = Recipe(leaves_run="complete")
-    cross_validate(__file__, again, asked())
+    cross_validate(again, asked())
     assert [made.fold.place for made, _ in again.calls] == [None]
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(EnvironmentFault, match="cross-validation there is complete"):
-        cross_validate(__file__, Recipe(), asked())
+        cross_validate(Recipe(), asked())
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
@@ -235,17 +235,24 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
 )
 def test_a_stop_in_the_folds_is_recorded(asked, tmp_path, capsys, stop, status, said):
     with pytest.raises(stop if isinstance(stop, type) else type(stop)):
-        cross_validate(__file__, Recipe(stops_in=2, stop=stop), asked())
+        cross_validate(Recipe(stops_in=2, stop=stop), asked())
     run = read_run(tmp_path / "run")
     assert (run.status, run.record["error"]) == (status, said)
     assert (run.recipe, run.record["argv"]) == ("classify", [])
-    assert run.record["script"] == __file__
+    assert Path(run.record["script"]).name == "classify.py"
     assert run.seconds >= 0
     out = capsys.readouterr().out
     assert f"({status})" in out
     goes_on = re.search(r"go on +.*llmft resume \S+run\n", out)
     assert bool(goes_on) == (status == "interrupted")
     assert [run.name for run in find_runs(tmp_path)] == ["run"]  # and no "training"
+
+
+def test_what_folds_cannot_do_is_told(asked, capsys):
+    args = asked()
+    args.origins.update(save_steps="command line", do_eval="classify_cpu.json")
+    cross_validate(Recipe(), args)
+    assert "warning: save_steps of no use with k_folds: " in capsys.readouterr().err
 
 
 def test_a_warning_of_each_fold_is_shown_once(asked, capsys):
@@ -255,7 +262,7 @@ def test_a_warning_of_each_fold_is_shown_once(asked, capsys):
             warn(f"fold {args.fold.place}")
             return super().__call__(args)
 
-    cross_validate(__file__, Warning(), asked())
+    cross_validate(Warning(), asked())
     shown = capsys.readouterr()
     assert shown.err.count("texts are cut") == 1
     assert shown.err.count("fold ") == FOLDS + 1
@@ -268,18 +275,18 @@ def test_a_warning_of_each_fold_is_shown_once(asked, capsys):
 )
 def test_a_damaged_fold_is_trained_again(asked, tmp_path, capsys, content):
     with pytest.raises(Stopped):
-        cross_validate(__file__, Recipe(stops_in=3), asked())
+        cross_validate(Recipe(stops_in=3), asked())
     (tmp_path / "run" / "folds" / "2.json").write_text(content)
     again = Recipe()
-    cross_validate(__file__, again, asked())
+    cross_validate(again, asked())
     assert [made.fold.place for made, _ in again.calls] == [1, 3, 4, None]
     assert "2.json is damaged: its fold is trained again" in capsys.readouterr().err
 
 
 def test_what_fails_before_a_fold_may_be_mended(asked, tmp_path):
     with pytest.raises(Stopped):
-        cross_validate(__file__, Recipe(stops_in=0), asked())
-    cross_validate(__file__, Recipe(), asked(max_seq_length=64))
+        cross_validate(Recipe(stops_in=0), asked())
+    cross_validate(Recipe(), asked(max_seq_length=64))
 
 
 def test_a_dry_run_looks_at_the_folds_and_writes_nothing(asked, tmp_path, capsys):
@@ -290,26 +297,26 @@ def test_a_dry_run_looks_at_the_folds_and_writes_nothing(asked, tmp_path, capsys
 
     args = asked()
     args.training.dry_run = True
-    cross_validate(__file__, Planned(), args)
+    cross_validate(Planned(), args)
     assert "5 trainings on part of the rows come before" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     args = asked()
     args.training.dry_run, args.data.k_folds = True, 60
     with pytest.raises(DataError, match="too few for k_folds 60"):
-        cross_validate(__file__, Planned(), args)
+        cross_validate(Planned(), args)
 
 
 def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     with pytest.raises(Stopped):
-        cross_validate(__file__, Recipe(stops_in=2), asked())
+        cross_validate(Recipe(stops_in=2), asked())
     with pytest.raises(CheckpointError, match="other values of max_seq_length"):
-        cross_validate(__file__, Recipe(), asked(max_seq_length=64))
+        cross_validate(Recipe(), asked(max_seq_length=64))
     with pytest.raises(CheckpointError, match=r"values of model_name_or_path, \w+"):
-        cross_validate(__file__, Recipe(), asked(models[1]))
+        cross_validate(Recipe(), asked(models[1]))
     file = tmp_path / "train.csv"
     file.write_text(file.read_text() + "one more 99.,no\n")
     with pytest.raises(CheckpointError, match="other values of train data"):
-        cross_validate(__file__, Recipe(), asked())
+        cross_validate(Recipe(), asked())
 
 
 @pytest.mark.parametrize(
@@ -321,7 +328,7 @@ def test_folds_of_other_arguments_are_refused(asked, tmp_path, models):
     ],
 )
 def test_what_auto_makes_of_a_complete_run(asked, tmp_path, metrics, model, ends):
-    cross_validate(__file__, Recipe(leaves_run="complete"), asked())
+    cross_validate(Recipe(leaves_run="complete"), asked())
     folder = tmp_path / "run"
     write_json(folder / "metrics.json", metrics)
     if model:
@@ -330,12 +337,12 @@ def test_what_auto_makes_of_a_complete_run(asked, tmp_path, metrics, model, ends
     args, again = asked(), Recipe(leaves_run="complete")
     args.training.resume_from_checkpoint = "auto"
     with pytest.raises(ends) if ends else nullcontext():
-        cross_validate(__file__, again, args)
+        cross_validate(again, args)
     assert [made.fold.place for made, _ in again.calls] == ([] if ends else [None])
 
 
 def test_the_time_that_is_left_is_told_after_each_fold(asked, capsys):
-    cross_validate(__file__, Recipe(), asked())
+    cross_validate(Recipe(), asked())
     said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("  fold ")]
     assert len(said) == FOLDS
     wanted = r"  fold \d of 5: 10 rows held out, \d+ s, about .+ left in all"
@@ -344,7 +351,7 @@ def test_the_time_that_is_left_is_told_after_each_fold(asked, capsys):
 
 def test_the_errors_of_the_ladder_are_those_of_the_folds(asked):
     recipe = Recipe()
-    cross_validate(__file__, recipe, asked())
+    cross_validate(recipe, asked())
     found = result(recipe)[1]
     rungs = {rung["name"]: rung for rung in found["all"]["ladder"]["rungs"]}
     error = found["run"]["folds_accuracy_stderr"]
