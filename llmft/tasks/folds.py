@@ -25,7 +25,7 @@ from llmft.config.fields import AUTO, ClassificationDataArguments
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.config.rules import COMMAND_LINE
-from llmft.console import say, warn, warned_once
+from llmft.console import say, short, warn, warned_once
 from llmft.data.read.store import Source
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
@@ -64,6 +64,8 @@ _CHOICES = {
     "precision": "precision",
     "attention": "attn_implementation",
     "long_text": "long_text",
+    "epochs": "num_train_epochs",
+    "rate": "learning_rate",
 }
 
 
@@ -107,6 +109,10 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     with held(kept):
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
         script = str(recipe_file(TASK.recipe))
+        said = (
+            f"{folds} trainings, then one on all rows; what each prints, its plan too"
+        )
+        say(f"k_folds    {said}, is in {short(kept)}/1.txt and so on")
         with recorded(folder, TASK.recipe, begun(script, args, None)):
             found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
@@ -185,6 +191,7 @@ def _training(args: Arguments, fold: Fold, output_dir: Any) -> Arguments:
     training.early_stopping_patience = training.resume_from_checkpoint = None
     training.output_dir = output_dir
     made.origins.update(dict.fromkeys(_OF_NO_USE, "k_folds"))
+    made.origins.pop("resume_from_checkpoint", None)
     if fold.place is not None:
         training.do_predict, training.report_to = True, []
         made.data.num_mistakes = 0
@@ -265,11 +272,13 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
 
 def _choose(args: Arguments, choices: dict[str, str]) -> None:
     """Let a training take what the first fold has chosen."""
-    parts = {"precision": args.training, "long_text": args.data}
+    parts: dict[str, Any] = {"precision": args.training, "long_text": args.data}
+    parts |= dict.fromkeys(("epochs", "rate"), args.training)
     for name, value in choices.items():
-        part = parts.get(name, args.model)
-        setattr(part, _CHOICES[name], value)
-        args.origins[_CHOICES[name]] = "k_folds: as in the first fold"
+        number, field = name in ("epochs", "rate"), _CHOICES[name]
+        setattr(parts.get(name, args.model), field, float(value) if number else value)
+        who = "auto" if number else "k_folds"
+        args.origins[field] = f"{who}: as in the first fold"
 
 
 def _said(fold: dict[str, Any]) -> str:

@@ -78,17 +78,20 @@ def set_epochs_and_rate(
     if not training.do_train or train is None:
         return choices
     steps_are_given = training.max_steps > 0 or training.time_limit
-    few = False
+    few, rows = False, 1.0
+    if args.fold is not None and args.fold.place is not None:
+        rows = args.fold.of / (args.fold.of - 1)  # all, which are learnt in the end
     if "num_train_epochs" not in args.origins and not steps_are_given:
         outputs = transformers_model(model).config.num_labels
-        wanted, few = rule.examples + rule.each * outputs, _is_few(train, rule.few)
-        epochs = min(max(math.ceil(wanted / len(train)), 1), rule.most)
+        wanted = rule.examples + rule.each * outputs
+        few, rows = _is_few(train, rule.few / rows), rows * len(train)
+        epochs = min(max(math.ceil(wanted / rows), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
-        said = f"auto: {len(train):,} examples, which are few"
+        said = f"auto: {rows:,.0f} examples, which are few"
         if not few:
             said = f"auto: to see about {wanted:,} examples in all, each of"
-            said += f" {len(train):,} at most {rule.most} times"
+            said += f" {rows:,.0f} at most {rule.most} times"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
@@ -104,7 +107,7 @@ def set_epochs_and_rate(
     return choices
 
 
-def _is_few(train: Any, few: int) -> bool:
+def _is_few(train: Any, few: float) -> bool:
     """Return whether there are up to so many texts; one may be split into examples."""
     if not few:
         return False

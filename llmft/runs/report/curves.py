@@ -46,12 +46,17 @@ def curves(events: Events, contrast: bool = False) -> Section:
 
 
 def series(events: Events, name: str) -> Line:
-    """Return steps and values of what was logged under a name, of a step the last."""
-    there = {
-        float(event["step"]): float(event[name])
-        for event in events
-        if event.get(name) is not None and "step" in event
-    }
+    """Return steps and values of what was logged under a name.
+
+    Of a step the last, but for evaluations: behind that of the last step comes one of
+    the best checkpoint, which is of another.
+    """
+    there: dict[float, float] = {}
+    for event in events:
+        if event.get(name) is not None and "step" in event:
+            step = float(event["step"])
+            if step not in there or not name.startswith("eval_"):
+                there[step] = float(event[name])
     return list(there), list(there.values())
 
 

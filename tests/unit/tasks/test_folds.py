@@ -68,6 +68,7 @@ class Recipe:
         if args.fold.place == 0 and args.data.long_text == "auto":
             args.data.long_text = "split"
         choices = [Choice("precision", "bf16", "tried"), Choice("threads", "2", "")]
+        choices += [Choice("epochs", "20", ""), Choice("rate", "0.0001", "")]
         ladder = SimpleNamespace(references=known, rungs=rungs)
         return SimpleNamespace(choices=choices), ladder
 
@@ -179,6 +180,10 @@ def test_the_trainings_choose_by_no_validation(asked):
     precisions = [made.training.precision for made, _ in recipe.calls]
     assert precisions == ["auto", *["bf16"] * FOLDS]  # as the first fold chose
     assert args.training.precision == "auto"  # what was asked stays as it is
+    for made, _ in recipe.calls[1:]:
+        training = made.training
+        assert (training.num_train_epochs, training.learning_rate) == (20.0, 1e-4)
+        assert made.origins["learning_rate"].startswith("auto")
     # As the first fold found, also where the texts of all rows would be too many.
     assert {made.data.long_text for made, _ in recipe.calls[1:]} == {"split"}
 

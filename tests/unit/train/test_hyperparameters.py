@@ -9,6 +9,7 @@ from llmft.config.fields import (
     GenerationModelArguments,
     TrainingArguments,
 )
+from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.train.hyperparameters import HIGHEST, LORA, Rule, set_epochs_and_rate
 
@@ -17,12 +18,12 @@ KEEPS_LAST = RULE._replace(keeps_last=True)
 MODEL = tiny.model("bert", "classification", 100)  # of hidden size 32
 
 
-def chosen(rows, model_args=None, rule=RULE, **given):
+def chosen(rows, model_args=None, rule=RULE, fold=None, **given):
     training = TrainingArguments("x", do_train=True, **given)
     model_args = model_args or GenerationModelArguments("tiny")
     origins = dict.fromkeys(given, "command line")
     data = ClassificationDataArguments()
-    args = Arguments(model_args, data, training, origins, [])
+    args = Arguments(model_args, data, training, origins, [], fold=fold)
     examples = {"train": Dataset.from_dict({"input_ids": [[1, 2]] * rows})}
     choices = set_epochs_and_rate(args, MODEL, rule, examples)
     return training, {choice.name: choice.value for choice in choices}, args.origins
@@ -36,6 +37,17 @@ def test_epochs_follow_from_the_rows(rows, epochs):
     assert training.num_train_epochs == epochs
     assert said["epochs"] == str(epochs)
     assert origins["num_train_epochs"] == origins["learning_rate"] == "auto"
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(8, 20), (12, 6), (20, 4)])
+def test_a_fold_is_trained_as_all_rows_are(rows, epochs):
+    """Of 12, 18 and 30 rows, the first of which are few."""
+    rule = RULE._replace(few=15)
+    fold = chosen(rows, rule=rule, fold=Fold(3, 0))[0]
+    of_all = chosen(rows * 3 // 2, rule=rule, fold=Fold(3))[0]
+    for training in (fold, of_all):
+        assert training.num_train_epochs == epochs
+    assert fold.learning_rate == of_all.learning_rate
 
 
 def test_the_rate_follows_from_the_model():

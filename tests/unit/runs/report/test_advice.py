@@ -7,6 +7,7 @@ import pytest
 
 from llmft.runs.record import RunRecord
 from llmft.runs.report.advice import Seen, advice
+from llmft.runs.report.curves import series
 
 
 def entry(value, stderr, n):
@@ -105,3 +106,12 @@ def test_longer_training_is_advised_only_where_the_loss_fell(losses, below, want
         assert wanted in seen
         lower = "a lower --learning_rate"
         assert helps == (lower if "worse" in seen else "more --num_train_epochs")
+
+
+def test_the_evaluation_of_the_best_checkpoint_is_no_point_of_the_curve():
+    """It comes last, with the step of the last one, and would hide what that was."""
+    losses = [(1, 0.9), (2, 0.5), (3, 0.7), (3, 0.5)]
+    events = [{"step": step, "eval_loss": loss} for step, loss in losses]
+    assert series(events, "eval_loss") == ([1.0, 2.0, 3.0], [0.9, 0.5, 0.7])
+    ((seen, _),) = said("mlm", {}, events, learning_rate=1e-4)
+    assert seen == "the loss on validation rose from 0.5 (evaluation 2) to 0.7"
