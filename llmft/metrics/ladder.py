@@ -147,7 +147,7 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
             " subject"
         )
     if ladder.get("log_loss", 0.0) > ladder.get("log_loss_of_guessing", math.inf):
-        helps = "; a training with --calibrate true (not with --k_folds) mends it"
+        helps = "; a training with --calibrate true (not with --k_folds) may help"
         said.append(
             f"  it is surer than it may be: log_loss {ladder['log_loss']:.3g}, of"
             f" guessing {ladder['log_loss_of_guessing']:.3g}"

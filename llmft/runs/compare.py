@@ -119,10 +119,14 @@ def _metrics(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def _costs(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     found = [
-        {**run.metrics.get("run", {}), "wall_seconds": run.seconds} for run in runs
+        {**run.metrics.get("run", {}), "wall_seconds": _seconds(run)} for run in runs
     ]
     values = {name: [of_run.get(name) for of_run in found] for name in _COSTS}
     return {name: v for name, v in values.items() if any(x is not None for x in v)}
+
+
+def _seconds(run: RunRecord) -> float | None:
+    return None if run.seconds is None else round(run.seconds, 1)
 
 
 def _pair(

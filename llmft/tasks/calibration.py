@@ -43,7 +43,9 @@ def calibrate(
     temperature = fit_temperature(logits, labels, problem_type)
     if temperature is None:
         return warn(
-            "not calibrated: no temperature is the best for the validation rows"
+            "not calibrated: no temperature is the best for the validation rows, as"
+            " where all are right, or few are wrong; the model stays as it is, and"
+            " --validation_file gives more rows"
         )
     kept = [(weight, weight.detach().clone()) for weight in layer.parameters()]
     with torch.no_grad():

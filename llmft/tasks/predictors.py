@@ -160,7 +160,7 @@ class Predictor:
         """
         texts = source.dataset["text"][:]
         if empty := sum(not text.strip() for text in texts):
-            self.counts["texts are empty; used as they are"] += empty
+            self.counts["texts are empty; used all the same"] += empty
         names = [n for n in ("text", "text_pair") if n in source.dataset.column_names]
         shown = (source.dataset[name][:] for name in names)
         found = self.said(source, self.features(source))

@@ -261,8 +261,11 @@ def _choices(
     asked = args.training.bf16 or args.training.precision != "auto"
     given = {"precision": asked, "attention": args.model.attn_implementation}
     choices = list[Choice]()
+    fields = {"precision": "precision", "attention": "attn_implementation"}
     for name, is_given in given.items():
-        reason = "was given" if is_given else _figures(trial, chosen, name)
+        origin = args.origins.get(fields[name], "")
+        who = origin if origin.startswith("k_folds") else "was given"
+        reason = who if is_given else _figures(trial, chosen, name)
         choices.append(Choice(name, getattr(chosen, name), reason))
     if why_as_written is not None:
         value = "compiled" if chosen.compiled else "as written"

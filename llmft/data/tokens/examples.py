@@ -220,6 +220,6 @@ def classification_features(
     batches = data.select_columns(["text"]).iter(BATCH)
     if empty := sum(not text.strip() for batch in batches for text in batch["text"]):
         bare = (encoded.lengths == 0).any()
-        used = "as a single padding token" if bare else "as they are"
+        used = "as a single padding token" if bare else "all the same"
         warn(f"{split}: {counted(empty, 'texts are empty')}, used {used}")
     return targets.dataset_of(columns)

@@ -23,6 +23,7 @@ from llmft.runs.report.verdict import difference, headline
 
 _FALL = 0.02  # of the validation loss, from one evaluation to the next
 _RISE = 0.05
+_ALL = 0.9  # of the steps of a plan; that of a time limit is a guess
 _OFF = 0.05  # calibration error that is worth mending
 _CALIBRATE = "a training with --calibrate true, not with --k_folds"
 _VAGUE = 0.1  # standard error of a perplexity, of its value
@@ -105,13 +106,8 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
         )
         yield said, "a lower --learning_rate"
     elif losses[-1] == best and before - best > _FALL * abs(before):
-        limit = seen.run.arguments.get("time_limit")
-        helps = f"a longer --time_limit (it was {limit})" if limit else ""
-        said = f"{number(before)} to {number(best)} in the last evaluation"
-        yield (
-            f"the loss on validation was still falling: {said}",
-            helps or "more --num_train_epochs",
-        )
+        said = f"from {number(before)}, the best before, to {number(best)} at the end"
+        yield f"the loss on validation was still falling, {said}", _longer(seen)
     elif losses[-1] - best > max(_RISE * best, CLEAR * _error_of_loss(seen)):
         at = losses.index(best) + 1
         kept = seen.run.arguments.get("load_best_model_at_end")
@@ -122,6 +118,22 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
                 "fewer --num_train_epochs, or --load_best_model_at_end true; where"
                 " accuracy went on rising, it may stay",
             )
+
+
+def _longer(seen: Seen) -> str:
+    """Return what makes a training longer, by what ended this one."""
+    record, given = seen.run.record, seen.run.arguments
+    patience, limit = given.get("early_stopping_patience"), given.get("time_limit")
+    planned = record.get("plan", {}).get("steps") or 0
+    if patience and record.get("steps", planned) < _ALL * planned:
+        return f"a larger --early_stopping_patience (it was {patience}), which ended it"
+    if limit:
+        return f"a longer --time_limit (it was {limit})"
+    more = "more --num_train_epochs"
+    if given.get("load_best_model_at_end") is False and not patience:
+        more += ", with --load_best_model_at_end false --early_stopping_patience none"
+        more += ", as it was now"
+    return more
 
 
 def _error_of_loss(seen: Seen) -> float:

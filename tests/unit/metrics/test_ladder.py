@@ -66,7 +66,7 @@ def test_differences_are_paired(monkeypatch):
     (sure,) = lines(alone, "test")[1:]  # what stands above cost more
     assert sure == (
         f"  it is surer than it may be: log_loss {alone['log_loss']:.3g}, of guessing"
-        " 0.693; a training with --calibrate true (not with --k_folds) mends it"
+        " 0.693; a training with --calibrate true (not with --k_folds) may help"
     )
 
 

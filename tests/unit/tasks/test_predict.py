@@ -604,7 +604,7 @@ def test_what_is_cut_or_empty_is_counted(models, llmft_predict, capsys):
     Path("in.csv").write_text('text\n""\n' + "a film " * 40 + "\n\u2603\u2602 x\n")
     llmft_predict(models / "single", "in.csv", *PLAIN)
     said = capsys.readouterr().err
-    assert "  1 text is empty; used as they are\n" in said
+    assert "  1 text is empty; used all the same\n" in said
     assert "  1 text is cut, of more than 64 tokens\n" in said
     unknown = r"  (1 token is|[2-9] tokens are) unknown to this model \(\[UNK\]\)\n"
     assert re.search(unknown, said)

@@ -72,6 +72,7 @@ def try_out(wordpiece, folder, model=None, **changes):
         model=ModelArguments(attn_implementation=attention),
         data=None,
         origins={},
+        origins={},
     )
     found = choose_fast_path(
         args, model, MaskedLM(), collator, {"train": blocks(wordpiece)}
@@ -297,7 +298,10 @@ def test_whether_layers_are_compiled(
     data["train"] = Dataset.from_dict(
         {"input_ids": [[3, 4, 5, 6]] * 8 + [[3] * lengths] * 8}
     )
-    args = SimpleNamespace(training=trainer.args, model=ModelArguments(), data=None)
+    model_args = ModelArguments()
+    args = SimpleNamespace(
+        training=trainer.args, model=model_args, data=None, origins={}
+    )
     found = choose_fast_path(
         args, trainer.model, CausalLM(), trainer.data_collator, data
     )
@@ -520,6 +524,7 @@ def test_a_stream_within_a_time(wordpiece, tmp_path, monkeypatch):
         training=arguments(tmp_path, time_limit="60s"),
         model=ModelArguments(),
         data=None,
+        origins={},
     )
     model = tiny.model("bert", "masked-lm", len(wordpiece))
     found = choose_fast_path(args, model, MaskedLM(), collator, {"train": stream})

@@ -382,7 +382,7 @@ def test_short_texts_without_labels(wordpiece, capsys):
         "  test       6 tokens; lengths 50 % up to 2, 90 % up to 4, 99 % up to 4,"
         " longest 4\n"
     )
-    assert "llmft: warning: test: 1 text is empty, used as th" in said.err
+    assert "llmft: warning: test: 1 text is empty, used all th" in said.err
 
 
 def test_a_tokenizer_without_special_tokens_gives_an_empty_text_its_padding(capsys):

@@ -81,12 +81,12 @@ def test_many_texts_of_unknown_tokens_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "below", "wanted"),
     [
-        ((0.9, 0.7, 0.5), None, "0.7 to 0.5 in the last"),
+        ((0.9, 0.7, 0.5), None, "from 0.7, the best before, to 0.5"),
         # It swings: the last one is below the one before, and the best by little.
         ((13.5, 0.65, 0.82, 0.645), None, None),
-        ((13.5, 0.65, 0.82, 0.6), None, "0.65 to 0.6 in the last"),
+        ((13.5, 0.65, 0.82, 0.6), None, "from 0.65, the best before, to 0.6"),
         ((0.9, 0.7, 0.5), (0.29, 0.1), "fine-tuned did worse than the linear probe"),
-        ((0.9, 0.7, 0.5), (0.1, 0.1), "0.7 to 0.5 in the last"),
+        ((0.9, 0.7, 0.5), (0.1, 0.1), "from 0.7, the best before, to 0.5"),
     ],
 )
 def test_longer_training_is_advised_only_where_the_loss_fell(losses, below, wanted):
@@ -115,3 +115,29 @@ def test_the_evaluation_of_the_best_checkpoint_is_no_point_of_the_curve():
     assert series(events, "eval_loss") == ([1.0, 2.0, 3.0], [0.9, 0.5, 0.7])
     ((seen, _),) = said("mlm", {}, events, learning_rate=1e-4)
     assert seen == "the loss on validation rose from 0.5 (evaluation 2) to 0.7"
+
+
+@pytest.mark.parametrize(
+    ("steps", "arguments", "helps"),
+    [
+        (100, {}, "more --num_train_epochs"),
+        (100, {"early_stopping_patience": 3}, "more --num_train_epochs"),
+        (100, {"time_limit": "5m"}, "a longer --time_limit (it was 5m)"),
+        (
+            *(12, {"time_limit": "5m", "early_stopping_patience": 3}),
+            "a larger --early_stopping_patience (it was 3), which ended it",
+        ),
+        (
+            *(100, {"load_best_model_at_end": False}),
+            "more --num_train_epochs, with --load_best_model_at_end false"
+            " --early_stopping_patience none, as it was now",
+        ),
+    ],
+)
+def test_what_makes_a_training_longer_is_what_ended_it(steps, arguments, helps):
+    record = {"recipe": "classify", "status": "complete", "steps": steps}
+    record |= {"plan": {"steps": 100}}
+    record["arguments"] = {n: {"value": v, "from": ""} for n, v in arguments.items()}
+    events = [{"step": i, "eval_loss": x} for i, x in enumerate((0.9, 0.7, 0.5), 1)]
+    (block,) = advice(Seen(RunRecord(Path("none"), record, {}), events, [], [])).blocks
+    assert [row[1] for row in block.rows] == [helps]

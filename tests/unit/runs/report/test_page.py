@@ -133,7 +133,7 @@ def test_the_verdict_and_what_follows(tmp_path):
         " points." in said
     )
     assert "No difference could be told to linear probe" in said
-    assert "the loss on validation was still falling: 0.5 to 0.375" in said
+    assert "the loss on validation was still falling, from 0.5" in said
     assert "--calibrate true" in said
     assert re.search(r"reviews\.csv:\d+", said)
     assert render(read_run(tmp_path / "r")) == text
