@@ -72,7 +72,6 @@ def try_out(wordpiece, folder, model=None, **changes):
         model=ModelArguments(attn_implementation=attention),
         data=None,
         origins={},
-        origins={},
     )
     found = choose_fast_path(
         args, model, MaskedLM(), collator, {"train": blocks(wordpiece)}
