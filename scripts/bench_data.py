@@ -73,8 +73,7 @@ def write_file(path: Path, size: int) -> None:
 def tokenizer_rate(tokenizer: Any, path: Path) -> float:
     """Return the MB of the file whose texts the tokenizer alone does in a second.
 
-    That is a mean over 100 MB, as what stands beside it is one: the best of three times
-    25 MB was 8 % above it, on an AMD EPYC whose speed goes up and down.
+    That is a mean over 100 MB, as what stands beside it is one.
     """
     size, seconds = 0, 0.0
     with open(path, encoding="utf-8") as stream:
