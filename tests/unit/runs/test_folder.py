@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from llmft.config.fields import (
     ModelArguments,
     TrainingArguments,
 )
+from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.errors import DataError, EnvironmentFault
@@ -119,6 +121,22 @@ def test_how_a_run_ended_is_recorded(tmp_path, raised, status, error, capsys):
     log = (folder / "logs" / "debug.log").read_text()
     assert "Traceback (most recent call last)" in log
     assert type(raised).__name__ in log
+
+
+@pytest.mark.parametrize(
+    ("fold", "said"),
+    [
+        (None, "no checkpoint was due yet: start anew; "),
+        (Fold(3), "run (the folds stay; all rows are learnt anew)"),
+    ],
+)
+def test_what_is_told_after_a_stop_without_a_checkpoint(tmp_path, fold, said, capsys):
+    args = replace(arguments(tmp_path / "run"), fold=fold)
+    with pytest.raises(KeyboardInterrupt), tiny.started_run(args, "mlm", choices=[]):
+        raise KeyboardInterrupt
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("go on " in out) == (fold is not None)
 
 
 def test_a_run_leaves_the_loggers_as_they_were(tmp_path):
