@@ -13,10 +13,13 @@ from llmft.config.fields import AUTO, TrainingArguments
 from llmft.console import say
 from llmft.errors import EnvironmentFault
 from llmft.files import read_object
+from llmft.runs.listing import NOTES
 from llmft.runs.record import FOLDS, OF_RUN, OUTPUTS, STOPPED, held
 from llmft.train import resume
 
 _BEGUN = re.compile(r"\.write-test|\.run\.json\.staging-.+")
+# What is there of a cross-validation in its folds: a user may tag and look at it.
+_OF_FOLDS = {FOLDS, "run.json", "report.html", NOTES}
 _ELSEWHERE = "choose --output_dir"
 
 
@@ -47,7 +50,7 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if entries in ([FOLDS], [FOLDS, "run.json"]):  # before the last training
+    if FOLDS in entries and _OF_FOLDS.issuperset(entries):  # before the last training
         return
     if args.goes_on:  # a kill came before run.json, or the run there starts anew
         entries = [name for name in entries if not _BEGUN.fullmatch(name)]

@@ -80,20 +80,20 @@ def set_epochs_and_rate(
     if not training.do_train or train is None:
         return choices
     steps_are_given = training.max_steps > 0 or training.time_limit
-    few, rows = False, 1.0
+    few, share = False, 1.0  # the latter of the rows that are learnt in the end
     if args.fold is not None and args.fold.place is not None:
-        rows = args.fold.of / (args.fold.of - 1)  # all, which are learnt in the end
+        share -= 1 / args.fold.of
     if "num_train_epochs" not in args.origins and not steps_are_given:
         outputs = transformers_model(model).config.num_labels
         wanted = rule.examples + rule.each * outputs
-        few, rows = _is_few(train, rule.few / rows), rows * len(train)
+        few, rows = _is_few(train, share * rule.few), round(len(train) / share)
         epochs = min(max(math.ceil(wanted / rows), 1), rule.most)
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
-        said = f"auto: {rows:,.0f} examples, which are few"
+        said = f"auto: {rows:,} examples, which are few"
         if not few:
             said = f"auto: to see about {wanted:,} examples in all, each of"
-            said += f" {rows:,.0f} at most {rule.most} times"
+            said += f" {rows:,} at most {rule.most} times"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from unit.runs.test_record import make
 
-from llmft.runs.compare import compare
+from llmft.runs.compare import compare, decimals
 from llmft.runs.compare_page import as_html, as_text
 from llmft.runs.record import read_run
 
@@ -203,3 +203,18 @@ def test_what_a_cross_validation_sets_itself_is_no_difference(tmp_path):
         for n, how in (("x", ("default", "auto")), ("y", ("k_folds: as in", "bf16")))
     ]
     assert compare(runs)["arguments"] == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.12345, 4, "0.1235"),
+        (-0.00003684, 4, "-3.7e-05"),
+        (0.0, 4, "0.0000"),
+        (0.0001, 4, "0.0001"),
+        (0.004, 2, "0.004"),
+        (12.5, 2, "12.50"),
+    ],
+)
+def test_a_tiny_number_keeps_two_digits(value, digits, shown):
+    assert decimals(value, digits) == shown

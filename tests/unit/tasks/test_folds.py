@@ -23,6 +23,7 @@ from llmft.data.read.labels import LabelNames
 from llmft.errors import CheckpointError, DataError, EnvironmentFault
 from llmft.files import write_json
 from llmft.metrics.ladder import Rung
+from llmft.runs import listing
 from llmft.runs.record import find_runs, read_run
 from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
@@ -251,6 +252,13 @@ def test_a_stop_in_the_folds_is_recorded(asked, tmp_path, capsys, stop, status, 
     goes_on = re.search(r"go on +.*llmft resume \S+run\n", out)
     assert bool(goes_on) == (status == "interrupted")
     assert [run.name for run in find_runs(tmp_path)] == ["run"]  # and no "training"
+    # A user may look at it, and tag it, before it goes on.
+    listing.tag(tmp_path / "run", ["slow"])
+    (tmp_path / "run" / "report.html").touch()
+    again = Recipe()
+    cross_validate(again, asked())
+    assert [made.fold.place for made, _ in again.calls] == [2, 3, 4, None]
+    assert listing.notes_of(tmp_path / "run")["tags"] == ["slow"]
 
 
 def test_what_folds_cannot_do_is_told(asked, capsys):
