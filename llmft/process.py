@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,27 @@ _HINTS = {  # by the names of errno
 }
 
 
-# How long OpenMP's threads wait for each other by spinning before they sleep: rounds
-# (libgomp), milliseconds (Intel, LLVM; not measured). Masked LM in samples/s, alone,
-# beside a busy program, and the sum of two trainings at once, on 2 cores of an AMD EPYC
-# with AVX512-BF16: libgomp's own 51, 2, 4; 10,000 51, 17, 34; 3,000 49, 24, 48; 1,000
-# 49, 27, 53; 0 44, 30, 55. In turns on a quiet machine, alone: libgomp's own 49.8 and
-# 48.1, 1,000 50.9 and 50.6: the fewest that cost nothing.
-SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-WAITING_VARIABLES = ("OMP_WAIT_POLICY", *SPINNING)
+WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@cache
+def spinning(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Return how long OpenMP's threads wait for each other before they sleep, by name.
+
+    Rounds of spinning (libgomp), milliseconds (Intel and LLVM, not measured). In
+    samples/s of masked LM, alone, beside a busy program, and the sum of two trainings,
+    on 2 cores. AMD EPYC with AVX512-BF16: libgomp's own 51, 2, 4; 10,000 51, 17, 34;
+    3,000 49, 24, 48; 1,000 49, 27, 53; 0 44, 30, 55; on a quiet one alone, in turns,
+    libgomp's own 49.8 and 48.1, 1,000 50.9 and 50.6. Intel Xeon with AMX, virtual:
+    10,000 49.3 alone, two 40; 3,000 45.5, 48; 1,000 43.0, 48; a step of classification
+    alone and beside a program 188 and 455 ms, 196 and 342, 216 and 311. So a thread is
+    woken late there: what loses least in the worst case.
+    """
+    rounds = "3000"
+    with suppress(OSError), cpuinfo.open() as lines:
+        if re.search(r"^vendor_id\s*: AuthenticAMD$", lines.read(4096), re.M):
+            rounds = "1000"
+    return {"GOMP_SPINCOUNT": rounds, "KMP_BLOCKTIME": "1"}
 
 
 def limit_spinning() -> None:
@@ -87,7 +101,7 @@ def limit_spinning() -> None:
     OpenMP reads it when torch loads it: once torch is there, nothing is changed.
     """
     if "torch" not in sys.modules and not os.environ.keys() & {*WAITING_VARIABLES}:
-        os.environ.update(SPINNING)
+        os.environ.update(spinning())
 
 
 def quiet_libraries() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from llmft.config.choice import Choice
-from llmft.process import SPINNING, WAITING_VARIABLES
+from llmft.process import WAITING_VARIABLES, spinning
 
 _SECONDS = 0.15
 _BUSY = "print(flush=True)\nwhile True: pass"
@@ -21,7 +21,7 @@ def choice() -> Choice:
     """Return how threads wait, and who has set it (``process.limit_spinning``)."""
     given = {n: os.environ[n] for n in WAITING_VARIABLES if n in os.environ}
     names = ", ".join(f"{name}={value}" for name, value in given.items())
-    if given == SPINNING:
+    if given == spinning():
         said = f"other programs slow the threads less; by {names}, of llmft"
         return Choice("waiting", "spins briefly", said)
     if given:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmft.process import SPINNING, WAITING_VARIABLES
+from llmft.process import WAITING_VARIABLES, spinning
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -207,7 +207,7 @@ def test_the_bench_leaves_the_threads_of_stock_alone() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    own = SPINNING["GOMP_SPINCOUNT"]
+    own = spinning()["GOMP_SPINCOUNT"]
     assert done.stdout.splitlines()[-1] == f"scripts/stock.py None {own}"
 
 

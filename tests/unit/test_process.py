@@ -529,9 +529,9 @@ def test_a_script_is_imported_inside_the_frame(tmp_path):
     said, noise = running.communicate(timeout=60)
     assert (running.returncode, noise) == (0, "")
     *places, last = said.splitlines()
-    found = [(str(tmp_path / "script.py"), process.SPINNING["GOMP_SPINCOUNT"])]
+    found = [(str(tmp_path / "script.py"), process.spinning()["GOMP_SPINCOUNT"])]
     assert {*places} == {str(found)}
-    variables = {"OMP_WAIT_POLICY": None, **process.SPINNING}
+    variables = {"OMP_WAIT_POLICY": None, **process.spinning()}
     assert json.loads(last) == [["--flag", "x"], variables]
 
 
@@ -550,7 +550,7 @@ print(json.dumps([{n: v for n, v in found.items() if v}, sorted(slow - {*sys.arg
 @pytest.mark.parametrize(
     ("given", "set_after"),
     [
-        ({}, process.SPINNING),
+        ({}, process.spinning()),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"KMP_BLOCKTIME": "200"}, {"KMP_BLOCKTIME": "200"}),
@@ -561,6 +561,22 @@ def test_how_threads_wait_is_set_before_torch_unless_the_user_did(
 ):
     running = script_process(tmp_path, SEEN, **given)
     assert json.loads(running.communicate(timeout=60)[0]) == [set_after, []]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "rounds"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\n", "1000"),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", "3000"),
+        ("processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd\n", "3000"),
+        (None, "3000"),  # not Linux
+    ],
+)
+def test_how_long_threads_spin_goes_by_the_processor(cpuinfo, rounds, tmp_path):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo)
+    assert process.spinning(path)["GOMP_SPINCOUNT"] == rounds
 
 
 def test_nothing_is_set_where_it_would_be_too_late(monkeypatch):

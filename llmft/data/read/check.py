@@ -23,7 +23,7 @@ from llmft.data.read.messages import (
     Conversations,
 )
 from llmft.data.read.notes import SHOWN, Notes, refusal
-from llmft.data.read.text import Line, Row
+from llmft.data.read.text import Line, Row, is_text
 from llmft.errors import (
     ConfigError,
     DataError,
@@ -288,7 +288,7 @@ class Check:
     def _kept(self, file: int, line: int, row: Row) -> Checked:
         text = row.get(self._only) if self._only else None
         # What needs no second look comes first: a tenth of the time of reading.
-        if type(text) is str and text.isascii() and not ("\r" in text or "\0" in text):
+        if type(text) is str and is_text(text) and not ("\r" in text or "\0" in text):
             return {"text": text, "file": file, "line": line}
         carried = {name: row.get(name) for name in self.columns.carried}
         values: Checked = {"carried": carried} if carried else {}

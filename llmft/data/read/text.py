@@ -65,7 +65,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # a byte, as surrogateescape keeps it
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
+    """Return whether UTF-8 can write all of it: it holds no half of a character."""
     try:
         return text.isascii() or bool(text.encode())  # a third of a search's time
     except UnicodeEncodeError:
@@ -77,7 +78,7 @@ def require_clean(text: str, name: str, nul: bool = False) -> None:
 
     That is a byte that was not decoded, half of a character, and NUL unless ``nul``.
     """
-    if not _is_text(text):
+    if not is_text(text):
         found = _LONE_SURROGATE.search(text)
         assert found is not None
         if found[0] == TOO_LONG:
@@ -125,7 +126,7 @@ def text_lines(
                 while line and line[-1] not in "\r\n":
                     line = text.readline(MAX_LINE)
                 line = TOO_LONG + "\n"
-            elif not (line.isascii() or damaged or _is_text(line)):
+            elif not (line.isascii() or damaged or is_text(line)):
                 require_decodable(path, encoding)
                 damaged = True  # that was a look at all of the file
             yield line
@@ -135,7 +136,7 @@ def whole_text(path: Path, encoding: str) -> str:
     """Return all of a text file, at most 256 Mi characters; raises as above."""
     with _text(path, encoding, "") as text:
         found = text.read(MAX_DOCUMENT + 1)
-    if not _is_text(found):
+    if not is_text(found):
         require_decodable(path, encoding)
     if len(found) > MAX_DOCUMENT:
         said = f"more than {MAX_DOCUMENT:,} characters in one piece"

@@ -237,36 +237,54 @@ class Draws:
     def __init__(
         self, seed: int, epochs: np.ndarray, rows: np.ndarray, lengths: np.ndarray
     ) -> None:
-        keys: np.ndarray = np.full(len(rows), seed, np.int64).view(np.uint64)
-        for value in (epochs, rows):
-            keys = _mixed(keys + _step(1)) ^ value.astype(np.int64).view(np.uint64)
-        self._rows = _mixed(keys + _step(1))
+        before = np.array([_key_of(seed, epoch) for epoch in epochs.tolist()])
+        self._rows = _mixed((before ^ rows.view(np.uint64)) + _step(1))
         self.row = np.repeat(np.arange(len(rows)), lengths)
         self.starts = np.cumsum(lengths) - lengths
         # The place of a token, times _USES steps, counted from the place of its row.
         steps = np.arange(len(self.row), dtype=np.uint64) * _step(_USES)
         before = self._rows - self.starts.view(np.uint64) * _step(_USES)
-        self._tokens = steps + before[self.row]
+        self._tokens = steps + np.repeat(before, lengths)
 
     def of_tokens(self, use: int, at: np.ndarray | slice) -> np.ndarray:
         """Return numbers from [0, 1) for the tokens at these places, float64."""
         return _uniform(self._tokens[at] + _step(use))
+
+    def are_below(self, share: float, use: int, at: np.ndarray | slice) -> np.ndarray:
+        """Return where ``of_tokens`` is below ``share`` (bool), without the numbers."""
+        if share >= 1:
+            return np.ones(len(self._tokens[at]), bool)
+        limit = np.uint64(math.ceil(share * 2**53) << 11)
+        return _mixed(self._tokens[at] + _step(use)) < limit
 
     def of_rows(self, use: int) -> np.ndarray:
         """Return numbers from [0, 1) for the rows, float64."""
         return _uniform(self._rows - _step(use + 1))
 
 
+@cache
 def _step(count: int) -> np.uint64:
     return np.uint64(count * _GAMMA % 2**64)
 
 
+@cache
+def _key_of(seed: int, epoch: int) -> np.uint64:
+    """Return what the rows of an epoch are mixed with."""
+    key = _mixed(np.array([seed]).view(np.uint64) + _step(1))
+    key ^= np.array([epoch]).view(np.uint64)
+    return _mixed(key + _step(1))[0]
+
+
+_BY_30, _BY_27, _BY_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
 def _mixed(values: np.ndarray) -> np.ndarray:
-    values = values ^ (values >> np.uint64(30))
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
+    values = values ^ (values >> _BY_30)
+    values *= _FIRST
+    values ^= values >> _BY_27
+    values *= _SECOND
+    values ^= values >> _BY_31
     return values
 
 
@@ -310,11 +328,13 @@ def choose(
         chosen, unit = interval % 2 == 1, parts.nonzero()[0][parts.cumsum() - 1]
     elif edges is not None:
         unit = begins[word]
-        chosen = (draws.of_tokens(_CHOSEN, begins) < probability)[word]
+        chosen = draws.are_below(probability, _CHOSEN, begins)[word]
     else:
-        unit, chosen = begins, draws.of_tokens(_CHOSEN, slice(None)) < probability
+        unit = begins
+        chosen = draws.are_below(probability, _CHOSEN, slice(None))
     chosen &= maskable
-    bare = np.bincount(draws.row[chosen], minlength=len(draws.starts)) == 0
+    rows = draws.row[chosen.nonzero()[0]]
+    bare = np.bincount(rows, minlength=len(draws.starts)) == 0
     if bare.any():
         counts = np.bincount(draws.row[maskable], minlength=len(bare))
         bare &= counts > 0

@@ -170,36 +170,43 @@ class Stream(IterableDataset):
             begins, rows = np.append(begins, starts) - token, rows + new_rows
             ids, token = np.append(ids, new)[token:], 0
             whole = len(ids) // self.size * self.size
-            for at in range(0, whole, self.size):
-                any_block = True
-                yield self._block(ids[at : at + self.size], begins - at, rows)
+            any_block = any_block or whole > 0
+            yield from self._blocks(ids[:whole], self.size, begins, rows)
             ids, begins = ids[whole:], begins - whole
-            first = _row_of(0, begins)
+            first = int(_rows_of(0, begins))
             begins, rows = begins[first:], rows[first:]
         if not any_block and len(ids) > 1:
-            yield self._block(ids, begins, rows)
+            yield from self._blocks(ids, len(ids), begins, rows)
         elif len(ids) and self.epoch == 0:
             said = f"{len(ids):,} tokens of the last partial block left out"
             warn(f"{self.rows.name}: {said}, in every epoch")
 
-    def _block(self, ids: np.ndarray, begins: np.ndarray, rows: list[_Row]) -> _Block:
-        """Return a block, and the place of its first token.
+    def _blocks(
+        self, ids: np.ndarray, size: int, begins: np.ndarray, rows: list[_Row]
+    ) -> Iterator[_Block]:
+        """Yield blocks of ``size`` tokens, each with the place of its first one.
 
         Args:
-            ids: its tokens. begins: where rows begin, counted from the first of them.
+            begins: where the rows begin in the ids, the first of them at or before 0.
         """
-        first = _row_of(0, begins)
-        # A copy: a view would keep all ids of its batch in the buffer.
-        block: dict[str, Any] = {"input_ids": ids.copy()}
-        if "seq_lengths" in self.column_names:
-            inside = begins[first + 1 : _row_of(len(ids) - 1, begins) + 1]
-            block["seq_lengths"] = np.diff(np.unique([0, *inside, len(ids)]))
-        return block, (*rows[first], int(-begins[first]))
+        starts = np.arange(0, len(ids), size)
+        firsts = _rows_of(starts, begins)
+        tokens = (starts - begins[firsts]).tolist()
+        for at, first, token in zip(
+            starts.tolist(), firsts.tolist(), tokens, strict=True
+        ):
+            # A copy: a view would keep all ids of its batch in the buffer.
+            block: dict[str, Any] = {"input_ids": ids[at : at + size].copy()}
+            if "seq_lengths" in self.column_names:
+                last = int(_rows_of(at + size - 1, begins))
+                inside = begins[first + 1 : last + 1] - at
+                block["seq_lengths"] = np.diff(np.unique([0, *inside, size]))
+            yield block, (*rows[first], token)
 
 
-def _row_of(token: int, begins: np.ndarray) -> int:
-    """Return which row a token is of; of some without tokens, it is none."""
-    return max(int(begins.searchsorted(token, "right")) - 1, 0)
+def _rows_of(tokens: Any, begins: np.ndarray) -> np.ndarray:
+    """Return which rows tokens are of; of some without tokens, it is none."""
+    return np.maximum(begins.searchsorted(tokens, "right") - 1, 0)
 
 
 class Passes(IterableDataset):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from llmft.machine import waiting
-from llmft.process import SPINNING, WAITING_VARIABLES
+from llmft.process import WAITING_VARIABLES, spinning
 
-OURS = ", ".join(f"{name}={value}" for name, value in SPINNING.items())
+OURS = ", ".join(f"{name}={value}" for name, value in spinning().items())
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _threads_restored():
 @pytest.mark.parametrize(
     ("given", "value", "said"),
     [
-        (SPINNING, "spins briefly", f"by {OURS}, of llmft"),
+        (spinning(), "spins briefly", f"by {OURS}, of llmft"),
         ({"GOMP_SPINCOUNT": "7"}, "as given", "GOMP_SPINCOUNT=7 was given"),
         (
             {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"},

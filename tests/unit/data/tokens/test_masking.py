@@ -289,6 +289,18 @@ def draws_of(lengths, epoch=0, seed=0, first=0):
     return Draws(seed, np.full(len(lengths), epoch), rows, np.array(lengths))
 
 
+@pytest.mark.parametrize("share", [0.0, 2.0**-53, 1e-9, 0.15, 0.5, 1 - 2**-53, 1.0])
+def test_what_is_below_a_share_is_told_without_the_numbers(share):
+    draws, use = draws_of([3000, 0, 2000], epoch=-1, seed=3), 2
+    for at in (slice(None), np.arange(0, 5000, 7)):
+        wanted = draws.of_tokens(use, at) < share
+        assert (draws.are_below(share, use, at) == wanted).all()
+    number = draws.of_tokens(use, slice(4, 5))  # just there, and the next above
+    for limit in (*number, np.nextafter(number[0], 1)):
+        found = draws.are_below(float(limit), use, slice(4, 5))
+        assert (found == (number < limit)).all()
+
+
 def rows_of_words(wordpiece, rows, words, spans, probability=0.15):
     """Return what is chosen in rows of words of one token each, and the units."""
     edges = word_edges(wordpiece)
