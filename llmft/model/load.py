@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from inspect import signature
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +115,10 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
         return target
     say(f"unpacking {name} into the cache (once, less than a minute)")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    packed = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.float32
-    )
+    with redirect_stderr(StringIO()):  # a bar, which nothing turns off
+        packed = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.float32
+        )
     vars(packed.config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(packed.config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict())

@@ -12,6 +12,7 @@ import torch
 from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import AutoConfig, T5Config
 from transformers import AutoModelForCausalLM as Causal
 
@@ -490,7 +491,12 @@ def test_a_gguf_file_is_unpacked_once_with_its_terms(tmp_path, monkeypatch, caps
     held.config.quantization_config = {"from": "the file"}
     calls = []
     for loader, found in ((models.AutoTokenizer, tokenizer), (Causal, held)):
-        read = lambda *given, found=found, **options: calls.append(given) or found  # noqa: E731
+
+        def read(*given, found=found, **options):
+            calls.append(given)
+            tqdm([1], desc="Converting", disable=found is tokenizer).refresh()
+            return found
+
         monkeypatch.setattr(loader, "from_pretrained", read)
     folder = tmp_path / "asset-0123"
     folder.mkdir()
@@ -499,7 +505,8 @@ def test_a_gguf_file_is_unpacked_once_with_its_terms(tmp_path, monkeypatch, caps
     unpacked = models._unpack_gguf(folder, "x.gguf")
     assert models._unpack_gguf(folder, "x.gguf") == unpacked
     assert len(calls) == 2
-    assert capsys.readouterr().out.count("unpacking x.gguf") == 1
+    said, bars = capsys.readouterr()
+    assert (said.count("unpacking x.gguf"), "Converting" in bars) == (1, False)
     monkeypatch.undo()
     assert [p.name for p in terms_files(unpacked)] == ["GEMMA_TERMS.html", "NOTICE.md"]
     assert not [*unpacked.glob("*.gguf"), *unpacked.glob("ACCEPTED")]
