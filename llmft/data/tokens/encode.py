@@ -282,9 +282,10 @@ def _accented(texts: Sequence[str]) -> tuple[int, set[str]]:
     """Return how many texts have letters with an accent, and these."""
     odd = [text for text in texts if not text.isascii()]
     codes = np.frombuffer("".join(odd).encode("utf-32-le"), np.uint32)
-    letters = [*map(chr, np.unique(codes[codes > 127]))]
+    places = np.flatnonzero(codes > 127)  # few, of all that is there
+    letters = [*map(chr, np.unique(codes[places]))]
     lost = {letter for letter in letters if _has_accent(letter)}
-    places = np.flatnonzero(np.isin(codes, [*map(ord, lost)]))
+    places = places[np.isin(codes[places], [*map(ord, lost)])]
     ends = np.cumsum([len(text) for text in odd])
     return len(np.unique(np.searchsorted(ends, places, "right"))), lost
 
