@@ -237,8 +237,8 @@ class Draws:
     def __init__(
         self, seed: int, epochs: np.ndarray, rows: np.ndarray, lengths: np.ndarray
     ) -> None:
-        before = np.array([_key_of(seed, epoch) for epoch in epochs.tolist()])
-        self._rows = _mixed((before ^ rows.view(np.uint64)) + _step(1))
+        keys = np.array([_key_of(seed, epoch) for epoch in epochs.tolist()])
+        self._rows = _mixed((keys ^ rows.view(np.uint64)) + _step(1))
         self.row = np.repeat(np.arange(len(rows)), lengths)
         self.starts = np.cumsum(lengths) - lengths
         # The place of a token, times _USES steps, counted from the place of its row.
