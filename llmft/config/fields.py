@@ -259,7 +259,8 @@ class ClassificationDataArguments(DataArguments):
     ladder: bool = _agreed(
         True,
         "Fit simpler methods on the same rows first: TF-IDF, and the output layer alone"
-        " on frozen features, which training then starts from; the best is saved.",
+        " on frozen features, from which training starts; that is saved instead where"
+        " it is better on validation by more than its standard error.",
     )
     k_folds: int | None = arg(
         None,

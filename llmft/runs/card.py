@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from llmft.errors import escape, listed
 from llmft.metrics.intervals import limits
 from llmft.metrics.predictions import weak_lines
+from llmft.runs.record import in_force
 from llmft.runs.terminal import UNSHARED
 from llmft.sources import catalog
 
@@ -195,8 +196,7 @@ def _training(values: Mapping[str, Any], record: dict[str, Any]) -> str:
         if name in chosen
     ]
     unset: tuple[Any, ...] = (None, False, [], ["none"], -1)
-    if values.get("max_steps", -1) > 0:
-        values = {**values, "num_train_epochs": None}  # overruled
+    values = in_force(values)
     known = {name: values.get(name) for name in _HYPERPARAMETERS}
     rows += [(name, value) for name, value in known.items() if value not in unset]
     return _table(("what", "value"), rows)

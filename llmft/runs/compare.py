@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from llmft.runs.record import RunRecord
+from llmft.runs.record import RunRecord, in_force
 
 CLEAR = 0.95  # as sure as this a difference is said to be one
 _FEW = 0.5  # of the rows of the shorter file of predictions: by chance, some are alike
@@ -78,7 +78,7 @@ def _arguments(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     for run in runs:
         asked = run.record.get("arguments", {}).items()
         aside |= {n for n, entry in asked if entry["from"].startswith("k_folds")}
-    differing = _differing(runs, lambda run: run.arguments)
+    differing = _differing(runs, lambda run: in_force(run.arguments))
     return {n: values for n, values in differing.items() if n not in aside}
 
 

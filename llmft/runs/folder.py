@@ -45,7 +45,7 @@ from llmft.process import as_fault
 from llmft.runs import terminal
 from llmft.runs.card import model_card
 from llmft.runs.killed import how_it_ended
-from llmft.runs.leg import begun
+from llmft.runs.leg import begun, since_folds
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import drop_later, held
@@ -165,6 +165,8 @@ class Run:
         self.planned = replace(self.planned, folder=str(self.folder))
         training.output_dir = str(self.folder)
         self.record |= begun(self.script, self.args, resumed)
+        if self.args.fold is not None:
+            self.record |= since_folds(self.folder, self.record)
         training.push_to_hub = False  # Trainer would push its checkpoints' folder
         log = self.folder / "logs" / "debug.log"
         checkpoints = self.folder / "checkpoints"

@@ -42,6 +42,12 @@ def begun(script: str, args: Arguments, resumed: str | bool | None) -> dict[str,
     }
 
 
+def since_folds(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return ``record``, started when what is there of a cross-validation was."""
+    before = read_object(folder / "run.json").get("started")
+    return record | ({"started": before} if before else {})
+
+
 @contextmanager
 def recorded(folder: Path, recipe: str, record: dict[str, Any]) -> Iterator[None]:
     """Have ``run.json`` tell of folds what it tells of a run, so that they go on.
@@ -51,7 +57,7 @@ def recorded(folder: Path, recipe: str, record: dict[str, Any]) -> Iterator[None
     Args:
         record: what ``begun`` returned.
     """
-    started = time.perf_counter()
+    started, record = time.perf_counter(), since_folds(folder, record)
 
     def save(**more: Any) -> None:
         write_json(folder / "run.json", {"recipe": recipe, **record, **more})

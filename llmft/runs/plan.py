@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft.config.choice import Choice
+from llmft.config.convert import duration
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.config.fields import TrainingArguments
 from llmft.console import say, warn
@@ -209,6 +210,9 @@ def _steps_text(args: TrainingArguments, plan: Plan) -> str:
     if not args.time_limit:
         return f"{plan.steps:,} steps of {batch} examples, {epochs}"
     said = f"as many steps of {batch} examples as fit into {args.time_limit}"
+    whole, left = duration(args.time_limit), seconds_left(args.time_limit)
+    if left <= whole / 2:  # a first download and unpacking are among it
+        said += f", {duration_text(whole - left)} of which are gone"
     about = "" if args.resume_from_checkpoint else "about "
     return f"{said}: {about}{plan.steps:,}, {epochs}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -286,6 +286,12 @@ def _misshapen(record: dict[str, Any]) -> str:
                 return f"{name}.{key} is {shorten(entry)}"
     wrong = [leg for leg in record.get("legs", []) if not isinstance(leg, dict)]
     return f"a leg is {shorten(wrong[0])}" if wrong else ""
+
+
+def in_force(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with no epochs where steps or a time limit overrule them."""
+    overruled = values.get("time_limit") or (values.get("max_steps") or -1) > 0
+    return {**values, **({"num_train_epochs": None} if overruled else {})}
 
 
 def find_runs(root: Path) -> list[RunRecord]:

@@ -154,6 +154,7 @@ def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> 
         running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
     assert not (kept / "3.json").exists()
+    began = process.read_json(cwd / "killed" / "run.json")["started"]
     first = (kept / "1.json").stat().st_mtime_ns
     third.unlink()
     with process.start(*killed, cwd=cwd) as running:
@@ -167,6 +168,7 @@ def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> 
     assert hint.endswith("llmft resume killed")
     record = process.read_json(cwd / "killed" / "run.json")
     assert (record["status"], record["error"]) == ("interrupted", "Ctrl-C")
+    assert record["started"] == began
     done = subprocess.run(
         [sys.executable, "-m", "llmft", "resume", "killed"],
         cwd=cwd,
@@ -179,6 +181,7 @@ def test_kill_in_the_third_fold_and_start_again(given: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     assert not process.problems(done.stderr)
     assert (kept / "1.json").stat().st_mtime_ns == first
+    assert process.read_json(cwd / "killed" / "run.json")["started"] == began
     process.run_well(*flags, "--output_dir", "whole", cwd=cwd)
     again, whole = (cwd / name for name in ("killed", "whole"))
     for name in ("folds", "k_folds"):

@@ -62,7 +62,7 @@ def advice(seen: Seen) -> Section:
         header = ["what was seen", "what may help"]
         section.blocks.append(Table("From what was seen", header, rows))
     else:
-        section.said.append("Nothing that was measured asks for a change.")
+        section.said.append("What was measured points to none of the usual remedies.")
     return section
 
 

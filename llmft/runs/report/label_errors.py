@@ -119,8 +119,10 @@ def label_errors(parts: Mapping[str, Answers], found: Sequence[Suspect]) -> Sect
         for row in [s.answers.rows[s.row]]
     ]
     if rows:
+        folds = any("fold" in s.answers.rows[s.row] for s in found)
+        model = "the saved model" + " (of folds: their own)" * folds
         section.said.append(
-            "Rows that the saved model answers otherwise (rather), ranked by how"
+            f"Rows that {model} answers otherwise (rather), ranked by how"
             " probable their label is to all methods together; those count more that"
             " are right more often. Where simpler methods are for a label, its chance"
             " can be above 0.5. Some of these labels are right and the methods wrong:"

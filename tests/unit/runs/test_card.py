@@ -177,7 +177,8 @@ def test_hostile_labels_are_no_markup():
 
 
 def test_what_the_run_does_not_know_does_not_stand_there():
-    text = model_card("Title", "fill-mask", {}, record({"name": "m"}, max_steps=5))
+    said = record({"name": "m"}, max_steps=5, num_train_epochs=3.0)
+    text = model_card("Title", "fill-mask", {}, said)
     for absent in (
         "num_train_epochs",
         "calibration",

@@ -193,6 +193,20 @@ def test_a_cut_file_of_predictions_and_another_task_are_told(tmp_path):
     assert "no paired test: classes here, something else there" in pair["notes"]
 
 
+def test_epochs_that_steps_or_a_time_overrule_are_none(tmp_path):
+    values = [("epochs", None, -1), ("time", "2m", -1), ("steps", None, 9)]
+    runs = []
+    for epochs, (name, limit, steps) in enumerate(values, 1):
+        given = {"num_train_epochs": epochs, "time_limit": limit, "max_steps": steps}
+        asked = {n: {"value": v, "from": "flag"} for n, v in given.items()}
+        runs.append(classifier(tmp_path / name, 0.8, 1, arguments=asked))
+    assert compare(runs)["arguments"] == {
+        "num_train_epochs": [1, None, None],
+        "time_limit": [None, "2m", None],
+        "max_steps": [-1, -1, 9],
+    }
+
+
 def test_what_a_cross_validation_sets_itself_is_no_difference(tmp_path):
     def asked(origin, value):
         given = {"value": value, "from": origin}

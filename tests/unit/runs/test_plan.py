@@ -59,6 +59,15 @@ def _machine(monkeypatch):
             " tried before\n",
         ),
         (
+            {"time_limit": "2m"},
+            Forecast(2.0, final_seconds=20),
+            range(17),
+            "  training   as many steps of 8 examples as fit into 2m, 60 s of which are"
+            " gone: about 20, 6.67 epochs, learning rate 5e-05\n"
+            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s;"
+            " tried before\n",
+        ),
+        (
             {"time_limit": "1m"},
             Forecast(2.0, trial_seconds=3.25),
             iter([]),
