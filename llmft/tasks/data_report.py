@@ -61,7 +61,7 @@ def report_data(
     of_chat: dict[str, Any]
     of_chat = {name: flags.get(f"{name}_column_name") for name in _OF_CHAT}
     columns = Columns.of(args, needs_label=True, label_optional=chat, chat=chat)
-    columns = replace(columns, **of_chat)
+    columns = replace(columns, needs_text=not chat, **of_chat)  # as classify.py
     reading = Reading.of(args)
     tokenizer = None
     if model.model_name_or_path:

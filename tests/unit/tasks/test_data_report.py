@@ -203,6 +203,15 @@ def test_bad_rows_are_told_after_the_report(tmp_path, capsys, monkeypatch):
         assert ended.value.code == 3
         shown = capsys.readouterr()
         assert (out in shown.out, err in shown.err) == (True, True)
+    # An empty text is a bad row where there are labels, as classify.py has it.
+    (tmp_path / "d.csv").write_text(f"text,label\n{rows},a\ntwo,a,b\n")
+    for more, said in (
+        (["--label_column_name", "label"], "2 bad rows left out (d.csv:32, d.csv:33)"),
+        ([], "1 bad row left out (d.csv:33)"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["data", "d.csv", *more])
+        assert said in capsys.readouterr().out
     (tmp_path / "b.csv").write_text("text,label\none\n")
     with pytest.raises(SystemExit):
         cli.main(["data", "b.csv"])
