@@ -57,7 +57,7 @@ def recorded(folder: Path, recipe: str, record: dict[str, Any]) -> Iterator[None
     Args:
         record: what ``begun`` returned.
     """
-    started, record = time.perf_counter(), since_folds(folder, record)
+    started = time.perf_counter()
 
     def save(**more: Any) -> None:
         write_json(folder / "run.json", {"recipe": recipe, **record, **more})

@@ -37,7 +37,7 @@ from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import recipe_file, versions
-from llmft.runs.leg import begun, recorded
+from llmft.runs.leg import begun, recorded, since_folds
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, duration_text
 from llmft.runs.record import FOLDS, OF_RUN, held
@@ -100,20 +100,21 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         said = f"{folds} trainings on part of the rows come before this one"
         say(f"k_folds    {said}, about {took} in all")
         return plan
+    record = begun(str(recipe_file(TASK.recipe)), args, None)
     if stopped:
         _require_same(stopped / FOLDS, args, facts)
+        record = since_folds(stopped, record)
         _clear(stopped)
     folder = make_folder("classify", training)
     kept = folder / FOLDS
     kept.mkdir(exist_ok=True)
     with held(kept):
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
-        script = str(recipe_file(TASK.recipe))
         said = (
             f"{folds} trainings, then one on all rows; what each prints, its plan too"
         )
         say(f"k_folds    {said}, is in {short(kept)}/1.txt and so on")
-        with recorded(folder, TASK.recipe, begun(script, args, None)):
+        with recorded(folder, TASK.recipe, record):
             found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
