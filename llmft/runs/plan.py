@@ -210,11 +210,12 @@ def _steps_text(args: TrainingArguments, plan: Plan) -> str:
     if not args.time_limit:
         return f"{plan.steps:,} steps of {batch} examples, {epochs}"
     said = f"as many steps of {batch} examples as fit into {args.time_limit}"
+    if args.resume_from_checkpoint:
+        return f"{said}: {plan.steps:,}, {epochs}"
     whole, left = duration(args.time_limit), seconds_left(args.time_limit)
     if left <= whole / 2:  # a first download and unpacking are among it
         said += f", {duration_text(whole - left)} of which are gone"
-    about = "" if args.resume_from_checkpoint else "about "
-    return f"{said}: {about}{plan.steps:,}, {epochs}"
+    return f"{said}: about {plan.steps:,}, {epochs}"
 
 
 def _time(plan: Plan) -> str:
