@@ -110,10 +110,8 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     kept.mkdir(exist_ok=True)
     with held(kept):
         write_json(kept / _ARGUMENTS, _require_same(kept, args, facts))
-        said = (
-            f"{folds} trainings, then one on all rows; what each prints, its plan too"
-        )
-        say(f"k_folds    {said}, is in {short(kept)}/1.txt and so on")
+        said = "then one on all rows; what each prints, its plan too, is in"
+        say(f"k_folds    {folds} trainings, {said} {short(kept)}/1.txt and so on")
         with recorded(folder, TASK.recipe, record):
             found = _each(train, args, [len(part) for part in rows], kept)
         kind = str(source.problem_type)
