@@ -36,10 +36,14 @@ from llmft.config.fields import DataArguments
 from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import batches, cached, content_hash
 from llmft.data.tokens.chat import Layout
+from llmft.data.tokens.words import WordIds, word_ids
+from llmft.machine.detect import usable_cores
 
 _CACHE = 5  # to be raised where the same settings make other ids
 BATCH = 1000  # texts that a tokenizer gets at once
 CHARACTERS = 2**21  # it takes 30 times as much memory as the text has, two at a time
+# A tokenizer uses all cores and words one, which takes a seventh of the work.
+_MOST_CORES = 6
 
 Batch = dict[str, list[Any]]
 Ids = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -168,8 +172,9 @@ def encode_ahead(parts: Iterator[Batch], how: How) -> Iterator[tuple[Batch, Ids]
     and makes something of what came before. Two batches are in work, for one thread
     would leave it idle as often as it hands ids to Python.
     """
+    words = _words(*how) if usable_cores() <= _MOST_CORES else None
     with ThreadPoolExecutor(2) as pool:
-        yield from _ahead(parts, pool, lambda batch: encode_batch(batch, *how), 2)
+        yield from _ahead(parts, pool, lambda b: encode_batch(b, *how, words), 2)
 
 
 def _ahead(
@@ -197,11 +202,18 @@ _worker: dict[str, Any] = {}  # of a worker process: what it tokenizes with
 
 def _start_worker(*how: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(how=how)
+    _worker.update(how=(*how, _words(*how)))
 
 
 def _in_worker(batch: Batch) -> Ids:
     return encode_batch(batch, *_worker["how"])
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerBase, end_token: int | None, layout: Layout | None
+) -> WordIds | None:
+    backend = None if layout else _plain_backend(tokenizer)
+    return None if backend is None else word_ids(backend)
 
 
 def encode_batch(
@@ -209,13 +221,20 @@ def encode_batch(
     tokenizer: PreTrainedTokenizerBase,
     end_token: int | None = None,
     layout: Layout | None = None,
+    words: WordIds | None = None,
 ) -> Ids:
-    """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch."""
+    """Return ids (int32), lengths (int64) and, of pairs, types (int8) of a batch.
+
+    Args:
+        words: of this tokenizer, where they are to make the ids of texts.
+    """
     types: Sequence[Any] = ()
     pairs = batch.get("text_pair")
     if layout is not None:
         rows, types = layout.encode(batch, end_token)
     elif (backend := _plain_backend(tokenizer)) is not None:
+        if words is not None and pairs is None:
+            return *words.encode(batch["text"], end_token), None
         texts = batch["text"] if pairs is None else [*zip(batch["text"], pairs)]  # noqa: B905
         made = backend.encode_batch_fast(texts)  # without the places of tokens
         rows = [encoding.ids for encoding in made]
