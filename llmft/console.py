@@ -127,7 +127,7 @@ def warned_once() -> Iterator[None]:
     finally:
         again = (found := _once.pop()).total() - len(found)
         if again:
-            say(f"warnings   {again:,} more were those of above")
+            say(f"warnings   those above came {again:,} more times")
 
 
 def width(text: str) -> int:

@@ -260,7 +260,9 @@ class ClassificationDataArguments(DataArguments):
         True,
         "Fit simpler methods on the same rows first: TF-IDF, and the output layer alone"
         " on frozen features, from which training starts; that is saved instead where"
-        " it is better on validation by more than its standard error.",
+        " it is better on validation by more than the standard error that it has there"
+        " (with freeze_backbone: where training did not improve it; with k_folds: where"
+        " it is better over all folds).",
     )
     k_folds: int | None = arg(
         None,

@@ -106,11 +106,10 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
         below, shown = rung.get("below"), "saved"
         if below is not None:
             shown = f"{below['value']:+.4f} +- {below['stderr']:.4f}"
-        took = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
         of_all = {"n": ladder["n"], "wider": ladder.get("wider", 1.0)}
         error = standard_error(ladder["metric"], {**rung, **of_all})
         value, known = f"{rung['value']:.4f}", "-" if error is None else f"{error:.2g}"
-        rows.append((rung["name"], value, known, shown, took))
+        rows.append((rung["name"], value, known, shown, f"{rung['seconds']:.1f}"))
     header = ["method", ladder["metric"], "+-", "saved is above by", "seconds"]
     said = [f"\nladder, on {split}, n {ladder['n']:,}\n{table(rows, header)}"]
     said += _conclusions(ladder)

@@ -100,8 +100,8 @@ class Run:
         self.script, self.task, self.args = script, task, args
         self.held_out = splits.held_out()
         self.train_source = splits.sources.get("train")
-        of_fold = args.fold is not None and args.fold.place is not None
-        self.pushes = args.training.push_to_hub and not of_fold
+        self.of_fold = args.fold is not None and args.fold.place is not None
+        self.pushes = args.training.push_to_hub and not self.of_fold
         self.files = splits.sources[self.held_out].files if self.held_out else []
         self.results: dict[str, dict[str, float]] = {}
         self.unknown_tokens: dict[int, int] = {}  # of texts held out, by their place
@@ -338,6 +338,8 @@ class Run:
             seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
             say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
         done = {"status": "complete", "seconds": self._seconds()}  # but for saying so
+        if self.of_fold:  # whose folder is not kept
+            return
         publish_report(self.folder, {**self.record, **done})
         terminal.where(self.folder, given)
         script = str(Path(self.script).with_name(f"{recipe}.py"))

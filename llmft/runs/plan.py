@@ -128,6 +128,8 @@ def show(plan: Plan, args: TrainingArguments) -> None:
         say(f"  {'logging':<10} once, after the last step")
     if plan.seconds:
         say(f"  {'time':<10} {_time(plan)}")
+    elif plan.steps:
+        say(f"  {'time':<10} not known, as memory is: nothing was tried")
     if plan.memory_bytes[1]:
         said = f"{_range(plan)} at the most, of {allowed_text()}"
         say(f"  {'memory':<10} {said}")
@@ -226,7 +228,7 @@ def _time(plan: Plan) -> str:
         for name, seconds in plan.seconds.items()
         if seconds >= 0.5
     ]
-    said = f"about {duration_text(sum(plan.seconds.values()))}: "
+    said = f"about {duration_text(sum(plan.seconds.values()))} from here: "
     said += ", ".join(parts) or "next to nothing"
     tried = f"trying took {duration_text(plan.trial_seconds)}"
     return f"{said}; {tried if plan.trial_seconds else 'tried before'}"

@@ -96,9 +96,9 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         say(f"  {always:,} rows are in every training: no other fold has their label")
     if training.dry_run:
         plan = train(last)[0]
-        took = duration_text(folds * sum(plan.seconds.values()))
+        took = folds * sum(plan.seconds.values())
         said = f"{folds} trainings on part of the rows come before this one"
-        say(f"k_folds    {said}, about {took} in all")
+        say(f"k_folds    {said}" + f", about {duration_text(took)} in all" * bool(took))
         return plan
     record = begun(str(recipe_file(TASK.recipe)), args, None)
     if stopped:

@@ -69,6 +69,7 @@ class Ladder:
         self.file: Path | None = None  # the weights that it trains, meanwhile
         train, held_out = splits.parts.get("train"), splits.held_out()
         self.on = args.data.ladder and train is not None
+        self.frozen = args.model.freeze_backbone
         self.keeps_probe = args.fold is not None and args.fold.keep == PROBE
         if not args.data.ladder or train is None or held_out is None:
             return
@@ -124,10 +125,11 @@ class Ladder:
     ) -> None:
         """Put the probe's weights back where validation says that they are better.
 
-        That is in the metric of the best checkpoint, by more than its standard error:
-        of 20 trainings on 8 or 16 texts a class (emotions, MedMCQA), the difference
-        alone picked the probe in 4, each time wrongly (0.30 and 0.45 right of the
-        test). After a cross-validation, where its folds say so.
+        That is in the metric of the best checkpoint, by more than the probe's standard
+        error: of 20 trainings on 8 or 16 texts a class (emotions, MedMCQA), the
+        difference alone picked the probe in 4, each time wrongly (0.30 and 0.45 right
+        of the test). Where the rest is frozen, if the training did not improve it.
+        After a cross-validation, where its folds say so.
         """
         if self.file is None:
             return
@@ -139,11 +141,13 @@ class Ladder:
             self._restore(transformers_model(trainer.model))
         elif probe is not None and tuned is not None:
             above = probe - tuned if args.greater_is_better else tuned - probe
-            if above > self.reached.get(f"{name}_stderr", 0.0):
+            error = self.reached.get(f"{name}_stderr", 0.0)
+            if above >= 0 if self.frozen else above > error:
                 self._add_tuned_of(trainer, examples, run)
                 self._restore(transformers_model(trainer.model))
-                said = f"{name} {probe:.4g}, fine-tuned {tuned:.4g}"
-                say(f"  the {PROBE} is better on validation, and saved: {said}")
+                said = f"saved: {name} {probe:.4g}, fine-tuned {tuned:.4g}"
+                how = "better" if above > 0 else "as good"
+                say(f"  the {PROBE} is {how} on validation, and {said}")
         self.file.unlink()
 
     def _restore(self, model: Any) -> None:

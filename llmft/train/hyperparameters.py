@@ -91,13 +91,16 @@ def set_epochs_and_rate(
         epochs = rule.often if few else epochs
         _set(args, num_train_epochs=float(epochs))
         said = f"auto: {rows:,} examples, which are few"
-        if not few:
-            said = f"auto: to see about {wanted:,} examples in all, each of"
-            said += f" {rows:,} at most {rule.most} times"
+        if not few and epochs == rule.most:
+            said = f"auto: the most passes that are taken, over {rows:,} examples"
+        elif not few:
+            said = f"auto: to see about {wanted:,} examples in all, of {rows:,}"
         said += "; the last weights are kept" if rule.keeps_last else ""
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
             _set(args, load_best_model_at_end=False, early_stopping_patience=None)
+    elif "fold" in (origin := args.origins.get("num_train_epochs", "")):
+        choices.append(Choice("epochs", f"{training.num_train_epochs:g}", origin))
     if "learning_rate" not in args.origins:
         size = transformers_model(model).config.get_text_config().hidden_size
         rate = rule.rate * (rule.hidden_size / size) ** rule.power
@@ -106,6 +109,8 @@ def set_epochs_and_rate(
         _set(args, learning_rate=float(f"{min(rate, HIGHEST):.1g}"))
         said = f"auto: hidden size {size:,}{', few examples' * few}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
+    elif "fold" in (origin := args.origins["learning_rate"]):
+        choices.append(Choice("rate", f"{training.learning_rate:g}", origin))
     return choices
 
 

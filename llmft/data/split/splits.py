@@ -122,6 +122,9 @@ def load_splits(
         if needs_label and "label" not in source.dataset.column_names:
             note = "no labels: predictions only, no metrics"
             source = replace(source, notes=[*source.notes, note])
+        if "train" not in needed and split in read and args.dataset_name is None:
+            note = "not compared with what the model was trained on"
+            source = replace(source, notes=[*source.notes, note])
         parts[split] = source
     if fold is not None and place is not None:
         parts = hold_out(parts["train"], place, fold.of, seed)

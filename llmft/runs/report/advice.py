@@ -207,7 +207,7 @@ def _data(seen: Seen) -> Iterator[tuple[str, str]]:
     if strong:
         rows = "row whose label" if strong == 1 else "rows whose label"
         yield (
-            f"{strong:,} {rows} nearly all methods speak against",
+            f"{strong:,} {rows} has a chance below {STRONG} by all methods together",
             "look at them under Probable label errors, and mend what is wrong",
         )
     lengths = seen.run.record.get("lengths") or {}

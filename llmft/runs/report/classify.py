@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -234,13 +235,14 @@ def weak_section(found: list[Segment], kind: str) -> Section:
     if not found:
         return section
     errors = f"{standard_errors(found):.1f} standard errors"
+    kinds = Counter(segment.what.partition(" of ")[0] for segment in found)
+    by = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
+    looked = f"{len(found)} groups of rows were looked at ({by}); a group is weak where"
     section.said.append(
-        f"{len(found)} groups of rows were looked at; a group is weak where its share"
-        f" of mistakes is above that of all other rows by more than chance gives one of"
-        f" so many ({errors}, tested exactly)."
+        f"{looked} its share of mistakes is above that of all other rows by more than"
+        f" chance gives one of so many ({errors}, tested exactly)."
         if shares
-        else f"{len(found)} groups of rows were looked at; a group is weak where its"
-        f" error is above that of all other rows by more than {errors}."
+        else f"{looked} its error is above that of all others by more than {errors}."
     )
     if not clear:
         section.said.append("None is clearly weaker than the rest.")

@@ -35,7 +35,8 @@ def cost(run: RunRecord) -> Section:
             ("training", seconds_text(train), seconds_text(real.get("train_seconds")))
         )
         whole = sum(planned.values()) if planned else None
-        rows.append(("all of it", seconds_text(whole), seconds_text(run.seconds)))
+        took = seconds_text(run.seconds)
+        rows.append(("all of it, from the plan on", seconds_text(whole), took))
         memory = plan.get("memory_bytes")
         shown = " to ".join(f"{b / 2**30:.1f}" for b in memory) if memory else "-"
         peak = real.get("peak_rss_bytes")

@@ -47,7 +47,8 @@ def _machine(monkeypatch):
             None,
             range(17),
             "  training   8 steps of 8 examples, 2.67 epochs, learning rate 5e-05\n"
-            "  logging    once, after the last step\n",
+            "  logging    once, after the last step\n"
+            "  time       not known, as memory is: nothing was tried\n",
         ),
         (
             {"time_limit": "1m"},
@@ -55,7 +56,8 @@ def _machine(monkeypatch):
             range(17),
             "  training   as many steps of 8 examples as fit into 1m: about 20, 6.67"
             " epochs, learning rate 5e-05\n"
-            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s;"
+            "  time       about 60 s from here: "
+            "training (2 s a step) 40 s, the end 20 s;"
             " tried before\n",
         ),
         (
@@ -64,7 +66,8 @@ def _machine(monkeypatch):
             range(17),
             "  training   as many steps of 8 examples as fit into 2m, 60 s of which are"
             " gone: about 20, 6.67 epochs, learning rate 5e-05\n"
-            "  time       about 60 s: training (2 s a step) 40 s, the end 20 s;"
+            "  time       about 60 s from here: "
+            "training (2 s a step) 40 s, the end 20 s;"
             " tried before\n",
         ),
         (
@@ -73,14 +76,16 @@ def _machine(monkeypatch):
             iter([]),
             "  training   as many steps of 8 examples as fit into 1m: about 30, a"
             " stream, learning rate 5e-05\n"
-            "  time       about 60 s: training (2 s a step) 60 s; trying took 3.2 s\n",
+            "  time       about 60 s from here: "
+            "training (2 s a step) 60 s; trying took 3.2 s\n",
         ),
         (
             {"num_train_epochs": 4, "save_strategy": "epoch", "eval_strategy": "epoch"},
             FULL,
             range(17),  # four checkpoints, of which three are there at once
             "  training   12 steps of 8 examples, 4 epochs, learning rate 5e-05\n"
-            "  time       about 68 s: training (2 s a step) 24 s, evaluating 20 s,"
+            "  time       about 68 s from here: "
+            "training (2 s a step) 24 s, evaluating 20 s,"
             " checkpoints 4 s, the end 20 s; tried before\n"
             "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB (what is free)\n"
             "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",
@@ -91,7 +96,8 @@ def _machine(monkeypatch):
             FULL,
             range(17),
             "  training   12 steps of 8 examples, 4 epochs, learning rate 5e-05\n"
-            "  time       about 68 s: training (2 s a step) 24 s, evaluating 20 s,"
+            "  time       about 68 s from here: "
+            "training (2 s a step) 24 s, evaluating 20 s,"
             " checkpoints 4 s, the end 20 s; tried before\n"
             "  memory     9.0 to 11.0 GiB at the most, of 16.0 GiB (what is free)\n"
             "  disk       up to 10.0 GiB, of 99.0 GiB that are free\n",

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from llmft.config.fields import (
     ClassificationDataArguments,
-    ModelArguments,
+    ClassificationModelArguments,
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
@@ -56,7 +56,7 @@ def run_calibration(folder, model, labels, problem_type, **data):
     data = ClassificationDataArguments(**data)
     quiet = {"report_to": "none", "disable_tqdm": True, "eval_strategy": "no"}
     training = TrainingArguments(str(folder), load_best_model_at_end=False, **quiet)
-    args = Arguments(ModelArguments("tiny"), data, training, {}, [])
+    args = Arguments(ClassificationModelArguments("tiny"), data, training, {}, [])
     examples = {"validation": Dataset.from_dict({"input_ids": IDS, "labels": labels})}
     with tiny.started_run(args) as run:
         trainer = LlmftTrainer(

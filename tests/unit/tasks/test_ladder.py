@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from llmft.config.fields import (
     ClassificationDataArguments,
-    ModelArguments,
+    ClassificationModelArguments,
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
@@ -46,6 +46,7 @@ EXAMPLES = {
 
 def climb(folder, model, splits=("train", "validation", "test"), **changes):
     """Train beside a ladder; return it, the run, and what it had before training."""
+    frozen = changes.pop("freeze_backbone", False)
     data = ClassificationDataArguments(ladder=changes.pop("ladder", True))
     given = {"num_train_epochs": 10, "learning_rate": 1e-3, **changes}
     training = TrainingArguments(
@@ -58,7 +59,8 @@ def climb(folder, model, splits=("train", "validation", "test"), **changes):
     parts = {split: PARTS[split] for split in splits}
     held_out = next((s for s in ("test", "validation") if s in splits), None)
     splits = SimpleNamespace(parts=parts, held_out=lambda: held_out)
-    args = Arguments(ModelArguments("tiny"), data, training, {}, [])
+    model_args = ClassificationModelArguments("tiny", freeze_backbone=frozen)
+    args = Arguments(model_args, data, training, {}, [])
     bias = output_layer(model).bias  # that of a new one is zero
     new = [n for n, _ in model.named_parameters()] if not bias.any() else []
     ladder = Ladder(args, splits, NAMES, new)
@@ -91,18 +93,28 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("rate", "saved"), [(3e-3, TUNED), (10.0, PROBE)], ids=["learns", "spoils"]
+    ("rate", "frozen", "saved", "how"),
+    [
+        (3e-3, False, TUNED, ""),
+        (10.0, False, PROBE, "better"),
+        (1e-12, False, TUNED, ""),
+        (1e-12, True, PROBE, "as good"),
+    ],
+    ids=["learns", "spoils", "the same", "the same, frozen"],
 )
-def test_the_better_on_validation_is_kept(model, tmp_path, capsys, rate, saved):
-    ladder, run, start = climb(tmp_path / "run", model, learning_rate=rate)
+def test_the_better_on_validation_is_kept(
+    model, tmp_path, capsys, rate, frozen, saved, how
+):
+    given = {"learning_rate": rate, "freeze_backbone": frozen}
+    ladder, run, start = climb(tmp_path / "run", model, **given)
     assert ladder.saved == saved
     same = {n: p.equal(start[n]) for n, p in model.state_dict().items()}
-    assert all(same.values()) == (saved == PROBE)
+    if rate > 1e-12:
+        assert all(same.values()) == (saved == PROBE)
     said = capsys.readouterr().out
     assert "linear probe fitted on 80 of 80 examples" in said
-    assert ("the linear probe is better on validation, and saved" in said) == (
-        saved == PROBE
-    )
+    kept = f"the linear probe is {how} on validation, and saved"
+    assert (kept in said) == (saved == PROBE)
     found = run.more["ladder"]
     assert (found["metric"], found["n"], found["saved"]) == ("accuracy", 50, saved)
     names = [rung["name"] for rung in found["rungs"]]
