@@ -40,6 +40,7 @@ def check_splits(
     *,
     own: Collection[str] = (),
     noted: bool = False,
+    told: bool = False,
     allow: Collection[str] = (),
 ) -> Audit:
     """Look for duplicates, conflicting labels and leakage in the parts of a run.
@@ -49,7 +50,7 @@ def check_splits(
         own: splits that the user made: their overlap with train, if it is large, is an
             error, a LeakageError unless ``allow`` has leakage; that of others, which
             nobody can mend here, a warning.
-        noted: overlap gives a note only.
+        noted: overlap gives a note only. told: so do duplicates and contradictions.
     """
     parts = [Part(split, source) for split, source in sources.items()]
     notes: dict[str, list[str]] = {split: [] for split in sources}
@@ -59,7 +60,8 @@ def check_splits(
             counts[part.name] |= finding.counts
             notes[part.name] += [finding.note] * bool(finding.note)
             # Where nothing is trained on, rows that are there twice do no harm.
-            if finding.level == WARNING and (part.name == "train" or not finding.note):
+            warns = finding.level == WARNING and not told
+            if warns and (part.name == "train" or not finding.note):
                 warn(finding.brief())
     leaks: list[str] = []
     in_train: dict[str, np.ndarray] = {}

@@ -133,6 +133,7 @@ def load_splits(
         # Splits that others made are not the user's to mend.
         own=read if args.dataset_name is None else (),
         noted=catalog.is_asset(args.dataset_name or ""),
+        told=place is not None,  # of all rows, before the folds
         allow=args.allow,
     )
     provenance: dict[str, dict[str, Any]] = {}

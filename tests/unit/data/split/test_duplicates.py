@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from llmft.config.fields import ClassificationDataArguments, DataArguments
+from llmft.config.fold import Fold
 from llmft.data.look.findings import Part
 from llmft.data.read import store
 from llmft.data.read.labels import MULTI, REGRESSION
@@ -255,6 +256,29 @@ def test_duplicates_are_noted_and_many_warned_of(given, capsys):
         " to the letter: train.csv:302 = train.csv:7, train.csv:303 = train.csv:2,"
         " train.csv:304 = train.csv:3, ...; they weigh more than others\n"
     )
+
+
+def test_folds_do_not_warn_of_it_again(given, capsys):
+    """All rows were read before them, and warned of."""
+    args = ClassificationDataArguments(**given(train=[*TRAIN, *TRAIN[:3]]))
+    for place, warns in ((None, True), (0, False), (1, False)):
+        found = load_splits(
+            args, 1, {"train"}, needs_label=True, fold=Fold(2, place=place)
+        )
+        assert ("repeat an earlier one" in capsys.readouterr().err) == warns
+        audits = [part["audit"] for part in found.provenance.values()]
+        assert sum(bool(audit) for audit in audits) > 0
+
+
+def test_what_a_measurement_alone_is_not_compared_with(given, capsys):
+    flags, note = given(train=TRAIN, test=TRAIN[:3]), "not compared with what the model"
+    with pytest.raises(LeakageError):
+        load({"train", "test"}, **flags)
+    found = load({"test"}, **flags)
+    assert note in "".join(found.provenance["test"]["notes"])
+    assert note in capsys.readouterr().out
+    load({"train"}, **flags)
+    assert note not in capsys.readouterr().out
 
 
 def test_a_text_with_two_labels_is_warned_of(given, capsys):
