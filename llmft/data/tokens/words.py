@@ -33,6 +33,8 @@ _PROBE = (
 class WordIds(dict[str, bytes]):
     """Ids (int32) of words, as bytes; the tokenizer makes them when one is asked for.
 
+    Several threads may ask at once: a word that is missing to both is made twice.
+
     Args:
         backend: without truncation and padding.
         pattern: finds the words of a text.
@@ -64,14 +66,9 @@ class WordIds(dict[str, bytes]):
         """
         odd = [text for text in texts if not self._of_words(text)]
         whole = iter(self.backend.encode_batch_fast(odd))
-        find, get, head, tail = (
-            self.pattern.findall,
-            self.__getitem__,
-            self.head,
-            self.tail,
-        )
+        find, get = self.pattern.findall, self.__getitem__
         rows = [
-            head + b"".join(map(get, find(text))) + tail
+            self.head + b"".join(map(get, find(text))) + self.tail
             if self._of_words(text)
             else _bytes(next(whole).ids)
             for text in texts
