@@ -127,7 +127,7 @@ def warned_once() -> Iterator[None]:
     finally:
         again = (found := _once.pop()).total() - len(found)
         if again:
-            say(f"warnings   those above came {again:,} more times")
+            say(f"warnings   {again:,} more, each the same as one above")
 
 
 def width(text: str) -> int:

@@ -141,6 +141,13 @@ def show(plan: Plan, args: TrainingArguments) -> None:
             "memory may run out: --per_device_train_batch_size auto finds a batch that"
             " leaves some"
         )
+    if args.time_limit and not args.resume_from_checkpoint:
+        needed, left = sum(plan.seconds.values()), seconds_left(args.time_limit)
+        if needed > left + 1:
+            warn(
+                f"{duration_text(needed)} are needed, {duration_text(max(left, 0))} of"
+                f" the time limit are left: give a longer one{_or_no_probe(plan)}"
+            )
     if plan.steps and args.learning_rate > FAR_TOO_HIGH:
         warn(
             f"learning_rate {args.learning_rate:g} is far above what models of text"
@@ -155,6 +162,11 @@ def show(plan: Plan, args: TrainingArguments) -> None:
         )
     if args.dry_run:
         say("\ndry run    all checks passed; nothing was written outside the cache")
+
+
+def _or_no_probe(plan: Plan) -> str:
+    probe = plan.seconds.get("the probe", 0.0)
+    return f", or --ladder false ({duration_text(probe)})" if probe >= 1 else ""
 
 
 def took(plan: Plan, steps: int, seconds: float, peak: int) -> str:

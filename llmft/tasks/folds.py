@@ -120,7 +120,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         for line in lines(results["all"]["ladder"], "the rows held out"):
             say(line)
         keep = results["all"]["ladder"]["saved"]
-        say(f"\nall {len(of_rows):,} rows are learnt now; the {keep} model is saved")
+        say(f"\nall {len(of_rows):,} rows are learnt now; their {keep} model is saved")
         _choose(last, found[0]["choices"])
         last.training.output_dir = str(folder)
         fold = Fold(folds, keep=keep, results=results)

@@ -153,7 +153,7 @@ def _by_text(
         rare = _rare(data["label"][:], np.isin(first, texts), source.name)
         texts, back = np.setdiff1d(texts, first[rare]), len(rare)
     counts = {
-        "rows with the text of an earlier one, on its side": beside,
+        "rows that went where an earlier one with their text is": beside,
         "classes of a single row stay in train": single,
         "rows with a label that train had not stay there": back,
     }

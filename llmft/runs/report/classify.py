@@ -237,7 +237,7 @@ def weak_section(found: list[Segment], kind: str) -> Section:
     errors = f"{standard_errors(found):.1f} standard errors"
     kinds = Counter(segment.what.partition(" of ")[0] for segment in found)
     by = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
-    looked = f"{len(found)} groups of rows were looked at ({by}); a group is weak where"
+    looked = f"{counted(len(found), 'groups were looked at')} ({by}); one is weak where"
     section.said.append(
         f"{looked} its share of mistakes is above that of all other rows by more than"
         f" chance gives one of so many ({errors}, tested exactly)."

@@ -35,18 +35,19 @@ def cost(run: RunRecord) -> Section:
             ("training", seconds_text(train), seconds_text(real.get("train_seconds")))
         )
         whole = sum(planned.values()) if planned else None
-        took = seconds_text(run.seconds)
+        folds = run.metrics.get("k_folds", {}).get("seconds", 0.0)
+        took = seconds_text(None if run.seconds is None else run.seconds - folds)
         rows.append(("all of it, from the plan on", seconds_text(whole), took))
-        memory = plan.get("memory_bytes")
-        shown = " to ".join(f"{b / 2**30:.1f}" for b in memory) if memory else "-"
+        memory = plan.get("memory_bytes") or [0, 0]
+        shown = " to ".join(f"{b / 2**30:.1f}" for b in memory) if any(memory) else "-"
         peak = real.get("peak_rss_bytes")
         took = f"{peak / 2**30:.1f}" if peak else "-"
         rows.append(("memory at the most, GiB", shown, took))
         if resumed:
             section.said.append("The plan is of the last leg, after a resume.")
-        if folds := run.metrics.get("k_folds", {}).get("seconds"):
+        if folds:
             took = seconds_text(folds)
-            section.said.append(f"The plan is without the folds before, {took} in all.")
+            section.said.append(f"Both are without the folds before, {took} in all.")
     if skipped := real.get("skipped_steps"):
         rows.append(("steps skipped, not finite", "-", number(skipped)))
     for name in ("train_samples_per_second", "train_tokens_per_second"):
@@ -114,7 +115,7 @@ def machine(run: RunRecord) -> Section:
     given = [(name, named(value)) for name, value in run.given.items()]
     if given:
         table = Table(
-            "Arguments that were given, by flags or a JSON file",
+            "Arguments that were given, by flags or a JSON file, if only the recipe's",
             ["argument", "value"],
             given[:60],
         )

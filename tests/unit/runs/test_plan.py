@@ -120,6 +120,25 @@ def test_what_the_plan_says(tmp_path, capsys, given, forecast, train, said):
 
 
 @pytest.mark.parametrize(
+    ("probe", "end", "said"),
+    [
+        (0.0, 20.0, ""),
+        (40.0, 19.0, ""),
+        (0.0, 70.0, "72 s are needed, 60 s of the time limit are left: give a longer"),
+        (50.0, 20.0, "give a longer one, or --ladder false (50 s)"),
+    ],
+)
+def test_a_time_limit_that_is_too_short_is_told(tmp_path, capsys, probe, end, said):
+    args = TrainingArguments(str(tmp_path), do_train=True, time_limit="2m", **OFF)
+    forecast = Forecast(2.0, final_seconds=end, probe_seconds=probe)
+    made = make_plan(args, [], range(17), forecast)
+    show(made, args)
+    told = capsys.readouterr().err
+    assert ("of the time limit are left" in told) == bool(said)
+    assert said in told
+
+
+@pytest.mark.parametrize(
     ("steps", "kind", "warned"),
     [(3, "linear", True), (4, "cosine", True), (5, "linear", False),
      (3, "constant", False), (3, "constant_with_warmup", True)],

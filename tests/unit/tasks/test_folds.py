@@ -279,7 +279,7 @@ def test_a_warning_of_each_fold_is_shown_once(asked, capsys):
     shown = capsys.readouterr()
     assert shown.err.count("texts are cut") == 1
     assert shown.err.count("fold ") == FOLDS + 1
-    assert f"warnings   those above came {FOLDS} more times" in shown.out
+    assert f"warnings   {FOLDS} more, each the same as one above" in shown.out
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_what_llmft_splits_has_each_text_on_one_side(stratify):
         assert (len(kept), len(taken)) == (90, 10)
         assert [len(side.dataset) for side in sides] == [270, 30]
         assert sides[1].notes[1:] == [
-            "rows with the text of an earlier one, on its side: 200"
+            "rows that went where an earlier one with their text is: 200"
         ]
 
 
