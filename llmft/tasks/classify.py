@@ -77,9 +77,7 @@ def check(values: dict[str, Any]) -> list[str]:
         problems.append("calibrate is of probabilities, problem_type is regression")
     problems += check_labels(values["label_delimiter"], values["problem_type"])
     if values["k_folds"]:
-        unfit = [n for n in ("validation_file", "time_limit") if values[n]]
-        if values["calibrate"]:
-            unfit.append("calibrate, which needs validation and not folds,")
+        unfit = [n for n in ("validation_file", "calibrate", "time_limit") if values[n]]
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
         problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
