@@ -46,6 +46,7 @@ from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.agreement import AlreadyComplete
+from llmft.train.hyperparameters import OF_FOLDS
 from llmft.train.resume import COMPLETE
 
 Train = Callable[[Arguments], tuple[Plan, Ladder | None]]
@@ -276,8 +277,7 @@ def _choose(args: Arguments, choices: dict[str, str]) -> None:
     for name, value in choices.items():
         number, field = name in ("epochs", "rate"), _CHOICES[name]
         setattr(parts.get(name, args.model), field, float(value) if number else value)
-        who = "auto" if number else "k_folds"
-        args.origins[field] = f"{who}: as in the first fold"
+        args.origins[field] = OF_FOLDS if number else "k_folds: as in the first fold"
 
 
 def _said(fold: dict[str, Any]) -> str:

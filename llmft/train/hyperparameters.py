@@ -64,6 +64,7 @@ MASKED_LM = Rule(5e-4, 384, 3.0, 10_000, 30)
 # The same news: loss 3.588 after two passes at 5e-5, 3.640 at 2e-5; no more was
 # measured.
 CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
+OF_FOLDS = "auto: as in the first fold"  # the origin of what that one chose
 HIGHEST = 1e-3  # of small models
 LORA = 10.0  # its factors take so much more than whole weights (SmolLM2: 5e-4)
 
@@ -99,7 +100,7 @@ def set_epochs_and_rate(
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
             _set(args, load_best_model_at_end=False, early_stopping_patience=None)
-    elif "fold" in (origin := args.origins.get("num_train_epochs", "")):
+    elif (origin := args.origins.get("num_train_epochs", "")).startswith(OF_FOLDS):
         choices.append(Choice("epochs", f"{training.num_train_epochs:g}", origin))
     if "learning_rate" not in args.origins:
         size = transformers_model(model).config.get_text_config().hidden_size
@@ -109,7 +110,7 @@ def set_epochs_and_rate(
         _set(args, learning_rate=float(f"{min(rate, HIGHEST):.1g}"))
         said = f"auto: hidden size {size:,}{', few examples' * few}"
         choices.append(Choice("rate", f"{training.learning_rate:g}", said))
-    elif "fold" in (origin := args.origins["learning_rate"]):
+    elif (origin := args.origins["learning_rate"]).startswith(OF_FOLDS):
         choices.append(Choice("rate", f"{training.learning_rate:g}", origin))
     return choices
 

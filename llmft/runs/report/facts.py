@@ -115,7 +115,7 @@ def machine(run: RunRecord) -> Section:
     given = [(name, named(value)) for name, value in run.given.items()]
     if given:
         table = Table(
-            "Arguments that were given, by flags or a JSON file, if only the recipe's",
+            "Arguments that were given: by flags, a JSON file, or the recipe's own",
             ["argument", "value"],
             given[:60],
         )

@@ -11,17 +11,23 @@ from llmft.config.fields import (
 )
 from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
-from llmft.train.hyperparameters import HIGHEST, LORA, Rule, set_epochs_and_rate
+from llmft.train.hyperparameters import (
+    HIGHEST,
+    LORA,
+    OF_FOLDS,
+    Rule,
+    set_epochs_and_rate,
+)
 
 RULE = Rule(rate=2e-5, hidden_size=64, power=2, examples=100, most=8)
 KEEPS_LAST = RULE._replace(keeps_last=True)
 MODEL = tiny.model("bert", "classification", 100)  # of hidden size 32
 
 
-def chosen(rows, model_args=None, rule=RULE, fold=None, **given):
+def chosen(rows, model_args=None, rule=RULE, fold=None, by="command line", **given):
     training = TrainingArguments("x", do_train=True, **given)
     model_args = model_args or GenerationModelArguments("tiny")
-    origins = dict.fromkeys(given, "command line")
+    origins = dict.fromkeys(given, by)
     data = ClassificationDataArguments()
     args = Arguments(model_args, data, training, origins, [], fold=fold)
     examples = {"train": Dataset.from_dict({"input_ids": [[1, 2]] * rows})}
@@ -48,6 +54,12 @@ def test_a_fold_is_trained_as_all_rows_are(rows, epochs):
     for training in (fold, of_all):
         assert training.num_train_epochs == epochs
     assert fold.learning_rate == of_all.learning_rate
+
+
+def test_what_the_first_fold_chose_is_shown():
+    given = {"num_train_epochs": 7.0, "learning_rate": 3e-5}
+    assert chosen(30, by=OF_FOLDS, **given)[1] == {"epochs": "7", "rate": "3e-05"}
+    assert chosen(30, by="first_fold.json", **given)[1] == {}
 
 
 def test_the_rate_follows_from_the_model():
