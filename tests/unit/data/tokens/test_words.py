@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 import tiny
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers.normalizers import BertNormalizer
 
 from llmft.data.tokens import words as words_module
@@ -14,7 +14,20 @@ from llmft.data.tokens.words import word_ids
 PLANE = [chr(c) for c in range(0x10000) if not 0xD800 <= c < 0xE000]
 ODD = [c for c in PLANE if unicodedata.category(c)[0] in "ZCMP"][:2_000]
 ODD += [*map(chr, range(1, 256)), *"\u0130\u00df\u03a3\u6f22\U0001f468\U000e0041"]
-PIECES = ["a", "film", "The", "it's", "WE'LL", "don't", "12", " ", " ", "  ", "\n\n"]
+PIECES = [
+    "a",
+    "film",
+    "The",
+    "it's",
+    "WE'LL",
+    "he'd",
+    "I'm",
+    "12",
+    " 120",
+    " ",
+    "  ",
+    "\n\n",
+]
 PIECES += ["\t", "\r\n", " 's", "'", '"', "[MASK]", "[mask]", "<|endoftext|>", "##s"]
 
 
@@ -38,7 +51,20 @@ def bert(**settings):
 
 
 def byte_level(**settings):
+    """Return a backend that merges digits, blanks and marks, too, where it may."""
     backend = tiny.bpe_tokenizer().backend_tokenizer
+    odd = [
+        " 12 120  7!! 'd 's,\n\n\t\t (--) it's 5.5%\n",
+        "he'd I'm 12  12\n \n 120 ...  !",
+    ]
+    backend.train_from_iterator(
+        [*tiny.sentences(50), *odd * 50],
+        trainers.BpeTrainer(
+            vocab_size=1_000,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     if settings:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(**settings)
     return backend
