@@ -98,7 +98,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     choices += fast_path.choices
     # bf16 kernels are made and kept for each length: few lengths, few kernels.
     collator.pad_to_multiple_of = 8 if training_args.bf16 else None
-    choices += classify.choices(objective, data_args, labels, examples.get("train"))
+    choices += classify.choices(objective, args, model, labels, examples)
     run = Run(__file__, classify.TASK, args, splits, fingerprint(located, tokenizer))
     plan = run.plan(choices, examples.get("train"), fast_path.forecast)
     if training_args.dry_run:

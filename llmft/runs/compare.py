@@ -38,6 +38,7 @@ def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
     named = dict(zip(names, runs, strict=True))
     several = [*combinations(named.items(), 2)]
     clear = 1 - (1 - CLEAR) / max(len(several), 1)  # Bonferroni
+    arguments, given = _arguments(runs), {n for run in runs for n in run.given}
     return {
         "runs": [
             {
@@ -50,7 +51,8 @@ def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
             }
             for name, run in named.items()
         ],
-        "arguments": _arguments(runs),
+        "arguments": {n: v for n, v in arguments.items() if n in given},
+        "followed": {n: v for n, v in arguments.items() if n not in given},
         "choices": _differing(runs, _choices),
         "data": _differing(runs, _data),
         "model": _differing(runs, lambda run: run.record.get("model", {})),

@@ -14,6 +14,7 @@ from llmft.sources.wheels import size_text
 _FIRST = 5  # rows where two runs differ, on a terminal
 _TITLES = {
     "arguments": "arguments that differ",
+    "followed": "arguments that differ, though nobody gave them",
     "choices": "choices that differ",
     "data": "data that differ",
     "model": "models that differ",

@@ -15,7 +15,7 @@ from llmft.console import say, short, warn
 from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
-from llmft.runs.record import FOLDS, find_run
+from llmft.runs.record import FOLDS, find_run, held
 from llmft.train.resume import COMPLETE
 
 
@@ -27,6 +27,7 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
 
     Raises:
         ConfigError: there is no such run, or its record does not say how it began.
+        EnvironmentFault: another process trains there.
     """
     if (Path(name) / FOLDS).is_dir() and not (Path(name) / "run.json").exists():
         said = "a cross-validation that was stopped in its folds goes on by its own"
@@ -40,6 +41,8 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
         said = f" ({steps:,} steps)" if steps else ""
         say(f"already complete{said}: {short(run.folder)}")
         return
+    with held(run.folder):  # else it goes on there already: nothing more is said
+        pass
     script, argv = _script(run.record, run.folder), run.record.get("argv")
     if not isinstance(argv, list):
         said = "it does not say with which arguments the run was started"

@@ -250,27 +250,37 @@ def _of_labelled(
 
 def contrast(args: Arguments, model: Any) -> float:
     """Return the weight of the contrastive loss: 0 where nothing would be moved."""
-    alone = args.training.train_batch_size < 2 or output_layer(model) is None
-    return 0.0 if args.model.freeze_backbone or alone else args.data.contrastive_weight
+    return 0.0 if _no_contrast(args, model) else args.data.contrastive_weight
+
+
+def _no_contrast(args: Arguments, model: Any) -> str:
+    """Return why there is no contrastive loss, or ""."""
+    if args.model.freeze_backbone:
+        return "the encoder is frozen: nothing of it would be moved"
+    if args.training.train_batch_size < 2:
+        return "batches of one text: nothing to draw together"
+    return "" if output_layer(model) else "the head has no output layer of its own"
 
 
 def choices(
-    objective: Classification, data: Any, labels: LabelNames, train: Dataset | None
+    objective: Classification,
+    args: Arguments,
+    model: Any,
+    labels: LabelNames,
+    examples: Mapping[str, Dataset],
 ) -> list[Choice]:
     """Return what to say of labels and loss in the plan.
 
     Args:
-        data: the data arguments. train: the training examples.
+        examples: by split.
     """
+    data, train = args.data, examples.get("train")
     weights = None if objective.weights is None else objective.weights.tolist()
     weighed = weights_choice(data.class_weights, weights, labels)
     if train is not None and labels.problem_type == SINGLE and data.contrastive_weight:
-        said = (
-            "texts of a class in a batch are drawn together; a part of the train loss"
-        )
-        if not objective.contrast:
-            said = "batches of one text, a frozen encoder, or a head of several layers"
-        weighed.append(Choice("contrast", f"{objective.contrast:g}", said))
+        said = "texts of a class in a batch are drawn together; a part of train's loss"
+        why = _no_contrast(args, model) or said
+        weighed.append(Choice("contrast", f"{objective.contrast:g}", why))
     validated = data.k_folds or data.validation_file or data.dataset_name
     if train is not None and len(train) < SMALL and not validated:
         said = "little to validate on; --k_folds 5 measures on every row of train"

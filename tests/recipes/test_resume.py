@@ -12,6 +12,7 @@ import tiny
 from llmft import cli
 from llmft.console import short
 from llmft.process import run_command
+from llmft.runs.record import held
 from llmft.tasks import classify
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -163,6 +164,10 @@ def test_what_cannot_be_resumed(
         (tmp_path / "run" / "run.json").write_text(json.dumps(record | changes))
         assert llmft("resume", "run") == 2
         assert said in capsys.readouterr().err
+    with held(tmp_path / "run"):  # as the process that trains there does
+        assert llmft("resume", "run") == 5
+    seen = capsys.readouterr()
+    assert (seen.out, "another process is training there" in seen.err) == ("", True)
     assert llmft("generate", "--prompt", "a", "--output_dir", "x", *AUTO) == 2
     assert "resume_from_checkpoint needs do_train" in capsys.readouterr().err
 

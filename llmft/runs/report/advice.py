@@ -104,7 +104,8 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
         said = (
             f"{names} did worse than the {escape(ladder['saved'], 60)}, which is saved"
         )
-        yield said, "a lower --learning_rate"
+        if _texts_with_unknown(seen)[0] <= _MANY:  # else another model, as said above
+            yield said, "a lower --learning_rate"
     elif losses[-1] == best and before - best > _FALL * abs(before):
         said = f"from {number(before)}, the best before, to {number(best)} at the end"
         yield f"the loss on validation was still falling, {said}", _longer(seen)
@@ -141,10 +142,16 @@ def _error_of_loss(seen: Seen) -> float:
     return seen.run.metrics.get("eval", {}).get("loss", {}).get("stderr") or 0.0
 
 
-def _unknown(seen: Seen) -> Iterator[tuple[str, str]]:
+def _texts_with_unknown(seen: Seen) -> tuple[float, list[int]]:
+    """Return the share of texts that have unknown tokens, and how many each has."""
     counts = [row.get("unknown_tokens") or 0 for row in seen.run.predictions()]
-    texts = sum(count > 0 for count in counts)
-    if texts > _MANY * len(counts):
+    return sum(count > 0 for count in counts) / max(len(counts), 1), counts
+
+
+def _unknown(seen: Seen) -> Iterator[tuple[str, str]]:
+    share, counts = _texts_with_unknown(seen)
+    if share > _MANY:
+        texts = sum(count > 0 for count in counts)
         yield (
             f"{texts:,} of {len(counts):,} texts have tokens that are unknown to this"
             f" model, {sum(counts):,} in all, which it cannot tell apart",

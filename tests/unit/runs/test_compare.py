@@ -53,7 +53,8 @@ def test_a_better_run_is_named_with_how_much_and_how_sure(tmp_path):
         (pair,) = found["pairs"]
         said = r"accuracy \+\d\d\.\d\d \+- \d\.\d\d points \(99\.9 % sure\)"
         assert re.fullmatch(f"{better} is better: {said}", pair["verdict"])
-    assert found["arguments"] == {"seed": [2, 1]}  # no output_dir
+    asked = {**found["arguments"], **found["followed"]}
+    assert asked == {"seed": [2, 1]}  # no output_dir
     right = pair["right"]
     assert sum(right.values()) == ROWS
     differ = pair["differ"]
@@ -205,6 +206,18 @@ def test_epochs_that_steps_or_a_time_overrule_are_none(tmp_path):
         "time_limit": [None, "2m", None],
         "max_steps": [-1, -1, 9],
     }
+
+
+def test_what_nobody_gave_stands_apart(tmp_path):
+    runs = []
+    for value, origin in ((1, "flag"), (2, "default")):
+        asked = {"seed": {"value": value, "from": origin}}
+        asked["num_train_epochs"] = {"value": value, "from": "auto: of the rows"}
+        runs.append(classifier(tmp_path / origin, 0.8, 1, arguments=asked))
+    found = compare(runs)
+    assert found["arguments"] == {"seed": [1, 2]}
+    assert found["followed"] == {"num_train_epochs": [1, 2]}
+    assert "though nobody gave them\n" in as_text(found)
 
 
 def test_what_a_cross_validation_sets_itself_is_no_difference(tmp_path):

@@ -148,6 +148,14 @@ def test_arguments_that_do_not_fit_together(given, said):
     assert all(a.startswith(b) for a, b in zip(found, said, strict=True))
 
 
+def choices(objective, data, labels, train):
+    """Those of data arguments, where no reason is asked of model and training."""
+    examples = {} if train is None else {"train": train}
+    return classify.choices(
+        objective, SimpleNamespace(data=data), None, labels, examples
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "rows", "said"),
     [
@@ -161,7 +169,7 @@ def test_folds_are_offered_for_small_data(given, rows, said):
     names = LabelNames(("a", "b"))
     data = ClassificationDataArguments(contrastive_weight=0.0, **given)
     train = Dataset.from_dict({"labels": [0, 1] * rows}).select(range(rows))
-    found = classify.choices(PLAIN, data, names, train)
+    found = choices(PLAIN, data, names, train)
     assert [choice.value for choice in found] == ([said] if said else [])
 
 
@@ -197,9 +205,8 @@ def test_the_plan_says_what_the_labels_are():
     )
     several = LabelNames(("a", "b"), MULTI)
     train = Dataset.from_dict({"labels": [[1.0, 0], [1.0, 1.0], [0.0, 0], [0.0, 0]]})
-    labels, weights = classify.choices(
-        Classification(MULTI, [1.0, 3.0], 0.5), data, several, train
-    )
+    weighed = Classification(MULTI, [1.0, 3.0], 0.5)
+    labels, weights = choices(weighed, data, several, train)
     assert (labels.name, labels.value, labels.reason) == (
         *("labels", "multi_label_classification, 2 labels"),
         "0.75 an example, 2 examples have none",
@@ -207,17 +214,17 @@ def test_the_plan_says_what_the_labels_are():
     assert weights.value == "'a' 1, 'b' 3"
     number = LabelNames(("LABEL_0",), REGRESSION)
     train = Dataset.from_dict({"labels": [1.0, 4.5, 2.0]})
-    (choice,) = classify.choices(PLAIN, data, number, train)
+    (choice,) = choices(PLAIN, data, number, train)
     assert choice.reason == "from 1 to 4.5, mean 2.5, standard deviation 1.472"
-    (choice,) = classify.choices(PLAIN, data, number, None)
+    (choice,) = choices(PLAIN, data, number, None)
     assert choice.reason == "as the model was trained"
-    assert classify.choices(PLAIN, data, LabelNames(("a", "2")), train) == []
-    (choice,) = classify.choices(PLAIN, data, LabelNames(("1", "2")), train)
+    assert choices(PLAIN, data, LabelNames(("a", "2")), train) == []
+    (choice,) = choices(PLAIN, data, LabelNames(("1", "2")), train)
     assert (choice.value, choice.reason) == (
         "2 classes",
         "their names are numbers; --problem_type regression learns them as such",
     )
-    (choice,) = classify.choices(PLAIN, data, LabelNames(("1,5", "2")), train)
+    (choice,) = choices(PLAIN, data, LabelNames(("1,5", "2")), train)
     assert choice.reason.endswith(" learns them as such, written with a point")
     titles = [classify.title(x) for x in (several, number, LabelNames(("a", "b")))]
     assert titles == [
@@ -228,12 +235,16 @@ def test_the_plan_says_what_the_labels_are():
 
 
 @pytest.mark.parametrize(
-    ("rows", "frozen", "outputs", "wanted"),
-    [(8, False, 2, 0.5), (1, False, 2, 0.0), (8, True, 2, 0.0), (8, False, 3, 0.0)],
-    ids=["moves", "one text", "frozen", "no output layer"],
+    ("rows", "frozen", "outputs", "wanted", "said"),
+    [
+        (8, False, 2, 0.5, "texts of a class in a batch are drawn together"),
+        (1, False, 2, 0.0, "batches of one text"),
+        (8, True, 2, 0.0, "the encoder is frozen"),
+        (8, False, 3, 0.0, "the head has no output layer"),
+    ],
 )
 def test_contrast_is_where_something_is_moved_and_the_plan_says_so(
-    rows, frozen, outputs, wanted
+    rows, frozen, outputs, wanted, said
 ):
     model = tiny.model("bert", "classification", 50)
     model.config.num_labels = outputs  # of another than its head
@@ -247,11 +258,13 @@ def test_contrast_is_where_something_is_moved_and_the_plan_says_so(
     assert found == wanted
     train, names = Dataset.from_dict({"labels": [0, 1]}), LabelNames(("a", "b"))
     objective = Classification(contrast=found)
-    (choice,) = classify.choices(objective, data, names, train)
+    examples = {"train": train}
+    (choice,) = classify.choices(objective, args, model, names, examples)
     assert (choice.name, choice.value) == ("contrast", f"{wanted:g}")
-    assert classify.choices(objective, data, names, None) == []
+    assert choice.reason.startswith(said)
+    assert classify.choices(objective, args, model, names, {}) == []
     data.contrastive_weight = 0.0
-    assert classify.choices(PLAIN, data, names, train) == []
+    assert classify.choices(PLAIN, args, model, names, examples) == []
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])

@@ -76,6 +76,18 @@ def test_many_texts_of_unknown_tokens_are_told(tmp_path):
         lines = [json.dumps(row) + "\n" for row in rows[first:9]]
         path.write_text("".join(lines))
         assert len(said("classify", {}, folder=tmp_path)) == wanted
+    # A lower rate would not help the training that did worse than the probe.
+    below = {"below": {"value": 0.29, "stderr": 0.1}}
+    rungs = [{"name": n, "value": 0.9, "stderr": 0.0} for n in ("probe", "fine-tuned")]
+    rungs[1] |= below
+    metrics = {"ladder": LADDER | {"saved": "probe", "rungs": rungs}}
+    events = [{"step": i, "eval_loss": x} for i, x in enumerate((0.9, 0.5), 1)]
+    for first, rate in ((0, 0), (4, 1)):
+        lines = [json.dumps(row) + "\n" for row in rows[first:9]]
+        path.write_text("".join(lines))
+        found = said("classify", metrics, events, folder=tmp_path, learning_rate=1e-4)
+        assert len(found) == 1
+        assert [helps for _, helps in found].count("a lower --learning_rate") == rate
 
 
 @pytest.mark.parametrize(
