@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from llmft.console import short
+from llmft.process import recipe_file
 from llmft.runs import terminal
 
 
@@ -89,3 +91,20 @@ def test_the_recipes_of_a_wheel_are_commands_of_llmft(tmp_path):
     assert terminal.command(recipe, {"n": 0}) == "llmft mlm --n 0"
     assert terminal.written(recipe, ["--a", "b c"]) == "llmft mlm --a 'b c'"
     assert terminal.tool("resume", "my run") == "llmft resume 'my run'"
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("began", "wanted"),
+    [
+        ("/env/bin/llmft", "python -m llmft mlm"),
+        ("/env/lib/llmft/__main__.py", "python -m llmft mlm"),
+        ("recipes/mlm.py", "python {short}"),
+    ],
+)
+def test_a_recipe_is_called_as_it_was_started(began, wanted, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [began, "mlm"])
+    recipe = recipe_file("mlm")
+    said = wanted.format(short=short(recipe))
+    assert terminal.command(str(recipe), {"n": 0}) == f"{said} --n 0"
+    assert terminal.command("own/mlm.py", {}) == "python own/mlm.py"  # not llmft's
