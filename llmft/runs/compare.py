@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -187,8 +187,8 @@ def _paired(
     """Compare what was said of the rows that both have; add the counts of them."""
     from llmft.metrics.paired import compare_rows, kind_of  # numpy
 
-    of_b = {_key(row): row for row in rows_b}
-    both = [(row, of_b[_key(row)]) for row in rows_a if _key(row) in of_b]
+    of_b = {key: row for key, row in _keyed(rows_b)}
+    both = [(row, of_b[key]) for key, row in _keyed(rows_a) if key in of_b]
     if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
         found["notes"].append("no paired test: classes here, something else there")
         return {}
@@ -230,14 +230,24 @@ def _paired(
     return metrics
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    """Return what a row is known by; the same text may stand in several.
+def _keyed(
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    """Yield rows with what each is known by: its text, and which of that text it is.
 
-    That is its line of a file, also where one run held it out as validation, and
-    another in a fold of train; else its place in the split.
+    Not its line, which is another where a row above it was taken out or added, nor its
+    split: one run held it out as validation, another in a fold of train. Of a text
+    that stands in several rows, those of test come last.
     """
-    names = ("line",) if row.get("line") else ("split", "row")
-    return json.dumps([row.get(name) for name in (*names, "text", "text_pair")])
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for row in sorted(rows, key=_place):
+        text = row.get("text"), row.get("text_pair")
+        seen[text] += 1
+        yield (*text, seen[text]), row
+
+
+def _place(row: Mapping[str, Any]) -> tuple[bool, int]:
+    return row.get("split") == "test", row.get("line") or row.get("row") or 0
 
 
 def _shown(
@@ -312,13 +322,7 @@ def _verdict(
     if found["difference"] and found["sure"] >= clear:
         better = _better(found, a, b)
         return f"{better} is better: {_told(name, found, better == a)}"
-    others = [
-        f"{_better(m, a, b)} is better in {_told(n, m, _better(m, a, b) == a)}"
-        for n, m in told.items()
-        if n != name and m["difference"] and m["sure"] >= clear
-    ]
-    said = f"no difference that could be told: {b} has {_told(name, found)}"
-    return "; but ".join([said, *others[:1]])
+    return f"no difference that could be told: {b} has {_told(name, found)}"
 
 
 def _better(found: Mapping[str, Any], a: str, b: str) -> str:

@@ -27,6 +27,8 @@ from llmft.train.resume import (
 )
 from llmft.train.time_limit import seconds_left, steps_within
 
+_AS_USUAL = ("spins briefly", "keeps memory")  # nothing to do about: in run.json only
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -117,9 +119,11 @@ def make_plan(
 
 
 def show(plan: Plan, args: TrainingArguments) -> None:
-    """Print the plan."""
+    """Print the plan, but for choices that are as on any other machine."""
     say("plan")
     for choice in plan.choices:
+        if choice.value in _AS_USUAL:
+            continue
         say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     if plan.steps:
         rate = f"learning rate {args.learning_rate:g}"

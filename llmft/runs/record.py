@@ -331,7 +331,11 @@ def find_run(name: str | None, root: Path = Path(OUTPUTS)) -> RunRecord:
             if (folder / "run.json").is_file():
                 return read_run(folder)
     runs = find_runs(root)
-    found = runs[-1:] if name is None else [r for r in runs if name in r.name]
+    if name is None:
+        found = runs[-1:]
+    else:
+        found = [run for run in runs if name == run.name]
+        found = found or [run for run in runs if name in run.name]
     if len(found) == 1:
         return found[0]
     if found:

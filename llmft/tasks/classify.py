@@ -81,7 +81,10 @@ def check(values: dict[str, Any]) -> list[str]:
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
         problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
-        problems += [f"k_folds and {name} exclude each other" for name in unfit]
+        for name in unfit:
+            shorter = "; shorter: --freeze_backbone, or fewer --num_train_epochs"
+            hint = shorter if name == "time_limit" else ""
+            problems.append(f"k_folds and {name} exclude each other{hint}")
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")
     if values["text_pair_column_name"] and values["long_text"] == "split":
@@ -283,7 +286,8 @@ def choices(
         weighed.append(Choice("contrast", f"{objective.contrast:g}", why))
     validated = data.k_folds or data.validation_file or data.dataset_name
     if train is not None and len(train) < SMALL and not validated:
-        said = "little to validate on; --k_folds 5 measures on every row of train"
+        said = "little to validate on; --k_folds 5 measures on every row of train, in"
+        said += " about six times the time"
         weighed.append(Choice("small data", f"{len(train):,} examples", said))
     if labels.problem_type == SINGLE:
         if train is None or not all(map(_NUMBER.fullmatch, labels.names)):

@@ -265,19 +265,22 @@ def _choices(
     for name, is_given in given.items():
         origin = args.origins.get(fields[name], "")
         who = origin if origin.startswith("k_folds") else "was given"
-        reason = who if is_given else _figures(trial, chosen, name)
+        reason = who if is_given else _figures(args, trial, chosen, name)
         choices.append(Choice(name, getattr(chosen, name), reason))
     if why_as_written is not None:
         value = "compiled" if chosen.compiled else "as written"
-        reason = why_as_written or _figures(trial, chosen, "compiled")
+        reason = why_as_written or _figures(args, trial, chosen, "compiled")
         choices.append(Choice("layers", value, reason))
     return choices
 
 
-def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
+def _figures(
+    args: Arguments, trial: Trial | None, chosen: Candidate, field: str
+) -> str:
     """Return the seconds of the chosen, and the best with another ``field``."""
     if trial is None:
-        return "nothing was tried"
+        once = args.training.fast_path == "auto"
+        return "nothing was tried" + ": the encoder reads each text once" * once
     best: dict[Any, float] = {}
     for candidate, seconds in trial.seconds.items():
         value = getattr(candidate, field)
@@ -287,7 +290,7 @@ def _figures(trial: Trial | None, chosen: Candidate, field: str) -> str:
     if len(best) == 1:
         if field == "compiled":
             return "compiling would take longer than it saves"
-        return "tried alone: the run is short, or it cannot have another"
+        return "no other was tried"
     names = {True: "compiled", False: "as written"}
     shown = [
         f"{names.get(value, value)} "

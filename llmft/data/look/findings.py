@@ -220,7 +220,8 @@ def odd_classes(part: Part) -> Iterator[Finding]:
         yield Finding(
             ERROR,
             f"labels that look like one in {name}: {', '.join(alike[:20])}{more}",
-            meaning="write them alike; if they differ, --allow similar_labels",
+            meaning="write them alike; if they differ, a training takes them with"
+            " --allow similar_labels",
         )
     if rare := sum(rows < 10 for rows in counts.values()):
         yield Finding(

@@ -107,6 +107,9 @@ def test_runs_are_found_by_folder_name_or_as_the_newest(tmp_path):
     assert [run.folder for run in find_runs(tmp_path)] == [old, new]
     for name in (str(old), str(old / "model"), "a1"):
         assert find_run(name, tmp_path).folder == old
+    longer = make(tmp_path / "mlm" / "test_2026-a1")  # has the whole name of another
+    assert find_run("2026-a1", tmp_path).folder == old
+    (longer / "run.json").unlink()
     assert find_run(None, tmp_path).folder == new
 
 
