@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLEAR = 2.0  # standard errors; a difference of fewer is none
+PROBE = "linear probe"  # the method from which a classifier's training begins
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
 _AT_MOST_1 = ("r2", "matthews_correlation", "pearson", "spearman")

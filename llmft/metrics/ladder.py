@@ -12,12 +12,11 @@ import numpy as np
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.bootstrap import drawn, spread
-from llmft.metrics.intervals import CLEAR, standard_error, worse_than_saved
+from llmft.metrics.intervals import CLEAR, PROBE, standard_error, worse_than_saved
 from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
 HEADLINE = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "r2"}
-PROBE = "linear probe"  # the rung from which the training begins
 
 
 @dataclass(frozen=True)

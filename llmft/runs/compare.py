@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from llmft.errors import counted
 from llmft.runs.record import RunRecord, in_force
 
 CLEAR = 0.95  # as sure as this a difference is said to be one
 _FEW = 0.5  # of the rows of the shorter file of predictions: by chance, some are alike
+_UNLIKE = 1.1  # steps of one run, of those of another
 _SHOWN = 50  # rows that are kept of those where two runs differ
 _ON = {"eval": "validation", "folds": "rows held out"}  # what a part is measured on
 _OF_PLACE = ("output_dir",)  # arguments that differ always
@@ -140,6 +142,7 @@ def _pair(
     for name, run in (one, other):
         if run.status != "complete":
             found["notes"].append(f"{name} is {run.status}")
+    found["notes"] += _other_steps(one, other)
     rows_a, rows_b = list(run_a.predictions()), list(run_b.predictions())
     for name, run, rows in ((a, run_a, rows_a), (b, run_b, rows_b)):
         found["notes"] += [f"{name}: {lacks}" for lacks in _lacking(run, rows)]
@@ -156,6 +159,21 @@ def _pair(
     found["metrics"] = metrics
     found["verdict"] = _verdict(metrics, a, b, clear)
     return found
+
+
+def _other_steps(*runs: tuple[str, RunRecord]) -> list[str]:
+    """Return that a time limit was enough for another number of steps."""
+    steps = {n: run.metrics.get("run", {}).get("steps") or 0 for n, run in runs}
+    limited = any(run.arguments.get("time_limit") for _, run in runs)
+    if not limited or not all(steps.values()):
+        return []
+    few, many = sorted(steps, key=lambda name: steps[name])
+    if steps[many] <= _UNLIKE * steps[few]:
+        return []
+    said = (
+        f"{many} learnt for {counted(steps[many], 'steps')}, {few} for {steps[few]:,}"
+    )
+    return [f"{said}: a time limit is enough for more on a machine that is less busy"]
 
 
 def _lacking(run: RunRecord, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -187,7 +205,7 @@ def _paired(
     """Compare what was said of the rows that both have; add the counts of them."""
     from llmft.metrics.paired import compare_rows, kind_of  # numpy
 
-    of_b = {key: row for key, row in _keyed(rows_b)}
+    of_b = dict(_keyed(rows_b))
     both = [(row, of_b[key]) for key, row in _keyed(rows_a) if key in of_b]
     if {*map(kind_of, rows_a)} != {*map(kind_of, rows_b)}:
         found["notes"].append("no paired test: classes here, something else there")
@@ -225,7 +243,8 @@ def _paired(
     if "log_loss" in metrics:
         found["notes"].append(
             "log_loss is here that of the rows of both, by the six digits of"
-            " predictions.jsonl: mistakes that were surer count less than above"
+            " predictions.jsonl: mistakes that were surer count less than above, and"
+            " the other run may be ahead"
         )
     return metrics
 

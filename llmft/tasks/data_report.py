@@ -147,7 +147,7 @@ def as_text(report: Report) -> str:
 
 def as_html(report: Report, title: str) -> str:
     """Return the report as one HTML file: no script, nothing from elsewhere."""
-    rows = [[f.level, f.what, f.means(), f.where] for f in report.findings]
+    rows = [[f.level, f.what, f.means(), f.every or f.where] for f in report.findings]
     header = ["", "what was seen", "what may help", "where"]
     counts = Counter(finding.level for finding in report.findings)
     said = [f"{level}s: {counts[level]}" for level in (ERROR, WARNING, NOTE)]

@@ -32,8 +32,8 @@ from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.bootstrap import with_errors
-from llmft.metrics.intervals import limits
-from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines
+from llmft.metrics.intervals import PROBE, limits
+from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
 from llmft.process import recipe_file, versions
@@ -43,7 +43,7 @@ from llmft.runs.plan import Plan, duration_text
 from llmft.runs.record import FOLDS, OF_RUN, held
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
-from llmft.tasks.ladder import TUNED, Ladder
+from llmft.tasks.ladder import HEAD_ONLY, TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.agreement import AlreadyComplete
 from llmft.train.hyperparameters import OF_FOLDS
@@ -118,8 +118,8 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         kind = str(source.problem_type)
         metric = compute_metrics(kind, data.multi_label_threshold)
         results = _together(found, metric, HEADLINE[kind])
-        for line in lines(results["all"]["ladder"], "the rows held out"):
-            say(line)
+        reached = lines(results["all"]["ladder"], "the rows held out")
+        say("\n".join(reached + [f"  {HEAD_ONLY}"] * args.model.freeze_backbone))
         keep = results["all"]["ladder"]["saved"]
         say(f"\nall {len(of_rows):,} rows are learnt now; their {keep} model is saved")
         _choose(last, found[0]["choices"])
@@ -376,3 +376,4 @@ def _write_predictions(
         )
     ]
     write_text(file, "".join(lines) + of_test)
+    say(f"predicted  {short(file)}")

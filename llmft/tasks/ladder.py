@@ -27,7 +27,8 @@ from llmft.console import say
 from llmft.data.read.labels import LabelNames
 from llmft.data.split.splits import Splits
 from llmft.metrics.baseline import tfidf
-from llmft.metrics.ladder import HEADLINE, PROBE, Rung, climbed, lines, majority
+from llmft.metrics.intervals import PROBE
+from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
 from llmft.train.linear_probe import fit_linear_probe
@@ -36,6 +37,7 @@ from llmft.train.outputs import has_new_output
 from llmft.train.trainer import LlmftTrainer
 
 TUNED = "fine-tuned"
+HEAD_ONLY = f"{TUNED} is here the output layer alone: --freeze_backbone"
 
 
 class Ladder:
@@ -181,7 +183,11 @@ class Ladder:
             self.rungs, predicted.label_ids, metric, name, saved=self.saved
         )
         run.more["ladder"]["calibrated"] = "calibration" in run.more
-        self.notes = [*lines(run.more["ladder"], str(run.held_out)), *self.notes]
+        self.notes = [
+            *lines(run.more["ladder"], str(run.held_out)),
+            *[f"  {HEAD_ONLY}"] * self.frozen,
+            *self.notes,
+        ]
 
     def _add_tuned_of(
         self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run

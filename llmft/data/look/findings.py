@@ -28,6 +28,7 @@ from llmft.data.split.duplicates import (
 from llmft.errors import listed, shorten
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
+_SHOWN, _EVERY = 3, 1000  # places that a run shows, and `llmft data --html` at most
 _MANY = 0.01  # share of rows that repeat another, or that another part has, too
 
 
@@ -40,6 +41,7 @@ class Finding:
         helps: what to do about it, where one is not at it already.
         note: a few words for the line that a run shows of a part. counts: for run.json.
         rows: the places of those that it is about, where a run leaves them aside.
+        every: in which lines, without leaving out any of the first thousand.
     """
 
     level: str
@@ -50,6 +52,7 @@ class Finding:
     note: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
     rows: Sequence[int] | np.ndarray = field(default=(), compare=False)
+    every: str = ""
 
     def brief(self) -> str:
         """Return what a run says."""
@@ -93,18 +96,27 @@ class Part:
 
     def shows(self, level: str, what: str, rows: np.ndarray, meaning: str) -> Finding:
         """Return that rows show something, and where the first three begin."""
-        where = ", ".join(self.source.place(int(row)) for row in rows[:3])
-        where += ", ..." if len(rows) > 3 else ""
-        return Finding(level, f"{what} in {self.name}: {len(rows):,}", where, meaning)
+        where = _places([self.source.place(int(row)) for row in rows[:_EVERY]], rows)
+        what = f"{what} in {self.name}: {len(rows):,}"
+        return Finding(level, what, meaning=meaning, **where)
 
 
-def pairs_at(pairs: np.ndarray, of: Part, other: Part, sign: str = "=") -> str:
-    """Return three pairs of rows as path:line = path:line, for a message."""
+def pairs_at(
+    pairs: np.ndarray, of: Part, other: Part, sign: str = "="
+) -> dict[str, Any]:
+    """Return ``where`` and ``every`` of pairs of rows, as path:line = path:line."""
     shown = [
         f"{of.source.place(int(a))} {sign} {other.source.place(int(b))}"
-        for a, b in pairs[:3]
+        for a, b in pairs[:_EVERY]
     ]
-    return ", ".join(shown) + (", ..." if len(pairs) > 3 else "")
+    return _places(shown, pairs)
+
+
+def _places(shown: Sequence[str], of: np.ndarray) -> dict[str, Any]:
+    return {
+        name: ", ".join(shown[:most]) + ", ..." * (len(of) > most)
+        for name, most in (("where", _SHOWN), ("every", _EVERY))
+    }
 
 
 def repeats(part: Part) -> Iterator[Finding]:
@@ -117,11 +129,11 @@ def repeats(part: Part) -> Iterator[Finding]:
             WARNING if share > _MANY else NOTE,
             f"{part.name}: {twice.rows:,} of {part.rows:,} rows ({100 * share:.2g} %)"
             f"{aside} {repeat} an earlier one, {twice.exact:,} of them to the letter",
-            pairs_at(twice.pairs, part, part),
-            "they weigh more than others",
-            "take them out where that is unwanted",
-            f"duplicates{aside}: {twice.rows:,}",
-            {"duplicates": {"rows": twice.rows, "exact": twice.exact}},
+            meaning="they weigh more than others",
+            helps="take them out where that is unwanted",
+            note=f"duplicates{aside}: {twice.rows:,}",
+            counts={"duplicates": {"rows": twice.rows, "exact": twice.exact}},
+            **pairs_at(twice.pairs, part, part),
         )
 
 
@@ -140,10 +152,10 @@ def contradictions(part: Part, alike: bool = False) -> Iterator[Finding]:
             yield Finding(
                 WARNING if exact else NOTE,
                 f"{part.name}: {texts_are} with more than one {label}: {texts:,}",
-                pairs_at(pairs, part, part, "/"),
-                "no model can get all of these rows right",
-                f"decide for one {label}",
+                meaning="no model can get all of these rows right",
+                helps=f"decide for one {label}",
                 counts={"conflicting_texts": texts} if exact else {},
+                **pairs_at(pairs, part, part, "/"),
             )
 
 
@@ -161,16 +173,16 @@ def shared(part: Part, other: Part) -> Iterator[Finding]:
             WARNING if few or untrained else ERROR,
             f"{both.rows:,} of {part.rows:,} rows of {part.name} are in {other.name}"
             f" too{aside}, {both.exact:,} of them to the letter",
-            pairs_at(both.pairs, part, other),
-            f"metrics on {part.name} look better than they are",
-            f"below {_MANY:.0%} a run goes on; a classifier's metrics are shown without"
-            " them, too"
+            meaning=f"metrics on {part.name} look better than they are",
+            helps=f"below {_MANY:.0%} a run goes on; a classifier's metrics are shown"
+            " without them, too"
             if few and not untrained
             else "where one trains and the other tests, a run stops unless --allow"
             " leakage",
-            f"rows also in {other.name}: {both.rows:,}",
-            {other.name: {"rows": both.rows, "exact": both.exact}},
-            both.pairs[:, 0],
+            note=f"rows also in {other.name}: {both.rows:,}",
+            counts={other.name: {"rows": both.rows, "exact": both.exact}},
+            rows=both.pairs[:, 0],
+            **pairs_at(both.pairs, part, other),
         )
 
 

@@ -234,12 +234,16 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
         if near:
             level, what, meaning = finding
             what, where = f"{what}: {len(near):,}", pairs_at(np.array(near), one, other)
-            report.findings.append(Finding(level, what, where, meaning))
+            report.findings.append(Finding(level, what, meaning=meaning, **where))
 
     for i, part in enumerate(parts):
         report.findings += [*contradictions(part, alike=True), *repeats(part)]
         what = f"rows of {part.name} that are near another"
-        meaning = "as duplicates, they weigh more than others"
+        meaning = (
+            "as duplicates, they weigh more than others; where one is held out and the"
+            " other learnt, metrics look better than they are: --split_group_column"
+            " keeps together what belongs together, also in folds"
+        )
         show(part, part, duplicates(part.prints), near[i, i], NOTE, what, meaning)
     for (i, one), (j, two) in combinations(enumerate(parts), 2):
         report.findings += shared(two, one)

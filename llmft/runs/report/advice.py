@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft.config.facts import FAR_TOO_HIGH
-from llmft.errors import escape
-from llmft.metrics.intervals import CLEAR, limits, worse_than_saved
+from llmft.errors import counted, escape
+from llmft.metrics.intervals import CLEAR, PROBE, limits, worse_than_saved
 from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
@@ -95,7 +95,7 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
     if len(losses) < 2:
         return
     best, before = min(losses), min(losses[:-1])
-    ladder, rate = _ladder_of(seen), seen.run.arguments.get("learning_rate")
+    ladder, rate = ladder_of(seen.run), seen.run.arguments.get("learning_rate")
     if isinstance(rate, float) and rate > FAR_TOO_HIGH:
         said = f"a learning rate of {rate:g} is far above what models of text take"
         yield said, "--learning_rate of 1e-5 to 1e-3, or auto"
@@ -159,14 +159,14 @@ def _unknown(seen: Seen) -> Iterator[tuple[str, str]]:
         )
 
 
-def _ladder_of(seen: Seen) -> dict[str, Any]:
+def ladder_of(run: RunRecord) -> dict[str, Any]:
     """Return the ladder of a classifier, with folds that of the rows held out."""
-    metrics = seen.run.metrics
+    metrics = run.metrics
     return metrics.get("ladder") or metrics.get("k_folds", {}).get("ladder") or {}
 
 
 def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
-    if not (ladder := _ladder_of(seen)):
+    if not (ladder := ladder_of(seen.run)):
         return
     names = [rung["name"] for rung in ladder["rungs"]]
     above, alike = [], []
@@ -177,10 +177,11 @@ def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
         elif by <= CLEAR * error:
             alike.append(escape(rung["name"], 60))
     if above:
+        longer = "" if ladder["saved"] == PROBE else "a longer training, "
         yield (
             f"{listed_words(above)} reached more than the model",
-            "mended labels or more rows, a longer training, a model made for this"
-            " language and subject; or the simpler method itself, which llmft does not"
+            f"mended labels or more rows, {longer}a model made for this language and"
+            " subject; or the simpler method itself, which llmft does not"
             " save (scikit-learn has it)",
         )
     if alike:
@@ -200,8 +201,7 @@ def _classes(seen: Seen) -> Iterator[tuple[str, str]]:
             first = listed_words([escape(c, 40) for c in classes[:5]])
             more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
             yield f"classes {what}: {first}{more}", "; ".join(found["what_helps"])
-    clear = [segment for segment in weak(seen.groups) if segment.what != "label"]
-    if clear:
+    if clear := weak(seen.groups):
         shown = [f"{s.what} {escape(s.name, 40)}" for s in clear[:3]]
         yield (
             f"weak where {listed_words(shown)}",
@@ -212,10 +212,10 @@ def _classes(seen: Seen) -> Iterator[tuple[str, str]]:
 def _data(seen: Seen) -> Iterator[tuple[str, str]]:
     strong = sum(suspect.chance < STRONG for suspect in seen.doubted)
     if strong:
-        rows = "row whose label" if strong == 1 else "rows whose label"
         yield (
-            f"{strong:,} {rows} has a chance below {STRONG} by all methods together",
-            "look at them under Probable label errors, and mend what is wrong",
+            f"{counted(strong, 'rows')} whose label has a chance below {STRONG} by all"
+            " methods together",
+            "look under Probable label errors, and mend what is wrong",
         )
     lengths = seen.run.record.get("lengths") or {}
     most, arguments = seen.run.arguments.get("max_seq_length"), seen.run.arguments
@@ -270,8 +270,10 @@ def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
         return
     low, high = limits(name, entry)
     if (high - low) / 2 > _WIDE and part != "folds":
+        folds = part == "eval" and bool(seen.run.arguments.get("do_train"))
         yield (
             f"{name} is only known to lie between {number(low)} and {number(high)}"
             f" ({entry['n']:,} rows)",
-            "more rows to measure on, or --k_folds 5, which measures on every row",
+            "more rows to measure on"
+            + ", or --k_folds 5, which measures on every row" * folds,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,8 @@ def curve(title: str, lines: Mapping[str, Line], x_label: str) -> Chart:
         low, high = axes.get_ylim()
         middle = (low + high) / 2
         half = max((high - low) / 2, 0.05 * abs(middle))
-        axes.set_ylim(middle - half, middle + half)
+        whole = 1.02 if 0 <= low < high and _most(lines) <= 1 else math.inf  # a share
+        axes.set_ylim(middle - half, min(middle + half, whole))
         if len(lines) > 1:
             axes.legend(loc="best")
         svg = _svg(figure, label)
@@ -206,6 +208,10 @@ def _axes(x_label: str, y_label: str, size: Any = _SIZE) -> tuple[Figure, Any]:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return figure, axes
+
+
+def _most(lines: Mapping[str, Line]) -> float:
+    return max(float(max(ys)) for _, ys in lines.values())
 
 
 def _some(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:

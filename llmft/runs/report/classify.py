@@ -11,7 +11,7 @@ from llmft.errors import counted
 from llmft.metrics.intervals import NORMAL, wilson
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts, regression
-from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers
+from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
 from llmft.runs.report.parts import (
     Cells,
     Section,
@@ -22,7 +22,7 @@ from llmft.runs.report.parts import (
     number,
     shown_of,
 )
-from llmft.runs.report.segments import Segment, standard_errors, weak
+from llmft.runs.report.segments import FEWEST, Segment, standard_errors, weak
 from llmft.runs.report.verdict import difference
 
 CLASSES = 40  # of a table of classes
@@ -48,6 +48,8 @@ def ladder(run: RunRecord) -> Section:
             seconds = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
             value = number(rung["value"])
             rows.append((named(rung["name"]), value, saved, by, seconds))
+        if run.arguments.get("freeze_backbone"):
+            found.said = ["Fine-tuned is here the output layer alone: freeze_backbone."]
         name = of["metric"]
         header = ["method", name, "saved is above by", "95 %", "seconds"]
         caption = f"The ladder: {name} on {of['n']:,} rows {what}"
@@ -156,17 +158,32 @@ def by_class(answers: Answers) -> Table:
     if len(scores) > CLASSES:
         notes.insert(0, f"{CLASSES} of {len(scores):,}, those of the lowest F1")
         scores = sorted(scores, key=lambda row: row[3])[:CLASSES]
+    others = _recalls(answers)
     rows = [
         (
             *(named(name), f"{precision:.3f}", f"{recall:.3f}"),
             *(between(wilson(both, n)), f"{f1:.3f}", n),
+            *(f"{of[name]:.3f}" for of in others.values()),
         )
         for name, precision, recall, f1, n, both in scores
     ]
     note = "; ".join(notes)
     header = ["class", "precision", "recall", "95 % of recall", "F1", "rows"]
+    header += [f"recall of {name}" for name in others]
     what = "labels" if answers.kind == MULTI else "classes"
     return Table(f"By {what}", header, rows, note)
+
+
+def _recalls(answers: Answers) -> dict[str, dict[str, float]]:
+    """Return, of each simpler method, the share of each class that it had right."""
+    if answers.kind != SINGLE:
+        return {}
+    found = dict[str, dict[str, float]]()
+    for label, places in places_of(answers.column("label")).items():
+        for name in answers.rows[0].get("rungs", {}):
+            said = [answers.rows[i]["rungs"][name]["prediction"] for i in places]
+            found.setdefault(name, {})[label] = said.count(label) / len(said)
+    return found
 
 
 def calibration(answers: Answers) -> Any:
@@ -236,8 +253,9 @@ def weak_section(found: list[Segment], kind: str) -> Section:
         return section
     errors = f"{standard_errors(found):.1f} standard errors"
     kinds = Counter(segment.what.partition(" of ")[0] for segment in found)
-    by = "; ".join(f"{kind}: {count}" for kind, count in kinds.items())
-    looked = f"{counted(len(found), 'groups were looked at')} ({by}); one is weak where"
+    by = "; ".join(f"{count} by {kind}" for kind, count in kinds.items())
+    groups = f"{counted(len(found), 'groups')} of {FEWEST} rows or more"
+    looked = f"{groups} were looked at ({by}); one is weak where"
     section.said.append(
         f"{looked} its share of mistakes is above that of all other rows by more than"
         f" chance gives one of so many ({errors}, tested exactly)."

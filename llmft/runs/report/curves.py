@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llmft.metrics.intervals import PROBE
 from llmft.runs.report.charts import Line, curve
 from llmft.runs.report.parts import Section
 
@@ -15,11 +16,12 @@ METRICS = (
 )
 
 
-def curves(events: Events, contrast: bool = False) -> Section:
+def curves(events: Events, contrast: bool = False, saved: str = "") -> Section:
     """Return what was logged while it trained, by step.
 
     Args:
         contrast: whether the loss of training has that of contrast in it.
+        saved: the method whose model is saved, as the ladder names it.
     """
     train = "train, with contrast" if contrast else "train"
     found = Section("Curves")
@@ -37,6 +39,10 @@ def curves(events: Events, contrast: bool = False) -> Section:
             found.blocks.append(curve(title, scaled, "step"))
     if not found:
         return found
+    if saved == PROBE:
+        found.said.append(
+            f"They are of the training; the {PROBE}, from which it began, is saved."
+        )
     several = {event.get("leg") for event in events}
     if len(several) > 1:
         found.said.append(

@@ -7,7 +7,7 @@ from typing import Any
 from llmft.runs.listing import notes_of
 from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
-from llmft.runs.report.advice import Seen, advice
+from llmft.runs.report.advice import Seen, advice, ladder_of
 from llmft.runs.report.answers import read_answers
 from llmft.runs.report.curves import curves
 from llmft.runs.report.html import html
@@ -46,7 +46,8 @@ def render(run: RunRecord) -> str:
 
 def _sections(run: RunRecord, events: list[dict[str, Any]]) -> list[Section]:
     contrast = run.record.get("choices", {}).get("contrast", {}).get("value", "0")
-    found = [curves(events, contrast != "0"), classify.ladder(run)]
+    saved = ladder_of(run).get("saved", "")
+    found = [curves(events, contrast != "0", saved), classify.ladder(run)]
     parts = read_answers(run)
     groups = []
     if parts:

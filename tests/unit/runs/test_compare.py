@@ -197,6 +197,26 @@ def test_rows_are_known_by_their_text_where_one_above_was_taken_out(tmp_path):
     assert pair["differ"]["count"] == 0  # each is compared with itself
 
 
+@pytest.mark.parametrize(
+    ("limit", "steps", "told"),
+    [("4m", (29, 14), True), ("4m", (29, 28), False), (None, (29, 14), False)],
+)
+def test_a_time_that_was_enough_for_more_steps_is_told(tmp_path, limit, steps, told):
+    runs = []
+    for name, made in zip("xy", steps, strict=True):
+        asked = {"time_limit": {"value": limit, "from": "flag"}}
+        classifier(tmp_path / name, 0.8, 1, arguments=asked)
+        found = {"run": {"steps": made}}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(found))
+        runs.append(read_run(tmp_path / name))
+    (pair,) = compare(runs)["pairs"]
+    said = [note for note in pair["notes"] if "time limit" in note]
+    assert said == told * [
+        "A learnt for 29 steps, B for 14: a time limit is enough for more on a machine"
+        " that is less busy"
+    ]
+
+
 def test_a_cut_file_of_predictions_and_another_task_are_told(tmp_path):
     one, other = (classifier(tmp_path / n, 0.8, s) for s, n in enumerate("xy"))
     path = other.folder / "predictions.jsonl"

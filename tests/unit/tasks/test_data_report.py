@@ -121,6 +121,15 @@ class _Tags(html.parser.HTMLParser):
         self.text += data
 
 
+def test_the_page_names_all_places_and_the_terminal_three():
+    every = ", ".join(f"a.csv:{line} = a.csv:2" for line in range(3, 9))
+    first = ", ".join(every.split(", ")[:3]) + ", ..."
+    report = Report([], [Finding(ERROR, "rows", first, every=every)])
+    assert first in as_text(report)
+    assert "a.csv:8" not in as_text(report)
+    assert every in as_html(report, "")
+
+
 def test_html_holds_texts_as_texts():
     report = Report(
         [Section(text, [text], [[text]], [1.0]) for text in HOSTILE],

@@ -7,7 +7,7 @@ import pytest
 
 from llmft.runs.record import RunRecord
 from llmft.runs.report.advice import Seen, advice
-from llmft.runs.report.curves import series
+from llmft.runs.report.curves import curves, series
 
 
 def entry(value, stderr, n):
@@ -42,6 +42,18 @@ def test_what_is_hardly_known_is_to_be_measured_on_more(
     rows = said(recipe, {"eval": metrics}, **arguments)
     assert len(rows) == (wanted is not None)
     assert not rows or wanted in rows[0][0]
+
+
+@pytest.mark.parametrize(
+    ("part", "trains", "folds"),
+    [("eval", True, True), ("eval", False, False), ("test", True, False)],
+)
+def test_folds_are_advised_where_rows_of_train_were_set_aside(part, trains, folds):
+    """They add no row to a test set, and train."""
+    metrics = {part: {"accuracy": entry(1.0, 0.0, 19)}}
+    ((_, helps),) = said("classify", metrics, do_train=trains)
+    assert helps.startswith("more rows to measure on")
+    assert ("--k_folds 5" in helps) is folds
 
 
 @pytest.mark.parametrize(
@@ -118,6 +130,25 @@ def test_longer_training_is_advised_only_where_the_loss_fell(losses, below, want
         assert wanted in seen
         lower = "a lower --learning_rate"
         assert helps == (lower if "worse" in seen else "more --num_train_epochs")
+
+
+def test_curves_that_are_not_of_what_is_saved_say_so():
+    events = [{"step": step, "eval_loss": 1 / step} for step in (1, 2)]
+    for saved in ("linear probe", "fine-tuned"):
+        told = "".join(curves(events, saved=saved).said)
+        assert ("the linear probe, from which it began, is saved" in told) is (
+            saved == "linear probe"
+        )
+
+
+def test_a_longer_training_is_no_advice_where_the_probe_is_saved():
+    below = {"below": {"value": -0.1, "stderr": 0.01}}
+    for saved, longer in (("linear probe", False), ("fine-tuned", True)):
+        rungs = [{"name": "TF-IDF", "value": 0.9, "stderr": 0.0} | below]
+        rungs += [{"name": saved, "value": 0.8, "stderr": 0.0}]
+        ladder = LADDER | {"saved": saved, "rungs": rungs}
+        ((_, helps),) = said("classify", {"ladder": ladder})
+        assert ("a longer training" in helps) is longer
 
 
 def test_the_evaluation_of_the_best_checkpoint_is_no_point_of_the_curve():

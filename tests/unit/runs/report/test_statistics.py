@@ -64,6 +64,19 @@ def test_scores_of_classes_are_counts(found):
         assert f1 == pytest.approx(2 / (1 / precision + 1 / recall))
 
 
+def test_classes_show_what_simpler_methods_had_right(found):
+    kind, answers, rows = found
+    table = None if kind == "regression" else classify.by_class(answers)
+    others = [n for n in table.header if n.startswith("recall of ")] if table else []
+    assert len(others) == (kind == "single")
+    for name in others:
+        column, method = table.header.index(name), name.removeprefix("recall of ")
+        for shown in table.rows:
+            mine = [row for row in rows if row["label"] == shown[0]]
+            said = [row["rungs"][method]["prediction"] == shown[0] for row in mine]
+            assert shown[column] == f"{sum(said) / len(mine):.3f}"
+
+
 def test_the_f1_at_a_threshold_is_that_of_all_labels_together(found):
     kind, answers, rows = found
     if kind != "multi":
