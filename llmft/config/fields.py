@@ -72,7 +72,7 @@ class DataArguments:
         " break; none: they are text like any other.",
     )
     column_names: list[str] | None = _reading(
-        None, "Names of the columns of a csv without a header, as text label."
+        None, "Names of the columns of a csv without a header, as text,label."
     )
     no_header: bool = _reading(
         False, "A csv has no header: its columns are column_1, column_2 and so on."
