@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from llmft.console import say, table
+from llmft.console import say
 from llmft.files import publish_folder
 from llmft.sources.wheels import size_text
 
@@ -110,27 +110,11 @@ class Profile(TrainerCallback):
 
 
 def _of_torch(profile: Any) -> str:
-    found = sorted(profile.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    whole = sum(e.self_cpu_time_total for e in found) or 1.0
-    rows = [
-        (
-            e.key[:60],
-            f"{100 * e.self_cpu_time_total / whole:.1f} %",
-            f"{e.self_cpu_time_total / 1e6:.3f}",
-            e.count,
-        )
-        for e in found[:_SHOWN]
-    ]
-    return table(rows, ["operator", "of all", "seconds", "calls"])
+    found = profile.key_averages()
+    return str(found.table(sort_by="self_cpu_time_total", row_limit=_SHOWN)).strip()
 
 
 def _of_python(profile: cProfile.Profile) -> str:
-    stats: Any = pstats.Stats(profile, stream=io.StringIO())
-    found = sorted(stats.stats.items(), key=lambda item: -item[1][2])
-    whole = sum(of[2] for _, of in found) or 1.0
-    rows = []
-    for (file, line, name), (_, calls, own, within, _) in found[:_SHOWN]:
-        place = "" if file == "~" else f" {'/'.join(Path(file).parts[-2:])}:{line}"
-        cells = (f"{100 * own / whole:.1f} %", f"{own:.3f}", f"{within:.3f}", calls)
-        rows.append((f"{name}{place}"[:60], *cells))
-    return table(rows, ["function", "of all", "seconds", "with callees", "calls"])
+    shown = io.StringIO()
+    pstats.Stats(profile, stream=shown).sort_stats("tottime").print_stats(_SHOWN)
+    return shown.getvalue().strip()
