@@ -120,14 +120,18 @@ def quiet_libraries() -> None:
 @contextmanager
 def libraries_as_before() -> Iterator[None]:
     """Undo after the block what ``quiet_libraries`` and ``load_script`` do in it."""
-    before = []
+    from transformers.utils import logging as theirs
+
+    before, shown = [], theirs.is_progress_bar_enabled()
     for library in map(logging.getLogger, LIBRARIES):
         before.append((library, [*library.handlers], library.propagate, library.level))
     scripts = {name: sys.modules.get(name) for name in RECIPES}
     try:
-        with warnings.catch_warnings(), _bars_as_before():
+        with warnings.catch_warnings():
             yield
     finally:
+        if shown:
+            theirs.enable_progress_bar()
         for library, handlers, propagate, level in before:
             library.handlers, library.propagate = handlers, propagate
             library.setLevel(level)
@@ -136,18 +140,6 @@ def libraries_as_before() -> Iterator[None]:
                 sys.modules.pop(name, None)
             else:
                 sys.modules[name] = script
-
-
-@contextmanager
-def _bars_as_before() -> Iterator[None]:
-    from transformers.utils import logging as theirs
-
-    shown = theirs.is_progress_bar_enabled()
-    try:
-        yield
-    finally:
-        if shown:
-            theirs.enable_progress_bar()
 
 
 def run_script(path: str, argv: list[str]) -> int:
