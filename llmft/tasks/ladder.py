@@ -98,14 +98,14 @@ class Ladder:
             return
         objective: Any = trainer.objective
         args: Any = trainer.args
-        probe = fit_linear_probe(
+        fitted_on = fit_linear_probe(
             model, objective, trainer.data_collator, examples["train"], args
         )
-        if probe is None:
+        if fitted_on is None:
             self.notes.append(f"  no {PROBE}: the head reads more than one vector")
             return
         trainer.guards.watch.well = True
-        on = f"{probe.examples:,} of {len(examples['train']):,} examples"
+        on = f"{fitted_on:,} of {len(examples['train']):,} examples"
         say(f"  {PROBE} fitted on {on}: training starts from its head")
         found = None
         if "validation" in examples:

@@ -7,7 +7,6 @@ arXiv 2202.10054), the first steps have no random layer whose errors spoil the r
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,21 +39,13 @@ _FLOOR = 0.01
 Fit: TypeAlias = tuple[np.ndarray, np.ndarray, float]
 
 
-@dataclass(frozen=True)
-class Probe:
-    """How an output layer was fitted: its regularisation, and on how many examples."""
-
-    strength: float
-    examples: int
-
-
 def fit_linear_probe(
     model: Any,
     objective: Classification,
     collator: Any,
     train: Dataset,
     args: TrainingArguments,
-) -> Probe | None:
+) -> int | None:
     """Fit the output layer of ``model`` on what it is given for the training examples.
 
     All other weights stay as they are. The regularisation is one of ``STRENGTHS``, by
@@ -62,8 +53,8 @@ def fit_linear_probe(
     say. Of many examples, some are drawn.
 
     Returns:
-        None for a model whose logits are not what a linear layer makes of one vector a
-        text.
+        how many examples were used; None for a model whose logits are not what a linear
+        layer makes of one vector a text.
     """
     layer = output_layer(model)
     if layer is None:
@@ -76,12 +67,12 @@ def fit_linear_probe(
     kind, outputs = objective.problem_type, layer.out_features
     labels, has_bias = np.asarray(train["labels"][:]), layer.bias is not None
     how = kind, outputs, weights, has_bias
-    weight, bias, strength = fitted(features, labels, *how)
+    weight, bias, _ = fitted(features, labels, *how)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         if layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(bias))
-    return Probe(strength, len(train))
+    return len(train)
 
 
 def drawn(train: Dataset, outputs: int, seed: int) -> Dataset:

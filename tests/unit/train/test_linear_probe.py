@@ -102,9 +102,8 @@ def test_a_model_gives_what_its_new_output_layer_says(kind, tmp_path):
     assert outputs.has_new_output(model, [name])
     assert not outputs.has_new_output(model, [*before.keys() - {name}])
     found = linear_probe.encode(model, layer, objective, collator, data, args)
-    probe = linear_probe.fit_linear_probe(model, objective, collator, data, args)
-    assert probe.strength in linear_probe.STRENGTHS
-    assert probe.examples == len(data)
+    examples = linear_probe.fit_linear_probe(model, objective, collator, data, args)
+    assert examples == len(data)
     with torch.no_grad():
         alone = [
             model(input_ids=torch.tensor([ids])).logits[0] for ids in data["input_ids"]
@@ -128,10 +127,10 @@ def test_a_head_that_reads_the_last_token(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     collator = DataCollatorForClassification(tokenizer)
     data = texts(tokenizer)
-    probe = linear_probe.fit_linear_probe(
+    examples = linear_probe.fit_linear_probe(
         model.eval(), Classification(), collator, data, args
     )
-    assert probe is not None
+    assert examples == len(data)
     nll = []
     with torch.no_grad():
         for ids, label in zip(data["input_ids"], data["labels"], strict=True):
