@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from llmft.console import say, warn
 from llmft.data.read.store import Source
-from llmft.data.tokens.collate import IGNORED, examples_by_row
+from llmft.data.tokens.collate import examples_by_row, unmasked
 from llmft.errors import LlmftError, brief
 from llmft.files import publish_folder, write_json
 from llmft.machine.detect import gib
@@ -210,15 +210,17 @@ def _described(
     """Return what is known of each row of a batch."""
     data, tokenizer = trainer.train_dataset, _decoder(trainer)
     ids = batch.get("input_ids")
-    examples = examples_by_row(batch, data) or [[] for _ in losses]
+    examples = examples_by_row(batch, data)
+    can_decode = tokenizer is not None and ids is not None
+    learnt = unmasked(batch) if can_decode else []
     rows = []
     for i, (loss, of_row) in enumerate(zip(losses, examples, strict=True)):
         places = [p for e in of_row for p in places_of(data, e, source)]
         tokens: list[str] = []
         text = ""
-        if tokenizer is not None and ids is not None:
+        if can_decode:
             tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(ids[i].tolist())]
-            text = tokenizer.decode(_learnt_ids(batch, i), skip_special_tokens=True)
+            text = tokenizer.decode(learnt[i], skip_special_tokens=True)
         elif source is not None and of_row and isinstance(data, Dataset):
             text = source.dataset[rows_of_example(data, of_row[0])[0]]["text"]
         rows.append(
@@ -231,18 +233,6 @@ def _described(
             }
         )
     return rows
-
-
-def _learnt_ids(batch: Any, row: int) -> list[int]:
-    """Return the ids of a row as they were before masking, without padding."""
-    ids, labels = batch["input_ids"][row], batch.get("labels")
-    labels = None if labels is None else labels[row]
-    # Of classes there may be as many as tokens.
-    if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
-        ids = torch.where(labels == IGNORED, ids, labels)
-    if (mask := batch.get("attention_mask")) is not None:
-        ids = ids[mask[row].bool()]
-    return ids.tolist()
 
 
 def _number(value: float | None) -> float | str | None:

@@ -193,6 +193,16 @@ def fix_masks(
     return dataset.add_column("epoch", np.full(len(dataset), FIXED_EPOCH))
 
 
+def unmasked(batch: Mapping[str, Any]) -> list[list[int]]:
+    """Return the ids of each row as they were before masking, without padding."""
+    ids, labels = batch["input_ids"], batch.get("labels")
+    # Of classes there may be as many as tokens.
+    if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
+        ids = torch.where(labels == IGNORED, ids, labels)
+    keep = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    return [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
+
+
 def examples_by_row(batch: Mapping[str, Any], dataset: Any) -> list[list[int]]:
     """Return for each row of a batch the places in a data set that have its tokens.
 
@@ -200,11 +210,7 @@ def examples_by_row(batch: Mapping[str, Any], dataset: Any) -> list[list[int]]:
     """
     if "input_ids" not in batch or not isinstance(dataset, Dataset):
         return [[] for _ in next(iter(batch.values()))]
-    ids, labels = batch["input_ids"], batch.get("labels")
-    if labels is not None and (labels.shape, labels.dtype) == (ids.shape, ids.dtype):
-        ids = torch.where(labels == IGNORED, ids, labels)  # as before masking
-    keep = batch.get("attention_mask", torch.ones_like(ids)).bool()
-    rows = [tuple(row[kept].tolist()) for row, kept in zip(ids, keep, strict=True)]
+    rows = [*map(tuple, unmasked(batch))]
     found: dict[tuple[int, ...], list[int]] = {row: [] for row in rows}
     lengths, firsts = [len(row) for row in rows], [row[-2:-1] for row in rows]
     place = 0

@@ -26,6 +26,7 @@ from llmft.data.read.store import Source
 from llmft.data.tokens.collate import (
     DataCollatorForClassification,
     SeededDataCollatorForLanguageModeling,
+    unmasked,
 )
 from llmft.errors import DataError, EnvironmentFault, NonFiniteError
 from llmft.machine.plan import Forecast
@@ -236,7 +237,7 @@ def test_labels_of_classes_are_no_ids():
         (torch.tensor([[1.0, 0.0, 1.0, 1.0]]), [2, 6, 3]),
         (torch.tensor([[-100, 9, -100, -100]]), [2, 9, 3]),
     ):
-        assert debug_batch._learnt_ids(batch | {"labels": labels}, 0) == learnt
+        assert unmasked(batch | {"labels": labels}) == [learnt]
 
 
 def failed(trainer):
