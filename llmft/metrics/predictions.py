@@ -79,15 +79,13 @@ def with_paths(
     found: Sequence[dict[str, Any]], files: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return rows with the ``path`` of their file instead of its place in ``files``."""
-    return [
-        {
-            **{n: v for n, v in row.items() if n != "file"},
-            "path": str(files[row["file"]]),
-        }
-        if "file" in row
-        else row
-        for row in found
-    ]
+    placed = []
+    for found_row in found:
+        row = {**found_row}
+        if "file" in row:
+            row["path"] = str(files[row.pop("file")])
+        placed.append(row)
+    return placed
 
 
 def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:
