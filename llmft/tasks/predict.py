@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
             return
         found = predict_texts(predictor, texts, pairs)
         _tell(predictor)
-    show(found, predictor)
+    show(found)
 
 
 def _loaded(
@@ -175,7 +175,7 @@ def _loaded(
         with named_files(file, reading) as (files, _, unit):
             # What keeps its first row from being read, before the model is loaded.
             rows = file_rows(file, columns, reading, (files, unit), hashed=False)
-            next(_check(rows).rows(), None)
+            next(Check(rows, plain=True).rows(), None)
     predictor = load_predictor(named, data, training)
     if given.get("precision") == "bf16":
         predictor.take("bf16", predictor.attention)
@@ -201,7 +201,7 @@ def predict_texts(
     return found
 
 
-def show(found: Iterable[Mapping[str, Any]], predictor: Predictor) -> None:
+def show(found: Iterable[Mapping[str, Any]]) -> None:
     """Print predictions for a terminal: labels or tokens with their probability."""
     for row in found:
         texts = [row[name] for name in ("text", "text_pair") if name in row]
@@ -236,7 +236,7 @@ def _predict_file(
     reading = Reading.of(data)
     with named_files(file, reading) as (files, notes, unit):
         rows = file_rows(file, predictor.columns, reading, (files, unit), hashed=False)
-        check = _check(rows)
+        check = Check(rows, plain=True)
         total = sum(1 for _ in check.rows())
         notes = [*notes, *check.notes()]
         said = f" ({'; '.join(notes)})" if notes else ""
@@ -264,12 +264,6 @@ def _predict_file(
             raise
 
 
-def _check(rows: Rows) -> Check:
-    check = Check(rows)
-    check.plain = True
-    return check
-
-
 def _input(file: str, files: Sequence[Path], rows: Rows) -> Any:
     """Return what tells an input from another; of a pipe, the hash of all of it."""
     if is_pipe(file):
@@ -284,7 +278,7 @@ def _write(
     done = row = target.rows
     if done:
         say(f"going on   after {done:,} rows, which are there already")
-    check = _check(rows)
+    check = Check(rows, plain=True)
     left = islice(check.rows(), done, None)
     bar = tqdm(total=total, initial=done, desc="predicting", unit="row", disable=None)
     started = time.perf_counter()

@@ -121,8 +121,8 @@ class Check:
     readers had to note.
     """
 
-    def __init__(self, source: Rows) -> None:
-        self.source, self.columns, self.plain = source, source.columns, False
+    def __init__(self, source: Rows, plain: bool = False) -> None:
+        self.source, self.columns, self.plain = source, source.columns, plain
         self.told = Notes(self.columns.strict)
         self.wanted: dict[str, str] = {}
         self._only: str | None = None  # the column, where nothing else is wanted
