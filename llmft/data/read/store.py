@@ -34,8 +34,8 @@ from llmft.files import checksum, clear_stagings, publish_folder, write_json
 from llmft.sources import catalog
 
 CONTENT = ("text", "text_pair", "label", "group")
-_BATCH = 10_000  # rows at a time, and
-_CHARACTERS = 2**21  # about as many characters at the most
+BATCH = 10_000  # rows at a time, and
+CHARACTERS = 2**21  # about as many characters at the most
 _CACHE = 10  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (
@@ -87,7 +87,7 @@ def content_hash(dataset: Dataset) -> str:
     digest = hashlib.sha256("\0".join(names).encode())
     digest.update(prints_of(dataset)[0].tobytes())
     if beside := [n for n in names if n not in CONTENT[:2]]:
-        for batch in dataset.select_columns(beside).iter(_BATCH):
+        for batch in dataset.select_columns(beside).iter(BATCH):
             for values in zip(*batch.values(), strict=True):
                 for value in values:
                     raw = b"" if value is None else value.encode()
@@ -102,7 +102,7 @@ def prints_of(data: Dataset) -> Sequence[np.ndarray]:
         rows = slice(None) if data._indices is None else data._indices.column(0)
         return [data.data.column(name).to_numpy()[rows] for name in PRINTS]
     texts = data.select_columns([n for n in CONTENT[:2] if n in data.column_names])
-    parts = batches(texts, _BATCH, _CHARACTERS)
+    parts = batches(texts, BATCH, CHARACTERS)
     made = [row_prints([*part.values()]) for part in parts]
     return [*map(np.concatenate, zip(*made, strict=True))]
 

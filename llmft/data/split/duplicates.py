@@ -15,14 +15,12 @@ import pyarrow.compute as pc
 
 from llmft.data.read.labels import MULTI, names_in
 from llmft.data.read.prints import PAIR
-from llmft.data.read.store import CONTENT, Source, batches, prints_of
+from llmft.data.read.store import BATCH, CHARACTERS, CONTENT, Source, batches, prints_of
 from llmft.files import to_json
 
 # Where there are no labels, a line with fewer characters than this (a heading, an
 # exclamation) may well occur twice.
 SHORT = 32
-_BATCH = 10_000  # rows at a time, and
-_CHARACTERS = 2**21  # about as many characters at the most
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def row_texts(source: Source, between: str = PAIR) -> Iterator[list[str]]:
     """Yield the texts of all rows, a part at a time; ``between`` joins pairs."""
     names = [n for n in CONTENT[:2] if n in source.dataset.column_names]
     data = source.dataset.select_columns(names)
-    for batch in batches(data, _BATCH, _CHARACTERS):
+    for batch in batches(data, BATCH, CHARACTERS):
         rows = (between.join(row) for row in zip(*batch.values(), strict=True))
         yield [text.replace("\0", " ") for text in rows]  # NUL separates texts
 
@@ -133,7 +131,7 @@ def labels_of(source: Source) -> tuple[list[str], np.ndarray]:
 
     codes = [
         place(label)
-        for batch in source.dataset.select_columns("label").iter(_BATCH)
+        for batch in source.dataset.select_columns("label").iter(BATCH)
         for label in batch["label"]
     ]
     return list(places), np.array(codes)

@@ -85,7 +85,7 @@ def test_what_is_not(text):
 
 @pytest.mark.parametrize("batch", [2, 10_000])
 def test_rows_are_counted_and_the_first_named(batch, monkeypatch):
-    monkeypatch.setattr(duplicates, "_BATCH", batch)
+    monkeypatch.setattr(duplicates, "BATCH", batch)
     texts = ["fine", "", "a <b>", " \u2003\n", "c <i>", "d", "<p>", "<u> ", "é漢"]
     found = profile(source(texts))
     tags = found.signs["HTML tags"]

@@ -92,7 +92,7 @@ def test_prints_are_stored_and_carried_along(tmp_path, monkeypatch):
     assert {*PRINTS} < {*source.dataset.column_names}
     order = np.random.default_rng(3).permutation(len(rows))
     chosen = source.select(order).dataset
-    monkeypatch.setattr(store, "_BATCH", 3)
+    monkeypatch.setattr(store, "BATCH", 3)
     made = prints_of(chosen.remove_columns([*PRINTS]))
     for found, again in zip(prints_of(chosen), made, strict=True):
         assert found.tolist() == again.tolist()

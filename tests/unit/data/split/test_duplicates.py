@@ -50,7 +50,7 @@ def test_signs_and_punctuation_count(one, other):
 
 @pytest.mark.parametrize("batch", [1, 3, 10_000])
 def test_duplicates_and_their_places(batch, monkeypatch):
-    monkeypatch.setattr(store, "_BATCH", batch)
+    monkeypatch.setattr(store, "BATCH", batch)
     texts = ["a b", "A  b", "c", "a b", "", " \u200b", "...", "?", "...", "c", "C"]
     found = prints(source(texts, ["x"] * len(texts)))
     assert found.compared.tolist() == [i not in (4, 5) for i in range(11)]
