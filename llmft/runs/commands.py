@@ -12,6 +12,8 @@ from llmft.console import say, table, warn
 from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import write_text
 from llmft.runs import clean, listing
+from llmft.runs.compare import compare
+from llmft.runs.compare_page import as_html, as_text, sections
 from llmft.runs.record import OUTPUTS, find_run, find_runs
 from llmft.runs.terminal import tool
 from llmft.sources.wheels import size_text
@@ -70,9 +72,6 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from llmft.runs.compare import compare
-    from llmft.runs.compare_page import sections
-
     run = find_run(arguments.name)
     row = listing.row_of(run)
     row |= {"command": run.record.get("command"), "error": run.record.get("error")}
@@ -97,9 +96,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from llmft.runs.compare import compare
-    from llmft.runs.compare_page import as_html, as_text
-
     target = arguments.html
     if target is not None and Path(target).suffix.lower() not in _TARGETS:
         raise ConfigError(f"html is {target!r}, expected a name that ends in .html")
