@@ -11,7 +11,6 @@ from typing import Any
 class Task:
     """What one task is, so that no module below ``tasks/`` spells its name."""
 
-    name: str  # masked-lm, classification or causal-lm
     recipe: str  # the recipe's file without its ending, such as mlm
     auto_class: Any  # of transformers, such as AutoModelForMaskedLM
     pipeline_tag: str  # as the hub has it, such as fill-mask

@@ -42,7 +42,6 @@ METRICS = {SINGLE: CLASSES, MULTI: LABELS, REGRESSION: NUMBERS}
 SMALL = 500  # a tenth of so many gives an accuracy of 0.8 to +- 0.06
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 TASK = Task(
-    name="classification",
     recipe="classify",
     auto_class=AutoModelForSequenceClassification,
     pipeline_tag="text-classification",

@@ -45,7 +45,6 @@ from llmft.tasks.recipe import run_recipe
 from llmft.train.randomness import drawing_apart
 
 TASK = Task(
-    name="causal-lm",
     recipe="generate",
     auto_class=AutoModelForCausalLM,
     pipeline_tag="text-generation",

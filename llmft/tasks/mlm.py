@@ -30,7 +30,6 @@ from llmft.runs.record import RunRecord
 from llmft.tasks.recipe import run_recipe
 
 TASK = Task(
-    name="masked-lm",
     recipe="mlm",
     auto_class=AutoModelForMaskedLM,
     pipeline_tag="fill-mask",
