@@ -76,7 +76,6 @@ class Asset:
     members: tuple[Member, ...]
     license: str
     origin: str
-    description: str
     terms: Terms | None = None
 
     @property

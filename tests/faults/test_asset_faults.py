@@ -78,7 +78,6 @@ class Fake:
             "members": [["fake/data.bin", "data.bin", digest, size]],
             "license": "CC0-1.0",
             "origin": "this test",
-            "description": "one file",
         }
         self.pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.house)}
 

@@ -82,7 +82,6 @@ def fake(tmp_path, cache, monkeypatch):
         ),
         license="CC0-1.0",
         origin="this test",
-        description="two files",
     )
     monkeypatch.setattr(catalog, "ASSETS", {"fake": asset})
     return asset
