@@ -52,8 +52,6 @@ class Predicts:
             named.args.attn_implementation = attention
         data = data_arguments(named, given)
         self.predictor = load_predictor(named, data, training)
-        if given.get("precision") == "bf16":
-            self.predictor.take("bf16", self.predictor.attention)
 
     def __call__(self, texts: Text | Sequence[Text]) -> list[dict[str, Any]]:
         """Return what the model says of each text. Raises LlmftError."""

@@ -177,8 +177,6 @@ def _loaded(
             rows = file_rows(file, columns, reading, (files, unit), hashed=False)
             next(Check(rows, plain=True).rows(), None)
     predictor = load_predictor(named, data, training)
-    if given.get("precision") == "bf16":
-        predictor.take("bf16", predictor.attention)
     return predictor, named
 
 

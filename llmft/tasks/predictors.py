@@ -133,6 +133,8 @@ class Predictor:
         if not data.max_seq_length:
             most = min(_MOST, limit, int(self.tokenizer.model_max_length))
             data.max_seq_length = most
+        if training.precision == "bf16":
+            self.take("bf16", self.attention)
 
     def load(self, named: Named) -> None:
         """Load the model; set ``model`` and ``objective``."""

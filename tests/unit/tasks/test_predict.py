@@ -493,6 +493,11 @@ def test_what_is_fastest_is_tried_on_the_first_texts(
             assert found == pytest.approx(wanted, abs=0.05)  # it may be bf16
 
 
+def test_bf16_is_taken_where_it_is_asked_for(models):
+    for asked, taken in (({}, "fp32"), ({"precision": "bf16"}, "bf16")):
+        assert llmft.load(models / "single", **asked).predictor.precision == taken
+
+
 def test_what_was_chosen_before_is_taken_again(stopped, llmft_predict, monkeypatch):
     state = json.loads(Path("out.csv.part.json").read_text())
     assert state["choices"] == {"precision": "fp32", "attention": "sdpa"}
