@@ -45,10 +45,9 @@ def prepare_machine(args: TrainingArguments) -> list[Choice]:
     if args.device.type != "cpu":
         return []
     machine = detect.detect()
-    before = choices_of(args.resume_from_checkpoint)
     threads = choose_threads(machine, args.num_threads)
     torch.set_num_threads(int(threads.value))
-    choices = [compared(threads, before), waiting.choice()]
+    choices = [threads, waiting.choice()]
     if machine.busy:
         held = f"{machine.load:.1f} of {machine.logical_cores} cores"
         said = f"other programs keep {held}: this run is slower, what it tries not kept"
@@ -77,7 +76,7 @@ def compared(choice: Choice, before: Mapping[str, str]) -> Choice:
 
     Of another one, ``train.agreement`` warns.
     """
-    if choice.name != "threads" and before.get(choice.name) == choice.value:
+    if before.get(choice.name) == choice.value:
         return replace(choice, reason="as before the resume")
     return choice
 
