@@ -32,13 +32,11 @@ class Measurement:
     """Speeds of this machine.
 
     Attributes:
-        threads: that all of it was measured with.
         fp32_gflops, bf16_gflops: matrix multiplication, 1e9 operations per second.
         bandwidth_gb_s: of copying memory, read and written bytes together.
         busy: other programs held the cores meanwhile: take the figures with care.
     """
 
-    threads: int
     fp32_gflops: float
     bf16_gflops: float
     bandwidth_gb_s: float
@@ -60,7 +58,6 @@ def measure(machine: Machine, threads: int) -> Measurement:
             return Measurement(**kept)
     fp32, bf16 = matmul_gflops(torch.float32, torch.bfloat16)
     found = Measurement(
-        threads=threads,
         fp32_gflops=fp32,
         bf16_gflops=bf16,
         bandwidth_gb_s=bandwidth_gb_s(),

@@ -11,7 +11,7 @@ from llmft.machine import detect, doctor, waiting
 from llmft.machine.measure import Measurement
 from llmft.machine.trial import keep
 
-SPEEDS = Measurement(2, fp32_gflops=160, bf16_gflops=390, bandwidth_gb_s=20)
+SPEEDS = Measurement(fp32_gflops=160, bf16_gflops=390, bandwidth_gb_s=20)
 
 
 @pytest.fixture(autouse=True)
