@@ -37,6 +37,13 @@ def calibration_error(
     return lambda counts: np.abs(gaps @ counts).sum(0) / right.size
 
 
+def log_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
+    """Return the mean log loss; shapes are those of ``fit_temperature``."""
+    if problem_type == MULTI:
+        return float((np.logaddexp(0, logits) - labels * logits).mean())
+    return -float(log_softmax(logits, -1)[np.arange(len(labels)), labels].mean())
+
+
 def fit_temperature(
     logits: np.ndarray, labels: np.ndarray, problem_type: str
 ) -> float | None:
@@ -54,10 +61,7 @@ def fit_temperature(
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
 
     def loss(log_t: float) -> float:
-        z = logits / math.exp(log_t)
-        if problem_type == MULTI:
-            return float((np.logaddexp(0, z) - labels * z).mean())
-        return -float(log_softmax(z, -1)[np.arange(len(labels)), labels].mean())
+        return log_loss(logits / math.exp(log_t), labels, problem_type)
 
     ends = (-math.log(_MOST), math.log(_MOST))
     found = minimize_scalar(loss, bounds=ends, method="bounded")

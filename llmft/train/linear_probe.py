@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
@@ -20,6 +19,7 @@ from torch import nn
 
 from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.metrics.calibration import log_loss
 from llmft.model.features import encoded
 from llmft.model.probes import changed_inputs
 from llmft.train.objectives import Classification
@@ -188,15 +188,9 @@ def _strength(
             how = problem_type, class_weights, has_bias
             weight, bias = _logistic(x[learnt], labels[learnt], outputs, strength, *how)
             logits = x[held_out] @ weight.T + bias
-            found.append(_loss(logits, labels[held_out], problem_type))
+            found.append(log_loss(logits, labels[held_out], problem_type))
         losses.append(float(np.mean(found)))
     return STRENGTHS[int(np.argmin(losses))]
-
-
-def _loss(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
-    if problem_type == MULTI:
-        return float(np.mean(np.logaddexp(0, logits) - labels * logits))
-    return -float(log_softmax(logits, 1)[np.arange(len(labels)), labels].mean())
 
 
 def _logistic(
