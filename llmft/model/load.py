@@ -250,7 +250,6 @@ def load_model(
     max_seq_length: int = 0,
     label_names: tuple[str, ...] = (),
     problem_type: str = SINGLE,
-    dtype: torch.dtype = torch.float32,
     will_train: bool = True,
     init_new_weights: Callable[[PreTrainedModel, list[str]], None] | None = None,
 ) -> PreTrainedModel:
@@ -277,7 +276,7 @@ def load_model(
         auto_class,
         located,
         config=config,
-        dtype=dtype,
+        dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # new_weights tells which of them may be

@@ -14,8 +14,7 @@ from llmft.model.probes import changed_inputs
 
 
 def transformers_model(model: Any) -> Any:
-    """Return the transformers model inside DistributedDataParallel and PEFT."""
-    model = getattr(model, "module", model)
+    """Return the transformers model inside PEFT."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

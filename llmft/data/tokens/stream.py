@@ -27,7 +27,6 @@ _Row = tuple[int, int, int]  # its file and line, and which of that line's it is
 _START: _Row = (0, 0, 0)
 # A block, and its first token's file, line and place there; with its number before.
 _Block = tuple[dict[str, Any], tuple[int, ...]]
-Placed = tuple[dict[str, Any], tuple[int, ...]]
 
 HELD_OUT = 1000  # rows for validation, unless max_eval_samples says how many
 
@@ -98,7 +97,7 @@ class Stream(IterableDataset):
         blocks = self._placed(*window)
         held = list(islice(blocks, size))
         while held:
-            after: list[Placed] = []
+            after: list[_Block] = []
             first = held[0][1]
             if self.buffer_size:
                 random.Random(f"{self.seed}/{self.epoch}/{first[0]}").shuffle(held)
@@ -112,7 +111,7 @@ class Stream(IterableDataset):
         """Yield the blocks in the order of the file, as ``lm_blocks`` has them."""
         return (block for block, _ in self._placed())
 
-    def _placed(self, number: int = 0, *at: int) -> Iterator[Placed]:
+    def _placed(self, number: int = 0, *at: int) -> Iterator[_Block]:
         """Yield the blocks in that order, each with its place.
 
         Args: the place of the first of them.
