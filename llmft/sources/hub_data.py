@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import datasets
+from datasets import DatasetDict, Features, IterableDatasetDict, Value
+from datasets.packaged_modules.cache.cache import Cache
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi
 
 from llmft import console
 from llmft.errors import ConfigError, DataError, brief, listed, nearest, shorten
 from llmft.sources import hub
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict, IterableDatasetDict
-
-    Loaded: TypeAlias = tuple[DatasetDict | IterableDatasetDict, str]
+Loaded: TypeAlias = tuple[DatasetDict | IterableDatasetDict, str]
 
 _UNREADABLE = (ValueError, FileNotFoundError, EOFError, RuntimeError, StopIteration)
 
@@ -47,8 +49,6 @@ def load_dataset_dict(
         EnvironmentFault: neither on the hub nor completely in a cache.
     """
     hub.check_id(name, "dataset_name")
-    import datasets
-
     wanted = hub.Wanted("dataset", name, revision or None, alternative)
     miss = hub.unreachable(offline=datasets.config.HF_HUB_OFFLINE)
     if miss is None:
@@ -82,9 +82,6 @@ def _load(
 
     Returns the splits, and the name of the configuration.
     """
-    import datasets
-    from datasets.packaged_modules.csv.csv import Csv
-
     shown = source.removeprefix("hf://datasets/")
     try:
         builder = datasets.load_dataset_builder(source, config_name, **options)
@@ -117,8 +114,6 @@ def _load(
 
 def _as_text(builder: Any, shown: str) -> dict[str, Any]:
     """Return options by which csv is read as text: else 007 becomes 7, NA nothing."""
-    from datasets import Features, Value
-
     split = next(iter(builder.as_streaming_dataset().values()))
     names = list(next(iter(split)))
     if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
@@ -137,8 +132,6 @@ def _cached_dataset(
     wanted: hub.Wanted, config_name: str | None, miss: hub.Miss
 ) -> Loaded:
     """Load from what datasets prepared before, else from the hub cache."""
-    from datasets.packaged_modules.cache.cache import Cache
-
     repo_id = hub.cached_id(wanted)
     said = f"{miss.reason}: using the cached copy of dataset {repo_id}"
     prepared = ""
@@ -166,8 +159,6 @@ def _cached_dataset(
 
 def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> Loaded:
     """Load from a snapshot in the hub cache that may hold one configuration only."""
-    from datasets.utils.metadata import MetadataConfigs
-
     card, configs = folder / "README.md", MetadataConfigs()
     if card.is_file():
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)

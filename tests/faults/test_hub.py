@@ -33,8 +33,9 @@ LIMIT = 10  # seconds for a call that finds no hub, imports included
 
 ASK = """
 import contextlib, io, json, sys, time
-from llmft.sources import hub, hub_data as hubdata
+from llmft.sources import hub
 heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+from llmft.sources import hub_data as hubdata
 for name, args in json.loads(sys.argv[1]):
     said, start = io.StringIO(), time.monotonic()
     answer = {"heavy": sorted(heavy)}
