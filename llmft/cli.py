@@ -270,7 +270,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     for name in names:
         said = f"{fields[name].facts['help']} (default: {fields[name].default})"
         parser.add_argument(f"--{name}", metavar="VALUE", help=said)
-    parser.add_argument("--html", metavar="FILE.html", help="write the report there")
+    said = "write the report there, with up to 1,000 places of each finding"
+    parser.add_argument("--html", metavar="FILE.html", help=said)
 
 
 def _report_data(arguments: argparse.Namespace) -> None:

@@ -118,7 +118,8 @@ class DataArguments:
         0.0, "Part of train to keep for the test where there is no test set.", "[0, 50]"
     )
     split_group_column: str | None = _split(
-        None, "Rows with the same value here stay on the same side of a split."
+        None,
+        "Rows with the same value here stay on one side of a split, or in one fold.",
     )
     sample_by: Literal["line", "document"] | None = _reading(
         None, "What a row of txt is; none: line of a file, document of a folder."
@@ -338,7 +339,9 @@ class TrainingArguments(transformers.TrainingArguments):
     save_total_limit: int | None = arg(
         2, "Checkpoints to keep; none keeps all.", "[1, inf)"
     )
-    load_best_model_at_end: bool = _free(True, "End with the best checkpoint.")
+    load_best_model_at_end: bool = _free(
+        True, "End with the best checkpoint; a classifier of auto epochs with the last."
+    )
     early_stopping_patience: int | None = _free(
         3, "Evaluations without improvement before training stops.", "[1, inf)"
     )

@@ -243,8 +243,8 @@ def _paired(
     if "log_loss" in metrics:
         found["notes"].append(
             "log_loss is here that of the rows of both, by the six digits of"
-            " predictions.jsonl: mistakes that were surer count less than above, and"
-            " the other run may be ahead"
+            " predictions.jsonl: mistakes that were surer count less than in the table"
+            " above, where the other run may be the better one"
         )
     return metrics
 

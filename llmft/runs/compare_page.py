@@ -21,8 +21,9 @@ _TITLES = {
     "surroundings": "surroundings that differ",
 }
 _SURE = (
-    "a difference is one from {clear:.4g} % sure on: of equally good models, one"
-    " comparison in 20 at the most says so; it is of these models, not of other seeds"
+    "a verdict is of the first metric, and one from {clear:.4g} % sure on: of equally"
+    " good models, one comparison in 20 at the most says so; it is of these models, not"
+    " of other seeds"
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llmft.config.facts import from_flags
 from llmft.config.fields import ClassificationDataArguments, ModelArguments
 from llmft.console import say, table
-from llmft.data.look.findings import ERROR, NOTE, WARNING
+from llmft.data.look.findings import ERROR, NOTE, WARNING, Finding
 from llmft.data.look.report import Report, examine
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, folder_splits, is_pipe
@@ -75,6 +75,9 @@ def report_data(
     }
     report = examine(sources, tokenizer, args.max_seq_length)
     say(as_text(report))
+    if target is None and any(f.where != f.every for f in report.findings if f.every):
+        say("\n...: more places than are shown; --html data.html names up to 1,000")
+    report.findings[:0] = [Finding(ERROR, str(fault)) for fault in faults]
     if target is not None:
         write_text(Path(target), as_html(report, f"Data: {', '.join(sources)}"))
         say(f"\nwritten to {target}")

@@ -99,7 +99,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         plan = train(last)[0]
         took = folds * sum(plan.seconds.values())
         said = f"{folds} trainings on part of the rows come before this one"
-        say(f"k_folds    {said}" + f", about {duration_text(took)} in all" * bool(took))
+        say(f"k_folds    {said}" + f", about {duration_text(took)} more" * bool(took))
         return plan
     record = begun(str(recipe_file(TASK.recipe)), args, None)
     if stopped:

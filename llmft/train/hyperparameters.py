@@ -93,7 +93,7 @@ def set_epochs_and_rate(
         _set(args, num_train_epochs=float(epochs))
         said = f"auto: {rows:,} examples, which are few"
         if not few and epochs == rule.most:
-            said = f"auto: the most passes that are taken, over {rows:,} examples"
+            said = f"auto: {rule.most} passes at the most, over {rows:,} examples"
         elif not few:
             said = f"auto: to see about {wanted:,} examples in all, of {rows:,}"
         said += "; the last weights are kept" if rule.keeps_last else ""

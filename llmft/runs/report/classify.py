@@ -253,7 +253,8 @@ def weak_section(found: list[Segment], kind: str) -> Section:
         return section
     errors = f"{standard_errors(found):.1f} standard errors"
     kinds = Counter(segment.what.partition(" of ")[0] for segment in found)
-    by = "; ".join(f"{count} by {kind}" for kind, count in kinds.items())
+    kinds["lines of the file"] = kinds.pop("lines", 0)
+    by = "; ".join(f"{count} by {kind}" for kind, count in kinds.items() if count)
     groups = f"{counted(len(found), 'groups')} of {FEWEST} rows or more"
     looked = f"{groups} were looked at ({by}); one is weak where"
     section.said.append(

@@ -123,10 +123,10 @@ def label_errors(parts: Mapping[str, Answers], found: Sequence[Suspect]) -> Sect
         model = "the saved model" + " (of folds: their own)" * folds
         section.said.append(
             f"Rows that {model} answers otherwise (rather), ranked by how"
-            " probable their label is to all methods together; those count more that"
-            " are right more often. Where simpler methods are for a label, its chance"
-            " can be above 0.5. Some of these labels are right and the methods wrong:"
-            " look at them before changing one."
+            " probable their label is to all methods together, of which one counts the"
+            " more the more often it is right. Where simpler methods are for a label,"
+            " its chance can be above 0.5. Some of these labels are right and the"
+            " methods wrong: look at them before changing one."
         )
         header = [
             "chance of the label",

@@ -106,7 +106,7 @@ def _groups(answers: Answers) -> Iterator[tuple[str, str, Sequence[int]]]:
         " ".join(str(row[n]) for n in ("text", "text_pair") if row.get(n))
         for row in answers.rows
     ]
-    yield from _in_parts("length, words", [len(text.split()) for text in texts])
+    yield from _in_parts("length in words", [len(text.split()) for text in texts])
     if answers.kind == SINGLE:
         for place, rows in places_of(answers.given.tolist()).items():
             yield "label", answers.names[place], rows

@@ -98,7 +98,7 @@ LADDER = {
 }
 SEGMENT = {
     "of": "mistakes",
-    "what": "length, words",
+    "what": "length in words",
     "name": "20 to 40",
     "n": 120,
     "value": 0.31,
@@ -144,8 +144,8 @@ WEAK = {
             {"weak_segments": [SEGMENT]},
             {},
             [
-                "- It is weaker on rows of length, words 20 to 40: mistakes 0.31 (0.25"
-                " to 0.37, n 120), elsewhere 0.12."
+                "- It is weaker on rows of length in words 20 to 40: mistakes 0.31"
+                " (0.25 to 0.37, n 120), elsewhere 0.12."
             ],
         ),
         ({}, {}, ["- Nothing was measured on rows that the model had not seen."]),

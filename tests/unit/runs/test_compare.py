@@ -99,7 +99,7 @@ def test_of_three_runs_a_difference_has_to_be_clearer(tmp_path):
         *map(tuple, "AB AC BC".split())
     ]
     assert found["clear"] == pytest.approx(1 - 0.05 / 3)
-    assert "a difference is one from 98.33 % sure on" in as_text(found)
+    assert "of the first metric, and one from 98.33 % sure on" in as_text(found)
 
 
 def test_rows_that_only_one_has_or_with_another_label_are_counted(tmp_path):
