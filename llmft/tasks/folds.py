@@ -26,6 +26,7 @@ from llmft.config.fold import Fold
 from llmft.config.parse import Arguments
 from llmft.config.rules import COMMAND_LINE
 from llmft.console import say, short, warn, warned_once
+from llmft.data.read.labels import LabelNames
 from llmft.data.read.store import Source
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
@@ -36,6 +37,7 @@ from llmft.metrics.intervals import PROBE, limits
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
 from llmft.model.identity import fingerprint
+from llmft.model.labels import label_names
 from llmft.process import recipe_file, versions
 from llmft.runs.leg import begun, recorded, since_folds
 from llmft.runs.output_dir import make_folder
@@ -85,7 +87,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     # Where there is one of before, the folder need not be free.
     into = None if complete or stopped else training.output_dir
     last = _training(args, Fold(folds, keep=TUNED), into)
-    model, source = _read(last)
+    model, source, labels = _read(last)
     facts = model | {"train data": source.sha256}
     if complete:
         _require_same(complete / FOLDS, args, facts)
@@ -115,24 +117,23 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         say(f"k_folds    {folds} trainings, {said} {short(kept)}/1.txt and so on")
         with recorded(folder, TASK.recipe, record):
             found = _each(train, args, [len(part) for part in rows], kept)
-        kind = str(source.problem_type)
-        metric = compute_metrics(kind, data.multi_label_threshold)
-        results = _together(found, metric, HEADLINE[kind])
+        metric = compute_metrics(labels.problem_type, data.multi_label_threshold)
+        results = _together(found, metric, HEADLINE[labels.problem_type])
         reached = lines(results["all"]["ladder"], "the rows held out")
         say("\n".join(reached + [f"  {HEAD_ONLY}"] * args.model.freeze_backbone))
         keep = results["all"]["ladder"]["saved"]
+        answers = _answers(found, source, np.concatenate(rows), labels, data, results)
         say(f"\nall {len(of_rows):,} rows are learnt now; their {keep} model is saved")
         _choose(last, found[0]["choices"])
         last.training.output_dir = str(folder)
         fold = Fold(folds, keep=keep, results=results)
-        plan, ladder = train(replace(last, fold=fold))
-        assert ladder is not None
-        _write_predictions(folder, source, found, rows, ladder, data)
+        plan = train(replace(last, fold=fold))[0]
+        _write_predictions(folder, source, answers, rows)
         publish_report(folder)  # once more, with these
     return plan
 
 
-def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
+def _read(args: Arguments) -> tuple[dict[str, Any], Source, LabelNames]:
     """Return what pins the model of all trainings, and the rows they divide."""
     located, _, tokenizer = prepare(args, TASK)
     source = read_splits(args, needs_label=True).sources["train"]
@@ -142,7 +143,9 @@ def _read(args: Arguments) -> tuple[dict[str, Any], Source]:
     if unused := [n for n in (*_OF_NO_USE, *steps) if given.get(n) == COMMAND_LINE]:
         said = "folds are saved as a whole, without validation on the way"
         warn(f"{', '.join(unused)} of no use with k_folds: {said}")
-    return {**fingerprint(located, tokenizer), **versions()}, source
+    kind = str(source.problem_type)
+    labels = label_names(located, source, args.data.allow, kind)
+    return {**fingerprint(located, tokenizer), **versions()}, source, labels
 
 
 def _there(training: Any) -> tuple[Path | None, Path | None]:
@@ -346,28 +349,41 @@ def _names(found: list[dict[str, Any]]) -> list[str]:
     return [name for name in first if all(name in names for names in others)]
 
 
-def _write_predictions(
-    folder: Path,
-    source: Source,
+def _answers(
     found: list[dict[str, Any]],
-    rows: list[np.ndarray],
-    ladder: Ladder,
+    source: Source,
+    order: np.ndarray,
+    labels: LabelNames,
     data: ClassificationDataArguments,
+    results: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Show and return what was said of each row held out; weak classes are results.
+
+    Args:
+        order: the places in train of the rows of all folds.
+    """
+    rungs = [_joined(found, name) for name in _names(found)]
+    saved = results["all"]["ladder"]["saved"]
+    scores = next(rung.scores for rung in rungs if rung.name == saved)
+    known = np.concatenate([np.asarray(fold["references"]) for fold in found])
+    predicted = PredictionOutput(scores, known, {})
+    others = [rung for rung in rungs[1:] if rung.name != saved]
+    texts = source.dataset.select(order)
+    said = predictions.rows(texts, predicted, labels, data, others)
+    parts = {"train": source.dataset}
+    weak = predictions.weak_classes(predicted, labels, parts, data)
+    results["all"]["weak_classes"] = weak
+    predictions.show(said, predicted, labels, "the rows held out", data, weak)
+    return said
+
+
+def _write_predictions(
+    folder: Path, source: Source, said: list[dict[str, Any]], rows: list[np.ndarray]
 ) -> None:
     """Write what was said of each row held out, before what the last run wrote."""
     file = folder / "predictions.jsonl"
     of_test = file.read_text("utf-8") if file.is_file() else ""
-    rungs = [_joined(found, name) for name in _names(found)]
-    scores = next(rung.scores for rung in rungs if rung.name == ladder.saved)
-    known = np.concatenate([np.asarray(fold["references"]) for fold in found])
     order = np.concatenate(rows)
-    said = predictions.rows(
-        source.dataset.select(order),
-        PredictionOutput(scores, known, {}),
-        ladder.labels,
-        data,
-        [rung for rung in rungs[1:] if rung.name != ladder.saved],
-    )
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [
         to_json(row | {"split": "train", "row": int(at), "fold": int(fold)}) + "\n"

@@ -192,7 +192,9 @@ def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
 
 
 def _classes(seen: Seen) -> Iterator[tuple[str, str]]:
-    found = seen.run.metrics.get("weak_classes", {})
+    metrics = seen.run.metrics
+    folds = metrics.get("k_folds", {}).get("weak_classes")
+    found = metrics.get("weak_classes") or folds or {}
     for name, what in (
         ("never_predicted", "never predicted"),
         ("few_training_rows", "with few training rows"),

@@ -168,6 +168,24 @@ def test_the_better_method_on_the_rows_held_out_is_kept(asked, tmp_path):
     assert np.mean(hits) == pytest.approx(0.6)
 
 
+def test_classes_of_the_rows_held_out_are_shown(asked, tmp_path, capsys):
+    """Also one that no fold says of any row."""
+
+    class Never(Recipe):
+        def scores(self, name, texts, known):
+            return np.tile([0.0, 1.0], (len(texts), 1))
+
+    recipe = Never()
+    cross_validate(recipe, asked())
+    known = [row["label"] for row in predicted(tmp_path / "run")]
+    no, out = known.count("no"), capsys.readouterr().out
+    assert re.search(rf"classes, on the rows held out\n.*\n +no +0.000 .* {no}\n", out)
+    assert f"never predicted (training rows): no ({no})\n" in out
+    assert "most confident mistakes, " in out
+    weak = result(recipe)[1]["all"]["weak_classes"]
+    assert weak["never_predicted"] == {"no": no}
+
+
 def test_the_trainings_choose_by_no_validation(asked):
     recipe = Recipe()
     args = asked()
