@@ -180,7 +180,7 @@ def test_classes_of_the_rows_held_out_are_shown(asked, tmp_path, capsys):
     known = [row["label"] for row in predicted(tmp_path / "run")]
     no, out = known.count("no"), capsys.readouterr().out
     assert re.search(rf"classes, on the rows held out\n.*\n +no +0.000 .* {no}\n", out)
-    assert f"never predicted (training rows): no ({no})\n" in out
+    assert f"never predicted (training rows): 'no' ({no})\n" in out
     assert "most confident mistakes, " in out
     weak = result(recipe)[1]["all"]["weak_classes"]
     assert weak["never_predicted"] == {"no": no}
