@@ -9,10 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from transformers.trainer_utils import IntervalStrategy
+
 from llmft.config.choice import Choice
 from llmft.config.parse import Arguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.train.narrow import transformers_model
+from llmft.train.resume import epoch_steps
 
 
 class Rule(NamedTuple):
@@ -66,6 +69,9 @@ MASKED_LM = Rule(5e-4, 384, 3.0, 10_000, 30)
 CAUSAL_LM = Rule(5e-5, 576, 1.0, 1000, 5)
 OF_FOLDS = "auto: as in the first fold"  # the origin of what that one chose
 HIGHEST = 1e-3  # of small models
+# Of many passes each is a step or two: what follows the first, large ones would end the
+# training, and each that is the best so far would save a checkpoint.
+EVALUATIONS = 30
 LORA = 10.0  # its factors take so much more than whole weights (SmolLM2: 5e-4)
 
 
@@ -100,6 +106,8 @@ def set_epochs_and_rate(
         choices.append(Choice("epochs", str(epochs), said))
         if rule.keeps_last:
             _set(args, load_best_model_at_end=False, early_stopping_patience=None)
+        elif (passes := epochs // EVALUATIONS) > 1:
+            _evaluate_after(args, passes * epoch_steps(training, train))
     elif (origin := args.origins.get("num_train_epochs", "")).startswith(OF_FOLDS):
         choices.append(Choice("epochs", f"{training.num_train_epochs:g}", origin))
     if "learning_rate" not in args.origins:
@@ -113,6 +121,15 @@ def set_epochs_and_rate(
     elif (origin := args.origins["learning_rate"]).startswith(OF_FOLDS):
         choices.append(Choice("rate", f"{training.learning_rate:g}", origin))
     return choices
+
+
+def _evaluate_after(args: Arguments, steps: int) -> None:
+    """Evaluate and save after so many steps, unless it was said when."""
+    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps")
+    if not {*names} & {*args.origins}:
+        by_steps: Any = IntervalStrategy.STEPS
+        _set(args, eval_strategy=by_steps, save_strategy=by_steps)
+        _set(args, eval_steps=steps, save_steps=steps)
 
 
 def _is_few(train: Any, few: float) -> bool:

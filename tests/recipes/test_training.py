@@ -218,7 +218,7 @@ def test_help(tmp_path: Path) -> None:
     done = process.run_all(
         {
             name: lambda name=name: process.run(
-                name, "--help_all", cwd=tmp_path / "work", timeout=24
+                name, "--help_all", cwd=tmp_path / "work"
             )
             for name in recipes
         }

@@ -45,6 +45,28 @@ def test_epochs_follow_from_the_rows(rows, epochs):
     assert origins["num_train_epochs"] == origins["learning_rate"] == "auto"
 
 
+@pytest.mark.parametrize(
+    ("rows", "most", "wanted"),
+    [
+        (20, 90, None),  # five passes
+        (2, 50, None),  # each is evaluated
+        (1, 60, 2),
+        (1, 95, 3),
+    ],
+)
+def test_of_many_passes_some_are_evaluated(rows, most, wanted):
+    rule = RULE._replace(most=most)
+    training = chosen(rows, rule=rule)[0]
+    found = {training.eval_strategy, training.save_strategy}
+    assert found == {"steps" if wanted else "epoch"}
+    if wanted:
+        assert training.eval_steps == training.save_steps == wanted
+    asked = chosen(rows, rule=rule, eval_strategy="epoch")[0]
+    assert asked.eval_strategy == asked.save_strategy == "epoch"
+    last = chosen(rows, rule=rule._replace(keeps_last=True))[0]
+    assert last.eval_strategy == "epoch"
+
+
 @pytest.mark.parametrize(("rows", "epochs"), [(8, 20), (12, 6), (20, 4)])
 def test_a_fold_is_trained_as_all_rows_are(rows, epochs):
     """Of 12, 18 and 30 rows, the first of which are few."""
