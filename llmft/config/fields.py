@@ -340,9 +340,7 @@ class TrainingArguments(transformers.TrainingArguments):
         2, "Checkpoints to keep; none keeps all.", "[1, inf)"
     )
     load_best_model_at_end: bool = _free(
-        True,
-        "End with the best checkpoint; folds, and a classifier of auto epochs, end with"
-        " the last weights.",
+        True, "End with the best checkpoint; folds, and classify of auto epochs: last."
     )
     early_stopping_patience: int | None = _free(
         3, "Evaluations without improvement before training stops.", "[1, inf)"
