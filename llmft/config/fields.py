@@ -336,11 +336,10 @@ class TrainingArguments(transformers.TrainingArguments):
         " save_strategy no neither.",
         check=lambda text: text == "0" or duration(text),
     )
-    save_total_limit: int | None = arg(
-        2, "Checkpoints to keep; none keeps all.", "[1, inf)"
-    )
+    save_total_limit: int | None = arg(2, "Checkpoints kept; none: all.", "[1, inf)")
     load_best_model_at_end: bool = _free(
-        True, "End with the best checkpoint; folds, and classify of auto epochs: last."
+        True,
+        "End with the best checkpoint; folds, or classes of auto epochs: the last.",
     )
     early_stopping_patience: int | None = _free(
         3, "Evaluations without improvement before training stops.", "[1, inf)"
