@@ -61,9 +61,9 @@ LABELS = {  # by problem type
 }
 # BBC news, a new head: perplexity 537 and 535 of 1,000 words, 295 and 280 of 4,000, 172
 # and 137 of 16,000, after up to 30 passes at 5e-4, and up to 90 at 2e-4 (of the last up
-# to 45); 60 at 5e-4 gave 607 of 1,000. Health tweets, which chose nothing: 806 and 725
-# of 1,000, 419 and 388 of 4,000; the best of a grid (3 to 270 passes, 2e-4 to 1e-3)
-# were 725 and 384.
+# to 45); 60 at 5e-4 gave 607 of 1,000. It was tried there since a grid on health tweets
+# (3 to 270 passes, 2e-4 to 1e-3) had its best at 2e-4: 725 of 1,000 words and 384 of
+# 4,000, where 30 passes at 5e-4 gave 806 and 419. No set without a part in it was run.
 # The power gives the usual 5e-5 for a hidden size of 768; it was not measured.
 MASKED_LM = Rule(2e-4, 384, 2.0, 10_000, 90)
 # The same news: loss 3.588 after two passes at 5e-5, 3.640 at 2e-5; no more was
