@@ -79,7 +79,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``, did you mean X?`` for the name most like ``name``, or nothing."""
     by_lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f", did you mean {by_lower[close[0]]}?" if close else ""
+    found = by_lower[close[0]] if close else ""
+    shown = repr(found) if found != found.strip() else found  # blanks could not be seen
+    return f", did you mean {shown}?" if close else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLEAR = 2.0  # standard errors; a difference of fewer is none
+SURE = 0.95  # by a paired test; less sure, a difference is none
 PROBE = "linear probe"  # the method from which a classifier's training begins
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
@@ -64,5 +65,21 @@ def worse_than_saved(ladder: dict[str, Any]) -> list[str]:
     """Return the trainings after the saved method that are clearly worse than it."""
     names = [rung["name"] for rung in ladder["rungs"]]
     after = ladder["rungs"][names.index(ladder["saved"]) + 1 :]
-    below = [(rung["name"], rung["below"]) for rung in after]
-    return [name for name, by in below if by["value"] > CLEAR * by["stderr"]]
+    return [rung["name"] for rung in after if clearly(rung["below"]) > 0]
+
+
+def percent_sure(sure: float) -> str:
+    """Return how sure a paired test is, which is never all."""
+    return f"{min(100 * sure, 99.9):.1f} %"
+
+
+def clearly(below: Mapping[str, Any]) -> int:
+    """Return 1 where what is saved is above a rung, -1 below, 0 where none can tell.
+
+    A ladder that was written before its paired test has standard errors alone.
+    """
+    by, error = below["value"], below["stderr"]
+    clear = below.get("sure", 0.0) >= SURE
+    if "sure" not in below:
+        clear = error is not None and abs(by) > CLEAR * error
+    return (by > 0) - (by < 0) if clear else 0

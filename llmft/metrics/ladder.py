@@ -12,7 +12,15 @@ import numpy as np
 from llmft.console import table
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.bootstrap import drawn, spread
-from llmft.metrics.intervals import CLEAR, PROBE, standard_error, worse_than_saved
+from llmft.metrics.intervals import (
+    PROBE,
+    SURE,
+    clearly,
+    percent_sure,
+    standard_error,
+    worse_than_saved,
+)
+from llmft.metrics.paired import how_sure
 from llmft.metrics.standard_errors import Metric
 
 # What rungs are compared by; greater is better.
@@ -68,10 +76,10 @@ def climbed(
     """Return what ``metrics.json`` says of the ladder.
 
     Each rung with the metric ``name``, its standard error and, where it is not the one
-    that is saved, by how much that one is above it: the standard error of this is of a
-    paired test, on the same draws of texts. Of classes also the log loss of the one
-    that is saved, and that of one who says that all classes are equally probable. All
-    errors are ``wider`` than draws of rows say.
+    that is saved, by how much that one is above it, with its standard error, on the
+    same draws of texts, and how sure a paired test is of it. Of classes also the log
+    loss of the one that is saved, and that of one who says that all classes are equally
+    probable. All errors are ``wider`` than draws of rows say.
     """
     rows, found, draws = len(references), list[dict[str, Any]](), {}
     more: dict[str, float] = {} if wider == 1 else {"wider": wider}
@@ -91,10 +99,17 @@ def climbed(
             }
         )
     best = next(row for row in found if row["name"] == saved)
+    scores = {rung.name: rung.scores for rung in rungs}
     for row in found:
         if row is not best:
             error = wider * spread(draws[saved] - draws[row["name"]])
-            row["below"] = {"value": best["value"] - row["value"], "stderr": error}
+            both = np.concatenate([scores[row["name"]], scores[saved]])
+            measure = metric.measure(both, np.concatenate([references, references]))
+            row["below"] = {
+                "value": best["value"] - row["value"],
+                "stderr": error,
+                "sure": how_sure(measure, rows, name, wider),
+            }
     return {"metric": name, "n": rows, "saved": saved, "rungs": found, **more}
 
 
@@ -102,14 +117,16 @@ def lines(ladder: dict[str, Any], split: str) -> list[str]:
     """Return the table of a ladder, and what follows from it."""
     rows = []
     for rung in ladder["rungs"]:
-        below, shown = rung.get("below"), "saved"
+        below, shown, sure = rung.get("below"), "saved", ""
         if below is not None:
             shown = f"{below['value']:+.4f} +- {below['stderr']:.4f}"
+            sure = percent_sure(below["sure"])
         of_all = {"n": ladder["n"], "wider": ladder.get("wider", 1.0)}
         error = standard_error(ladder["metric"], {**rung, **of_all})
         value, known = f"{rung['value']:.4f}", "-" if error is None else f"{error:.2g}"
-        rows.append((rung["name"], value, known, shown, f"{rung['seconds']:.1f}"))
-    header = ["method", ladder["metric"], "+-", "saved is above by", "seconds"]
+        seconds = f"{rung['seconds']:.1f}"
+        rows.append((rung["name"], value, known, shown, sure, seconds))
+    header = ["method", ladder["metric"], "+-", "saved is above by", "sure", "seconds"]
     said = [f"\nladder, on {split}, n {ladder['n']:,}\n{table(rows, header)}"]
     said += _conclusions(ladder)
     return said
@@ -126,11 +143,10 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
     for name in worse_than_saved(ladder):
         said.append(f"  {name} is worse: try a lower --learning_rate")
     for rung in ladder["rungs"][: names.index(ladder["saved"])]:
-        difference, error = rung["below"]["value"], rung["below"]["stderr"]
-        if difference < -CLEAR * error:
-            above.append(rung["name"])
-        elif difference <= CLEAR * error or not math.isfinite(error):
+        if not (told := clearly(rung["below"])):
             alike.append(rung["name"])
+        elif told < 0:
+            above.append(rung["name"])
     if PROBE in above:
         above.remove(PROBE)
         said.append(
@@ -154,7 +170,7 @@ def _conclusions(ladder: dict[str, Any]) -> list[str]:
     if alike:
         cost = "which costs" if len(alike) == 1 else "which cost"
         said.append(
-            f"  no clear difference (under {CLEAR:g} standard errors) to"
+            f"  no clear difference (less than {100 * SURE:g} % sure) to"
             f" {', '.join(alike)}, {cost} less"
         )
     return said

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logit, ndtr
+from scipy.special import logit, ndtr, ndtri
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.metrics import measures
@@ -45,10 +45,7 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row]) -> dict[str, dict[str
     kind, n = kind_of(one[0]), len(one)
     measure = _measure([*one, *other], kind)
 
-    def difference(counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what swapping answers as ``counts`` says makes of the difference."""
-        first, second = measure(counts), measure(np.roll(counts, n, axis=0))
-        return {name: second[name] - first[name] for name in COMPARED[kind]}
+    difference = _difference(measure, n, COMPARED[kind])
 
     def with_rows(counts: np.ndarray) -> dict[str, np.ndarray]:
         return difference(np.concatenate([2 * counts, np.zeros_like(counts)]))
@@ -68,6 +65,29 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row]) -> dict[str, dict[str
             "greater_is_better": greater_is_better,
         }
     return found
+
+
+def how_sure(measure: Measure, n: int, name: str, wider: float = 1.0) -> float:
+    """Return 1 - p of the test of ``compare_rows``, of the metric ``name``.
+
+    Args:
+        measure: of n rows with what one model says, and then the same n with what the
+            other says. wider: by how much the error is above that of draws of rows.
+    """
+    difference = _difference(measure, n, [name])
+    alone = np.repeat([[2.0], [0.0]], n, axis=0)
+    sure = _sure(float(difference(alone)[name][0]), swapped(difference, n)[name])
+    return float(2 * ndtr(ndtri((1 + sure) / 2) / wider) - 1)
+
+
+def _difference(measure: Measure, n: int, names: Iterable[str]) -> Measure:
+    """Return what swapping answers as counts say makes of the difference."""
+
+    def difference(counts: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = measure(counts), measure(np.roll(counts, n, axis=0))
+        return {name: second[name] - first[name] for name in names}
+
+    return difference
 
 
 def _number(value: float) -> float | None:

@@ -9,9 +9,9 @@ from itertools import combinations
 from typing import Any
 
 from llmft.errors import counted
+from llmft.metrics.intervals import SURE, percent_sure
 from llmft.runs.record import RunRecord, in_force
 
-CLEAR = 0.95  # as sure as this a difference is said to be one
 _FEW = 0.5  # of the rows of the shorter file of predictions: by chance, some are alike
 _UNLIKE = 1.1  # steps of one run, of those of another
 _SHOWN = 50  # rows that are kept of those where two runs differ
@@ -39,7 +39,7 @@ def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
     names = [chr(ord("A") + i) for i in range(len(runs))]
     named = dict(zip(names, runs, strict=True))
     several = [*combinations(named.items(), 2)]
-    clear = 1 - (1 - CLEAR) / max(len(several), 1)  # Bonferroni
+    clear = 1 - (1 - SURE) / max(len(several), 1)  # Bonferroni
     arguments, given = _arguments(runs), {n for run in runs for n in run.given}
     return {
         "runs": [
@@ -354,8 +354,7 @@ def _told(name: str, found: Mapping[str, Any], of_first: bool = False) -> str:
     said = f"{name} {change(name, difference, found['stderr'])}"
     if not difference:
         return said  # as sure as nothing: there is none
-    sure = f"{min(found['sure'], 0.999):.1%}".replace("%", " %")
-    return f"{said} ({sure} sure)"
+    return f"{said} ({percent_sure(found['sure'])} sure)"
 
 
 def change(name: str, difference: float | None, error: float | None) -> str:

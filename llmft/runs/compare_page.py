@@ -7,7 +7,7 @@ from typing import Any
 from llmft.console import cut, table, terminal_columns
 from llmft.errors import counted, escape, listed
 from llmft.files import to_json
-from llmft.metrics.intervals import standard_error
+from llmft.metrics.intervals import percent_sure, standard_error
 from llmft.runs.compare import change, decimals
 from llmft.sources.wheels import size_text
 
@@ -59,7 +59,7 @@ def pair_table(pair: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             name,
             *("-" if m[key] is None else decimals(m[key]) for key in ("a", "b")),
             change(name, m["difference"], m["stderr"]),
-            f"{min(m['sure'], 0.999):.1%}",
+            percent_sure(m["sure"]),
         ]
         for name, m in pair["metrics"].items()
     ]
@@ -70,11 +70,11 @@ def pair_lines(pair: dict[str, Any]) -> list[str]:
     """Return what there is to say of two runs beside their metrics."""
     a, b, said = pair["a"], pair["b"], [f"note: {note}" for note in pair["notes"]]
     if rows := pair.get("rows"):
-        parts = [f"{rows['both']:,} in both"]
+        other = rows["other_label_or_none"]
+        parts = [f"{rows['both'] - other:,} compared"]
+        parts += [f"{other:,} in both without the same label"] if other else []
         parts += [f"{rows['only_a']:,} only in {a}"] if rows["only_a"] else []
         parts += [f"{rows['only_b']:,} only in {b}"] if rows["only_b"] else []
-        other = rows["other_label_or_none"]
-        parts += [f"{other:,} left out, without the same label"] if other else []
         said.append(f"rows: {', '.join(parts)}")
     if right := pair.get("right"):
         said.append(

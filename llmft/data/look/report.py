@@ -230,7 +230,9 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
     rows = []
 
     def show(one: Part, other: Part, same: Overlap, near: Pairs, *finding: str) -> None:
-        rows.append([one.name, other.name, same.rows, same.exact, len(near)])
+        long = (one.profile.lengths >= SHORT).any()
+        of_near = len(near) if long else "-"
+        rows.append([one.name, other.name, same.rows, same.exact, of_near])
         if near:
             level, what, meaning = finding
             what, where = f"{what}: {len(near):,}", pairs_at(np.array(near), one, other)
@@ -257,7 +259,8 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
     header = ["rows of", "that are in", "alike", "to the letter", "near"]
     rule = (
         f"alike: case and white space aside; near: {THRESHOLD:.0%} of the pieces"
-        f" of {PIECE} characters in common, from {SHORT} on, an estimate"
+        f" of {PIECE} characters in common, an estimate; rows of fewer than {SHORT}"
+        " characters are not looked at for it"
     )
     report.sections.append(Section(f"twice ({rule})", header, rows))
 

@@ -22,7 +22,6 @@ from typing import Any
 import chardet
 
 from llmft.config.convert import text_encoding
-from llmft.console import warn
 from llmft.data.read.notes import Notes
 from llmft.data.read.packed import open_bytes
 from llmft.errors import DataError, DataFormatError, EncodingError, escape
@@ -47,6 +46,9 @@ _KINDS = {
     b"\x7fELF": ("a program", "name a file of text"),
 }
 _NAME_IT = "name it with --encoding, or save the file as UTF-8"
+_BY_ITSELF = (
+    "leave out --encoding; of files in several, --encoding auto reads each as it is"
+)
 _SAMPLE = 2**18  # bytes of lines that are not ASCII, to guess an encoding from
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -241,11 +243,9 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
         said = f"{marked.upper()}, by its byte-order mark, not {name}"
         raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
-        note = f"read as {name}"
-        if is_utf8(path):
-            note += ", though it is UTF-8: give --encoding utf-8"
-            warn(f"{path}: {note}")
-        notes.tell(note)
+        if _is_utf8(path):
+            raise EncodingError(f"it is UTF-8, not {name}", hint=_BY_ITSELF)
+        notes.tell(f"read as {name}")
         return name
     if utf16 := _looks_like_utf16(start):
         raise _wrong(path, f"looks like {utf16}: every other byte is NUL", utf16)
@@ -254,7 +254,7 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
     return name
 
 
-def is_utf8(path: Path) -> bool:
+def _is_utf8(path: Path) -> bool:
     """Return whether a file is valid UTF-8 with more than ASCII: never so by chance."""
     return bool(_first_fault(path, "ascii") and not _first_fault(path, "utf-8"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import counted, escape
-from llmft.metrics.intervals import CLEAR, PROBE, limits, worse_than_saved
+from llmft.metrics.intervals import CLEAR, PROBE, clearly, limits, worse_than_saved
 from llmft.runs.record import RunRecord
 from llmft.runs.report.curves import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
@@ -19,7 +19,7 @@ from llmft.runs.report.parts import (
     number,
 )
 from llmft.runs.report.segments import Segment, weak
-from llmft.runs.report.verdict import difference, headline
+from llmft.runs.report.verdict import headline
 
 _FALL = 0.02  # of the validation loss, from one evaluation to the next
 _RISE = 0.05
@@ -169,13 +169,11 @@ def _ladder(seen: Seen) -> Iterator[tuple[str, str]]:
     if not (ladder := ladder_of(seen.run)):
         return
     names = [rung["name"] for rung in ladder["rungs"]]
-    above, alike = [], []
+    above, alike = list[str](), list[str]()
     for rung in ladder["rungs"][: names.index(ladder["saved"])]:
-        by, error = difference(rung)
-        if by < -CLEAR * error:
-            above.append(escape(rung["name"], 60))
-        elif by <= CLEAR * error:
-            alike.append(escape(rung["name"], 60))
+        told = clearly(rung["below"])
+        if told <= 0:
+            (above if told else alike).append(escape(rung["name"], 60))
     if above:
         longer = "" if ladder["saved"] == PROBE else "a longer training, "
         yield (

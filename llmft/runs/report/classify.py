@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmft.errors import counted
-from llmft.metrics.intervals import NORMAL, wilson
+from llmft.metrics.intervals import NORMAL, percent_sure, wilson
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts, regression
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
@@ -41,17 +41,19 @@ def ladder(run: RunRecord) -> Section:
             continue
         rows = []
         for rung in of["rungs"]:
-            saved, by = "saved", ""
+            saved, by, sure = "saved", "", ""
             if "below" in rung:
                 above, error = difference(rung)
                 saved, by = f"{above:+.4f}", f"± {number(NORMAL * error)}"
+                if "sure" in rung["below"]:
+                    sure = percent_sure(rung["below"]["sure"])
             seconds = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
             value = number(rung["value"])
-            rows.append((named(rung["name"]), value, saved, by, seconds))
+            rows.append((named(rung["name"]), value, saved, by, sure, seconds))
         if run.arguments.get("freeze_backbone"):
             found.said = ["Fine-tuned is here the output layer alone: freeze_backbone."]
         name = of["metric"]
-        header = ["method", name, "saved is above by", "95 %", "seconds"]
+        header = ["method", name, "saved is above by", "95 %", "sure", "seconds"]
         caption = f"The ladder: {name} on {of['n']:,} rows {what}"
         found.blocks.append(Table(caption, header, rows))
     return found

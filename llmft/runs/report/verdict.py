@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.errors import escape
-from llmft.metrics.intervals import CLEAR, NORMAL, limits
+from llmft.metrics.intervals import NORMAL, SURE, clearly, limits
 from llmft.runs.record import HEADLINES, PARTS, RunRecord
 from llmft.runs.report.parts import listed_words, number
 
@@ -56,14 +56,15 @@ def _against(ladder: dict[str, Any]) -> list[str]:
         if "below" not in rung:
             continue
         name, by, error = escape(rung["name"], 60), *difference(rung)
+        told = clearly(rung["below"])
         scale, unit = (100, " points") if points else (1, "")
         size = f"{abs(by) * scale:.1f} ± {NORMAL * error * scale:.1f}{unit}"
         if not points:
             size = f"{number(abs(by))} ± {NORMAL * error:.2g}"
-        if abs(by) <= CLEAR * error:
+        if not told:
             alike.append(name)
         else:
-            (above if by > 0 else below).append(f"{name} by {size}")
+            (above if told > 0 else below).append(f"{name} by {size}")
     saved, said = escape(ladder["saved"], 60), []
     if above:
         said.append(f"The saved model ({saved}) is better than {listed_words(above)}.")
@@ -71,7 +72,7 @@ def _against(ladder: dict[str, Any]) -> list[str]:
         said.append(f"The saved model ({saved}) is worse than {listed_words(below)}.")
     if alike:
         rest = f"No difference could be told to {listed_words(alike)}"
-        said.append(f"{rest}: it is under {CLEAR:g} standard errors.")
+        said.append(f"{rest}: a paired test is less than {100 * SURE:g} % sure.")
     return said
 
 

@@ -1,10 +1,13 @@
 """Rungs of a ladder: frequencies, and differences on the same texts."""
 
+import math
+
 import numpy as np
 import pytest
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.metrics.classes import Classification
+from llmft.metrics.intervals import clearly
 from llmft.metrics.ladder import PROBE, Rung, climbed, lines, majority
 
 RNG = np.random.default_rng(0)
@@ -51,11 +54,13 @@ def test_differences_are_paired(monkeypatch):
     assert near["below"]["value"] == pytest.approx(below.mean())
     wanted = below.std() / np.sqrt(400)  # of a mean of differences
     assert near["below"]["stderr"] == pytest.approx(wanted, rel=0.1)
+    # McNemar's test: two texts that only one has right are a chance of 1 in 2.
+    assert near["below"]["sure"] == pytest.approx(0.5, abs=0.05)
     assert "below" not in best
     assert near["seconds"] == 3.2
     text, said = lines(found, "test")
     assert said == (
-        "  no clear difference (under 2 standard errors) to near, which costs less"
+        "  no clear difference (less than 95 % sure) to near, which costs less"
     )
     assert "ladder, on test, n 400" in text
     assert "saved" in text
@@ -68,6 +73,31 @@ def test_differences_are_paired(monkeypatch):
         f"  it is surer than it may be: log_loss {alone['log_loss']:.3g}, of guessing"
         " 0.693; a training with --calibrate true (not with --k_folds) may help"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "wider", "told"),
+    [(4, 1.0, 0), (5, 1.0, 0), (6, 1.0, 1), (6, 1.5, 0), (12, 1.5, 1)],
+)
+def test_of_few_texts_the_test_of_compare_decides(more, wider, told):
+    """Four texts of 34 are two standard errors, and 1 chance in 8."""
+    labels = RNG.integers(0, 2, 34)
+    few, many = np.arange(34) >= more + 1, np.arange(34) > 0
+    rungs = [Rung(n, scores(labels, x)) for n, x in (("few", few), ("many", many))]
+    for saved, sign in (("many", 1), ("few", -1)):
+        found = climbed(rungs, labels, Classification(), "accuracy", saved, wider)
+        (other,) = (rung for rung in found["rungs"] if "below" in rung)
+        assert clearly(other["below"]) == sign * told
+        if wider == 1:
+            assert other["below"]["value"] > 0 or saved == "few"
+            assert other["below"]["sure"] == pytest.approx(1 - 2 * 0.5**more, abs=0.03)
+
+
+def test_a_ladder_without_its_test_has_standard_errors():
+    for value, error, told in ((0.1, 0.04, 1), (-0.1, 0.04, -1), (0.1, 0.06, 0)):
+        assert clearly({"value": value, "stderr": error}) == told
+    for unknown in (None, math.nan):
+        assert clearly({"value": 0.1, "stderr": unknown}) == 0
 
 
 def test_the_error_of_a_perfect_score_is_that_of_its_interval():

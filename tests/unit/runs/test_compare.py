@@ -114,7 +114,7 @@ def test_rows_that_only_one_has_or_with_another_label_are_counted(tmp_path):
     assert pair["rows"] == wanted
     assert "the test data are not the same" in pair["notes"]
     assert sum(pair["right"].values()) == 147
-    said = "rows: 149 in both, 51 only in A, 1 only in B, 2 left out, without the same"
+    said = "rows: 147 compared, 2 in both without the same label, 51 only in A, 1 only"
     assert said in as_text(compare([one, other]))
 
 

@@ -102,6 +102,13 @@ def test_what_is_there_twice():
     assert (alike, "a.csv:43 / a.csv:6") in found
 
 
+def test_texts_too_short_to_be_near_are_not_counted_as_none():
+    for length, wanted in ((31, "-"), (32, "0")):
+        texts = [f"{i}".rjust(length, "x") for i in range(3)]
+        report = examine({"train": source(texts)})
+        assert str(section(report, "twice")[0][-1]) == wanted
+
+
 @pytest.mark.parametrize(
     ("labels", "level", "what"),
     [

@@ -539,6 +539,8 @@ def test_faults(fault, name, content, expected):
     [
         ("text,b\n1,2\n", Columns("txt"), "no column 'txt'; it has 'text', 'b'; did you"
          " mean text? name it with --text_column_name"),
+        (" text ,b\n1,2\n", Columns("text"), "no column 'text'; it has ' text ', 'b';"
+         " did you mean ' text '? name it with --text_column_name"),
         ("text,label\n1,2\n", Columns(label="lable", needs_label=True), "no column"
          " 'lable'; it has 'text', 'label'; did you mean label? name it with"
          " --label_column_name"),

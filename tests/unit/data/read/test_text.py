@@ -265,15 +265,14 @@ def test_an_empty_member_is_no_crash():
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gb18030"])
-def test_utf8_that_is_read_as_something_else(tmp_path, encoding, capsys):
+def test_utf8_is_not_read_as_something_else(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_text("schön\n" * 300_000, "utf-8")  # characters are cut by blocks
-    notes = Notes()
-    decode.choose_encoding(path, encoding, notes)
-    assert notes.said()[0].endswith("though it is UTF-8: give --encoding utf-8")
-    assert f"{path}: read as " in capsys.readouterr().err
+    with pytest.raises(EncodingError, match=r"it is UTF-8, not .*leave out --encoding"):
+        decode.choose_encoding(path, encoding, Notes())
     for text in ("schön\n", "plain\n"):
         path.write_text(text, "cp1252")
         decode.choose_encoding(path, encoding, notes := Notes())
-        assert "UTF-8" not in notes.said()[0]
-    assert not capsys.readouterr().err
+        (said,) = notes.said()
+        assert said.startswith("read as ")
+        assert "UTF-8" not in said
