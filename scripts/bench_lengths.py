@@ -128,6 +128,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             flags = write(Path(folder), args.data, name, words, args.held_out)
             flags += args.flags.split()
+            # It writes text unless it is told to learn.
+            flags += ["--do_train", "--do_predict"] * (args.recipe == "generate")
             settings = {f"{n} x {r}": (n, r) for n, r in product(epochs, rates)}
             for setting in ["auto", *settings]:
                 own = []
