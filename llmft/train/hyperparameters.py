@@ -69,7 +69,7 @@ LABELS = {  # by problem type
 MASKED_LM = Rule(2e-4, 384, 2.0, 10_000, 90)
 # SmolLM2, perplexity after 5 passes at 5e-5 and 10 at 1e-4. Of 1,000 words: questions
 # (TREC) 88.9 and 55.3, exam questions 214 and 130, news 35.7 and 34.6 (10 at 5e-5:
-# 61.8, 154, 35.1); of 4,000 words of exam questions 108 and 88. The best was after 5 to
+# 61.8, 154, 35.1); of 4,000 words of exam questions 108 and 88. The best was after 4 to
 # 7 of the ten. Without a part in it, reviews: 88.5 and 71.7 of 1,000 words; two passes
 # over 16,000 52.3 and 45.0. The number of examples was not measured.
 CAUSAL_LM = Rule(1e-4, 576, 1.0, 1000, 10)
