@@ -320,11 +320,11 @@ CASES = [
         csv("".join(f"{s},pos\n" for s in STRINGS))), "29 rows of a.csv", 0),
     # Labels.
     Case("D18", "labels spelled in two ways", only(csv("a,Pos\n")),
-         "a.csv: the labels 'pos' (11 rows) and 'Pos' (1 row) look like one class",
+         "a.csv:26: the labels 'pos' (11 rows) and 'Pos' (1 row) look like one class",
          kind="LabelError"),
     Case("D18", "7 and 007", only(b"text,label\na,7\nb,007\nc,8\nd,8\n" + b"".join(
         b"x%d,7\n" % i for i in range(20))),
-         "a.csv: the labels '7' (19 rows) and '007' (1 row) look like one class",
+         "a.csv:3: the labels '7' (19 rows) and '007' (1 row) look like one class",
          kind="LabelError"),
     Case("D18", "1 and true", only(
         b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n', "jsonl"),

@@ -99,7 +99,8 @@ def label_names(
     """
     labels = None
     if train is not None:
-        labels = LabelNames.of(train.dataset["label"][:], allow, kind, train.name)
+        given, name = train.dataset["label"][:], train.name
+        labels = LabelNames.of(given, allow, kind, name, train.place)
     config = from_pretrained(AutoConfig, located)
     own, why = own_names(config), no_classifier(config, kind)
     if labels is not None:

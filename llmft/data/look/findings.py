@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from llmft.data.look.profile import Profile, profile
-from llmft.data.read.labels import MULTI, REGRESSION, names_in, similar
+from llmft.data.read.labels import MULTI, REGRESSION, names_in
+from llmft.data.read.similar import similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
     SHORT,

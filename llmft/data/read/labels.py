@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 
 from llmft.config.convert import label_separator
 from llmft.data.read.notes import Notes
+from llmft.data.read.similar import NUMBER, refuse_similar
 from llmft.data.read.written import list_in, with_point
 from llmft.errors import LabelError, counted, listed, shorten
 from llmft.files import to_json
@@ -31,8 +30,6 @@ SINGLE, MULTI, REGRESSION = (
     "multi_label_classification",
     "regression",
 )
-# A number that a float holds; one of hundreds of digits is a name.
-_NUMBER = re.compile(r"(?=.{1,25}$)[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _TRUTHS = ("true", "false")
 _WHOLE = re.compile(r"([-+]?\d{1,15})\.0+")  # of a column that has gaps, in pandas
 _EXPECTED = {
@@ -176,7 +173,7 @@ class LabelRule:
         return text
 
     def _note_number(self, text: str, place: str) -> None:
-        if _NUMBER.fullmatch(text) is None:
+        if NUMBER.fullmatch(text) is None:
             self._name = self._name if self._names else (place, text)
             self._names += 1
         else:
@@ -248,8 +245,11 @@ class LabelNames:
         allow: Collection[str] = (),
         problem_type: str = SINGLE,
         path: str | None = None,
+        place: Callable[[int], str] | None = None,
     ) -> LabelNames:
         """Collect the classes of training labels, as ``Source`` has them.
+
+        ``path`` names them in a message, ``place`` gives path:line of a row.
 
         Raises:
             LabelError: all rows have the same label, but for ``one_class`` in
@@ -288,16 +288,10 @@ class LabelNames:
                 "is --label_column_name right? --allow many_classes trains on them",
                 path=path,
             )
-        pairs = similar(counts)
-        if pairs and "similar_labels" not in allow:
-            shown = [f"{shorten(n)} ({counted(counts[n], 'rows')})" for n in pairs[0]]
-            more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
-            raise LabelError(
-                f"the labels {' and '.join(shown)} look like one class{more}",
-                "expected each class in one spelling",
-                "write them alike; if they differ, --allow similar_labels",
-                path=path,
-            )
+        if "similar_labels" not in allow:
+            several = problem_type == MULTI
+            named = map(names_in, labels) if several else ([n] for n in labels)
+            refuse_similar(counts, named, path, place)
         numeric = all(n.removeprefix("-").isdecimal() and len(n) < 20 for n in counts)
         # "1" and "01" are two classes: their order must not be that of a set.
         names = sorted(counts, key=lambda n: (int(n) if numeric else 0, n))
@@ -372,29 +366,10 @@ def _finite(value: Any) -> str | None:
     """Return a number as text that gives it back exactly, None where it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
         return None
     try:
         number = float(value)
     except OverflowError:  # a whole number of hundreds of digits
         return None
     return repr(number) if math.isfinite(number) else None
-
-
-def similar(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return pairs of class names that readers take for one.
-
-    They differ by case, space, in how Unicode writes them, or as 7 and 007 do.
-    """
-    first: dict[str | Decimal, str] = {}
-    pairs = []
-    for name in counts:
-        composed = unicodedata.normalize("NFKC", name)
-        seen = "".join(c for c in composed if unicodedata.category(c) != "Cf")
-        key: str | Decimal = " ".join(seen.split()).casefold()
-        if _NUMBER.fullmatch(str(key)):
-            key = Decimal(key)  # a float would take long numbers for one another
-        if key in first:
-            pairs.append((first[key], name))
-        first.setdefault(key, name)
-    return pairs

@@ -72,7 +72,8 @@ class CustomTextDataset(Dataset):
         if label_names is None and "label" in source.dataset.column_names:
             kind = source.problem_type or SINGLE
             given = source.dataset["label"][:]
-            label_names = LabelNames.of(given, allow, kind, source.name)
+            place = source.place if source.files else None
+            label_names = LabelNames.of(given, allow, kind, source.name, place)
         if not isinstance(max_length, int) or max_length < 8:  # as max_seq_length
             raise ConfigError(f"max_length is {max_length!r}, expected at least 8")
         args = ClassificationDataArguments(max_seq_length=max_length)

@@ -11,8 +11,8 @@ from llmft.data.read.labels import (
     SINGLE,
     LabelNames,
     LabelRule,
-    similar,
 )
+from llmft.data.read.similar import similar
 from llmft.errors import LabelError
 
 
@@ -123,6 +123,21 @@ def test_similar_labels_are_refused_with_their_counts():
         " 1 more such pairs; expected each class in one spelling; write them alike; if"
         " they differ, --allow similar_labels"
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "row"),
+    [
+        (["no", "Yes", "yes", "yes"], SINGLE, 1),
+        (["no", "yes", "yes", "Yes"], SINGLE, 3),
+        (["no", "yes", "Yes"], SINGLE, 2),
+        (['["yes"]', '["no"]', '["yes", "no"]', '["no", "Yes"]'], MULTI, 3),
+    ],
+)
+def test_the_rarer_of_similar_labels_is_named(labels, kind, row):
+    with pytest.raises(LabelError) as caught:
+        LabelNames.of(labels, (), kind, "a.csv", lambda i: f"a.csv:{i}")
+    assert str(caught.value).startswith(f"LabelError a.csv:{row}: the labels ")
 
 
 def test_names_of_several_labels():
