@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -91,8 +90,11 @@ def curve(title: str, lines: Mapping[str, Line], x_label: str) -> Chart:
         low, high = axes.get_ylim()
         middle = (low + high) / 2
         half = max((high - low) / 2, 0.05 * abs(middle))
-        whole = 1.02 if 0 <= low < high and _most(lines) <= 1 else math.inf  # a share
-        axes.set_ylim(middle - half, min(middle + half, whole))
+        axes.set_ylim(middle - half, middle + half)
+        if 0 <= low < high and _most(lines) <= 1:  # shares
+            axes.set_ylim(top=min(middle + half, 1.02))
+            bottom, ticks = axes.get_ylim()[0], axes.get_yticks()
+            axes.set_yticks(ticks[(bottom <= ticks) & (ticks < 1 + 1e-9)])
         if len(lines) > 1:
             axes.legend(loc="best")
         svg = _svg(figure, label)

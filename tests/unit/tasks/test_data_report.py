@@ -4,6 +4,7 @@ import html.parser
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import recipe_process as process
@@ -101,6 +102,18 @@ def test_mistakes(llmft, argv, code, said, tmp_path, monkeypatch, capsys):
         cli.main(["data", *argv])
     assert ended.value.code == code
     assert capsys.readouterr() == ("", f"llmft: {said}\n")
+
+
+def test_a_bad_row_is_an_error_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": 5}\n')
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "bad.jsonl", "--html", "bad.html"])
+    assert ended.value.code == 3
+    fault = "bad.jsonl:2: 'text' is 5 (int); expected text in every row"
+    assert fault in capsys.readouterr().err
+    page = Path("bad.html").read_text("utf-8")
+    assert f"SchemaError {fault}" in html.unescape(page)
 
 
 HOSTILE = [

@@ -8,17 +8,18 @@ import pytest
 from llmft.runs.record import RunRecord
 from llmft.runs.report.advice import Seen, advice
 from llmft.runs.report.curves import curves, series
+from llmft.runs.report.segments import Segment
 
 
 def entry(value, stderr, n):
     return {"value": value, "stderr": stderr, "n": n, "split": "validation"}
 
 
-def said(recipe, metrics, events=(), folder=Path("none"), **arguments):
+def said(recipe, metrics, events=(), folder=Path("none"), groups=(), **arguments):
     record = {"recipe": recipe, "status": "complete"}
     record["arguments"] = {n: {"value": v, "from": ""} for n, v in arguments.items()}
     run = RunRecord(folder, record, metrics)
-    section = advice(Seen(run, events, [], []))
+    section = advice(Seen(run, events, groups, []))
     return [row for block in section.blocks for row in block.rows]
 
 
@@ -79,6 +80,17 @@ def test_a_loss_that_rose_by_less_than_is_known_is_not_told():
         events = [{"step": i, "eval_loss": x} for i, x in enumerate((0.2, 0.3), 1)]
         rows = said("mlm", metrics, events, learning_rate=1e-4)
         assert len([row for row in rows if "rose" in row[0]]) == wanted
+
+
+def test_groups_that_are_clearly_worse_are_advised_on():
+    worse = Segment("label", "late", 40, 0.5, 0.1, (0.35, 0.65), 1e-9)
+    by_chance = Segment("label", "early", 40, 0.2, 0.1, (0.1, 0.35), 0.03)
+    wanted = (
+        "weak where label late",
+        "more rows like these in train; look at how they are labelled",
+    )
+    assert said("classify", {}, groups=[worse, by_chance]) == [wanted]
+    assert said("classify", {}, groups=[by_chance]) == []
 
 
 def test_many_texts_of_unknown_tokens_are_told(tmp_path):

@@ -1,6 +1,7 @@
 """What the page counts, against plain computations."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.stats import binomtest, hypergeom
 
 from llmft.metrics.intervals import wilson
 from llmft.runs.record import read_run
-from llmft.runs.report import classify, lm, regression
+from llmft.runs.report import charts, classify, lm, regression
 from llmft.runs.report.answers import Answers, read_answers
 from llmft.runs.report.charts import POINTS, thinned
 from llmft.runs.report.label_errors import contradictions, suspects
@@ -231,3 +232,13 @@ def test_long_curves_are_means_of_neighbours():
     np.testing.assert_allclose(x, np.arange(POINTS) * 10 + 4.5)
     np.testing.assert_allclose(y, 2 * x)
     assert len(thinned(range(POINTS), range(POINTS))[0]) == POINTS
+
+
+@pytest.mark.parametrize("values", [(0.99, 1.0, 1.0), (0.1, 0.6, 1.0), (1.0, 1.0, 1.0)])
+def test_an_axis_of_shares_has_no_tick_above_one(values):
+    svg = charts.curve("accuracy", {"a": ((0.1, 0.2, 0.3), values)}, "epoch").svg
+    ticks = re.findall(r"<text[^>]*>([\d.]+)<", svg)
+    assert "1" in ticks
+    assert max(map(float, ticks)) == 1
+    svg = charts.curve("loss", {"a": ((0.1, 0.2, 0.3), (0.5, 1.0, 1.1))}, "epoch").svg
+    assert max(map(float, re.findall(r"<text[^>]*>([\d.]+)<", svg))) > 1
