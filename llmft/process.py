@@ -180,6 +180,19 @@ def recipe_file(name: str) -> Path:
     raise EnvironmentFault("the recipes are not there", hint="install llmft again")
 
 
+def by_llmft(script: Path) -> bool:
+    """Return whether `llmft NAME` starts a recipe: a wheel's own, or as it was now."""
+    now = Path(sys.argv[0])
+    if script.parent.name == PACKED:
+        return True
+    began = now.stem == "llmft" or now.parts[-2:] == ("llmft", "__main__.py")
+    return began and script.stem in RECIPES and _ours(script)
+
+
+def _ours(script: Path) -> bool:
+    return script.resolve() == recipe_file(script.stem)
+
+
 def help_of(script: Path) -> str | None:
     """Return the ``--help`` of a recipe that is one of llmft's own, else None.
 
@@ -187,8 +200,13 @@ def help_of(script: Path) -> str | None:
     needs transformers: 5 seconds on two cores of an AMD EPYC.
     """
     kept = Path(__file__).parent / "config" / "help" / f"{script.stem}.txt"
-    ours = script.stem in RECIPES and script.resolve() == recipe_file(script.stem)
-    return kept.read_text("utf-8") if ours else None
+    if script.stem not in RECIPES or not _ours(script):
+        return None
+    said, name = kept.read_text("utf-8"), f"llmft {script.stem}"
+    if by_llmft(script):
+        said = said.replace(f"python recipes/{script.name}", name)
+        said = said.replace(f"usage: {script.name}", f"usage: {name}")
+    return said
 
 
 def load_script(path: str) -> Any:

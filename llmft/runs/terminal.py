@@ -13,7 +13,7 @@ from typing import Any
 from llmft.console import say, short, table
 from llmft.files import disk
 from llmft.metrics.intervals import standard_error
-from llmft.process import PACKED, RECIPES, recipe_file
+from llmft.process import by_llmft
 from llmft.runs.record import FOLDS
 from llmft.sources.wheels import size_text
 
@@ -105,24 +105,15 @@ def command(script: str, values: Mapping[str, Any], flags: Iterable[str] = ()) -
 
 def written(script: str, argv: Sequence[str]) -> str:
     """Return the command of a run, for its record."""
-    words = _program(script) if _by_llmft(script) else [short(Path(script))]
+    words = _program(script) if by_llmft(Path(script)) else [short(Path(script))]
     return shlex.join([*words, *argv])
 
 
 def _program(script: str) -> list[str]:
     """Return the words that start a recipe."""
-    if _by_llmft(script):
+    if by_llmft(Path(script)):
         return [*_llmft(), Path(script).stem]
     return [_tool(os.path.basename(sys.executable)), short(Path(script))]
-
-
-def _by_llmft(script: str) -> bool:
-    """Return whether `llmft NAME` starts a recipe: a wheel's own, or as it was now."""
-    path, now = Path(script), Path(sys.argv[0])
-    if path.parent.name == PACKED:
-        return True
-    began = now.stem == "llmft" or now.parts[-2:] == ("llmft", "__main__.py")
-    return began and path.stem in RECIPES and path.resolve() == recipe_file(path.stem)
 
 
 def tool(*words: str) -> str:

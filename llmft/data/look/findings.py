@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from llmft.data.look.profile import Profile, profile
 from llmft.data.read.labels import MULTI, REGRESSION, names_in
-from llmft.data.read.similar import similar
+from llmft.data.read.similar import rarer, similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
     SHORT,
@@ -88,16 +88,28 @@ class Part:
         """Return the rows of each class, the most frequent first; scores are none."""
         if self.source.problem_type == REGRESSION or not self.labels:
             return {}
-        several = self.source.problem_type == MULTI
         counts: Counter[str] = Counter()
-        for label, rows in zip(self.labels, np.bincount(self.of_rows), strict=True):
-            for name in names_in(label) if several else (label,):
-                counts[name] += int(rows)
+        rows = np.bincount(self.of_rows)
+        for names, count in zip(self._classes_of_labels(), rows, strict=True):
+            counts.update(dict.fromkeys(names, int(count)))
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def _classes_of_labels(self) -> list[list[str]]:
+        several = self.source.problem_type == MULTI
+        return [names_in(label) if several else [label] for label in self.labels]
+
+    def places(self, classes: Collection[str]) -> dict[str, Any]:
+        """Return ``where`` and ``every`` of the rows of any of these classes."""
+        of_labels = [not {*classes}.isdisjoint(n) for n in self._classes_of_labels()]
+        rows = np.flatnonzero(np.array(of_labels)[self.of_rows])
+        return _places(self._at(rows), rows)
+
+    def _at(self, rows: np.ndarray) -> list[str]:
+        return [self.source.place(int(row)) for row in rows[:_EVERY]]
 
     def shows(self, level: str, what: str, rows: np.ndarray, meaning: str) -> Finding:
         """Return that rows show something, and where the first three begin."""
-        where = _places([self.source.place(int(row)) for row in rows[:_EVERY]], rows)
+        where = _places(self._at(rows), rows)
         what = f"{what} in {self.name}: {len(rows):,}"
         return Finding(level, what, meaning=meaning, **where)
 
@@ -228,11 +240,13 @@ def odd_classes(part: Part) -> Iterator[Finding]:
             meaning="nothing to tell apart; a training refuses it unless --allow"
             " one_class",
         )
-    if alike := [f"{shorten(a)} and {shorten(b)}" for a, b in similar(counts)]:
-        more = f", and {len(alike) - 20:,} more" if len(alike) > 20 else ""
+    if pairs := similar(counts):
+        alike = [f"{shorten(a)} and {shorten(b)}" for a, b in pairs[:20]]
+        more = f", and {len(pairs) - 20:,} more" if len(pairs) > 20 else ""
         yield Finding(
             ERROR,
-            f"labels that look like one in {name}: {', '.join(alike[:20])}{more}",
+            f"labels that look like one in {name}: {', '.join(alike)}{more}",
+            **part.places({rarer(pair, counts) for pair in pairs}),
             meaning="write them alike; if they differ, a training takes them with"
             " --allow similar_labels",
         )

@@ -28,9 +28,9 @@ def refuse_similar(
     pairs = similar(counts)
     if not pairs:
         return
-    rarer = min(reversed(pairs[0]), key=counts.__getitem__)
     if place:
-        path = place(next(i for i, names in enumerate(rows) if rarer in names))
+        name = rarer(pairs[0], counts)
+        path = place(next(i for i, names in enumerate(rows) if name in names))
     shown = [f"{shorten(n)} ({counted(counts[n], 'rows')})" for n in pairs[0]]
     more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
     raise LabelError(
@@ -39,6 +39,11 @@ def refuse_similar(
         "write them alike; if they differ, --allow similar_labels",
         path=path,
     )
+
+
+def rarer(pair: tuple[str, str], counts: Mapping[str, int]) -> str:
+    """Return the class of the two that has fewer rows, else the second."""
+    return min(reversed(pair), key=counts.__getitem__)
 
 
 def similar(counts: Mapping[str, int]) -> list[tuple[str, str]]:

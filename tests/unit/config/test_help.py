@@ -18,6 +18,15 @@ def test_the_help_that_is_kept_is_what_the_parser_says(recipe):
     assert help_of(recipe) == write_help["said"](recipe), hint
 
 
+@pytest.mark.parametrize("program", ["/env/bin/llmft", "/lib/llmft/__main__.py"])
+def test_the_help_of_the_command_begins_with_the_command(program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, "classify", "--help"])
+    said = help_of(ROOT / "recipes" / "classify.py")
+    assert said.startswith("usage: llmft classify [--args ")
+    assert "\nllmft classify --train_file reviews.csv" in said
+    assert "classify.py" not in said
+
+
 def test_a_recipe_of_the_user_has_its_own_help(tmp_path):
     assert help_of(tmp_path / "classify.py") is None
     assert help_of(tmp_path / "recipes" / "other.py") is None

@@ -114,11 +114,6 @@ def test_texts_too_short_to_be_near_are_not_counted_as_none():
     [
         (["a"] * 30, ERROR, "a single label in train: 'a'"),
         (
-            ["yes", "Yes"] * 15,
-            ERROR,
-            "labels that look like one in train: 'Yes' and 'yes'",
-        ),
-        (
             [*map(str, range(30))],
             WARNING,
             "nearly every row of train has a label of its own: 30",
@@ -135,6 +130,21 @@ def test_odd_labels(labels, level, what):
     texts = [f"text {i}x" for i in range(30)]
     report = examine({"train": source(texts, labels)})
     assert (what, "") in findings(report, level)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "where"),
+    [
+        (["yes", "Yes"] * 15, None, "a.csv:2, a.csv:4, a.csv:6, ..."),
+        (["b", "b", *["a"] * 14, "A", *["a"] * 12, "B"], None, "a.csv:18, a.csv:31"),
+        ([*['["a"]', '["b"]'] * 14, '["b", "A"]', '["b"]'], MULTI, "a.csv:30"),
+    ],
+)
+def test_the_rarer_of_labels_that_look_like_one_are_placed(labels, kind, where):
+    texts = [f"text {i}x" for i in range(30)]
+    report = examine({"train": source(texts, labels, kind=kind)})
+    (found,) = [at for what, at in findings(report, ERROR) if "look like one" in what]
+    assert found == where
 
 
 def test_balance_is_shown_and_fine_labels_are_not_remarked():
