@@ -15,7 +15,7 @@ _FIRST = 5  # rows where two runs differ, on a terminal
 _TITLES = {
     "arguments": "arguments that differ",
     "followed": "arguments that differ, though nobody gave them",
-    "choices": "choices that differ",
+    "choices": "choices that differ (-: none was made)",
     "data": "data that differ",
     "model": "models that differ",
     "surroundings": "surroundings that differ",

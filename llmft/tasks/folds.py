@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -240,7 +241,8 @@ def _each(
         if not there:
             _train_fold(train, args, place, kept)
         found.append(read_object(kept / f"{place + 1}.json"))
-        left = found[-1].get("seconds", 0.0) * (folds - place)  # and all rows
+        left = fmean(fold.get("seconds", 0.0) for fold in found)
+        left *= folds - place  # and all rows
         more = "" if there else f", about {duration_text(left)} left in all"
         say(f"  fold {place + 1} of {folds}: {_said(found[-1])}{more}")
     return found

@@ -123,7 +123,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         self._warmup_steps: int | None = None
         self._since, self._cells_before = 0.0, 0
         self._step_cells: list[int] = []
-        self._taken: dict[str, list[float]] = {"step": [], "evaluate": [], "save": []}
+        self._taken: dict[str, list[float]] = {"step": [], "evaluation": [], "save": []}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -202,16 +202,20 @@ class TimeLimit(TrainerCallback, ExportableState):
     def _measured(self) -> Forecast:
         """Return the forecast with what was measured by now.
 
-        A step is taken for shorter than planned only as far as that is no chance.
+        A step is taken for shorter than planned only as far as that is no chance. What
+        makes it longer does so to all that follows: a machine that others use.
         """
         timed, cells = self._taken["step"][1:], self._step_cells[1:]  # the first: slow
         mean, error = mean_step(timed, cells, self._mean_cells or fmean(cells))
         planned = self.forecast.step_seconds
         step = max(mean, min(mean + _ERRORS * error, planned))
         found: dict[str, Any] = {"step_seconds": step}
-        for name, kind in (("evaluation", "evaluate"), ("save", "save")):
-            if self._taken[kind]:
-                found[f"{name}_seconds"] = fmean(self._taken[kind])
+        slower = max(step / planned, 1.0)
+        for kind in ("evaluation", "save", "final"):
+            name, taken = f"{kind}_seconds", self._taken.get(kind)
+            found[name] = (
+                fmean(taken) if taken else slower * getattr(self.forecast, name)
+            )
         return replace(self.forecast, **found)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -229,7 +233,7 @@ class TimeLimit(TrainerCallback, ExportableState):
     ) -> None:
         """Time the evaluation."""
         if self._since:
-            self._lap("evaluate")
+            self._lap("evaluation")
         else:
             self.not_again += metrics["before_runtime"]
 
