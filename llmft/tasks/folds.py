@@ -28,7 +28,7 @@ from llmft.config.parse import Arguments
 from llmft.config.rules import COMMAND_LINE
 from llmft.console import say, short, warn, warned_once
 from llmft.data.read.labels import LabelNames
-from llmft.data.read.store import Source
+from llmft.data.read.store import Source, content_hash
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
@@ -89,7 +89,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     into = None if complete or stopped else training.output_dir
     last = _training(args, Fold(folds, keep=TUNED), into)
     model, source, labels = _read(last)
-    facts = model | {"train data": source.sha256}
+    facts = model | {"train data": content_hash(source.dataset)}
     if complete:
         _require_same(complete / FOLDS, args, facts)
         say(f"already complete ({folds} of {folds} folds, and all rows): {complete}")

@@ -20,7 +20,6 @@ from llmft.console import say, table
 from llmft.data.split.splits import Splits
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling, fix_masks
 from llmft.data.tokens.examples import lm_blocks
-from llmft.data.tokens.masking import require_span
 from llmft.data.tokens.stream import Stream
 from llmft.metrics.tokens import MASKED_LM
 from llmft.model.probes import in_own_precision
@@ -48,11 +47,13 @@ def run(**arguments: Any) -> RunRecord | Plan:
 
 def check(values: dict[str, Any]) -> list[str]:
     """Return what does not fit together in the arguments of masked LM."""
-    return [
-        *require_data(values),
-        *require_something_to_do(values),
-        *require_span(values),
-    ]
+    problems = [*require_data(values), *require_something_to_do(values)]
+    names = ("geometric_p", "max_span_length")
+    changed = [n for n in names if values[n] != getattr(MaskedLMDataArguments, n)]
+    if changed and values["mlm_masking"] != "span":
+        said = "without mlm_masking span has no effect"
+        problems.append(f"{', '.join(changed)} {said}")
+    return problems
 
 
 def blocks(

@@ -29,9 +29,8 @@ from llmft.data.tokens.collate import (
     by_length,
 )
 from llmft.data.tokens.encode import Encoded, encode_batch
-from llmft.data.tokens.examples import unknown_tokens
+from llmft.data.tokens.examples import dataset_of, unknown_tokens
 from llmft.data.tokens.long_text import fit
-from llmft.data.tokens.targets import dataset_of
 from llmft.errors import ConfigError, DataFormatError, LengthError, NonFiniteError
 from llmft.machine.trial import Candidate
 from llmft.metrics import predictions
@@ -198,23 +197,15 @@ class Predictor:
         The model runs in its precision meanwhile, and no gradient is kept.
         """
         names = [n for n in ("input_ids", "token_type_ids") if n in features.features]
-        columns = [features[name][:] for name in names]
+        rows = features.select_columns(names).to_list()
         bf16 = self.precision == "bf16"
         with (
             in_own_precision(self.model),
             torch.inference_mode(),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         ):
-            for places in by_length([*map(len, columns[0])]):
-                yield (
-                    places,
-                    self.collator(
-                        [
-                            {n: ids[i] for n, ids in zip(names, columns, strict=True)}
-                            for i in places
-                        ]
-                    ),
-                )
+            for places in by_length([len(row["input_ids"]) for row in rows]):
+                yield places, self.collator([rows[i] for i in places])
 
 
 class Classifier(Predictor):

@@ -30,6 +30,7 @@ from llmft.errors import (
 
 _TEXT_NAMES = ("text", "sentence", "content", "review")
 _LABEL_NAMES = ("label", "labels", "category", "class", "target")
+_shown = cache(shorten)  # once a column: half of the time of reading was its
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,3 @@ def is_missing(value: Any, columns: Columns) -> bool:
     """Whether a label is text that programs write where there is none."""
     text = value.strip() if isinstance(value, str) else ""
     return not columns.na_labels and text in MISSING
-
-
-@cache
-def _shown(column: str) -> str:
-    """Do what ``shorten`` does, once a column: half of the time of reading was its."""
-    return shorten(column)

@@ -20,7 +20,6 @@ from llmft.data.read.text import (
     Choose,
     Line,
     Row,
-    choose_encoding,
     require_decodable,
     text_lines,
     too_long,
@@ -49,31 +48,6 @@ class Dialect:
     names: Sequence[str] = ()
     skip: int = 0
 
-    @property
-    def delimiter(self) -> str:
-        """Between the fields."""
-        return str(self.options["delimiter"])
-
-
-def csv_encoding(
-    path: Path, encoding: str | None, dialect: Dialect, notes: Notes
-) -> tuple[str, Dialect]:
-    """Do what ``choose_encoding`` does, and tell the delimiter by the first lines."""
-    chosen = choose_encoding(path, encoding, notes)
-    found = _separated(path, chosen, dialect, notes)
-    if isinstance(found, Dialect):
-        return chosen, found if found.header else _numbered(path, chosen, found)
-    require_decodable(path, chosen)
-    raise found
-
-
-def _numbered(path: Path, encoding: str, dialect: Dialect) -> Dialect:
-    """Return a dialect with names for the columns of a file without a header."""
-    lines = islice(text_lines(path, encoding, newline=""), dialect.skip, None)
-    first = next(csv.reader(lines, **dialect.options), [])
-    names = [f"column_{i}" for i in range(1, len(first) + 1)]
-    return replace(dialect, header=True, names=dialect.names or names)
-
 
 def csv_rows(
     path: Path, encoding: str, dialect: Dialect, choose: Choose, notes: Notes
@@ -83,8 +57,14 @@ def csv_rows(
     A row that is malformed comes as the error that it is, to be counted; what leaves
     the rest of the file in doubt is raised.
     """
+    dialect = _separated(path, encoding, dialect, notes)
     previous_limit = csv.field_size_limit(MAX_LINE)
     try:
+        if not (dialect.header or dialect.names):
+            lines = islice(text_lines(path, encoding, newline=""), dialect.skip, None)
+            first = next(csv.reader(lines, **dialect.options), [])
+            names = [f"column_{i}" for i in range(1, len(first) + 1)]
+            dialect = replace(dialect, names=names)
         # A lone \r ends a row here, as in files of old systems; in quotes it is text.
         lines = islice(text_lines(path, encoding, newline=""), dialect.skip, None)
         reader = csv.reader(lines, strict=True, **dialect.options)
@@ -206,7 +186,7 @@ class _Table:
     def _spans(self, fields: list[str], line: int) -> None:
         """Count fields of several lines, and warn where these look like rows."""
         self.notes.count("rows with line breaks in quotes", line)
-        between = re.escape(self.dialect.delimiter)
+        between = re.escape(self.dialect.options["delimiter"])
         if not between.isspace():  # a comma of prose, or of 1,000, separates nothing
             between += r"(?!\s|(?<=\d.)\d{3}\b)"
         columns = len(self.header) - 1
@@ -239,12 +219,10 @@ def _header(reader: Any, dialect: Dialect) -> list[str]:
     return header
 
 
-def _separated(
-    path: Path, encoding: str, dialect: Dialect, notes: Notes
-) -> Dialect | DataFormatError:
-    """Return the dialect by the first lines, or what is wrong with their separator."""
+def _separated(path: Path, encoding: str, dialect: Dialect, notes: Notes) -> Dialect:
+    """Return the dialect by the first lines; raise where it cannot be told."""
     lines = [*islice(text_lines(path, encoding, newline=""), _HEAD)]
-    delimiter = dialect.delimiter
+    delimiter = dialect.options["delimiter"]
     if sep := _SEP.fullmatch(lines[0] if lines else ""):
         notes.add(f"Excel's {lines[0].strip()!r} above the column names")
         options = {} if dialect.given else {"delimiter": sep[1]}
@@ -264,7 +242,8 @@ def _separated(
     if header.count(other) == 1:
         hint += "; or rename the column if it is one"
     expected = f"expected {delimiter!r} between the column names"
-    return DataFormatError(f"looks {said}", expected, hint, line=1)
+    require_decodable(path, encoding)
+    raise DataFormatError(f"looks {said}", expected, hint, line=1)
 
 
 def _alike(lines: list[str], options: dict[str, Any]) -> bool:

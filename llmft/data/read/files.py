@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 
 from llmft.config.convert import separator
 from llmft.config.fields import DataArguments
-from llmft.data.read.delimited import Dialect, csv_encoding, csv_rows
+from llmft.data.read.delimited import Dialect, csv_rows
 from llmft.data.read.jsons import json_rows, jsonl_rows
 from llmft.data.read.notes import Notes
 from llmft.data.read.packed import of_file, plain_suffix, unreadable
@@ -274,13 +274,9 @@ def rows_of(
         raise DataFormatError("0 bytes", "expected at least one row")
     if file_format in ("parquet", "arrow"):
         return table_rows(path, file_format, choose)
-    given = reading.encoding
+    encoding = choose_encoding(path, reading.encoding, notes)
     if file_format in ("csv", "tsv"):
-        encoding, dialect = csv_encoding(
-            path, given, reading.dialect(file_format), notes
-        )
-        return csv_rows(path, encoding, dialect, choose, notes)
-    encoding = choose_encoding(path, given, notes)
+        return csv_rows(path, encoding, reading.dialect(file_format), choose, notes)
     if file_format == "txt":
         return txt_rows(path, encoding, sample_by, left_out)
     if file_format == "jsonl":

@@ -358,8 +358,7 @@ class LabelNames:
 
 def names_in(label: str) -> list[str]:
     """Return the class names of a label of several, which is a JSON list of them."""
-    names: list[str] = json.loads(label)
-    return names
+    return json.loads(label)
 
 
 def _finite(value: Any) -> str | None:

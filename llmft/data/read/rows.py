@@ -164,32 +164,28 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
         data = data.select_columns(check.choose([*features], strings, ()))
-    batches = (
-        {n: batch[n] for n in check.wanted.values() or batch if n in batch}
-        for batch in _hub_batches(data, check.source.name)
-    )
-    for row in numbered(batches, features):
+    for row in numbered(_hub_batches(data, check), features):
         yield 0, row
 
 
 def _hub_batches(
-    data: Dataset | IterableDataset, name: str
+    data: Dataset | IterableDataset, check: Check
 ) -> Iterator[dict[str, list[Any]]]:
     # Not as Arrow: datasets joins tables of JSON whose types differ, and fails.
     read = 0
     try:
         for batch in data.iter(_BATCH):
-            yield batch
+            yield {n: batch[n] for n in check.wanted.values() or batch if n in batch}
             read += len(next(iter(batch.values())))
     except MISSES as error:
         said = f"the hub failed after {read:,} rows ({brief(error)})"
         hint = "try again, or --resume_from_checkpoint"
-        raise EnvironmentFault(said, hint=hint, path=name) from error
+        raise EnvironmentFault(said, hint=hint, path=check.source.name) from error
     except (*_FAULTS, pa.ArrowException, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a full disk, say
         said = f"cannot be read after {read:,} rows: {brief(error)}"
-        raise DataError(said, path=name) from error
+        raise DataError(said, path=check.source.name) from error
 
 
 def asset_rows(name: str, config: str | None) -> Rows:

@@ -66,11 +66,6 @@ class Source:
     format: str = TEXT
     bad: int = 0
 
-    @property
-    def sha256(self) -> str:
-        """Hash of the content as read."""
-        return content_hash(self.dataset)
-
     def select(self, rows: Sequence[int] | np.ndarray) -> Source:
         """Return the rows at these places."""
         return replace(self, dataset=self.dataset.select(rows))

@@ -243,7 +243,8 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
         said = f"{marked.upper()}, by its byte-order mark, not {name}"
         raise _wrong(path, said, marked)
     if encoding is not None and name != "utf-8":
-        if _is_utf8(path):
+        # Never so by chance.
+        if _first_fault(path, "ascii") and not _first_fault(path, "utf-8"):
             raise EncodingError(f"it is UTF-8, not {name}", hint=_BY_ITSELF)
         notes.tell(f"read as {name}")
         return name
@@ -252,11 +253,6 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
     if start.startswith(codecs.BOM_UTF8):
         notes.tell("byte-order mark left out")
     return name
-
-
-def _is_utf8(path: Path) -> bool:
-    """Return whether a file is valid UTF-8 with more than ASCII: never so by chance."""
-    return bool(_first_fault(path, "ascii") and not _first_fault(path, "utf-8"))
 
 
 def in_unicode(path: Path) -> bool:

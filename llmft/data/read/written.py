@@ -39,8 +39,7 @@ def list_in(text: str) -> list[Any] | None:
     if not text.startswith("["):
         return None
     with suppress(ValueError, RecursionError):
-        found: list[Any] = json.loads(text)
-        return found
+        return json.loads(text)
     return [*map(_item, re.findall(_ITEM, text))] if _LIST.fullmatch(text) else None
 
 
@@ -71,6 +70,5 @@ def turns_in(value: Any) -> list[Any] | None:
         return None
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            found: list[Any] = read(value.strip())
-            return found
+            return read(value.strip())
     return None

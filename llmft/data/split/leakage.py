@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +22,6 @@ from llmft.data.read.store import Source
 from llmft.errors import LeakageError
 
 
-class Audit(NamedTuple):
-    """What ``check_splits`` found, by split.
-
-    Attributes:
-        notes, counts: for ``run.json``.
-        in_train: the rows that train has, too; int64.
-    """
-
-    notes: dict[str, list[str]]
-    counts: dict[str, dict[str, Any]]
-    in_train: dict[str, np.ndarray]
-
-
 def check_splits(
     sources: Mapping[str, Source],
     *,
@@ -42,7 +29,7 @@ def check_splits(
     noted: bool = False,
     told: bool = False,
     allow: Collection[str] = (),
-) -> Audit:
+) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]], dict[str, np.ndarray]]:
     """Look for duplicates, conflicting labels and leakage in the parts of a run.
 
     Args:
@@ -51,6 +38,10 @@ def check_splits(
             error, a LeakageError unless ``allow`` has leakage; that of others, which
             nobody can mend here, a warning.
         noted: overlap gives a note only. told: so do duplicates and contradictions.
+
+    Returns:
+        by split notes and counts, for ``run.json``, and the rows (int64) that train
+        has, too.
     """
     parts = [Part(split, source) for split, source in sources.items()]
     notes: dict[str, list[str]] = {split: [] for split in sources}
@@ -87,4 +78,4 @@ def check_splits(
         for finding in other_classes(part, parts[0]):
             if finding.level == WARNING:  # what train has not is an error, later
                 warn(finding.brief())
-    return Audit(notes, counts, in_train)
+    return notes, counts, in_train

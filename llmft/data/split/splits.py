@@ -26,7 +26,7 @@ from llmft.data.read.files import Reading, folder_splits, is_pipe
 from llmft.data.read.labels import MULTI, SINGLE
 from llmft.data.read.messages import TEXT
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
-from llmft.data.read.store import Source, read_file, show, stored
+from llmft.data.read.store import Source, content_hash, read_file, show, stored
 from llmft.data.split.folds import hold_out
 from llmft.data.split.leakage import check_splits
 from llmft.data.split.sampling import sample, split_off
@@ -128,7 +128,7 @@ def load_splits(
         parts[split] = source
     if fold is not None and place is not None:
         parts = hold_out(parts["train"], place, fold.of, seed)
-    audit = check_splits(
+    notes, counts, in_train = check_splits(
         parts,
         # Splits that others made are not the user's to mend.
         own=read if args.dataset_name is None else (),
@@ -139,10 +139,10 @@ def load_splits(
     provenance: dict[str, dict[str, Any]] = {}
     say("data")
     for split, source in parts.items():
-        source = replace(source, notes=[*source.notes, *audit.notes[split]])
+        source = replace(source, notes=[*source.notes, *notes[split]])
         show(split, source)
-        provenance[split] = _provenance(source) | {"audit": audit.counts[split]}
-    return Splits(parts, provenance, in_train=audit.in_train)
+        provenance[split] = _provenance(source) | {"audit": counts[split]}
+    return Splits(parts, provenance, in_train=in_train)
 
 
 def _columns(args: DataArguments, needs_label: bool, needed: set[str]) -> Columns:
@@ -230,7 +230,7 @@ def _provenance(source: Source) -> dict[str, Any]:
     return {
         "source": source.name,
         "rows": len(source.dataset),
-        "sha256": source.sha256,
+        "sha256": content_hash(source.dataset),
         "notes": source.notes,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -113,12 +114,9 @@ class SeededDataCollatorForLanguageModeling(DataCollatorForLanguageModeling):
             batch["labels"][batch["position_ids"] == 0] = IGNORED
         if inside is not None:
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
-        if "begins_epoch" in examples[0]:
-            found = [example["begins_epoch"] for example in examples]
-            batch["begins_epoch"] = torch.tensor(found)
-        if "position" in examples[0]:
-            found = [example["position"] for example in examples]
-            batch["position"] = torch.tensor(found)
+        for name in ("begins_epoch", "position"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
         return shared(batch)
 
     def are_special(self, ids: np.ndarray) -> np.ndarray:
@@ -210,25 +208,16 @@ def examples_by_row(batch: Mapping[str, Any], dataset: Any) -> list[list[int]]:
     """
     if "input_ids" not in batch or not isinstance(dataset, Dataset):
         return [[] for _ in next(iter(batch.values()))]
-    rows = [*map(tuple, unmasked(batch))]
-    found: dict[tuple[int, ...], list[int]] = {row: [] for row in rows}
-    lengths, firsts = [len(row) for row in rows], [row[-2:-1] for row in rows]
+    rows = [np.array(row, np.int64).tobytes() for row in unmasked(batch)]
+    found: dict[bytes, list[int]] = {row: [] for row in rows}
     place = 0
     for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
         column = part["input_ids"].combine_chunks()
-        offsets, tokens = np.asarray(column.offsets), np.asarray(column.values)
-        sizes = np.diff(offsets)
-        # Most are told apart by their length and the last token but one.
-        near = np.isin(sizes, lengths)
-        last = tokens[np.maximum(offsets[1:] - 2, 0)]
-        near &= (sizes < 2) | np.isin(
-            last, [first for (first,) in filter(None, firsts)]
-        )
-        for i in np.flatnonzero(near).tolist():
-            row = tuple(tokens[offsets[i] : offsets[i + 1]].tolist())
-            if row in found:
-                found[row].append(place + i)
-        place += len(sizes)
+        tokens = np.asarray(column.values, np.int64)
+        for start, end in pairwise(column.offsets.tolist()):
+            if (row := tokens[start:end].tobytes()) in found:
+                found[row].append(place)
+            place += 1
     return [found[row] for row in rows]
 
 

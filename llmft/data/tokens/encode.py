@@ -129,7 +129,9 @@ def _write(
     texts: Dataset, how: How, split: str, workers: int | None, folder: Path
 ) -> dict[str, Any]:
     lengths, typed = [], False
-    strips, accents, accented = _strips_accents(how[0]), set[str](), 0
+    normalizer = getattr(getattr(how[0], "backend_tokenizer", None), "normalizer", None)
+    strips = normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
+    accents, accented = set[str](), 0
     bar = tqdm(total=len(texts), desc=f"tokenizing {split}", unit="text", disable=None)
     with (
         open(folder / "tokens", "wb") as tokens,
@@ -289,12 +291,6 @@ def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
     if size != count * np.dtype(dtype).itemsize:
         raise ValueError(f"{path.name} has {size:,} bytes, for {count:,} tokens")
     return np.memmap(path, dtype, "r") if count else np.empty(0, dtype)
-
-
-def _strips_accents(tokenizer: PreTrainedTokenizerBase) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    normalizer = getattr(backend, "normalizer", None)
-    return normalizer is not None and normalizer.normalize_str("\u00e4") == "a"
 
 
 def _accented(texts: Sequence[str]) -> tuple[int, set[str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
 from llmft.config.fields import (
@@ -20,15 +22,16 @@ from llmft.console import say, warn
 from llmft.data.read.labels import LabelNames
 from llmft.data.read.messages import MESSAGES, TEXT
 from llmft.data.read.store import Source
-from llmft.data.tokens import targets
 from llmft.data.tokens.chat import CHECKED, Layout, learns_only
+from llmft.data.tokens.collate import IGNORED
 from llmft.data.tokens.encode import BATCH, Encoded, encode, encode_batch
 from llmft.data.tokens.long_text import described, fit, lists, set_long_text
-from llmft.errors import DataError, counted, listed
+from llmft.errors import DataError, LengthError, counted, listed
 
 # Above this share of unknown tokens, and of texts that lose accents, we warn.
 _UNKNOWN, _ACCENTS = 0.01, 0.1
 _FEW = 8  # ids that are compared one by one
+_PIECE = 2**20  # tokens looked at at once: masks of all of them could be large
 
 
 def _tell(
@@ -85,9 +88,9 @@ def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _count(tokens: np.ndarray, ids: Collection[int]) -> int:
     if len(ids) > _FEW:
-        found = (np.isin(piece, [*ids]) for piece in targets.pieces(tokens))
+        found = (np.isin(piece, [*ids]) for piece in pieces(tokens))
     else:  # of 218 million tokens 0.1 s an id, where np.isin took 1.4 s
-        found = (piece == i for piece in targets.pieces(tokens) for i in ids)
+        found = (piece == i for piece in pieces(tokens) for i in ids)
     return sum(int(np.count_nonzero(part)) for part in found)
 
 
@@ -127,7 +130,7 @@ def lm_blocks(
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         offsets = np.append(np.repeat(starts, counts) + within * size, len(tokens))
     else:
-        offsets = targets.packed(len(tokens), size)
+        offsets = packed(len(tokens), size)
     if np.diff(offsets).max() < 2:
         raise DataError(f"{split} has a single token in a block", "expected text")
     blocks = lists(tokens[: offsets[-1]], offsets)
@@ -139,10 +142,10 @@ def lm_blocks(
         note += f"; {counted(empty, 'documents without a token')}"
     _tell(split, note, encoded, tokenizer)
     columns = {"input_ids": blocks, "row": np.arange(len(blocks))}
-    columns["documents"] = targets.documents(lengths, offsets)
+    columns["documents"] = documents(lengths, offsets)
     if end_documents and args.block_policy == "pack":
-        columns["seq_lengths"] = targets.seq_lengths(lengths, offsets)
-    return targets.dataset_of(columns)
+        columns["seq_lengths"] = seq_lengths(lengths, offsets)
+    return dataset_of(columns)
 
 
 def causal_examples(
@@ -175,7 +178,7 @@ def causal_examples(
         source.dataset, tokenizer, split, args, end_token=end_token, layout=layout
     )
     left_out = layout.refused(source, encoded.lengths, args.max_bad_rows)
-    examples, note = targets.learnt_examples(encoded, args, split)
+    examples, note = learnt_examples(encoded, args, split)
     note += left_out
     _tell(split, note, encoded, tokenizer)
     if unsaid := layout.check(source.dataset):
@@ -222,4 +225,130 @@ def classification_features(
         bare = (encoded.lengths == 0).any()
         used = "as a single padding token" if bare else "all the same"
         warn(f"{split}: {counted(empty, 'texts are empty')}, used {used}")
-    return targets.dataset_of(columns)
+    return dataset_of(columns)
+
+
+def dataset_of(columns: dict[str, Any]) -> Dataset:
+    """Return the columns as a data set, without the hash of them by which it is known.
+
+    That pickles them all: 1 GB of text, tokenized, took 4.6 GB of memory with it, and
+    0.7 GB without.
+    """
+    return Dataset(pa.table(columns), fingerprint=generate_random_fingerprint())
+
+
+def pieces(tokens: np.ndarray) -> list[np.ndarray]:
+    """Return views of some tokens each."""
+    return np.array_split(tokens, len(tokens) // _PIECE + 1)
+
+
+def packed(total: int, size: int) -> np.ndarray:
+    """Return where blocks begin, and the end of the last full one, if there is one."""
+    whole = total // size * size or total
+    return np.append(np.arange(0, whole, size), whole)
+
+
+def seq_lengths(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return for each block the tokens that it holds of each of its documents.
+
+    ``lengths`` are those of the documents; ``offsets``: see ``packed``.
+    """
+    ends = np.cumsum(lengths)
+    bounds = np.union1d(offsets, ends[ends < offsets[-1]])
+    return lists(np.diff(bounds).astype(np.int32), np.searchsorted(bounds, offsets))
+
+
+def documents(lengths: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
+    """Return for each block the first and the last document that it has tokens of.
+
+    ``lengths`` are those of the documents; ``offsets``: see ``packed``.
+    """
+    ends = np.cumsum(lengths)
+    bounds = np.stack([offsets[:-1], np.maximum(offsets[1:] - 1, 0)], 1)
+    found = np.searchsorted(ends, bounds.ravel(), side="right").astype(np.int64)
+    return lists(found, np.arange(0, len(found) + 1, 2))
+
+
+def learnt_examples(
+    encoded: Encoded, args: GenerationDataArguments, split: str
+) -> tuple[Dataset, str]:
+    """Return the examples of rows with token types, and what to say of them."""
+    lengths, size = encoded.lengths, args.max_seq_length
+    offsets, total = np.append(0, np.cumsum(lengths)), len(encoded.tokens)
+    if pack := args.block_policy == "pack":
+        offsets = packed(total, size)
+    sequences = seq_lengths(lengths, offsets)
+    made = (
+        _learnt(encoded, offsets[start : end + 1], sequences[start:end], size)
+        for start, end in _parts(offsets)
+    )
+    ids, labels, sizes, labelled, within = map(np.concatenate, zip(*made, strict=True))
+    learnt = labelled > 0
+    if not learnt.any():
+        raise LengthError(
+            f"none of {len(lengths):,} {split} rows has a completion within its first"
+            f" {size} tokens",
+            hint="raise --max_seq_length",
+        )
+    bounds = np.append(0, np.cumsum(sizes[learnt]))
+    note = f"{bounds[-1]:,} tokens in {len(bounds) - 1:,} examples of up to {size},"
+    note += f" {labelled.sum():,} of them to learn"
+    whole = np.diff(offsets)
+    cut, without = whole[learnt] - sizes[learnt], ~learnt & (whole > 0)
+    which = ("blocks", "") if pack else ("rows", f" in their first {size} tokens")
+    counts = (
+        ((cut > 0).sum(), f"rows cut to {size} tokens, {cut.sum():,} tokens left out"),
+        (total - offsets[-1], "tokens of the last partial block left out"),
+        (without.sum(), "{} without a completion{} left out".format(*which)),
+        (within.sum(), "completions begin within a token"),
+    )
+    note += "".join(f"; {counted(count, what)}" for count, what in counts if count)
+    columns = {
+        "input_ids": lists(ids, bounds),
+        "labels": lists(labels, bounds),
+        "row": np.arange(len(bounds) - 1),
+        "length": np.diff(bounds),
+        "documents": documents(lengths, offsets).filter(pa.array(learnt)),
+    }
+    if pack:
+        columns["seq_lengths"] = sequences.filter(pa.array(learnt))
+    return dataset_of(columns), note
+
+
+def _learnt(
+    encoded: Encoded, offsets: np.ndarray, seq_lengths: pa.LargeListArray, size: int
+) -> tuple[np.ndarray, ...]:
+    """Cut some examples to ``size`` tokens, and label what is to be learnt.
+
+    Returns:
+        ids and labels, one example behind the other, of which those without a label are
+        left out; of each example, also of those, how many of its tokens are kept, how
+        many are labelled, and how many completions begin within a token.
+    """
+    part, count = slice(offsets[0], offsets[-1]), len(offsets) - 1
+    tokens = encoded.tokens[part]
+    types = np.ones(len(tokens), np.int8)
+    if encoded.types is not None:
+        types = encoded.types[part]
+    sequences = seq_lengths.flatten().to_numpy()
+    places = np.arange(len(tokens))
+    places -= np.repeat(np.cumsum(sequences) - sequences, sequences)
+    owner = np.repeat(np.arange(count), np.diff(offsets))
+    # The first token of a document is no label: nothing stands before it.
+    learnt = (places > 0) & (places < size) & (types > 0)
+    labelled = np.bincount(owner[learnt], minlength=count)
+    keep = (places < size) & (labelled > 0)[owner]
+    return (
+        tokens[keep],
+        np.where(types > 0, tokens, IGNORED)[keep],
+        np.bincount(owner[keep], minlength=count),
+        labelled,
+        np.bincount(owner[types == 2], minlength=count),
+    )
+
+
+def _parts(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Return the examples in parts of about ``_PIECE`` tokens, or of one example."""
+    marks = np.arange(0, offsets[-1] + 1, _PIECE)
+    bounds = np.unique([*np.searchsorted(offsets[:-1], marks), len(offsets) - 1])
+    return pairwise(bounds.tolist())

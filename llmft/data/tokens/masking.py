@@ -22,7 +22,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from llmft.config.fields import MaskedLMDataArguments
 from llmft.errors import ConfigError
 
 # Kinds of character, each with an example to try the pre-tokenizer with.
@@ -35,15 +34,6 @@ _SCRIPTS_WITHOUT_SPACES = (
     *("KHMER", "MYANMAR", "TIBETAN"),
 )
 _Reader = Callable[[str], tuple[int, int]]
-
-
-def require_span(values: Mapping[str, Any]) -> list[str]:
-    """Return a problem where settings of spans are given and no spans are masked."""
-    names = ("geometric_p", "max_span_length")
-    changed = [n for n in names if values[n] != getattr(MaskedLMDataArguments, n)]
-    if not changed or values["mlm_masking"] == "span":
-        return []
-    return [f"{', '.join(changed)} without mlm_masking span has no effect"]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import tiny
 import torch
 from datasets import Dataset
 
-from llmft.config.fields import MaskedLMDataArguments, TrainingArguments
+from llmft.config.fields import MaskedLMDataArguments, ModelArguments, TrainingArguments
 from llmft.data.tokens.collate import SeededDataCollatorForLanguageModeling
+from llmft.tasks import mlm
 from llmft.tasks.mlm import cloze_examples, fill_masks, show_filled
 from llmft.train.objectives import MaskedLM
 from llmft.train.trainer import LlmftTrainer
@@ -23,6 +24,23 @@ def cloze(wordpiece):
         return cloze_examples(data, wordpiece, args, seed)
 
     return made
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"mlm_masking": "span", "geometric_p": 0.3, "max_span_length": 4}, ""),
+        ({"mlm_masking": "token"}, ""),
+        ({"mlm_masking": "whole_word", "geometric_p": 0.3}, "geometric_p"),
+        ({"geometric_p": 0.3, "max_span_length": 4}, "geometric_p, max_span_length"),
+    ],
+)
+def test_settings_of_spans_need_spans(given, named):
+    values = vars(MaskedLMDataArguments()) | vars(TrainingArguments(use_cpu=True))
+    values |= vars(ModelArguments("m")) | {"train_file": "a.txt", **given}
+    said = [problem for problem in mlm.check(values) if "span" in problem]
+    wanted = f"{named} without mlm_masking span has no effect"
+    assert said == [wanted] * bool(named)
 
 
 def test_cloze_masks_one_known_word(cloze, wordpiece, capsys):

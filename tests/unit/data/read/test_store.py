@@ -36,7 +36,7 @@ from llmft.data.read.files import Reading
 from llmft.data.read.labels import class_name
 from llmft.data.read.prints import PRINTS
 from llmft.data.read.rows import asset_rows, hub_rows, streamed_files
-from llmft.data.read.store import CONTENT, read_file, stored
+from llmft.data.read.store import CONTENT, content_hash, read_file, stored
 from llmft.errors import ConfigError, DataError, SchemaError
 
 LABELLED = Columns(needs_label=True)
@@ -282,6 +282,15 @@ def test_files_that_are_held_out_are_never_trained_on(tmp_path, names):
 def test_a_comma_that_may_stand_for_thousands_is_asked_about(fault, label):
     said = fault("a.csv", f'text,label\na,2\nb,"{label}"\n', LABELLED)
     assert said.startswith(f"a.csv:3: '{label}' may be {label.replace(',', '')}, or a")
+
+
+def test_the_first_row_of_a_file_without_names_may_be_long(tmp_path):
+    """Longer than the 131,072 characters that Python's csv takes by itself."""
+    (tmp_path / "a.csv").write_text("1," + "x" * 200_000 + "\n2,y\n")
+    source = read_file(
+        tmp_path / "a.csv", Columns(text="column_2"), Reading(no_header=True)
+    )
+    assert [len(text) for text in source.dataset["text"]] == [200_000, 1]
 
 
 @pytest.mark.parametrize("given", [(), ("text", "label")])
@@ -831,10 +840,10 @@ def test_the_hash_changes_with_content_and_order(tmp_path):
     hashes = set()
     for lines in ("a\nb", "b\na", "ab", "a\nb\nc", "a\nb "):
         (tmp_path / "a.txt").write_text(lines)
-        hashes.add(read_file(tmp_path / "a.txt", Columns()).sha256)
+        hashes.add(content_hash(read_file(tmp_path / "a.txt", Columns()).dataset))
     assert len(hashes) == 5
     (tmp_path / "b.txt").write_text("a\n\nb\n")
-    assert read_file(tmp_path / "b.txt", Columns()).sha256 in hashes
+    assert content_hash(read_file(tmp_path / "b.txt", Columns()).dataset) in hashes
 
 
 def hub_split(labels):

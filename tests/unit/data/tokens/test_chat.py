@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from llmft.config.fields import GenerationDataArguments, GenerationModelArguments
 from llmft.config.parse import Arguments
 from llmft.data.read.store import Source
-from llmft.data.tokens import chat, targets
+from llmft.data.tokens import chat
+from llmft.data.tokens import examples as module
 from llmft.data.tokens.collate import IGNORED, SeededDataCollatorForLanguageModeling
 from llmft.data.tokens.examples import causal_examples
 from llmft.errors import ConfigError, DataFormatError, LengthError, escape
@@ -230,7 +231,7 @@ def test_a_few_examples_at_a_time_make_the_same(policy, tokenizer, monkeypatch, 
     given = {"block_policy": policy, "max_seq_length": 16}
     whole, said = examples(rows, tokenizer, **given).to_dict(), capsys.readouterr()
     for size in (1, 7, 40, 100):
-        monkeypatch.setattr(targets, "_PIECE", size)
+        monkeypatch.setattr(module, "_PIECE", size)
         assert examples(rows, tokenizer, **given).to_dict() == whole
         assert capsys.readouterr() == said
 

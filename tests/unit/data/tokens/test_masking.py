@@ -16,7 +16,6 @@ from llmft.data.tokens.masking import (
     Draws,
     SpanLengths,
     choose,
-    require_span,
     word_edges,
 )
 from llmft.errors import ConfigError
@@ -198,16 +197,6 @@ def test_tokens_that_tell_no_words_are_refused():
         " an end of words; use --mlm_masking token"
     )
     SeededDataCollatorForLanguageModeling(tokenizer)
-
-
-def test_settings_of_spans_need_spans():
-    given = {"mlm_masking": "span", "geometric_p": 0.3, "max_span_length": 10}
-    assert require_span(given) == []
-    assert require_span(given | {"mlm_masking": "whole_word"}) == [
-        "geometric_p without mlm_masking span has no effect"
-    ]
-    assert require_span({"geometric_p": 0.2, "max_span_length": 9, "mlm_masking": ""})
-    assert not require_span(given | {"geometric_p": 0.2, "mlm_masking": "token"})
 
 
 def masked_rows(tokenizer, mode, count, **options):
