@@ -198,12 +198,11 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 def _list_cache(arguments: argparse.Namespace) -> None:
     rows = []
-    for part in cache.parts():
-        row: list[object] = [part.name, len(part.entries), size_text(part.size)]
-        made = [entry.made for entry in part.entries]
-        used = [entry.used for entry in part.entries]
-        row += [_age_text(min(made, default=None)), _age_text(max(used, default=None))]
-        rows.append([*row, cache.PARTS[part.name]])
+    for name, found in cache.parts().items():
+        size = size_text(sum(entry.size for entry in found))
+        oldest = _age_text(min((entry.made for entry in found), default=None))
+        last = _age_text(max((entry.used for entry in found), default=None))
+        rows.append([name, len(found), size, oldest, last, cache.PARTS[name]])
     header = ("part", "entries", "size", "oldest", "last use", "what it is")
     console.say(console.table(rows, header))
     console.say(f"cache folder: {catalog.cache_home()}")
@@ -227,9 +226,10 @@ def _clear_cache(arguments: argparse.Namespace) -> None:
     except ValueError:
         said = f"--older_than is {age!r}, expected a time such as 30d or 12h"
         raise ConfigError(said) from None
-    for part in cache.clear(arguments.names or list(cache.PARTS), seconds):
-        entries = f"{len(part.entries):,} entries, {size_text(part.size)}"
-        console.say(f"{part.name}: {entries} taken away")
+    held = cache.clear(arguments.names or list(cache.PARTS), seconds)
+    for name, found in held.items():
+        size = size_text(sum(entry.size for entry in found))
+        console.say(f"{name}: {len(found):,} entries, {size} taken away")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

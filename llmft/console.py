@@ -22,7 +22,7 @@ from typing import Any
 from llmft.errors import EnvironmentFault, escape
 
 logger = logging.getLogger("llmft")
-LIBRARIES = ("llmft", "transformers", "datasets", "accelerate", "huggingface_hub")
+LIBRARIES = "llmft transformers datasets accelerate huggingface_hub matplotlib".split()
 _crashes: list[Any] = []  # where ``crashes_to`` has them written, the innermost last
 _once: list[Counter[str]] = []  # warnings of ``warned_once``, the innermost last
 _NARROWEST = 12  # columns that a cell of a table keeps at the least

@@ -49,7 +49,8 @@ def model_card(
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(values, record),
         "## Limits\n\n" + "\n".join(f"- {_text(x)}" for x in _limits(metrics, values)),
-        f"## Use\n\n{_use(pipeline_tag)}",
+        "## Use\n\n```python\nfrom transformers import pipeline\n\n"
+        f'model = pipeline("{pipeline_tag}", model="FOLDER_OR_NAME")\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -237,13 +238,6 @@ def _limits(metrics: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
             " calibration error)."
         )
     return found
-
-
-def _use(pipeline_tag: str) -> str:
-    return (
-        "```python\nfrom transformers import pipeline\n\n"
-        f'model = pipeline("{pipeline_tag}", model="FOLDER_OR_NAME")\n```'
-    )
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -88,8 +88,9 @@ def _of_run(run: RunRecord, now: float) -> Iterator[Item]:
             newest = max(checkpoints, key=lambda path: int(path.name.split("-")[1]))
             ended += f"; could be resumed from {newest.name}"
         if run.status != "interrupted" or not checkpoints:
-            paths = [p for n in _ITS_OWN if _is_own(p := folder / n)]
-            paths = [*_leftovers(folder, within, 0), *paths]
+            own = [p for n in _ITS_OWN if (p := folder / n).exists()]
+            own = [p for p in own if not p.is_symlink()]
+            paths = [*_leftovers(folder, within, 0), *own]
             yield Item("failed", run, ended, paths, sum(map(_size, paths)))
             return
     if has_model and run.status == "complete" and checkpoints:
@@ -107,10 +108,6 @@ def _entries(folder: Path) -> list[Path]:
     if folder.is_symlink() or not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.is_symlink())
-
-
-def _is_own(path: Path) -> bool:
-    return path.exists() and not path.is_symlink()
 
 
 def _leftovers(folder: Path, within: list[Path], before: float) -> Iterator[Path]:

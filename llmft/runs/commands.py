@@ -26,23 +26,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their arguments."""
     parser.epilog = f"Without an action: {USUAL}."
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    for name, (help_text, add, work) in ACTIONS.items():
-        action = actions.add_parser(name, help=help_text, description=help_text)
+    add = dict[str, Callable[..., Any]]()
+    for name, (said, work) in ACTIONS.items():
+        action = actions.add_parser(name, help=said, description=said)
         action.set_defaults(run=work)
-        action.add_argument("--debug", action="store_true", help="show tracebacks")
-        add(action)
-
-
-def _add_list(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser)
-    fields = ", ".join(listing.HEADER)
-    parser.add_argument("--sort", metavar="FIELD", default="started", help=fields)
+        add[name] = action.add_argument
+        add[name]("--debug", action="store_true", help="show tracebacks")
+    for name in ("list", "clean"):
+        said = f"where the runs are (default: {OUTPUTS})"
+        add[name]("folder", metavar="FOLDER", nargs="?", help=said)
+    for name in ("show", "tag", "note"):
+        said = f"its folder, or part of its name in {OUTPUTS}"
+        add[name]("name", metavar="RUN", help=said)
+    fields, known = ", ".join(listing.HEADER), ", ".join(listing.STATUSES)
     several: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
-    parser.add_argument("--recipe", metavar="NAME", **several, help="only these")
-    known = ", ".join(listing.STATUSES)
-    parser.add_argument("--status", metavar="STATUS", **several, help=known)
-    parser.add_argument("--tag", metavar="TAG", **several, help="only with all these")
-    _add_json(parser, "one object a line for each run")
+    add["list"]("--sort", metavar="FIELD", default="started", help=fields)
+    add["list"]("--recipe", metavar="NAME", **several, help="only these")
+    add["list"]("--status", metavar="STATUS", **several, help=known)
+    add["list"]("--tag", metavar="TAG", **several, help="only with all these")
+    add["compare"]("names", metavar="RUN", nargs="+", help="a folder, or its name")
+    add["compare"]("--html", metavar="FILE.html", help="write it there, too")
+    add["tag"]("tags", metavar="TAG", nargs="+")
+    add["tag"]("--remove", action="store_true", help="take them away")
+    add["note"]("text", metavar="TEXT", help='"" takes it away')
+    for kind, said in clean.KINDS.items():
+        add["clean"](f"--{kind}", action="store_true", help=said)
+    said = "only runs that began longer ago, such as 30d"
+    add["clean"]("--older_than", metavar="TIME", help=said)
+    add["clean"]("--yes", action="store_true", help="take it away")
+    for name in ("list", "show", "compare"):
+        said = "one object a line for each run" if name == "list" else "as one object"
+        add[name]("--json", action="store_true", help=f"strict JSON, {said}")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -52,8 +66,13 @@ def _list(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"status is {status!r}, expected {known}")
     folder = _folder(arguments)
     rows = [listing.row_of(run) for run in find_runs(folder)]
-    filters = {name: getattr(arguments, name) for name in ("recipe", "status")}
-    shown = listing.select(rows, filters | {"tags": arguments.tag})
+    shown = [
+        row
+        for row in rows
+        if not arguments.recipe or row["recipe"] in arguments.recipe
+        if not arguments.status or row["status"] in arguments.status
+        if {*arguments.tag} <= {*row["tags"]}
+    ]
     shown = listing.order(shown, arguments.sort)
     if arguments.json:
         for row in shown:
@@ -64,11 +83,6 @@ def _list(arguments: argparse.Namespace) -> None:
         say(f"none of the {len(rows):,} runs in {folder} is like that")
     else:
         say(listing.as_text(shown))
-
-
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
-    _add_json(parser, "as one object")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -89,12 +103,6 @@ def _show(arguments: argparse.Namespace) -> None:
     say("\n\n".join(parts))
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", metavar="RUN", nargs="+", help="a folder, or its name")
-    parser.add_argument("--html", metavar="FILE.html", help="write it there, too")
-    _add_json(parser, "as one object")
-
-
 def _compare(arguments: argparse.Namespace) -> None:
     target = arguments.html
     if target is not None and Path(target).suffix.lower() not in _TARGETS:
@@ -113,36 +121,16 @@ def _compare(arguments: argparse.Namespace) -> None:
         say(f"\nwritten to {target}")
 
 
-def _add_tag(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("tags", metavar="TAG", nargs="+")
-    parser.add_argument("--remove", action="store_true", help="take them away")
-
-
 def _tag(arguments: argparse.Namespace) -> None:
     run = find_run(arguments.name)
     tags = listing.tag(run.folder, arguments.tags, arguments.remove)
     say(f"{run.name}: {', '.join(tags) or 'no tags'}")
 
 
-def _add_note(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("text", metavar="TEXT", help='"" takes it away')
-
-
 def _note(arguments: argparse.Namespace) -> None:
     run = find_run(arguments.name)
     listing.set_note(run.folder, arguments.text)
     say(f"{run.name}: {arguments.text or 'no note'}")
-
-
-def _add_clean(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser)
-    for kind, said in clean.KINDS.items():
-        parser.add_argument(f"--{kind}", action="store_true", help=said)
-    said = "only runs that began longer ago, such as 30d"
-    parser.add_argument("--older_than", metavar="TIME", help=said)
-    parser.add_argument("--yes", action="store_true", help="take it away")
 
 
 def _clean(arguments: argparse.Namespace) -> None:
@@ -177,11 +165,6 @@ def _clean(arguments: argparse.Namespace) -> None:
     say(f"{size_text(freed)} freed")
 
 
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    said = f"where the runs are (default: {OUTPUTS})"
-    parser.add_argument("folder", metavar="FOLDER", nargs="?", help=said)
-
-
 def _folder(arguments: argparse.Namespace) -> Path:
     """Return the folder that was named. Raises ConfigError where there is none."""
     folder = Path(arguments.folder or OUTPUTS).expanduser()
@@ -192,25 +175,15 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    said = f"its folder, or part of its name in {OUTPUTS}"
-    parser.add_argument("name", metavar="RUN", help=said)
-
-
-def _add_json(parser: argparse.ArgumentParser, said: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"strict JSON, {said}")
-
-
 def _say_json(value: Any) -> None:
     say(json.dumps(value, allow_nan=False))  # ASCII: nothing of it is escaped again
 
 
-_Add = Callable[[argparse.ArgumentParser], None]
-ACTIONS: dict[str, tuple[str, _Add, Callable[[argparse.Namespace], None]]] = {
-    "list": ("one line a run", _add_list, _list),
-    "show": ("what a run was asked, and what came of it", _add_show, _show),
-    "compare": ("which of some runs is better, and how sure", _add_compare, _compare),
-    "tag": ("give a run tags to find it by", _add_tag, _tag),
-    "note": ("keep a sentence with a run", _add_note, _note),
-    "clean": ("say what could be freed, and how", _add_clean, _clean),
+ACTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], None]]] = {
+    "list": ("one line a run", _list),
+    "show": ("what a run was asked, and what came of it", _show),
+    "compare": ("which of some runs is better, and how sure", _compare),
+    "tag": ("give a run tags to find it by", _tag),
+    "note": ("keep a sentence with a run", _note),
+    "clean": ("say what could be freed, and how", _clean),
 }

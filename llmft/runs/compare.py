@@ -339,13 +339,9 @@ def _verdict(
         return "no verdict"
     name, found = next(iter(told.items()))
     if found["difference"] and found["sure"] >= clear:
-        better = _better(found, a, b)
+        better = b if (found["difference"] > 0) is found["greater_is_better"] else a
         return f"{better} is better: {_told(name, found, better == a)}"
     return f"no difference that could be told: {b} has {_told(name, found)}"
-
-
-def _better(found: Mapping[str, Any], a: str, b: str) -> str:
-    return b if (found["difference"] > 0) is found["greater_is_better"] else a
 
 
 def _told(name: str, found: Mapping[str, Any], of_first: bool = False) -> str:

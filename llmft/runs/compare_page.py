@@ -109,8 +109,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 def as_html(found: dict[str, Any]) -> str:
     """Return a comparison as one HTML file: no script, nothing from elsewhere."""
-    from llmft.runs.report.html import html
-    from llmft.runs.report.parts import Section, Table
+    from llmft.runs.report.parts import Section, Table, html
 
     pages, verdicts = list[Section](), list[str]()
     wraps = ["was", "folder", "run", *(run["name"] for run in found["runs"])]

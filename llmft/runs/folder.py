@@ -44,8 +44,7 @@ from llmft.model.identity import terms_files
 from llmft.process import as_fault
 from llmft.runs import terminal
 from llmft.runs.card import model_card
-from llmft.runs.killed import how_it_ended
-from llmft.runs.leg import begun, since_folds
+from llmft.runs.leg import begun, how_it_ended, since_folds
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, make_plan, show, took
 from llmft.runs.record import drop_later, held
@@ -177,7 +176,10 @@ class Run:
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)
             tracking = Tracking(self.record, training, self.folder, found)
-            self.callbacks = [self.clock, *found, tracking, *self._guards()]
+            of_run = (training, self.folder, self.train_source, self.forecast)
+            self.guards = Guards(*of_run)
+            self.callbacks = [self.clock, *found, tracking, self.guards]
+            self.callbacks += [Profile(self.folder)] if training.profile else []
             log.parent.mkdir(exist_ok=True)
             try:
                 # What fills the disk goes before the log says that it is full.
@@ -202,14 +204,6 @@ class Run:
                     page = upload.upload(self.folder / "model", self.repo, revision)
                     self._save(pushed=page)
                     say(f"pushed     {page}")
-
-    def _guards(self) -> list[TrainerCallback]:
-        """Return what watches over the steps of the training."""
-        training = self.args.training
-        of_run = (training, self.folder, self.train_source, self.forecast)
-        self.guards = Guards(*of_run)
-        profile = [Profile(self.folder)] if training.profile else []
-        return [self.guards, *profile]
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self.started, 1)

@@ -1,4 +1,4 @@
-"""What ``run.json`` says of the start of a run, and of each time that it went on."""
+"""What ``run.json`` says of the start of a run, its legs, and one without an end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 
 from llmft.config.parse import Arguments
 from llmft.console import say, short
-from llmft.errors import EnvironmentFault
+from llmft.errors import ConfigError, DataError, EnvironmentFault
 from llmft.files import read_object, write_json
 from llmft.machine import detect
 from llmft.process import as_fault, versions
 from llmft.runs import terminal
-from llmft.runs.record import TIME, held
+from llmft.runs.record import KILLED, TIME, held, read_run
 from llmft.signals import signal_of
+
+_NEAR = 0.8  # of what may be held: a log has no peaks
 
 
 def begun(script: str, args: Arguments, resumed: str | bool | None) -> dict[str, Any]:
@@ -94,3 +96,33 @@ def _legs(resumed: Any) -> list[dict[str, Any]]:
             ended = (folder / "metrics.jsonl").stat().st_mtime
             record["seconds"] = round(max(ended - began, 0.0), 1)
     return [*(record.pop("legs", None) or []), record]
+
+
+def how_it_ended(folder: Path) -> str:
+    """Return what to say of the run in a folder, where it was killed; else "".
+
+    That is with SIGKILL, as the kernel does where memory runs out, or in a crash.
+    """
+    try:
+        run = read_run(folder)
+        if run.status != KILLED:
+            return ""
+        events = run.events()
+    except (ConfigError, DataError):
+        return ""
+    said = "the run before ended without a word, as one that was killed does"
+    known = [event for event in events if event.get("rss_bytes")]
+    if not known:
+        return said
+    held, step = known[-1]["rss_bytes"], known[-1]["step"]
+    limit, named = detect.allowed_bytes(), detect.allowed_text()
+    with suppress(KeyError, TypeError, ValueError):
+        limit = int(run.record["plan"]["allowed_bytes"]) or limit
+        named = f"{detect.gib(limit)}, as it was when that run began"
+    said += f": it held {detect.gib(held)} at step {step:,}, and may hold {named}"
+    if held >= _NEAR * limit:
+        said += (
+            "; the kernel ends what takes more: a smaller --per_device_train_batch_size"
+            " with more --gradient_accumulation_steps takes less"
+        )
+    return said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +85,6 @@ def row_of(run: RunRecord) -> dict[str, Any]:
         **notes_of(run.folder),
         "folder": str(run.folder),
     }
-
-
-def select(
-    rows: Sequence[dict[str, Any]], filters: dict[str, Collection[str]]
-) -> list[dict[str, Any]]:
-    """Return the rows whose recipe, status and tags are among those asked for."""
-    kept = list(rows)
-    for name, wanted in filters.items():
-        if wanted and name == "tags":
-            kept = [row for row in kept if {*wanted} <= {*row["tags"]}]
-        elif wanted:
-            kept = [row for row in kept if row[name] in wanted]
-    return kept
 
 
 def order(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -133,29 +133,12 @@ class RunRecord:
         }
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what was logged, in order; of steps that a resume did again, once."""
-        return _once(rows_of(self.folder / "metrics.jsonl"), self.record)
+        """Return what was logged, in order; see ``drop_later``."""
+        return list(rows_of(self.folder / "metrics.jsonl"))
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of ``predictions.jsonl``; none where there is no such file."""
         yield from rows_of(self.folder / "predictions.jsonl")
-
-
-def _once(
-    events: Iterable[dict[str, Any]], record: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Leave out what was logged of steps that a later leg of a run did again.
-
-    A resume takes it out of the file. It is still there where an earlier llmft resumed,
-    or where a kill came between the two.
-    """
-    found = list(events)
-    legs = [*record.get("legs", []), record]
-    for leg, one in enumerate(legs, start=1):
-        step = Path(str(one.get("resumed") or "")).name.partition("-")[2]
-        if step.isdigit():  # checkpoint-N, from which this leg went on
-            found = [e for e in found if e["leg"] >= leg or e["step"] <= int(step)]
-    return found
 
 
 def drop_later(folder: Path, record: dict[str, Any]) -> None:
@@ -182,7 +165,6 @@ def drop_later(folder: Path, record: dict[str, Any]) -> None:
             lost += 1
     if lost:
         warn(f"{path}: {lost} damaged lines are left out, as a kill leaves one")
-    events = _once(events, record)
     # Of its own step, what came after it was saved: the end of the run.
     at_last = [e for e in events if e["step"] == last]
     known = [e for e in saved["log_history"] if e.get("step") == last]

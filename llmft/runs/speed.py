@@ -65,11 +65,12 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
         "train_samples_per_second": round(rate, 3),
         "steps": steps,
     }
-    if hasattr(trainer.train_dataset, "__len__"):
+    train: Any = trainer.train_dataset
+    if hasattr(train, "__len__"):
         speed["epochs"] = trainer.state.epoch
-    length = _mean_length(trainer.train_dataset)
-    if length is not None:
-        speed["train_tokens_per_second"] = round(rate * length, 1)
+        lengths = lengths_of(train)
+        if lengths.max() > 1:  # else they are cached features
+            speed["train_tokens_per_second"] = round(rate * float(lengths.mean()), 1)
     return speed
 
 
@@ -83,11 +84,3 @@ def _examples(trainer: Trainer, steps: int) -> int:
     size = len(train)
     epochs, rest = divmod(steps, epoch_steps(args, train))
     return epochs * size + min(rest * batch, size)
-
-
-def _mean_length(train: Any) -> float | None:
-    """Return the tokens of an example; None for a stream, and for cached features."""
-    if not hasattr(train, "__len__"):
-        return None
-    lengths = lengths_of(train)
-    return float(lengths.mean()) if lengths.max() > 1 else None

@@ -54,31 +54,20 @@ class Entry:
         return cls(path, sum(f.st_size for f in files), made, max(used, default=0.0))
 
 
-@dataclass(frozen=True)
-class Part:
-    """A folder of the cache and what is in it."""
-
-    name: str
-    entries: list[Entry]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(entry.size for entry in self.entries)
-
-
-def parts() -> list[Part]:
-    """Return the folders of the cache, also those not there; tidy what is left."""
-    found = []
+def parts() -> dict[str, list[Entry]]:
+    """Return what is in each folder of the cache, be it there; tidy what is left."""
+    found = {}
     for name in PARTS:
         folder = catalog.cache_home() / name
         clear_stagings(folder)
         shown = [path for path in folder.glob("*") if not path.name.startswith(".")]
-        found.append(Part(name, [Entry.of(path) for path in sorted(shown)]))
+        found[name] = [Entry.of(path) for path in sorted(shown)]
     return found
 
 
-def clear(names: Sequence[str], older_than: float | None = None) -> list[Part]:
+def clear(
+    names: Sequence[str], older_than: float | None = None
+) -> dict[str, list[Entry]]:
     """Take away folders of the cache; return what they held.
 
     What a running process has mapped stays readable for it, except on Windows; the
@@ -95,17 +84,16 @@ def clear(names: Sequence[str], older_than: float | None = None) -> list[Part]:
             said = f"{', '.join(PARTS)}{nearest(name, PARTS)}"
             raise ConfigError(f"the cache has no {name!r}; it has {said}")
     limit = math.inf if older_than is None else time.time() - older_than
-    held = []
-    for part in parts():
-        if part.name not in names:
+    held = {}
+    for name, entries in parts().items():
+        if name not in names:
             continue
-        gone = Part(part.name, [entry for entry in part.entries if entry.used < limit])
-        folder = catalog.cache_home() / part.name
+        held[name] = [entry for entry in entries if entry.used < limit]
+        folder = catalog.cache_home() / name
         waiting = () if older_than else folder.glob(".*.wheels")  # see wheels.collect
-        for path in [*(entry.path for entry in gone.entries), *waiting]:
+        for path in [*(entry.path for entry in held[name]), *waiting]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        held.append(gone)
     return held

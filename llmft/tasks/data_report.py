@@ -21,7 +21,6 @@ from llmft.errors import ConfigError, DataError, escape
 from llmft.files import write_text
 from llmft.model import load
 from llmft.runs.report import parts
-from llmft.runs.report.html import html
 from llmft.tasks.classify import check_labels
 from llmft.tasks.generate import TASK
 
@@ -159,7 +158,7 @@ def as_html(report: Report, title: str) -> str:
     for one in report.sections:
         rows_of = parts.Table(one.title, one.header, one.rows, bars=one.bars)
         tables.blocks.append(rows_of)
-    return html(
+    return parts.html(
         title,
         [", ".join(said) if rows else "Nothing odd was found."],
         [found if rows else parts.Section(""), tables],

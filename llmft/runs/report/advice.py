@@ -10,7 +10,7 @@ from llmft.config.facts import FAR_TOO_HIGH
 from llmft.errors import counted, escape
 from llmft.metrics.intervals import CLEAR, PROBE, clearly, limits, worse_than_saved
 from llmft.runs.record import RunRecord
-from llmft.runs.report.curves import Events, series
+from llmft.runs.report.charts import Events, series
 from llmft.runs.report.label_errors import STRONG, Suspect
 from llmft.runs.report.parts import (
     Section,
@@ -95,6 +95,7 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
     if len(losses) < 2:
         return
     best, before = min(losses), min(losses[:-1])
+    error = seen.run.metrics.get("eval", {}).get("loss", {}).get("stderr") or 0.0
     ladder, rate = ladder_of(seen.run), seen.run.arguments.get("learning_rate")
     if isinstance(rate, float) and rate > FAR_TOO_HIGH:
         said = f"a learning rate of {rate:g} is far above what models of text take"
@@ -109,7 +110,7 @@ def _curve(seen: Seen) -> Iterator[tuple[str, str]]:
     elif losses[-1] == best and before - best > _FALL * abs(before):
         said = f"from {number(before)}, the best before, to {number(best)} at the end"
         yield f"the loss on validation was still falling, {said}", _longer(seen)
-    elif losses[-1] - best > max(_RISE * best, CLEAR * _error_of_loss(seen)):
+    elif losses[-1] - best > max(_RISE * best, CLEAR * error):
         at = losses.index(best) + 1
         kept = seen.run.arguments.get("load_best_model_at_end")
         if not kept:
@@ -135,11 +136,6 @@ def _longer(seen: Seen) -> str:
         more += ", with --load_best_model_at_end false --early_stopping_patience none"
         more += ", as it was now"
     return more
-
-
-def _error_of_loss(seen: Seen) -> float:
-    """Return the standard error of the loss on validation; 0 where none is known."""
-    return seen.run.metrics.get("eval", {}).get("loss", {}).get("stderr") or 0.0
 
 
 def _texts_with_unknown(seen: Seen) -> tuple[float, list[int]]:

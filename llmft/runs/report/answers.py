@@ -115,12 +115,8 @@ def read_answers(run: RunRecord) -> dict[str, Answers]:
             sources,
             rest.get(split, 0),
         )
-        for split in sorted(rows, key=_order)
+        for split in sorted(rows, key=lambda split: (*ORDER, split).index(split))
     }
-
-
-def _order(split: str) -> int:
-    return ORDER.index(split) if split in ORDER else len(ORDER)
 
 
 def places_of(values: Iterable[Any]) -> dict[Any, list[int]]:

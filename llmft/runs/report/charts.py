@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from llmft.metrics.intervals import NORMAL
-from llmft.runs.report.parts import Chart, Table, number
+from llmft.metrics.intervals import NORMAL, PROBE
+from llmft.runs.report.parts import Chart, Section, Table, number
 
 POINTS = 120  # of a curve; of more, means are drawn
 _FEW = 12  # points whose numbers stand below a chart
@@ -30,7 +29,6 @@ _VARIABLES = {
 }
 _SETTINGS: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "llmft",
     "font.size": 9,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -62,6 +60,11 @@ _CLASSES = {
 _DASHES = ("-", "--", ":")
 
 Line = tuple[Sequence[float], Sequence[float]]
+Events = Sequence[dict[str, Any]]
+METRICS = (
+    *("accuracy", "f1_macro", "f1_micro", "r2", "spearman", "masked_accuracy"),
+    "token_accuracy",
+)
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +94,7 @@ def curve(title: str, lines: Mapping[str, Line], x_label: str) -> Chart:
         middle = (low + high) / 2
         half = max((high - low) / 2, 0.05 * abs(middle))
         axes.set_ylim(middle - half, middle + half)
-        if 0 <= low < high and _most(lines) <= 1:  # shares
+        if 0 <= low < high and all(max(y) <= 1 for _, y in lines.values()):  # shares
             axes.set_ylim(top=min(middle + half, 1.02))
             bottom, ticks = axes.get_ylim()[0], axes.get_yticks()
             axes.set_yticks(ticks[(bottom <= ticks) & (ticks < 1 + 1e-9)])
@@ -212,10 +215,6 @@ def _axes(x_label: str, y_label: str, size: Any = _SIZE) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _most(lines: Mapping[str, Line]) -> float:
-    return max(float(max(ys)) for _, ys in lines.values())
-
-
 def _some(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     """Return up to ``_FEW`` points of a curve, with both ends."""
     places = np.linspace(0, len(xs) - 1, min(len(xs), _FEW)).round().astype(int)
@@ -230,20 +229,16 @@ def _course(xs: Sequence[float], ys: Sequence[float]) -> str:
 
 def _svg(figure: Figure, label: str) -> Markup:
     """Return the drawing as a part of a page: no head, no ids that another has."""
+    mpl.rcParams["svg.hashsalt"] = label  # ids that no other chart has
     stream = io.StringIO()
-    nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", metadata=nothing)
+    figure.savefig(stream, format="svg")
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = text.replace("xlink:href", "href")
-    ids = sorted({*re.findall(r'(?:href="|url\()#([^")]+)', text)})
-    chart = f"{zlib.crc32(label.encode()):x}"
+    ids = {*re.findall(r'(?:href="|url\()#([^")]+)', text)}
     text = re.sub(r'\sid="([^"]*)"', lambda m: m[0] if m[1] in ids else "", text)
-    for i, name in enumerate(ids):
-        own = rf"\g<1>k{chart}-{i}"
-        text = re.sub(rf'(id="|#){re.escape(name)}(?=["\)])', own, text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, variable)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
@@ -269,3 +264,59 @@ def _styled_once(found: re.Match[str]) -> str:
         return found[0]
     marks = re.sub(r'\s*style="[^"]*"', "", found[2])
     return f"{found[1]} {styles.pop()}>{marks}"
+
+
+def curves(events: Events, contrast: bool = False, saved: str = "") -> Section:
+    """Return what was logged while it trained, by step.
+
+    Args:
+        contrast: whether the loss of training has that of contrast in it.
+        saved: the method whose model is saved, as the ladder names it.
+    """
+    train = "train, with contrast" if contrast else "train"
+    found = Section("Curves")
+    known = [n for n in METRICS if any(f"eval_{n}" in e for e in events)][:3]
+    groups: list[tuple[str, dict[str, Line], float]] = [
+        ("loss", _of(events, {"loss": train, "eval_loss": "validation"}), 1),
+        ("metrics, on validation", _of(events, {f"eval_{n}": n for n in known}), 1),
+        ("learning rate", _of(events, {"learning_rate": "learning rate"}), 1),
+        ("gradient norm", _of(events, {"grad_norm": "gradient norm"}), 1),
+        ("samples/s", _of(events, {"samples_per_second": "samples/s"}), 1),
+        ("memory, GiB", _of(events, {"rss_bytes": "resident"}), 2**30),
+    ]
+    for title, lines, unit in groups:
+        if lines:
+            scaled = {n: (x, [v / unit for v in y]) for n, (x, y) in lines.items()}
+            found.blocks.append(curve(title, scaled, "step"))
+    if not found:
+        return found
+    if saved == PROBE:
+        found.said.append(
+            f"They are of the training; the {PROBE}, from which it began, is saved."
+        )
+    several = {event.get("leg") for event in events}
+    if len(several) > 1:
+        found.said.append(
+            f"The run was resumed: {len(several)} legs, of each step the last one."
+        )
+    return found
+
+
+def series(events: Events, name: str) -> Line:
+    """Return steps and values of what was logged under a name.
+
+    Of a step the last, but for evaluations: behind that of the last step comes one of
+    the best checkpoint, which is of another.
+    """
+    there: dict[float, float] = {}
+    for event in events:
+        if event.get(name) is not None and "step" in event:
+            step = float(event["step"])
+            if step not in there or not name.startswith("eval_"):
+                there[step] = float(event[name])
+    return list(there), list(there.values())
+
+
+def _of(events: Events, names: dict[str, str]) -> dict[str, Line]:
+    lines = {shown: series(events, name) for name, shown in names.items()}
+    return {shown: line for shown, line in lines.items() if len(line[0]) > 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from llmft.errors import counted
 from llmft.metrics.intervals import NORMAL, percent_sure, wilson
 from llmft.runs.record import RunRecord
-from llmft.runs.report import charts, regression
+from llmft.runs.report import charts
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
 from llmft.runs.report.parts import (
     Cells,
@@ -30,6 +31,8 @@ _GRID = 16  # classes whose confusion matrix is a table
 _DOTS = 300  # cells that are drawn of a larger one
 _PAIRS, _MISTAKES, _WEAK = 20, 20, 12
 _BINS = 10
+_POINTS = 300  # of numbers, that are drawn
+_RANGES = 5  # of numbers, with about as many rows each
 
 
 def ladder(run: RunRecord) -> Section:
@@ -69,7 +72,7 @@ def answers_section(answers: Answers) -> Section:
         said = counted(answers.rest, "rows have no label and are left out here")
         found.said.append(f"{said}.")
     if answers.kind == REGRESSION:
-        found.blocks += regression.blocks(answers)
+        found.blocks += regression(answers)
         return found
     if answers.kind == SINGLE:
         found.blocks += confusion(answers)
@@ -320,3 +323,41 @@ def _sureness(answers: Answers, i: int) -> float:
         return float(answers.rows[i]["probability"])
     differ = answers.given[i] != answers.said[i]
     return float(np.abs(answers.given[i] - answers.probabilities[i])[differ].max())
+
+
+def regression(answers: Answers) -> list[Any]:
+    """Return predicted against labelled, the errors, and both by size."""
+    true, said = answers.given, answers.said
+    some = np.arange(len(true))
+    if len(true) > _POINTS:
+        draw = np.random.default_rng(0)
+        some = np.sort(draw.choice(len(true), _POINTS, replace=False))
+    spread = min(true.std(), said.std())
+    r = f"{np.corrcoef(true, said)[0, 1]:.3f}" if spread else "not defined"
+    scatter = charts.points(
+        "predicted against labelled",
+        *(true[some], said[some]),
+        ("as labelled", "predicted"),
+        f"Correlation {r} over {len(true):,} rows; on the dashed line is no error.",
+        Table("", [], [], shown_of(len(some), len(true), "rows are drawn, by chance")),
+    )
+    off = said - true
+    counts, ends = np.histogram(off, bins=int(np.clip(np.sqrt(len(off)), 5, 24)))
+    names = [f"{(a + b) / 2:.2g}" for a, b in pairwise(ends)]
+    bars = charts.bars("predicted less labelled", names, counts, "rows")
+    return [scatter, bars, by_size(true, off)]
+
+
+def by_size(true: np.ndarray, off: np.ndarray) -> Table:
+    """Return the errors in ranges of the number as labelled, each about as many."""
+    rows = []
+    limits = np.unique(np.quantile(true, np.linspace(0, 1, _RANGES + 1)))
+    for low, high in pairwise(limits):
+        part = (true >= low) & ((true < high) | (high == limits[-1]))
+        if n := int(part.sum()):
+            errors = off[part]
+            values = (errors.mean(), np.abs(errors).mean(), errors.std())
+            shown = [number(float(value)) for value in values]
+            rows.append((f"{low:.4g} to {high:.4g}", n, *shown))
+    header = ["as labelled", "rows", "mean error", "mean absolute error", "deviation"]
+    return Table("Errors by the number as labelled", header, rows)

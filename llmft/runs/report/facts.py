@@ -68,7 +68,8 @@ def data(run: RunRecord) -> Section:
         audit = found.get("audit") or {}  # has the count of a note, and more
         notes = [n for n in notes if not n.startswith(tuple(audit))] + _audit(audit)
         source = escape(found.get("source", ""), 120)
-        rows.append((split, number(found.get("rows")), source, _short(notes)))
+        said = escape("; ".join(notes), 2 * TEXT)
+        rows.append((split, number(found.get("rows")), source, said))
     if rows:
         header = ["split", "rows", "from", "notes"]
         section.blocks.append(Table("Rows", header, rows))
@@ -92,10 +93,6 @@ def _counts(value: Any) -> str:
             f"{n.replace('_', ' ')} {_counts(v)}" for n, v in value.items()
         )
     return number(value)
-
-
-def _short(notes: list[str]) -> str:
-    return escape("; ".join(notes), 2 * TEXT)
 
 
 def machine(run: RunRecord) -> Section:

@@ -9,10 +9,9 @@ from llmft.runs.record import RunRecord
 from llmft.runs.report import classify, facts, lm
 from llmft.runs.report.advice import Seen, advice, ladder_of
 from llmft.runs.report.answers import read_answers
-from llmft.runs.report.curves import curves
-from llmft.runs.report.html import html
+from llmft.runs.report.charts import curves
 from llmft.runs.report.label_errors import label_errors, suspects
-from llmft.runs.report.parts import Section
+from llmft.runs.report.parts import Section, html
 from llmft.runs.report.segments import segments
 from llmft.runs.report.verdict import verdict
 

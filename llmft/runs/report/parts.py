@@ -1,13 +1,16 @@
-"""What a page is made of, and how numbers and texts are shown on it."""
+"""A page that opens offline, without a script: its parts, numbers and texts on it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import jinja2
 from markupsafe import Markup
 
+from llmft import __version__
 from llmft.errors import escape
 
 _NARROW = 14  # characters of the head of a narrow column
@@ -125,3 +128,38 @@ def listed_words(words: Sequence[str]) -> str:
     """Return ``a, b and c``."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def html(
+    title: str,
+    verdict: Sequence[str],
+    sections: Sequence[Section],
+    bad: bool = False,
+    below: str = "",
+    foot: str = "",
+) -> str:
+    """Return the page.
+
+    Args:
+        verdict: the sentences at the top; ``bad`` marks them.
+        sections: empty ones are left out.
+        below, foot: a sentence below the verdict, and one at the end.
+    """
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda x: x if isinstance(x, Markup) else escape(x),
+    )
+    jinja.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    page = jinja.get_template("page.html.j2").render(
+        title=title,
+        verdict=verdict,
+        sections=[section for section in sections if section],
+        bad=bad,
+        below=below,
+        foot=foot,
+        version=__version__,
+    )
+    return "\n".join(filter(None, map(str.strip, page.splitlines()))) + "\n"

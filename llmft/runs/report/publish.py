@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from llmft.sources import catalog
 
 T = TypeVar("T")
 _FOLDER = "MPLCONFIGDIR"
-_LOGS = ("matplotlib", "matplotlib.font_manager")
 
 
 def for_the_page(what: str, make: Callable[[], T]) -> T | None:
@@ -81,12 +79,7 @@ def _cache_of_fonts() -> Iterator[None]:
         yield
         return
     os.environ[_FOLDER] = str(catalog.cache_home() / "fonts")
-    levels = {log: log.level for log in map(logging.getLogger, _LOGS)}
-    for log in levels:
-        log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         del os.environ[_FOLDER]
-        for log, level in levels.items():
-            log.setLevel(level)

@@ -7,8 +7,8 @@ import pytest
 
 from llmft.files import try_lock
 from llmft.machine.detect import allowed_text
-from llmft.runs import killed
-from llmft.runs.killed import how_it_ended
+from llmft.runs import leg
+from llmft.runs.leg import how_it_ended
 
 GIB = 2**30
 ENDED = "the run before ended without a word, as one that was killed does"
@@ -60,4 +60,4 @@ def test_nothing_is_said_of_what_runs_or_is_no_run(tmp_path):
     assert how_it_ended(tmp_path).startswith(ENDED)
     (tmp_path / "run.json").write_text('{"status": 7}')
     assert how_it_ended(tmp_path) == ""
-    assert killed._NEAR < 1
+    assert leg._NEAR < 1

@@ -28,18 +28,6 @@ def make(folder, events=(), tail="", **record):
     return folder
 
 
-def test_events_of_steps_that_a_resume_did_again_stand_there_once(tmp_path):
-    def event(leg, step):
-        return {"step": step, "leg": leg, "loss": leg + step / 100}
-
-    events = [event(1, 10), event(1, 20), event(1, 30)]
-    events += [event(2, 30), event(2, 40), event(3, 20), event(3, 50)]
-    legs = [{}, {"resumed": "there/checkpoints/checkpoint-20"}]
-    resumed = "there/checkpoints/checkpoint-15"
-    run = read_run(make(tmp_path / "r", events, legs=legs, resumed=resumed))
-    assert [(e["leg"], e["step"]) for e in run.events()] == [(1, 10), (3, 20), (3, 50)]
-
-
 def test_a_line_that_a_kill_cut_ends_the_events_and_a_broken_one_is_named(tmp_path):
     cut = read_run(make(tmp_path / "cut", [{"step": 1, "leg": 1}], tail='{"step": 2'))
     assert [e["step"] for e in cut.events()] == [1]

@@ -31,11 +31,11 @@ def command(*words):
 
 
 def test_parts_and_their_sizes(filled):
-    found = {part.name: part for part in cache.parts()}
+    found = cache.parts()
     assert list(found) == list(cache.PARTS)
     sizes = [p.stat().st_size for p in filled.rglob("*") if p.is_file()]
-    assert (len(found["read"].entries), found["read"].size) == (1, sum(sizes))
-    assert found["tokenized"].entries == []
+    assert [entry.size for entry in found["read"]] == [sum(sizes)]
+    assert found["tokenized"] == []
 
 
 def test_the_command_lists_and_clears(filled, capsys):
@@ -91,8 +91,8 @@ def test_what_was_not_used_for_long_goes(filled, tmp_path, capsys):
     (filled / "hardware" / "a.json").write_text("{}")
     used(old, 40)
     used(filled / "hardware" / "a.json", 31)
-    found = {part.name: part.entries for part in cache.parts()}
-    days = sorted((time.time() - entry.used) / 86400 for entry in found["read"])
+    found = cache.parts()["read"]
+    days = sorted((time.time() - entry.used) / 86400 for entry in found)
     assert days == pytest.approx([0, 40], abs=0.1)
     assert command() == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -113,7 +113,7 @@ def test_a_use_is_marked(filled, tmp_path):
     (entry,) = (filled / "read").iterdir()
     used(entry, 40)
     read_file(tmp_path / "a.txt", Columns())
-    (found,) = next(part for part in cache.parts() if part.name == "read").entries
+    (found,) = cache.parts()["read"]
     assert time.time() - found.used < 60
     assert time.time() - found.made > 39 * 86400
 

@@ -7,7 +7,7 @@ import pytest
 
 from llmft.runs.record import RunRecord
 from llmft.runs.report.advice import Seen, advice
-from llmft.runs.report.curves import curves, series
+from llmft.runs.report.charts import curves, series
 from llmft.runs.report.segments import Segment
 
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, hypergeom
 
 from llmft.metrics.intervals import wilson
 from llmft.runs.record import read_run
-from llmft.runs.report import charts, classify, lm, regression
+from llmft.runs.report import charts, classify, lm
 from llmft.runs.report.answers import Answers, read_answers
 from llmft.runs.report.charts import POINTS, thinned
 from llmft.runs.report.label_errors import contradictions, suspects
@@ -115,7 +115,7 @@ def test_errors_of_a_regression_by_size(found):
         return
     true = np.array([row["label"] for row in rows])
     off = np.array([row["prediction"] for row in rows]) - true
-    table = regression.by_size(true, off).rows
+    table = classify.by_size(true, off).rows
     assert sum(n for _, n, *_ in table) == len(rows)
     last = true >= np.quantile(true, 0.8)
     assert table[-1][1:4] == (
