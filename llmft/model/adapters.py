@@ -234,9 +234,9 @@ def lighten(model: Any, folder: Path) -> int:
     lacks an adapter that was merged. Raises OSError where they cannot be written.
     """
     weights = _weights_of_products(model)
-    originals = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    originals: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     for weight in weights:
-        originals.write(_bytes(weight.data))
+        originals.write(weight.data.contiguous().numpy())
     originals.flush()
     before = _trial(model)
     for weight in weights:
@@ -268,7 +268,7 @@ def restore_base(model: Any) -> None:
     originals.seek(0)
     for weight in weights:
         whole = torch.empty(weight.shape)
-        if originals.readinto(_bytes(whole)) != whole.nbytes:
+        if originals.readinto(whole.numpy()) != whole.nbytes:
             raise EnvironmentFault(
                 "the original weights cannot be read again",
                 hint="resume from the last checkpoint",
@@ -310,11 +310,6 @@ def _weights_of_products(model: nn.Module) -> list[nn.Parameter]:
             elif weight.dtype == torch.float32:
                 linear[id(weight)] = weight
     return [weight for key, weight in linear.items() if key not in others]
-
-
-def _bytes(weight: torch.Tensor) -> memoryview:
-    values: Any = weight.contiguous().numpy()
-    return memoryview(values).cast("B")
 
 
 def _trial(model: Any) -> torch.Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,19 +45,6 @@ def plain_layers(model: Any) -> None:
     for layer in repeated_layers(model):
         if isinstance(vars(layer).get("forward"), _Either):
             del layer.forward
-
-
-@contextmanager
-def as_written(model: Any) -> Iterator[None]:
-    """Let no layer run compiled in the block."""
-    layers = [m for m in repeated_layers(model) if "forward" in vars(m)]
-    compiled = [(m, f) for m in layers if isinstance(f := vars(m)["forward"], _Either)]
-    plain_layers(model)
-    try:
-        yield
-    finally:
-        for layer, forward in compiled:
-            layer.forward = forward
 
 
 class _Either:

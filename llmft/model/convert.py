@@ -27,11 +27,6 @@ from llmft.files import publish_folder, read_object
 from llmft.sources import hub
 from llmft.sources.wheels import size_text
 
-# Files of weights and how the same are called as safetensors.
-NAMES = {
-    "pytorch_model": "model{suffix}.safetensors",
-    "adapter_model": "adapter_model{suffix}.safetensors",
-}
 # Variants of other names, as pytorch_model.fp16.bin, hold the same tensors again.
 _PICKLE = re.compile(r"(pytorch_model|adapter_model)(?:-\d+(-of-\d+))?\.bin")
 # Neither weights of other libraries nor pickles go along.
@@ -88,7 +83,8 @@ def convert(name: str, output_dir: str | None) -> Path:
         left_out = [path.name for path in folder.iterdir() if not _goes_along(path)]
         for path in filter(_goes_along, folder.iterdir()):
             shutil.copyfile(path, staging / path.name)
-        pattern = NAMES[re.split(r"\W", files[0].name)[0]]
+        stem = _PICKLE.sub(r"\1", files[0].name).removeprefix("pytorch_")
+        pattern = stem + "{suffix}.safetensors"
         try:
             save_torch_state_dict(weights, staging, filename_pattern=pattern)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -106,9 +107,7 @@ def _find(
 def _unpack_gguf(folder: Path, name: str) -> Path:
     """Return a folder with the model of a GGUF file as safetensors, made once.
 
-    transformers reads GGUF but does not save what it read, since its config calls it
-    quantized: the weights go into a fresh model of the same config. The terms of the
-    model, if any, go along.
+    The terms of the model, if any, go along.
     """
     target = catalog.cache_home() / "unpacked" / folder.name
     if target.is_dir():
@@ -116,13 +115,12 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
     say(f"unpacking {name} into the cache (once, less than a minute)")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     with redirect_stderr(StringIO()):  # a bar, which nothing turns off
-        packed = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.float32
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),  # else it is not saved
         )
-    vars(packed.config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(packed.config, dtype=torch.float32)
-    model.load_state_dict(packed.state_dict())
-    model.tie_weights()
     with publish_folder(target) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

@@ -25,7 +25,7 @@ from llmft.errors import ConfigError, brief
 from llmft.files import file_sha256, publish_folder
 from llmft.model.identity import terms_files
 from llmft.model.labels import untrained
-from llmft.model.new_weights import in_body, modules
+from llmft.model.new_weights import modules, output_layers
 from llmft.model.pretrained import from_pretrained
 from llmft.process import versions
 from llmft.sources import catalog
@@ -148,8 +148,7 @@ def _classes(base: Located, rows: dict[str, int], folder: Path) -> int:
     config = from_pretrained(AutoConfig, base, num_labels=_ODD)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    for name, module in model.named_modules():
-        if getattr(module, "out_features", 0) == _ODD and not in_body(model, name):
-            if f"{name}.weight" in rows:
-                return rows[f"{name}.weight"]
+    for name in output_layers(model, _ODD):
+        if f"{name}.weight" in rows:
+            return rows[f"{name}.weight"]
     raise untrained("the adapter holds none", str(folder))

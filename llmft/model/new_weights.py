@@ -26,6 +26,18 @@ def in_body(model: PreTrainedModel, name: str) -> bool:
     return name.startswith(f"{model.base_model_prefix}.")
 
 
+def output_layers(
+    model: PreTrainedModel, outputs: int | None
+) -> dict[str, torch.nn.Linear]:
+    """Return the linear layers of a model's head that have so many outputs, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not in_body(model, name)
+        if module.out_features == outputs
+    }
+
+
 def new_weights(
     model: PreTrainedModel, loaded: dict[str, Any], place: str, other_head: bool
 ) -> list[str]:
@@ -60,13 +72,9 @@ def renew_classifier(model: PreTrainedModel, new: Collection[str]) -> list[str]:
     Its weights are normal, its bias is zero: as transformers itself starts most.
     Returned are the names of the weights that this made new.
     """
-    classes = model.config.num_labels
     spread = getattr(model.config, "initializer_range", 0.02)
     renewed = []
-    for layer, module in model.named_modules():
-        ends_here = getattr(module, "out_features", None) == classes
-        if not ends_here or in_body(model, layer):
-            continue
+    for layer, module in output_layers(model, model.config.num_labels).items():
         for part, weight in module.named_parameters(prefix=layer):
             if part not in new:
                 torch.nn.init.normal_(weight, std=spread if weight.ndim > 1 else 0)
@@ -135,12 +143,7 @@ def init_regression_head(model: PreTrainedModel, train: Dataset | None) -> None:
     weight by little more than the learning rate a step, which is far from a rating of
     80. A head whose bias is zero is new; others stay as they are.
     """
-    outputs = [
-        module
-        for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear and not in_body(model, name)
-        if module.out_features == 1
-    ]
+    outputs = [*output_layers(model, 1).values()]
     if model.config.problem_type != REGRESSION or not outputs:
         return
     outputs[-1].__class__ = _FullPrecision

@@ -148,11 +148,8 @@ def changed_inputs(
     def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
         return tuple(change(x) if isinstance(x, torch.Tensor) else x for x in args)
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with module.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

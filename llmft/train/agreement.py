@@ -102,22 +102,9 @@ def require_match(
     differ = _refused(manifest["belongs_to"], identity(here, values), values)
     known = {d.name for d in differ} | {*manifest["belongs_to"]}
     differ += _others(record, args, values, known, total)
-    if not any(d.effect == REFUSED for d in differ):
-        _require_steps(manifest["step"], total, record, training, folder)
-    differ += _of_machine(record, choices, manifest)
-    show(differ + _of_steps(training, total), folder)
-    say(f"going on   behind step {manifest['step']:,} of {total:,}")
-
-
-def _require_steps(
-    step: int,
-    total: int,
-    record: Mapping[str, Any],
-    training: TrainingArguments,
-    folder: Path,
-) -> None:
-    finished = step == total and record.get("status") == COMPLETE
-    if step > total or finished:
+    step = manifest["step"]
+    over = step > total or (step == total and record.get("status") == COMPLETE)
+    if over and not any(d.effect == REFUSED for d in differ):
         raise CheckpointError(
             f"it is of step {step}, this run ends at step {total}: nothing is left to"
             " do",
@@ -126,6 +113,9 @@ def _require_steps(
             else "raise num_train_epochs or max_steps",
             path=folder,
         )
+    differ += _of_machine(record, choices, manifest)
+    show(differ + _of_steps(training, total), folder)
+    say(f"going on   behind step {step:,} of {total:,}")
 
 
 def _end_if_over(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from llmft.console import say, warn
 from llmft.data.read.store import Source
@@ -27,13 +30,11 @@ from llmft.errors import LlmftError, brief
 from llmft.files import publish_folder, write_json
 from llmft.machine.detect import gib
 from llmft.model.adapters import how_to_save
-from llmft.model.compiled import as_written
 from llmft.model.features import CachedBackbone, whole_model
 from llmft.train.kept import BATCH, FOLDER, MODEL, TENSORS, kept, place_of
 from llmft.train.narrow import transformers_model
 from llmft.train.randomness import undisturbed
 from llmft.train.rows import places_of, rows_of_example
-from llmft.train.tracing import trace
 
 _KEPT = 3  # the newest
 _CHARACTERS = 2000  # of a text
@@ -121,7 +122,8 @@ def look_into(
     found = Found.of(trainer, what, value)
     found.parts, found.part = len(parts), len(parts) - 1
     backward = what == "gradient"
-    with undisturbed(trainer.model), as_written(transformers_model(trainer.model)):
+    # Compiled layers would run past the hooks of ``trace``.
+    with undisturbed(trainer.model), torch.compiler.set_stance("force_eager"):
         if backward:  # an earlier micro-batch may be to blame
             bad = [_is_bad(trainer, part, part.batch) for part in parts]
             found.part = bad.index(True) if True in bad else found.part
@@ -294,3 +296,89 @@ def _keep_weights(root: Path, trainer: Any) -> None:
         return
     size = sum(p.stat().st_size for p in (root / MODEL).rglob("*"))
     say(f"kept       the batch, and the weights before it ({gib(size)}): {root}")
+
+
+_IDS = 5  # of an embedding, that are listed
+
+Described = dict[str, Any]
+
+
+def trace(
+    model: nn.Module, run: Callable[[], object], tokenizer: Any = None
+) -> tuple[Described | None, Described | None]:
+    """Run ``run``; return the first module that gives numbers that are not finite.
+
+    The second of the two is the first of a backward pass, by the gradient of its
+    output. Modules are taken in the order in which they end: those within one come
+    before it.
+    """
+    found: list[Described | None] = [None, None]
+
+    def backward(name: str, module: nn.Module, gradient: torch.Tensor) -> None:
+        if found[1] is None and not gradient.isfinite().all():
+            found[1] = _of_module(name, module) | {"gradient": _stats(gradient)}
+
+    def forward(name: str, module: nn.Module, args: Any, given: Any, out: Any) -> None:
+        tensors = [x for x in _tensors(out) if x.is_floating_point()]
+        if found[0] is None and not all(x.isfinite().all() for x in tensors):
+            taken = _tensors([*args, given])
+            found[0] = _of_module(name, module) | {
+                "inputs": [_stats(x) for x in taken],
+                # A mask has -inf for good reasons.
+                "gets": any((x.isnan() | x.isposinf()).any().item() for x in taken),
+                "outputs": [_stats(x) for x in tensors],
+                "tokens": _tokens(module, args, tokenizer),
+            }
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.register_hook(partial(backward, name, module))
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hook = partial(forward, name)
+            hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+        run()
+    return found[0], found[1]
+
+
+def _of_module(name: str, module: nn.Module) -> Described:
+    weights = [
+        {"name": name, **_stats(weight)}
+        for name, weight in module.named_parameters(recurse=False)
+    ]
+    shown = name or "the model itself"
+    return {"module": shown, "kind": type(module).__name__, "weights": weights}
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in what a module was given, or gives."""
+    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
+
+
+@torch.no_grad()
+def _stats(tensor: torch.Tensor) -> Described:
+    """Return shape and type of a tensor, the limits of what is finite, and the rest."""
+    values = tensor.detach()
+    found: Described = {"shape": list(values.shape), "dtype": str(values.dtype)[6:]}
+    finite = values.isfinite()
+    some = values[finite].double()
+    found |= {"values": values.numel(), "not_finite": int((~finite).sum())}
+    if some.numel():
+        found |= {"min": float(some.min()), "max": float(some.max())}
+    return found
+
+
+@torch.no_grad()
+def _tokens(module: nn.Module, args: Any, tokenizer: Any) -> list[str]:
+    """Return the tokens that an embedding was given whose weights are not finite."""
+    if not isinstance(module, nn.Embedding) or not args:
+        return []
+    bad = ~module.weight.isfinite().all(1)
+    ids = args[0].unique()
+    ids = ids[bad[ids]].tolist()[:_IDS]
+    size = len(tokenizer) if tokenizer is not None else 0
+    named = size > 0 and module.num_embeddings >= size
+    return [
+        f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" if named else str(i)
+        for i in ids
+    ]

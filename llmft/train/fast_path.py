@@ -23,7 +23,6 @@ from llmft.machine.plan import Forecast
 from llmft.machine.trial import Candidate
 from llmft.model.compiled import why_not_compiled
 from llmft.train.batches import Batches
-from llmft.train.forecast import predicted
 from llmft.train.linear_probe import drawn
 from llmft.train.memory import fit_batch_size, need_of, read_weights
 from llmft.train.narrow import transformers_model
@@ -31,7 +30,7 @@ from llmft.train.objectives import CausalLM, Objective
 from llmft.train.resume import training_steps
 from llmft.train.steps import Steps, optimizer_cost, runnable, set_candidate
 from llmft.train.time_limit import seconds_left
-from llmft.train.trials import GAINS, Trial, take_trial
+from llmft.train.trials import GAINS, Trial, predicted, take_trial
 
 # The attention that likely wins is tried first: eager, in training, up to here.
 EAGER_UP_TO = 256

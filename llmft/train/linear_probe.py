@@ -21,7 +21,6 @@ from llmft.config.fields import TrainingArguments
 from llmft.data.read.labels import MULTI, REGRESSION
 from llmft.metrics.calibration import log_loss
 from llmft.model.features import encoded
-from llmft.model.probes import changed_inputs
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer, vectors_of_texts
 
@@ -99,10 +98,6 @@ def encode(
     given: list[torch.Tensor] = []
     bf16 = args.bf16 and args.device.type == "cpu"
 
-    def keep(inputs: torch.Tensor) -> torch.Tensor:
-        given.append(inputs.float())
-        return inputs
-
     def vectors(rows: list[int]) -> torch.Tensor | None:
         batch = collator([data[i] for i in rows])
         batch = {name: x.to(model.device) for name, x in batch.items()}
@@ -113,10 +108,10 @@ def encode(
     lengths = [len(ids) for ids in data["input_ids"]]
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-        changed_inputs(layer, keep),
+        layer.register_forward_pre_hook(lambda _, args: given.extend(args)),
     ):
         found = encoded(model, lengths, vectors)
-    return None if found is None else found.cpu().numpy()
+    return None if found is None else found.float().cpu().numpy()
 
 
 # For matrices this small, threads of OpenBLAS cost more than they give: 1.6 s, 9.8 with

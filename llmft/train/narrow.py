@@ -51,11 +51,8 @@ def labelled_positions_only(
         with changed_inputs(point, lambda states: states.flatten(0, 1)[padded]):
             yield
         return
-    handle = base_model.register_forward_hook(select)
-    try:
+    with base_model.register_forward_hook(select):
         yield
-    finally:
-        handle.remove()
 
 
 def first_position_only(point: nn.Module | None) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from llmft.data.read.labels import SINGLE
 from llmft.data.tokens.collate import IGNORED
-from llmft.model.probes import changed_inputs, last_meeting, plain_head
+from llmft.model.probes import last_meeting, plain_head
 from llmft.train import losses
 from llmft.train.narrow import (
     first_position_only,
@@ -158,12 +158,7 @@ class Classification:
         if layer is None:
             return self.evaluate(model, batch, label_smoothing, count)[0]
         given: list[torch.Tensor] = []
-
-        def keep(inputs: torch.Tensor) -> torch.Tensor:
-            given.append(inputs)
-            return inputs
-
-        with changed_inputs(layer, keep):
+        with layer.register_forward_pre_hook(lambda _, args: given.extend(args)):
             loss, output = self.evaluate(model, batch, label_smoothing, count)
         vectors = vectors_of_texts(given, batch, layer, output["logits"])
         if vectors is None or not vectors.requires_grad:

@@ -9,20 +9,15 @@ import torch
 from torch import nn
 
 from llmft.model.features import last_tokens
-from llmft.model.new_weights import in_body
+from llmft.model.new_weights import output_layers
 from llmft.train.narrow import transformers_model
 
 
 def output_layer(model: Any) -> nn.Linear | None:
     """Return the last linear layer of a classifier; None where it has none."""
     core = transformers_model(model)
-    layers = [
-        module
-        for name, module in core.named_modules()
-        if isinstance(module, nn.Linear) and not in_body(core, name)
-        if module.out_features == core.config.num_labels
-    ]
-    return layers[-1] if layers else None
+    layers = output_layers(core, core.config.num_labels)
+    return [None, *layers.values()][-1]
 
 
 def has_new_output(model: Any, new: Collection[str]) -> bool:

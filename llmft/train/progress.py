@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
+from transformers.utils import is_in_notebook
 
 from llmft.console import say
 
@@ -35,20 +36,13 @@ class _Lines:
         sys.stderr.flush()
 
 
-def _in_notebook() -> bool:
-    """Return whether the cells of a kernel run here; other programs import it, too."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return "IPKernelApp" in getattr(shell, "config", {})
-
-
 def progress_bar(total: int | None, doing: str, unit: str, leave: bool = True) -> tqdm:
     """Return a bar on standard error: one that moves in a terminal or a notebook.
 
     Elsewhere, as in a log file, it is a line every 15 seconds, none before.
     """
     options: dict[str, Any] = {"mininterval": _REDRAW_SECONDS, "dynamic_ncols": True}
-    if not (sys.stderr.isatty() or _in_notebook()):
+    if not (sys.stderr.isatty() or is_in_notebook()):
         options = {"mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS}
         options |= {"maxinterval": _LOG_SECONDS, "bar_format": _LINE, "file": _Lines()}
     return tqdm(total=total, desc=doing, unit=unit, leave=leave, **options)

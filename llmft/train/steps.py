@@ -200,10 +200,7 @@ def optimizer_cost(args: TrainingArguments, model: Any) -> tuple[float, int]:
 
     step()  # makes its states
     (seconds,) = best_seconds([step], 0.0)
-    kept = sum(
-        x.numel() * x.element_size()
-        for x in optimizer.state[sample].values()
-        if isinstance(x, torch.Tensor)
-    )
+    states = optimizer.state[sample].values()
+    kept = sum(x.nbytes for x in states if isinstance(x, torch.Tensor))
     share = weights / sample.numel()
     return seconds * share, int(kept * share)

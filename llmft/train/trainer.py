@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -31,10 +32,51 @@ from llmft.train import resume
 from llmft.train.callbacks import EndOfPass
 from llmft.train.guards import Guards
 from llmft.train.objectives import Objective
-from llmft.train.orders import GroupedByLength, LongestFirst
 from llmft.train.randomness import drawing_apart
 from llmft.train.time_limit import ENDLESS, TimeLimit
 from llmft.train.whole_steps import WholeSteps, from_its_position
+
+
+class LongestFirst(Subset):
+    """The examples of a data set by length, where it has a column ``length``.
+
+    Args:
+        examples: a ``datasets.Dataset``.
+    """
+
+    def __init__(self, examples: Any) -> None:
+        lengths = np.zeros(len(examples))
+        if "length" in examples.column_names:
+            lengths = np.asarray(examples["length"][:])
+        super().__init__(examples, np.argsort(-lengths, kind="stable").tolist())
+
+    def undo(self, values: Any) -> Any:
+        """Return an array of one row an example in the order of the data set."""
+        if values is None:
+            return None
+        ordered = np.empty_like(values)
+        ordered[self.indices] = values
+        return ordered
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """Draws its order from seed and epoch, as accelerate does for a random order.
+
+    That of Trainer goes on with torch's generator, which in the middle of an epoch is
+    not where it was at its start. Trainer also hands over a column of the data set,
+    from which the sampler reads each length by itself: 2.8 s an epoch for 50,000 rows,
+    0.01 s with a list.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        lengths, generator = sampler.lengths[:], torch.Generator()
+        super().__init__(sampler.batch_size, lengths=lengths, generator=generator)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the order of an epoch; Trainer calls this."""
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class LlmftTrainer(Trainer):
@@ -224,7 +266,7 @@ class LlmftTrainer(Trainer):
         loader: Any = self.callback_handler.eval_dataloader
         data: LongestFirst = loader.dataset
         return self.objective.by_text(
-            data.undo(predictions), data.undo(label_ids), data.examples
+            data.undo(predictions), data.undo(label_ids), data.dataset
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

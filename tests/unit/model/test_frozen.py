@@ -17,10 +17,9 @@ from llmft.model.adapters import base_of
 from llmft.model.load import load_model, load_tokenizer, locate
 from llmft.train.batches import Batches
 from llmft.train.fast_path import choose_fast_path, frozen_choice
-from llmft.train.forecast import predicted
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.trainer import LlmftTrainer
-from llmft.train.trials import Trial
+from llmft.train.trials import Trial, predicted
 
 GEMMA = {
     "num_key_value_heads": 1,

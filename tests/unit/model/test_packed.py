@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from llmft.model.packed import PackedLinear, pack_linear_layers
+from llmft.tasks.fast_writing import PackedLinear, pack_linear_layers
 
 RNG = torch.Generator().manual_seed(0)
 

@@ -17,8 +17,8 @@ from llmft.config.choice import Choice
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.errors import ConfigError, NonFiniteError, escape
 from llmft.machine import detect
-from llmft.model.packed import PackedLinear
 from llmft.tasks import fast_writing, generate
+from llmft.tasks.fast_writing import PackedLinear
 
 EOS = "<|endoftext|>"
 PROMPTS = ["the film was", "a director"]

@@ -38,10 +38,9 @@ from llmft.train import fast_path as module
 from llmft.train import memory, trials
 from llmft.train.batches import Batches, lengths_of
 from llmft.train.fast_path import choose_fast_path
-from llmft.train.forecast import _by_length
 from llmft.train.objectives import CausalLM, MaskedLM
 from llmft.train.steps import Steps, optimizer_cost, runnable
-from llmft.train.trials import Trial, winner
+from llmft.train.trials import Trial, _by_length, winner
 
 EAGER = Candidate("fp32", "eager")
 SPEEDS = Measurement(fp32_gflops=160, bf16_gflops=390, bandwidth_gb_s=20)

@@ -35,8 +35,7 @@ from llmft.runs.inspect import _module, _place, inspected
 from llmft.runs.record import RunRecord
 from llmft.train import checkpoint, debug_batch, memory
 from llmft.train.callbacks import for_run
-from llmft.train.check_inputs import check_batch
-from llmft.train.guards import Guards
+from llmft.train.guards import Guards, check_batch
 from llmft.train.loss_watch import LossWatch
 from llmft.train.objectives import CausalLM, Classification, MaskedLM
 from llmft.train.profile import FOLDER, LOOP, TRACE, Profile
