@@ -276,13 +276,9 @@ def clear_stagings(folder: Path) -> None:
 
 def disk(folder: Path) -> int:
     """Return the bytes of the files in and below a folder; links are not followed."""
-    total, folders = 0, [str(folder)]
-    while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                with suppress(OSError):  # a run at work took it away meanwhile
-                    total += entry.stat(follow_symlinks=False).st_size
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # a run at work took it away meanwhile
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total

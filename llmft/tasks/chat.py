@@ -86,14 +86,6 @@ def _lines(shown: bool) -> Iterator[str]:
             return
 
 
-def _ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Return the tokens of a conversation up to where the answer begins."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
-    return ids
-
-
 class Conversation:
     """A model, and what was said so far."""
 
@@ -157,7 +149,9 @@ class Conversation:
         """
         limit, left_out = position_limit(self.model), False
         while True:
-            ids = _ids(self.tokenizer, self.messages)
+            ids: Any = self.tokenizer.apply_chat_template(
+                self.messages, add_generation_prompt=True, return_dict=False
+            )
             room = None if limit is None else limit - self.args.max_new_tokens
             if room is None or len(ids) <= room:
                 if left_out:

@@ -139,25 +139,28 @@ class Ladder:
         name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
         probe, tuned = self.reached.get(name), _reached(trainer, name)
         if self.keeps_probe:
-            self._add_tuned_of(trainer, examples, run)
-            self._restore(transformers_model(trainer.model))
+            self._take_probe(trainer, examples, run)
         elif probe is not None and tuned is not None:
             above = probe - tuned if args.greater_is_better else tuned - probe
             error = self.reached.get(f"{name}_stderr", 0.0)
             if above >= 0 if self.frozen else above > error:
-                self._add_tuned_of(trainer, examples, run)
-                self._restore(transformers_model(trainer.model))
+                self._take_probe(trainer, examples, run)
                 said = f"saved: {name} {probe:.4g}, fine-tuned {tuned:.4g}"
                 how = "better" if above > 0 else "as good"
                 say(f"  the {PROBE} is {how} on validation, and {said}")
         self.file.unlink()
 
-    def _restore(self, model: Any) -> None:
+    def _take_probe(
+        self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
+    ) -> None:
         """Give the model the weights that it had before the training."""
+        if run.held_out:
+            data: Any = examples[run.held_out]
+            self._add_tuned(trainer.predict(data), run)
         assert self.file is not None
         kept, self.saved = load_file(self.file), PROBE
         with torch.no_grad():
-            for name, weight in _trained(model).items():
+            for name, weight in _trained(transformers_model(trainer.model)).items():
                 weight.copy_(kept[name])
 
     @property
@@ -188,13 +191,6 @@ class Ladder:
             *[f"  {HEAD_ONLY}"] * self.frozen,
             *self.notes,
         ]
-
-    def _add_tuned_of(
-        self, trainer: LlmftTrainer, examples: Mapping[str, Dataset], run: Run
-    ) -> None:
-        if run.held_out:
-            data: Any = examples[run.held_out]
-            self._add_tuned(trainer.predict(data), run)
 
     def _add_tuned(self, predicted: PredictionOutput, run: Run) -> None:
         scores = np.asarray(predicted.predictions)

@@ -33,7 +33,7 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source, in_parts
-from llmft.errors import ConfigError, DataError, counted
+from llmft.errors import ConfigError, counted
 from llmft.files import file_sha256, to_json
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
@@ -45,7 +45,6 @@ from llmft.tasks.prediction_output import (
     Printed,
     cells,
     check_target,
-    discard,
     is_formula,
     opened_part,
 )
@@ -254,9 +253,6 @@ def _predict_file(
         try:
             with opened_part(target, made_of) as part:
                 _write(predictor, rows, total, part)
-        except DataError:
-            discard(target)
-            raise
         except (KeyboardInterrupt, Terminated):
             say(f"stopped    the same command goes on after {part.rows:,} rows")
             raise

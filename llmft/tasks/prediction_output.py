@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmft.console import say
-from llmft.errors import CheckpointError, ConfigError, EnvironmentFault
+from llmft.errors import CheckpointError, ConfigError, DataError, EnvironmentFault
 from llmft.files import placed, read_object, sync, to_json, try_lock, write_json
 
 ENDINGS = (".csv", ".jsonl")
@@ -139,7 +139,8 @@ class Part:
 
     def __init__(self, target: Path, stream: IO[bytes], made_of: Mapping[str, Any]):
         self.target, self.stream = target, stream
-        self.path, self.state = part_of(target), _state_of(target)
+        self.path = Path(stream.name)
+        self.state = target.with_name(f"{target.name}.part.json")
         self.made_of = json.loads(to_json(made_of))
         self.is_csv = target.suffix.lower() == ".csv"
         formulas, self.bom, self.delimiter, decimal = map(made_of.get, OF_CSV)
@@ -210,24 +211,17 @@ class Part:
         sync(self.target.parent)
 
 
-def part_of(target: Path) -> Path:
-    """Return where predictions are until all are there."""
-    return target.with_name(f"{target.name}.part")
-
-
-def _state_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part.json")
-
-
 @contextmanager
 def opened_part(target: Path, made_of: Mapping[str, Any]) -> Iterator[Part]:
     """Yield the part of a target, taken up where one is there.
+
+    It goes where no row is in it, or bad data keep it from becoming anything.
 
     Raises:
         CheckpointError: see ``Part.take_up``.
         EnvironmentFault: another process writes it.
     """
-    path = part_of(target)
+    path = target.with_name(f"{target.name}.part")
     with open(path, "r+b" if path.exists() else "w+b") as stream:
         if not try_lock(stream.fileno()):
             said = "another process is writing there"
@@ -236,13 +230,10 @@ def opened_part(target: Path, made_of: Mapping[str, Any]) -> Iterator[Part]:
         part.take_up()
         try:
             yield part
+        except DataError:
+            part.rows = 0
+            raise
         finally:
-            if not part.rows:  # nothing that is worth to go on from
+            if not part.rows:
                 path.unlink(missing_ok=True)
                 part.state.unlink(missing_ok=True)
-
-
-def discard(target: Path) -> None:
-    """Take a part away that cannot become anything."""
-    part_of(target).unlink(missing_ok=True)
-    _state_of(target).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -18,18 +17,15 @@ from llmft.runs.output_dir import check_output_dir
 from llmft.sources.hub import Located
 
 
-class Prepared(NamedTuple):
-    """Where the model is, what was chosen for this machine, and the tokenizer."""
-
-    located: Located
-    choices: list[Choice]
-    tokenizer: PreTrainedTokenizerBase
-
-
-def prepare(args: Arguments, task: Task) -> Prepared:
+def prepare(
+    args: Arguments, task: Task
+) -> tuple[Located, list[Choice], PreTrainedTokenizerBase]:
     """Check the output folder, find the model, set threads, allocator and seed.
 
     Nothing is written. Raises LlmftError where the run cannot be.
+
+    Returns:
+        where the model is, what was chosen for this machine, and the tokenizer.
     """
     check_output_dir(args.training)
     _require_files(args)
@@ -46,7 +42,7 @@ def prepare(args: Arguments, task: Task) -> Prepared:
             why += "; --lora_r trains few weights"
         choices.append(Choice("adapter", trains, why))
     set_seed(args.training.seed)
-    return Prepared(located, choices, load_tokenizer(located, args.model))
+    return located, choices, load_tokenizer(located, args.model)
 
 
 def _require_files(args: Arguments) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
     if "help" in arguments or "help_all" in arguments:
         raise ConfigError(f"help is what `llmft {task.recipe} --help` shows")
     argv = as_flags(arguments)
-    with _as_before():
+    threads = torch.get_num_threads()
+    with libraries_as_before(), drawing_apart():
         try:
             with terminable():
                 plan = load_script(str(recipe_file(task.recipe))).main(argv)
@@ -57,6 +57,8 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
             if fault is None or fault is error:
                 raise
             raise fault from error
+        finally:
+            torch.set_num_threads(threads)
     return read_run(Path(plan.folder)) if plan.folder else plan
 
 
@@ -81,14 +83,3 @@ def _word(value: Any) -> str:
     if isinstance(value, bool | np.bool_ | None):
         return str(value).lower()
     return to_json(value) if isinstance(value, dict) else str(value)
-
-
-@contextmanager
-def _as_before() -> Iterator[None]:
-    """Put back what a recipe changes: threads, random numbers, logs and warnings."""
-    threads = torch.get_num_threads()
-    try:
-        with libraries_as_before(), drawing_apart():
-            yield
-    finally:
-        torch.set_num_threads(threads)
