@@ -262,6 +262,8 @@ def _twice(parts: Sequence[Part], report: Report) -> None:
         f" of {PIECE} characters in common, an estimate; rows of fewer than {SHORT}"
         " characters are not looked at for it"
     )
+    if not all(part.labels for part in parts):
+        rule += ", nor at all where there are no labels"
     report.sections.append(Section(f"twice ({rule})", header, rows))
 
 

@@ -30,7 +30,8 @@ def cost(run: RunRecord) -> Section:
     if plan or real:
         resumed = len(run.record.get("legs", [])) > 0
         train = planned.get("training")
-        rows.append(("steps", number(plan.get("steps")), number(real.get("steps"))))
+        steps, made = number(plan.get("steps")), number(real.get("steps"))
+        rows.append(("steps", steps, made))
         rows.append(
             ("training", seconds_text(train), seconds_text(real.get("train_seconds")))
         )
@@ -43,6 +44,8 @@ def cost(run: RunRecord) -> Section:
         peak = real.get("peak_rss_bytes")
         took = f"{peak / 2**30:.1f}" if peak else "-"
         rows.append(("memory at the most, GiB", shown, took))
+        if "-" not in (steps, made) and steps != made:  # early, or by a time limit
+            section.said.append(f"The plan is of {steps} steps; {made} were made.")
         if resumed:
             section.said.append("The plan is of the last leg, after a resume.")
         if folds:

@@ -12,8 +12,8 @@ import report_runs
 
 from llmft import cli
 from llmft.runs import listing
-from llmft.runs.record import find_run, read_run
-from llmft.runs.report import publish
+from llmft.runs.record import RunRecord, find_run, read_run
+from llmft.runs.report import facts, publish
 from llmft.runs.report.page import render
 
 KINDS = ["single", "multi", "regression", "mlm", "generate"]
@@ -137,6 +137,14 @@ def test_the_verdict_and_what_follows(tmp_path):
     assert "--calibrate true" in said
     assert re.search(r"reviews\.csv:\d+", said)
     assert render(read_run(tmp_path / "r")) == text
+
+
+@pytest.mark.parametrize("made", [30, 13, None])
+def test_steps_that_were_not_made_as_planned_are_told(made, tmp_path):
+    record = {"plan": {"steps": 30}}
+    run = RunRecord(tmp_path, record, {"run": {"steps": made} if made else {}})
+    wanted = ["The plan is of 30 steps; 13 were made."] if made == 13 else []
+    assert facts.cost(run).said == wanted
 
 
 def test_a_rate_that_is_far_too_high_needs_no_more_epochs(tmp_path):
