@@ -127,9 +127,10 @@ def fake(tmp_path):
 
 
 @contextmanager
-def serve(fake, seconds, stop_after=None):
+def serve(fake, seconds, stop_after=None, going=None):
     """Serve the wheel of ``fake`` in ``seconds``, or drop the line after some bytes.
 
+    What follows the first part waits for the event ``going``, where one is given.
     Yields the list of requests, the slow one being added when its first part is out.
     """
     requests = []
@@ -155,6 +156,8 @@ def serve(fake, seconds, stop_after=None):
                     return
                 if start == 0:
                     requests.append(self.path)
+                    if going:
+                        going.wait(60)
                 time.sleep(seconds / 20)
 
         def log_message(self, *given):
@@ -266,17 +269,22 @@ def test_killed_while_writing_the_files(tmp_path, disk):
 
 def test_killed_while_pip_runs(fake):
     """The next fetch waits for the orphaned pip, then clears what it left."""
-    with serve(fake, seconds=6) as requests:
+    going = threading.Event()
+    with serve(fake, seconds=1, going=going) as requests:
         child = fake.start()
         wait_for(lambda: requests)
         child.kill()
         child.communicate()
         orphans = processes_naming(fake.cache)
         assert len(orphans) == 1
-        code, out, err = fake.run()
-    assert (code, err) == (0, "")
+        child = fake.start()
+        first = child.stdout.readline()
+        assert first == "another process is downloading pypi:fake; waiting\n"
+        assert processes_naming(fake.cache)
+        going.set()
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, "")
     assert out == (
-        "another process is downloading pypi:fake; waiting\n"
         "downloading pypi:fake: llmft-fake-asset==1.0, 1.5 MB, licence: CC0-1.0\n"
         f"pypi:fake: {fake.folder}\n"
     )
