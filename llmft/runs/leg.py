@@ -114,13 +114,13 @@ def how_it_ended(folder: Path) -> str:
     known = [event for event in events if event.get("rss_bytes")]
     if not known:
         return said
-    held, step = known[-1]["rss_bytes"], known[-1]["step"]
+    memory, step = known[-1]["rss_bytes"], known[-1]["step"]
     limit, named = detect.allowed_bytes(), detect.allowed_text()
     with suppress(KeyError, TypeError, ValueError):
         limit = int(run.record["plan"]["allowed_bytes"]) or limit
         named = f"{detect.gib(limit)}, as it was when that run began"
-    said += f": it held {detect.gib(held)} at step {step:,}, and may hold {named}"
-    if held >= _NEAR * limit:
+    said += f": it held {detect.gib(memory)} at step {step:,}, and may hold {named}"
+    if memory >= _NEAR * limit:
         said += (
             "; the kernel ends what takes more: a smaller --per_device_train_batch_size"
             " with more --gradient_accumulation_steps takes less"

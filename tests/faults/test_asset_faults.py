@@ -280,7 +280,7 @@ def test_killed_while_pip_runs(fake):
         child = fake.start()
         first = child.stdout.readline()
         assert first == "another process is downloading pypi:fake; waiting\n"
-        assert processes_naming(fake.cache)
+        assert processes_naming(fake.cache) == orphans
         going.set()
         out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
