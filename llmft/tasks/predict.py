@@ -314,7 +314,7 @@ def _choose(
     if target.choices:
         predictor.take(**target.choices)
     elif total >= FEW:
-        for choice in predictor.choose(source):
+        for choice in predictor.choose(source, total):
             say(f"  {choice.name:<10} {choice.value} ({choice.reason})")
     target.choices = {
         "precision": predictor.precision,

@@ -250,11 +250,14 @@ def odd_classes(part: Part) -> Iterator[Finding]:
             meaning="write them alike; if they differ, a training takes them with"
             " --allow similar_labels",
         )
-    if rare := sum(rows < 10 for rows in counts.values()):
+    if rare := [label for label, rows in counts.items() if rows < 10]:
+        rarest = ", ".join(map(shorten, rare[:-4:-1])) + ", ..." * (len(rare) > 3)
         yield Finding(
             NOTE,
-            f"labels with fewer than 10 rows in {name}: {rare:,}",
-            meaning="too few to learn from or to measure on; look at f1_macro",
+            f"labels with fewer than 10 rows in {name}: {len(rare):,} ({rarest})",
+            **part.places(rare),
+            meaning="too few to learn from or to measure on; look at f1_macro; or"
+            " misspelt",
         )
     if most > 0.8 * part.rows and len(counts) > 1 and part.source.problem_type != MULTI:
         yield Finding(

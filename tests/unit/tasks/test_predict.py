@@ -10,6 +10,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import tiny
@@ -35,6 +36,7 @@ from llmft.files import try_lock
 from llmft.process import libraries_as_before
 from llmft.tasks import predict, prediction_output
 from llmft.tasks.predictors import Classifier, Predictor
+from llmft.train.steps import Steps
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
 KINDS = {
@@ -491,6 +493,31 @@ def test_what_is_fastest_is_tried_on_the_first_texts(
             wanted = logits_of(models / "single", text).softmax(-1).tolist()
             found = [*json.loads(line)["probabilities"].values()]
             assert found == pytest.approx(wanted, abs=0.05)  # it may be bf16
+
+
+def test_the_trial_is_of_batches_as_they_are_predicted(
+    models, llmft_predict, monkeypatch, capsys
+):
+    texts = tiny.sentences(40) * 50
+    Path("in.txt").write_text("\n".join(texts))
+    tried, predicted = set(), []
+    run, batches = Steps.run, Predictor.batches
+
+    def seen_run(self, candidate, part, *trains):
+        tried.add(len(part))
+        run(self, candidate, part, *trains)
+
+    def seen_batches(self, features):
+        for places, batch in batches(self, features):
+            predicted.append(len(places))
+            yield places, batch
+
+    monkeypatch.setattr(Steps, "run", seen_run)
+    monkeypatch.setattr(Predictor, "batches", seen_batches)
+    llmft_predict(models / "single", "in.txt", "--max_seq_length", 16)
+    assert "trying " in capsys.readouterr().err
+    typical = int(np.repeat(predicted, predicted)[len(texts) // 2])
+    assert tried == {1, typical // 2, typical}  # to see if it runs, contest, whole
 
 
 def test_bf16_is_taken_where_it_is_asked_for(models):

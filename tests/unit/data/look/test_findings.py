@@ -110,26 +110,34 @@ def test_texts_too_short_to_be_near_are_not_counted_as_none():
 
 
 @pytest.mark.parametrize(
-    ("labels", "level", "what"),
+    ("labels", "level", "what", "where"),
     [
-        (["a"] * 30, ERROR, "a single label in train: 'a'"),
+        (["a"] * 30, ERROR, "a single label in train: 'a'", ""),
         (
             [*map(str, range(30))],
             WARNING,
             "nearly every row of train has a label of its own: 30",
+            "",
         ),
-        (["a"] * 27 + ["b"] * 3, NOTE, "90 % of train have the label 'a'"),
+        (["a"] * 27 + ["b"] * 3, NOTE, "90 % of train have the label 'a'", ""),
         (
-            ["a"] * 27 + ["b"] * 3,
+            ["a"] * 28 + ["b"] * 2,
             NOTE,
-            "labels with fewer than 10 rows in train: 1",
+            "labels with fewer than 10 rows in train: 1 ('b')",
+            "a.csv:30, a.csv:31",
+        ),
+        (
+            ["a"] * 22 + [*"bcdd"] + ["f"] * 4,
+            NOTE,
+            "labels with fewer than 10 rows in train: 4 ('c', 'b', 'd', ...)",
+            "a.csv:24, a.csv:25, a.csv:26, ...",
         ),
     ],
 )
-def test_odd_labels(labels, level, what):
+def test_odd_labels(labels, level, what, where):
     texts = [f"text {i}x" for i in range(30)]
     report = examine({"train": source(texts, labels)})
-    assert (what, "") in findings(report, level)
+    assert (what, where) in findings(report, level)
 
 
 @pytest.mark.parametrize(
