@@ -134,10 +134,11 @@ def _list_assets(arguments: argparse.Namespace) -> None:
             "yes" if catalog.is_cached(asset) else "no",
             asset.license,
             asset.origin,
+            asset.requirements,
         )
         for asset in catalog.ASSETS.values()
     ]
-    header = ("name", "kind", "download", "cached", "licence", "origin")
+    header = ("name", "kind", "download", "cached", "licence", "origin", "packages")
     console.say(console.table(rows, header))
     console.say(f"cache folder: {catalog.cache_home()}")
 

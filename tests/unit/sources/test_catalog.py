@@ -492,10 +492,10 @@ def test_command(fake, cache, tmp_path, capfd):
     assert run("assets") == 0
     out = capfd.readouterr().out.splitlines()
     assert out[0].split() == [
-        *("name", "kind", "download", "cached", "licence", "origin")
+        *("name", "kind", "download", "cached", "licence", "origin", "packages")
     ]
     assert re.fullmatch(
-        r"  pypi:fake +dataset +[\d,]+ bytes +no +CC0-1.0 +this test", out[1]
+        r"  pypi:fake +dataset +[\d,]+ bytes +no +CC0-1.0 +this test +\S+==\S+", out[1]
     )
     assert out[2] == f"cache folder: {cache}"
 
