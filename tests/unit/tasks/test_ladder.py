@@ -17,7 +17,7 @@ from llmft.config.parse import Arguments
 from llmft.data.read.labels import LabelNames
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.metrics.classes import Classification as Metric
-from llmft.tasks.ladder import PROBE, TUNED, Ladder
+from llmft.tasks.ladder import HEAD_ONLY, PROBE, TUNED, Ladder
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer
 from llmft.train.trainer import LlmftTrainer
@@ -115,6 +115,7 @@ def test_the_better_on_validation_is_kept(
     assert "linear probe fitted on 80 of 80 examples" in said
     kept = f"the linear probe is {how} on validation, and saved"
     assert (kept in said) == (saved == PROBE)
+    assert (f"  {HEAD_ONLY}" in ladder.notes) == frozen
     found = run.more["ladder"]
     assert (found["metric"], found["n"], found["saved"]) == ("accuracy", 50, saved)
     names = [rung["name"] for rung in found["rungs"]]
