@@ -11,7 +11,7 @@ from llmft.console import table, terminal_columns, width
 from llmft.errors import ConfigError, escape, nearest
 from llmft.files import disk, read_object, write_json
 from llmft.metrics.intervals import standard_error
-from llmft.runs.record import HEADLINES, PARTS, RunRecord
+from llmft.runs.record import RunRecord
 from llmft.sources.wheels import size_text
 
 _UNKNOWN = {"value": None, "stderr": None}
@@ -49,22 +49,9 @@ def set_note(folder: Path, text: str) -> None:
     write_json(folder / NOTES, notes_of(folder) | {"note": text})
 
 
-def headline(run: RunRecord) -> dict[str, Any]:
-    """Return the metric that a run is judged by, as its entry with its name.
-
-    Empty where there is none.
-    """
-    measured = run.measured()
-    names = [p for p in (*PARTS, *measured) if p in measured]
-    part: dict[str, Any] = measured[names[0]] if names else {}
-    name = next((n for n in (*HEADLINES, *part) if n in part), None)
-    found = {"metric": name, **part[name]} if name else {}
-    return found | ({"split": "rows held out"} if names[:1] == ["folds"] else {})
-
-
 def row_of(run: RunRecord) -> dict[str, Any]:
     """Return what there is to say of a run on one line."""
-    found = headline(run)
+    part, metric, found = run.headline() or ("", "", {})
     data = run.record.get("data", {})
     source: dict[str, Any] = data.get("train") or next(iter(data.values()), {})
     return {
@@ -72,11 +59,11 @@ def row_of(run: RunRecord) -> dict[str, Any]:
         "recipe": run.recipe,
         "started": run.began,
         "status": run.status,
-        "metric": found.get("metric"),
+        "metric": metric or None,
         "saved": run.metrics.get("ladder", {}).get("saved"),
         "value": found.get("value"),
-        "stderr": standard_error(found.get("metric", ""), {**_UNKNOWN, **found}),
-        "split": found.get("split"),
+        "stderr": standard_error(metric, {**_UNKNOWN, **found}),
+        "split": "rows held out" if part == "folds" else found.get("split"),
         "n": found.get("n"),
         "data": source.get("source"),
         "rows": source.get("rows"),

@@ -132,6 +132,16 @@ class RunRecord:
             and all(isinstance(x, dict) and "value" in x for x in found.values())
         }
 
+    def headline(self) -> tuple[str, str, dict[str, Any]] | None:
+        """Return part, name and entry of the metric that the run is judged by."""
+        measured = self.measured()
+        for part in (*PARTS, *measured):
+            found = measured.get(part, {})
+            for name in (*HEADLINES, *found):
+                if found.get(name, {}).get("value") is not None:
+                    return part, name, found[name]
+        return None
+
     def events(self) -> list[dict[str, Any]]:
         """Return what was logged, in order; see ``drop_later``."""
         return list(rows_of(self.folder / "metrics.jsonl"))

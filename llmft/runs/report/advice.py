@@ -19,7 +19,6 @@ from llmft.runs.report.parts import (
     number,
 )
 from llmft.runs.report.segments import Segment, weak
-from llmft.runs.report.verdict import headline
 
 _FALL = 0.02  # of the validation loss, from one evaluation to the next
 _RISE = 0.05
@@ -77,7 +76,7 @@ def _time(seen: Seen) -> Iterator[tuple[str, str]]:
 
 
 def _language(seen: Seen) -> Iterator[tuple[str, str]]:
-    _, name, entry = headline(seen.run) or ("", "", {})
+    _, name, entry = seen.run.headline() or ("", "", {})
     before = seen.run.metrics.get("before", {}).get(name, {}).get("value")
     if name not in ("perplexity", "loss") or before is None:
         return
@@ -227,7 +226,7 @@ def _data(seen: Seen) -> Iterator[tuple[str, str]]:
 
 
 def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
-    found = headline(seen.run)
+    found = seen.run.headline()
     entry = seen.run.metrics.get(found[0], {}).get("calibration_error") if found else {}
     if seen.run.arguments.get("calibrate"):
         return
@@ -251,7 +250,7 @@ def _calibration(seen: Seen) -> Iterator[tuple[str, str]]:
 
 
 def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
-    found = headline(seen.run)
+    found = seen.run.headline()
     if found is None:
         return
     part, name, entry = found

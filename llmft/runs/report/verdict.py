@@ -6,26 +6,16 @@ from typing import Any
 
 from llmft.errors import escape
 from llmft.metrics.intervals import NORMAL, SURE, clearly, limits
-from llmft.runs.record import HEADLINES, PARTS, RunRecord
+from llmft.runs.record import RunRecord
 from llmft.runs.report.parts import listed_words, number
 
 _SHARES = ("accuracy", "f1_micro")  # differences are told in points
 
 
-def headline(run: RunRecord) -> tuple[str, str, dict[str, Any]] | None:
-    """Return part, name and entry of the metric that a run is judged by."""
-    for part in PARTS:
-        for name in HEADLINES:
-            entry = run.metrics.get(part, {}).get(name)
-            if entry and entry["value"] is not None:
-                return part, name, entry
-    return None
-
-
 def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
     """Return the sentences."""
     said = [] if run.status == "complete" else [_stopped(run, events)]
-    found = headline(run)
+    found = run.headline()
     if found is None:
         if run.status == "complete":
             said.append("The run is complete; nothing was measured.")
@@ -38,7 +28,7 @@ def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
         low, high = map(number, limits(name, entry))
         shown += f" (95 % interval {low} to {high})"
     on = f"{entry['n']:,} {unit} of " if entry["n"] else ""
-    said.append(f"{shown} on {on}{where[part]}.")
+    said.append(f"{shown} on {on}{where.get(part, part)}.")
     before = run.metrics.get("before", {}).get(name)
     if before and before["value"] is not None:
         said.append(f"Before training it was {number(before['value'])}.")
