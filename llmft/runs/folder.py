@@ -328,9 +328,8 @@ class Run:
             say(line)
         given = {name: a["value"] for name, a in self.record["arguments"].items()}
         if self.forecast and self.clock.seconds and self.args.training.do_train:
-            steps = self.steps - self.clock.first_step
             seconds, peak = self.clock.seconds, detect.peak_rss_bytes()
-            say(f"\ntook       {took(self.planned, steps, seconds, peak)}")
+            say(f"\ntook       {took(self.planned, self.steps, seconds, peak)}")
         done = {"status": "complete", "seconds": self._seconds()}  # but for saying so
         if self.of_fold:  # whose folder is not kept
             return

@@ -18,27 +18,22 @@ class StepClock(TrainerCallback, ExportableState):
     Checkpoints keep the count, so that a resumed run goes on with it.
 
     Attributes:
-        seconds: of the steps from ``first_step`` on.
-        first_step: 0, but where the checkpoint that was resumed has no count.
+        seconds: of all steps.
     """
 
     def __init__(self) -> None:
-        self.seconds, self.first_step = 0.0, 0
-        self._since = 0.0
+        self.seconds = self._since = 0.0
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        counted = {"seconds": self.seconds, "first_step": self.first_step}
-        return {"args": {}, "attributes": counted}
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Go on from the checkpoint that was resumed."""
         # Trainer saves the state of those only that the checkpoint has.
         saved = state.stateful_callbacks.setdefault(type(self).__name__, {})
         kept = saved.get("attributes") or {}
-        resumed = {} if state.global_step == 0 else kept
-        self.seconds = resumed.get("seconds", 0.0)
-        self.first_step = resumed.get("first_step", state.global_step)
+        self.seconds = kept["seconds"] if state.global_step else 0.0
         self._since = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -58,8 +53,7 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
     steps = trainer.state.global_step
     if not clock.seconds:
         return {}
-    examples = _examples(trainer, steps) - _examples(trainer, clock.first_step)
-    rate = examples / clock.seconds
+    rate = _examples(trainer, steps) / clock.seconds
     speed = {
         "train_seconds": round(clock.seconds, 3),
         "train_samples_per_second": round(rate, 3),

@@ -151,9 +151,6 @@ def locate(args: TrainingArguments) -> None:
         args.output_dir = short(run)
     where = f"in {args.output_dir}" if args.output_dir else "in a new folder"
     say(f"resume     {short(found)}, {where}")
-    if "sha256" not in read_manifest(found):
-        said = f"its {MANIFEST}, of an earlier llmft, has no sha256 of itself"
-        say(f"           {said}: a change in it may not be seen")
 
 
 def _newest_of_run(args: TrainingArguments) -> Path | None:
@@ -256,6 +253,5 @@ def saved_state(args: TrainingArguments) -> TrainerState:
 def evaluations_without_gain(state: TrainerState) -> int:
     """Return what ``EarlyStoppingCallback`` had counted when ``state`` was saved."""
     callbacks: Any = state.stateful_callbacks
-    # Earlier checkpoints have the second name.
-    saved = callbacks.get("EarlyStoppingCallback") or callbacks.get("EarlyStopping", {})
+    saved = callbacks.get("EarlyStoppingCallback", {})
     return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -38,7 +38,7 @@ class WholeSteps(TrainerCallback, ExportableState):
         self._position: list[int] | None = None  # of the last whole step
         self._generators: tuple[Any, ...] | None = None
         self._before: tuple[float, float, Any] | None = None  # None: between steps
-        self._saved, self._tried, self._of_all_steps = 0, False, True
+        self._saved, self._tried = 0, False
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -66,7 +66,6 @@ class WholeSteps(TrainerCallback, ExportableState):
             args.eval_on_start = False  # it was done before the first step
         else:
             kept = {}
-        self._of_all_steps = bool(kept) or not state.global_step
         self._position = kept.get("position")
         if isinstance(stream, Passes):
             stream.position = self._position
@@ -103,14 +102,6 @@ class WholeSteps(TrainerCallback, ExportableState):
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Note what need not be saved again."""
         self._saved = state.global_step
-
-    def mean_loss(self, since_resume: float) -> float:
-        """Return the loss of all steps, at their end, if all are known.
-
-        Trainer gives that of those since a resume.
-        """
-        steps, total = self.trainer.state.global_step, self.trainer._total_loss_scalar
-        return total / max(steps, 1) if self._of_all_steps else since_resume
 
     def save_before(self, error: BaseException) -> None:
         """Save the last whole step, if a signal is what ended the training.

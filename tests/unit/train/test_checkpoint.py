@@ -1,6 +1,5 @@
 """Checkpoints: whole or not there, verified, and of the run that goes on from them."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -77,6 +76,11 @@ def shorten(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def of_no_run(folder):
+    with manifest_of(folder) as manifest:
+        manifest["belongs_to"] = {}
+
+
 DAMAGES = [
     (lambda f: flip(f / "model.safetensors"), "model.safetensors has changed since"),
     (lambda f: flip(f / "optimizer.pt"), "optimizer.pt has changed since it was saved"),
@@ -93,11 +97,10 @@ DAMAGES = [
     (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
     (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
     (
-        lambda f: (f / "manifest.json").write_text(
-            '{"step": 1, "belongs_to": {}, "files": {}}'
-        ),
-        "manifest.json does not say to which run it belongs",
+        lambda f: (f / "manifest.json").write_text('{"step": 1}'),
+        "manifest.json has changed since it was saved",
     ),
+    (of_no_run, "manifest.json does not say to which run it belongs"),
     (shutil.rmtree, "there is no such folder"),
 ]
 SAID = [said[:30] for _, said in DAMAGES]
@@ -481,29 +484,6 @@ def test_a_checkout_without_metadata_resumes(run, monkeypatch, capsys):
     assert "warning: version of transformers, version of torch, " in err
     assert re.search(r"version of torch +2\S+ +unknown +warned of: other sums\n", out)
     assert "llmft" not in out
-
-
-def test_checkpoints_of_before_the_clock_and_the_callback_had_their_names(
-    run, wordpiece
-):
-    folder = run / "checkpoints" / "checkpoint-2"
-    state = json.loads((folder / "trainer_state.json").read_text())
-    kept = state["stateful_callbacks"]
-    del kept["StepClock"]
-    kept["EarlyStopping"] = kept.pop("EarlyStoppingCallback")
-    kept["EarlyStopping"]["attributes"]["early_stopping_patience_counter"] = 4
-    assert (
-        resume.evaluations_without_gain(SimpleNamespace(stateful_callbacks=kept)) == 4
-    )
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-    written = (folder / "trainer_state.json").read_bytes()
-    with manifest_of(folder) as manifest:
-        manifest["files"]["trainer_state.json"] = {
-            "bytes": len(written),
-            "sha256": hashlib.sha256(written).hexdigest(),
-        }
-    args = arguments(run, resume_from_checkpoint=str(folder), max_steps=4)
-    assert train(args, wordpiece).state.global_step == 4
 
 
 def test_the_best_is_saved_also_between_two_checkpoints(wordpiece, tmp_path):
