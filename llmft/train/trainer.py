@@ -198,8 +198,7 @@ class LlmftTrainer(Trainer):
         the first plan; here they are those of the steps.
         """
         if "train_loss" in logs:
-            steps = max(self.state.global_step, 1)
-            logs["train_loss"] = self._total_loss_scalar / steps
+            logs["train_loss"] = self.whole_steps.mean_loss()
         if self.time_limit and "train_samples_per_second" in logs:
             examples = self.get_total_train_batch_size(self.args)
             rate = logs["train_steps_per_second"] * examples

@@ -103,6 +103,11 @@ class WholeSteps(TrainerCallback, ExportableState):
         """Note what need not be saved again."""
         self._saved = state.global_step
 
+    def mean_loss(self) -> float:
+        """Return the loss of all steps, at their end, also of those before a resume."""
+        trainer = self.trainer
+        return trainer._total_loss_scalar / max(trainer.state.global_step, 1)
+
     def save_before(self, error: BaseException) -> None:
         """Save the last whole step, if a signal is what ended the training.
 

@@ -344,7 +344,7 @@ def saved(tmp_path, record, **changes):
         "belongs_to": checkpoint.identity({"recipe": "mlm"}, values),
         "versions": {},
     }
-    write_json(folder / "manifest.json", manifest)
+    (folder / "manifest.json").write_text(checkpoint.sealed(manifest))
     write_json(run / "run.json", record)
     return asked
 
