@@ -56,6 +56,8 @@ def _run(argv: list[str]) -> None:
     if not argv:
         console.say(_FIRST_STEPS + _newest())
         return
+    if argv[0] == "--debug" and argv[1:2] and argv[1] in RECIPES:
+        argv = [argv[1], "--debug", *argv[2:]]
     if argv[0] in RECIPES:  # it has its own --help
         process.run_main(process.recipe_file(argv[0]), argv[1:])
         return
@@ -259,6 +261,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     # torch, which the other commands do without
+    from llmft.config.command_line import words_of
     from llmft.config.facts import fields_of, fields_with
     from llmft.config.fields import RECIPES
 
@@ -270,15 +273,18 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", help=said)
     for name in names:
         said = f"{fields[name].facts['help']} (default: {fields[name].default})"
-        parser.add_argument(f"--{name}", metavar="VALUE", help=said)
+        words = words_of(fields[name])
+        parser.add_argument(f"--{name}", metavar="VALUE", help=said, **words)
     said = "write the report there, with up to 1,000 places of each finding"
     parser.add_argument("--html", metavar="FILE.html", help=said)
 
 
 def _report_data(arguments: argparse.Namespace) -> None:
+    from llmft.config.convert import Text
     from llmft.tasks import data_report
 
-    flags = {name: getattr(arguments, name) for name in arguments.names}
+    given = {name: getattr(arguments, name) for name in arguments.names}
+    flags = {n: Text(x) if isinstance(x, list) else x for n, x in given.items()}
     data_report.report_data(arguments.files, flags, arguments.html)
 
 

@@ -125,6 +125,15 @@ def _named(word: str, known: Collection[str]) -> str:
     return called + equals + value if is_flag else word
 
 
+def words_of(argument: Argument) -> dict[str, Any]:
+    """Return how many words the flag of an argument takes, as argparse has it."""
+    kinds = kinds_of(argument.type)
+    if bool in kinds:
+        return {"nargs": "?", "const": "true"}
+    # --prompt A --prompt B are two
+    return {"nargs": "+", "action": "extend"} if items_of(kinds) else {}
+
+
 def _add_flag(
     section: Any, name: str, argument: Argument, default: Any, shown: bool
 ) -> None:
@@ -143,12 +152,11 @@ def _add_flag(
     if not shown or argument.facts.get("refused"):
         said = argparse.SUPPRESS
     metavar = "BOOL" if is_bool and str not in kinds else "VALUE"
-    options: dict[str, Any] = {"metavar": metavar, "help": said}
-    if is_bool or name == "debug":  # bare --debug shows tracebacks, no DebugOption
-        options |= {"nargs": "?", "const": "true" if is_bool else ""}
-    elif items_of(kinds):  # --prompt A --prompt B are two
-        adds_up = name != "report_to"
-        options |= {"nargs": "+", "action": "extend" if adds_up else "store"}
+    options: dict[str, Any] = {"metavar": metavar, "help": said, **words_of(argument)}
+    if name == "debug":  # bare --debug shows tracebacks, no DebugOption
+        options |= {"nargs": "?", "const": "", "action": "store"}
+    elif name == "report_to":
+        options["action"] = "store"
     section.add_argument(f"--{name}", **options)
     if is_bool and default is True:
         off: dict[str, Any] = {"action": "store_const", "const": "false", "dest": name}

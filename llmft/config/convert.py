@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _DURATION = re.compile(
-    r"(?:(?P<d>\d+(?:\.\d+)?)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?"
+    r"(?:(?P<d>\d+(?:\.\d+)?)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?"
 )
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
@@ -95,7 +95,10 @@ def label_separator(name: str) -> str:
 
 def duration(text: str) -> float:
     """Return the seconds of a time such as 1h30m, or 30d. Raises ValueError."""
-    found = _DURATION.fullmatch(text.strip())
+    text = text.strip()
+    # A number alone is seconds; behind a unit it could be minutes, as in 1h30.
+    alone = text.replace(".", "", 1).isdecimal()
+    found = _DURATION.fullmatch(f"{text}s" if alone else text)
     d, h, m, s = (float(part or 0) for part in found.groups()) if found else (0.0,) * 4
     seconds = 86400 * d + 3600 * h + 60 * m + s
     if not 0 < seconds < _LARGEST:

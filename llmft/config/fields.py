@@ -385,7 +385,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     dry_run: bool = arg(False, "Check everything, print the plan, train nothing.")
     # No argument: resume_from_checkpoint was true or auto, see ``train.resume.locate``.
-    goes_on = False
+    goes_on = of_folds = False
 
     def __post_init__(self) -> None:
         """Keep ``output_dir`` None: transformers would make it trainer_output."""

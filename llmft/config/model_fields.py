@@ -72,7 +72,9 @@ class GenerationModelArguments(ModelArguments):
         "merged", "merged: save whole weights; adapter: save the LoRA factors alone."
     )
     chat_template_path: str | None = arg(
-        None, "File with a chat template (Jinja); none: that of the tokenizer."
+        None,
+        "File with a chat template (Jinja); none: that of the tokenizer.",
+        path=True,
     )
     apply_chat_template: bool | None = arg(
         None, "Give prompts as a user's turn; none: where the data are conversations."

@@ -22,10 +22,12 @@ _USUAL = (None, False, "minimal")  # what they are where they are not given
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 COMMAND_LINE = "command line"  # where a value comes from, if not out of a file
+_REPLACES = {f"{s}_file": f"{s}_split_percentage" for s in ("validation", "test")}
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
 _OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
-_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_PROCESSES = "WORLD_SIZE PMI_SIZE OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE".split()
+_PROCESSES += ["LOCAL_RANK"]  # of torchrun, also where it starts a single one
 _WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 
@@ -118,9 +120,9 @@ def relations(
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
         ),
-        **_of_resume(v),
-        f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": (
-            _is_not_utf8(v["output_dir"])
+        **(_of_resume(v) | _replaced(v, given)),
+        f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": any(
+            "\ud800" <= character <= "\udfff" for character in v["output_dir"] or ""
         ),
         f"TMPDIR is a path of over {_TMPDIR} bytes, too long for the sockets of"
         " workers: set a shorter one, or --dataloader_num_workers 0": (
@@ -137,7 +139,7 @@ def relations(
     problems = _evaluation(v, given) if v["do_train"] else []
     problems += [said for said, wrong in (faults | _new_tokens(v)).items() if wrong]
     problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
-    problems += _time_limit(v, given, on_gpu) if v["time_limit"] else []
+    problems += _time_limit(v, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
 
 
@@ -151,6 +153,15 @@ def _of_resume(v: dict[str, Any]) -> dict[str, Any]:
         " as model_name_or_path": resumes and not v["do_train"] and not once,
         f"resume_from_checkpoint {str(resumes).lower()} needs output_dir, the run's"
         " folder": resumes in (True, AUTO) and not v["output_dir"],
+    }
+
+
+def _replaced(v: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what is asked for beside what takes its place."""
+    return {
+        f"{one} and {other} exclude each other": given.get(other) == COMMAND_LINE
+        for one, other in (*_REPLACES.items(), ("time_limit", "num_train_epochs"))
+        if v[one]
     }
 
 
@@ -175,10 +186,6 @@ def _new_tokens(v: dict[str, Any]) -> dict[str, Any]:
 _TMPDIR = 70
 
 
-def _is_not_utf8(name: str | None) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in name or "")
-
-
 def _frozen_embeddings(v: dict[str, Any]) -> list[str]:
     """Return what does not go together with embeddings that are not trained."""
     checkpointing = v["activation_checkpointing_kwargs"]
@@ -194,7 +201,7 @@ def _frozen_embeddings(v: dict[str, Any]) -> list[str]:
     return [f"freeze_embeddings {said}" for said, wrong in faults.items() if wrong]
 
 
-def _time_limit(v: dict[str, Any], given: Mapping[str, str], on_gpu: bool) -> list[str]:
+def _time_limit(v: dict[str, Any], on_gpu: bool) -> list[str]:
     """Return what does not go together with a time limit."""
     faults = {
         "needs do_train": not v["do_train"],
@@ -203,9 +210,6 @@ def _time_limit(v: dict[str, Any], given: Mapping[str, str], on_gpu: bool) -> li
         ),
         "is planned by steps on the CPU: leave use_cpu false out": on_gpu,
         "and max_steps exclude each other": v["max_steps"] > 0,
-        "and num_train_epochs exclude each other": (
-            given.get("num_train_epochs") == COMMAND_LINE
-        ),
     }
     return [f"time_limit {said}" for said, wrong in faults.items() if wrong]
 
@@ -319,7 +323,7 @@ def _refused(v: Mapping[str, Any]) -> list[str]:
         faults[
             f"{name} is {size}, and llmft trains in one process; start it without"
             " torchrun, accelerate launch or mpirun"
-        ] = size.isdecimal() and int(size) > 1
+        ] = size.isdecimal() and (int(size) > 1 or name == "LOCAL_RANK")
     return [said for said, wrong in faults.items() if wrong]
 
 

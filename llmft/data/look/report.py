@@ -98,7 +98,8 @@ def examine(
         _turns(part, report)
         _labels(part, report)
     for part in parts[1:]:  # the first may be train
-        report.findings += other_classes(part, parts[0])
+        if parts[0].name not in ("validation", "test"):
+            report.findings += other_classes(part, parts[0])
     _twice(parts, report)
     _scripts(parts, report)
     for part in parts:
@@ -175,8 +176,10 @@ def _lengths(part: Part, max_seq_length: int, report: Report) -> None:
         share = 100 * cut / int(lengths.sum())
         what = f"rows of more than {max_seq_length:,} tokens"
         plain = part.source.format == TEXT
-        who = "a classification" if plain else "a training"
-        goes_on = "; language models go on in the next block" if plain else ""
+        who = "a classification that cuts them" if plain else "a training"
+        goes_on = "; by itself it splits long texts, up to 20,000 examples in all,"
+        goes_on += " and language models go on in the next block"
+        goes_on *= plain
         meaning = (
             f"{who} leaves out {share:.2g} % of all tokens{goes_on}; --max_seq_length"
             f" {values[-2]:,} holds 99 % of the rows, within what the model can take"

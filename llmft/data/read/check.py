@@ -213,7 +213,7 @@ class Check:
         """
         self._choose_by_rows()  # of the files before
         if self.wanted and {*names} != {*self._names}:
-            if not {*self.wanted.values()} <= {*names}:
+            if not {*self.wanted.values(), *self.columns.carried} <= {*names}:
                 raise SchemaError(
                     f"columns are {listed(names)}",
                     f"expected those of {self.source.files[0]}: {listed(self._names)}",

@@ -56,7 +56,7 @@ def class_name(value: Any) -> str | None:
 
 
 _KNOWN = 10_000
-_IDS = 0.9  # more classes than this part of the rows are ids
+IDS = 0.9  # more classes than this part of the rows are ids
 
 
 class LabelRule:
@@ -279,7 +279,7 @@ class LabelNames:
                 f"give rows of another {one}; --allow one_class trains all the same",
                 path=path,
             )
-        ids = problem_type == SINGLE and len(counts) > max(_IDS * len(labels), 100)
+        ids = problem_type == SINGLE and len(counts) > max(IDS * len(labels), 100)
         if ids and "many_classes" not in allow:
             raise LabelError(
                 f"{rows} have {len(counts):,} classes, nearly one each: it looks like"

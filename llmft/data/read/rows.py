@@ -163,9 +163,26 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
     features: Mapping[str, Any] = data.features or {}
     if features:
         strings = [n for n in features if getattr(features[n], "dtype", "") in _STRINGS]
-        data = data.select_columns(check.choose([*features], strings, ()))
+        first = _first_rows(data, strings, check)
+        data = data.select_columns(check.choose([*features], strings, first))
     for row in numbered(_hub_batches(data, check), features):
         yield 0, row
+
+
+def _first_rows(
+    data: Dataset | IterableDataset, names: list[str], check: Check
+) -> list[dict[str, Any]]:
+    """Return what some columns hold in the first rows, by which columns are chosen."""
+    if not names:
+        return []
+    streamed = isinstance(data, IterableDataset)
+    some = data.take(SAMPLE if streamed else min(SAMPLE, len(data)))
+    batches = _hub_batches(some.select_columns(names), check)
+    return [
+        dict(zip(names, row, strict=True))
+        for batch in batches
+        for row in zip(*(batch[n] for n in names), strict=True)
+    ]
 
 
 def _hub_batches(
@@ -175,7 +192,7 @@ def _hub_batches(
     read = 0
     try:
         for batch in data.iter(_BATCH):
-            yield {n: batch[n] for n in check.wanted.values() or batch if n in batch}
+            yield dict(batch)
             read += len(next(iter(batch.values())))
     except MISSES as error:
         said = f"the hub failed after {read:,} rows ({brief(error)})"

@@ -36,7 +36,7 @@ from llmft.sources import catalog
 CONTENT = ("text", "text_pair", "label", "group")
 BATCH = 10_000  # rows at a time, and
 CHARACTERS = 2**21  # about as many characters at the most
-_CACHE = 10  # to be raised where the same files are read in another way
+_CACHE = 11  # to be raised where the same files are read in another way
 _FACTS = "facts.json"  # of a folder of the cache
 _DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),

@@ -121,8 +121,10 @@ def _groups_back(
     seen = {name for row in np.flatnonzero(~moved) for name in names[row]}
     of_row = _codes(groups)
     for row in np.flatnonzero(moved):
+        if not moved[row] or seen.issuperset(names[row]):
+            continue
         left = moved & (of_row != of_row[row])
-        if moved[row] and not seen.issuperset(names[row]) and left.any():
+        if left.any():
             seen.update(*(names[i] for i in np.flatnonzero(moved & ~left)))
             moved, back = left, back + 1
     return moved, back

@@ -277,24 +277,21 @@ def _of_hub(
         name, config, args.dataset_revision, _NO_HUB, streaming
     )
     found = {n: part for n, part in parts.items() if streaming or len(part)}
-    candidates = {
-        "train": (args.train_split_name,),
-        "validation": (args.validation_split_name, "valid", "dev"),
-        "test": (args.test_split_name,),
-    }
     rows = {}
-    for split, names in candidates.items():
-        given = next((n for n in names if n in found), None)
+    for split in _SPLITS:
+        asked = getattr(args, f"{split}_split_name")
+        usual = ("valid", "dev") if asked == split == "validation" else ()
+        given = next((n for n in (asked, *usual) if n in found), None)
         if given is not None:
             part, shown = found[given], f"{name}[{given}]"
             known = version if streaming else part._fingerprint
             rows[split] = hub_rows(shown, columns, part, known, args.max_bad_rows)
-    if "train" in needed and "train" not in rows:
-        raise DataError(
-            f"no split {args.train_split_name!r} in {name}",
-            f"it has {', '.join(map(str, found))}",
-            "name it with --train_split_name",
-        )
+        elif split in needed and (split == "train" or asked != split):
+            raise DataError(
+                f"no split {asked!r} in {name}",
+                f"it has {', '.join(map(str, found))}",
+                f"name it with --{split}_split_name",
+            )
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from llmft.errors import ConfigError, DataError, DataFormatError, escape
 
 CHECKED = 1000  # conversations whose turns are looked for in what is rendered
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers has it
+_SPANS = threading.Lock()
 _MARK_THEM = (
     "give a template with {% generation %} around what the assistant says by"
     " --chat_template_path, or --assistant_only_loss false"
@@ -78,7 +80,7 @@ def read_template(path: str) -> str:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return a prompt as a user's turn, up to where the assistant begins."""
     said = [{"role": "user", "content": prompt}]
-    return Layout(tokenizer, MESSAGES)._render(said, prompts=True)[0]
+    return Layout(tokenizer, MESSAGES).render(said, prompts=True)[0]
 
 
 def token_types(offsets: Sequence[tuple[int, int]], spans: Spans) -> np.ndarray:
@@ -141,7 +143,7 @@ class Layout:
         for said in data[:CHECKED]["text"] if self.format == MESSAGES else ():
             messages = json.loads(said)
             try:
-                text, at = self._render(messages)[0], 0
+                text, at = self.render(messages)[0], 0
             except DataFormatError:  # see ``refused``
                 continue
             for message in messages:
@@ -176,7 +178,7 @@ class Layout:
         said = f"; {count:,} conversations that the chat template refuses left out"
         return f"{said} ({places})" if faults else ""
 
-    def _render(
+    def render(
         self, messages: list[Message], *, prompts: bool = False, marks: bool = False
     ) -> tuple[str, Spans]:
         """Return what the template makes of messages and, with ``marks``, its spans.
@@ -187,13 +189,15 @@ class Layout:
         render: Any = render_jinja_template  # its annotation names the first result
         template = self.template
         try:
-            texts, spans = render(
-                [messages],
-                chat_template=template,
-                add_generation_prompt=prompts,
-                return_assistant_tokens_mask=marks,
-                **self.tokenizer.special_tokens_map,
-            )
+            # transformers keeps the spans of a template where all threads write them.
+            with _SPANS:
+                texts, spans = render(
+                    [messages],
+                    chat_template=template,
+                    add_generation_prompt=prompts,
+                    return_assistant_tokens_mask=marks,
+                    **self.tokenizer.special_tokens_map,
+                )
         except TemplateSyntaxError as error:
             raise ConfigError(
                 f"the chat template is not Jinja: line {error.lineno}: {error.message};"
@@ -215,15 +219,15 @@ class Layout:
         the first messages are rendered otherwise than within the whole.
         """
         if not self.only:
-            return self._render(messages)
+            return self.render(messages)
         marks = bool(_GENERATION.search(self.template))
-        text, spans = self._render(messages, marks=marks)
+        text, spans = self.render(messages, marks=marks)
         eos = self.tokenizer.eos_token or ""
         for i, message in enumerate(messages):
             if marks or message["role"] != "assistant":
                 continue
-            begin = self._render(messages[:i], prompts=True)[0]
-            whole = self._render(messages[: i + 1])[0]
+            begin = self.render(messages[:i], prompts=True)[0]
+            whole = self.render(messages[: i + 1])[0]
             if not (text.startswith(whole) and whole.startswith(begin)):
                 raise DataFormatError(
                     "the chat template writes what comes before the end of message"

@@ -68,7 +68,7 @@ class CustomTextDataset(Dataset):
         else:
             kind = label_names.problem_type if label_names else problem_type
             given = {"text": texts, "text_pair": text_pairs, "label": labels}
-            source = _source(given, kind, "empty_text" not in allow)
+            source = _source(given, kind, allow)
         if label_names is None and "label" in source.dataset.column_names:
             kind = source.problem_type or SINGLE
             given = source.dataset["label"][:]
@@ -107,8 +107,8 @@ class CustomTextDataset(Dataset):
             needs_label=True,
             label_optional=label_names is not None and label_column_name is None,
             text_pair=text_pair_column_name,
-            needs_text="empty_text" not in allow,
             problem_type=label_names.problem_type if label_names else problem_type,
+            **_allowed(allow),
         )
         source = read_file(path, columns)
         show("texts", source)
@@ -117,8 +117,16 @@ class CustomTextDataset(Dataset):
         )
 
 
+def _allowed(allow: Collection[str]) -> dict[str, Any]:
+    """Return what of ``Columns`` follows from the faults to pass over."""
+    passed = {name: name in allow for name in ("nul", "na_labels")}
+    return {"needs_text": "empty_text" not in allow, **passed}
+
+
 def _source(
-    given: dict[str, Iterable[Any] | None], problem_type: str | None, needs_text: bool
+    given: dict[str, Iterable[Any] | None],
+    problem_type: str | None,
+    allow: Collection[str],
 ) -> Source:
     """Check values in memory, and return them as what a file would have given."""
     if problem_type not in (None, SINGLE, MULTI, REGRESSION):
@@ -141,8 +149,8 @@ def _source(
         "label" if "label" in values else None,
         needs_label="label" in values,
         text_pair="text_pair" if "text_pair" in values else None,
-        needs_text=needs_text,
         problem_type=problem_type,
+        **_allowed(allow),
         strict=True,  # nobody would see a note; 1.0 may be a score or a class
     )
     return in_memory(memory_rows(values, columns))

@@ -39,7 +39,7 @@ from llmft.data.tokens.chat import Layout
 from llmft.data.tokens.words import WordIds, word_ids
 from llmft.machine.detect import usable_cores
 
-_CACHE = 5  # to be raised where the same settings make other ids
+_CACHE = 6  # to be raised where the same settings make other ids
 BATCH = 1000  # texts that a tokenizer gets at once
 CHARACTERS = 2**21  # it takes 30 times as much memory as the text has, two at a time
 # A tokenizer uses all cores and words one, which takes a seventh of the work.

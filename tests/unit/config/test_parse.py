@@ -534,7 +534,10 @@ def test_a_time_limit_replaces_the_epochs_of_a_file(read, tmp_path, capsys, by_f
         ("1h30m", 5400),
         ("1h1m1s", 3661),
         ("0.5h", 1800),
-        *((wrong, None) for wrong in ("", "0", "-5", "2 d", "30m1h", "m", "nan")),
+        *(
+            (wrong, None)
+            for wrong in ("", "0", "-5", "2 d", "30m1h", "m", "1h30", "nan")
+        ),
         *((wrong, None) for wrong in ("9" * 400, "1e3", "2M")),
     ],
 )

@@ -116,7 +116,7 @@ def test_texts_too_short_to_be_near_are_not_counted_as_none():
         (
             [*map(str, range(30))],
             WARNING,
-            "nearly every row of train has a label of its own: 30",
+            "30 rows of train have 30 different labels",
             "",
         ),
         (["a"] * 27 + ["b"] * 3, NOTE, "90 % of train have the label 'a'", ""),

@@ -885,6 +885,36 @@ def test_hub_splits_give_the_names_of_several_classes():
     assert found.problem_type == "multi_label_classification"
 
 
+def test_hub_splits_with_more_columns_than_one_of_a_kind():
+    """As the files of own data: instructions, and labels of several columns."""
+    rows = {"instruction": ["a?"], "input": ["b"], "output": ["c"], "text": ["x"]}
+    found = from_hub(Dataset.from_dict(rows), "a/b", Columns(chat=True))
+    assert [turn["content"] for turn in json.loads(found.dataset["text"][0])] == [
+        "a?\n\nb",
+        "c",
+    ]
+    rows = {"text": ["a", "b"], "joy": [1, 0], "fear": [1, 0]}
+    columns = Columns(needs_label=True, label="joy", labels=("joy", "fear"))
+    found = from_hub(Dataset.from_dict(rows), "a/b", columns)
+    assert found.dataset["label"][:] == ['["joy", "fear"]', "[]"]
+
+
+def test_what_is_in_the_columns_of_a_hub_split_decides():
+    """As in files: a column of text may hold conversations; one has sentences."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data = Dataset.from_dict({"messages": [json.dumps(turns)] * 3})
+    assert from_hub(data, "a/b", Columns(chat=True)).format == "messages"
+    plain = Dataset.from_dict({"messages": ["only a note"] * 3})
+    assert from_hub(plain, "a/b", Columns(chat=True)).format == "text"
+    rows = {"name": ["x1", "x2"], "said": ["it is very well made", "it was not for me"]}
+    for data in (
+        Dataset.from_dict(rows),
+        Dataset.from_dict(rows).to_iterable_dataset(),
+    ):
+        found = stored(hub_rows("a/b", Columns(), data, "v"))
+        assert found.dataset["text"][:] == rows["said"]
+
+
 @pytest.mark.parametrize("labels", [["x|y", "", ""], ["", "", ""]])
 def test_an_empty_field_is_no_label_unless_all_are(labels, tmp_path):
     path = tmp_path / "a.csv"
@@ -1099,5 +1129,6 @@ def test_which_files_may_leave_columns_out(tmp_path):
     source = read_file(folder, Columns())
     assert source.dataset["text"][:] == ["a", "a"]
     assert "columns that are not used differ" in source.notes
-    with pytest.raises(DataError, match="columns are 'text'; expected those of"):
-        read_file(folder, LABELLED)
+    for columns in (LABELLED, Columns(carried=("label",))):
+        with pytest.raises(DataError, match="columns are 'text'; expected those of"):
+            read_file(folder, columns)

@@ -276,3 +276,10 @@ def test_utf8_is_not_read_as_something_else(tmp_path, encoding):
         (said,) = notes.said()
         assert said.startswith("read as ")
         assert "UTF-8" not in said
+
+
+def test_the_encoding_of_excels_utf8_may_be_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("schön\n", "utf-8-sig")
+    assert decode.choose_encoding(path, "utf-8-sig", notes := Notes()) == "utf-8"
+    assert notes.said() == ["byte-order mark left out"]

@@ -427,6 +427,13 @@ def test_hub_splits_by_their_names(monkeypatch):
         DataError, match="no split 'training' in a/b; it has train, dev,"
     ):
         load({"train"}, dataset_name="a/b", train_split_name="training")
+    # Neither dev nor a part of train is taken instead.
+    with pytest.raises(DataError, match="no split 'validation_mis' in a/b; it has"):
+        load(
+            {"train", "validation"},
+            dataset_name="a/b",
+            validation_split_name="validation_mis",
+        )
 
 
 def test_hub_splits_that_are_not_used_are_not_checked(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import pickle
 from itertools import accumulate, pairwise
+from threading import Thread
 
 import pytest
 import tiny
@@ -447,3 +448,25 @@ def test_a_file_with_a_template(tmp_path):
         chat.read_template(str(path))
     with pytest.raises(ConfigError, match="none: chat_template_path cannot be read"):
         chat.read_template(str(tmp_path / "none"))
+
+
+def test_batches_that_are_rendered_at_once_do_not_mix_their_turns(bpe):
+    """transformers keeps the places of the turns with the template."""
+    bpe.chat_template = MARKED
+    words = [str(i) * (i % 40 + 1) for i in range(1500)]
+    talks = [[("user", "a"), ("assistant", w)] * 4 for w in words]
+    layout = chat.Layout(bpe, "messages", True)
+    found = []
+
+    def read(part):
+        found.append([layout.render(messages(talk), marks=True) for talk in part])
+
+    threads = [Thread(target=read, args=(talks,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for (text, spans), word in zip(found[0], words, strict=True):
+        assert [text[start:end] for start, end in spans] == [f"{word}{EOS}"] * 4
+    assert found[0] == found[1] == found[2]

@@ -169,3 +169,23 @@ def test_a_plain_trainer_takes_it(wordpiece, tmp_path):
     )
     assert trainer.train().training_loss < 5
     assert trainer.evaluate()["eval_loss"] < 5
+
+
+def test_faults_to_pass_over(wordpiece, tmp_path):
+    labels = ["NA", "DE", "NA", "DE", "NA", "DE"]
+    texts = [f"{TEXTS[0]}\0", *TEXTS[1:]]
+    rows = [
+        {"text": text, "label": label}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    allow = ["na_labels", "nul"]
+    for made in (
+        CustomTextDataset(texts, labels, wordpiece, allow=allow),
+        CustomTextDataset.from_json(tmp_path / "a.json", wordpiece, allow=allow),
+    ):
+        assert made.label_names.names == ("DE", "NA")
+    with pytest.raises(LlmftError, match="--allow na_labels"):
+        CustomTextDataset(TEXTS, labels, wordpiece)
+    with pytest.raises(LlmftError, match="NUL"):
+        CustomTextDataset(texts, labels, wordpiece, allow=["na_labels"])
