@@ -65,9 +65,16 @@ def add_lora(
         ) from error
     if args.lora_save == "adapter":
         _require_loadable(wrapped)
-    if Path(model.name_or_path).is_dir():  # found from every folder
-        absolute = str(Path(model.name_or_path).absolute())
-        wrapped.peft_config["default"].base_model_name_or_path = absolute
+    saved = wrapped.peft_config["default"]
+    saved.revision = args.model_revision
+    folder = Path(model.name_or_path).absolute()
+    if folder.is_dir():  # found from every folder, or from the hub if it is of there
+        saved.base_model_name_or_path, saved.revision = str(folder), None
+        # models--OWNER--NAME/snapshots/COMMIT, a copy in the cache of the hub
+        kind, *of_hub = folder.parent.parent.name.split("--")
+        if folder.parent.name == "snapshots" and kind == "models" and of_hub:
+            saved.base_model_name_or_path = "/".join(of_hub)
+            saved.revision = folder.name
     trained, total = wrapped.get_nb_trainable_parameters()
     shown = f"LoRA of rank {args.lora_r}: {trained:,} of {total:,} weights train"
     say(f"           {shown}")
@@ -176,25 +183,26 @@ def _require_layers(model: Any, wanted: list[str], odd: list[str]) -> None:
             )
 
 
-def base_of(folder: str) -> str | None:
-    """Return the model that the adapter in ``folder`` belongs to, None without one.
+def base_of(folder: str) -> tuple[str, str | None] | None:
+    """Return the model that the adapter in ``folder`` belongs to, and its revision.
 
-    Raises ConfigError where adapter_config.json does not name it.
+    None without one. Raises ConfigError where adapter_config.json does not name it.
     """
     path = Path(folder) / ADAPTER
     if not path.is_file():
         return None
     try:
-        base = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
+        config = json.loads(path.read_text("utf-8"))
+        base, revision = config["base_model_name_or_path"], config.get("revision")
     except (ValueError, KeyError, TypeError):
-        base = None
+        base, revision = None, None
     if not isinstance(base, str) or (Path(base) / path.name).is_file():
         raise ConfigError(
             "the adapter's base_model_name_or_path does not name a model; expected"
             " the folder or hub id of the model that it was trained on",
             path=path,
         )
-    return base
+    return base, revision or None
 
 
 def lighten_base(model: Any, args: TrainingArguments) -> None:

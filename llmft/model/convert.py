@@ -60,11 +60,13 @@ def convert(name: str, output_dir: str | None) -> Path:
     located = hub.locate_model(name)
     beside = Path(os.path.normpath(located.path_or_id))
     folder = beside
-    if not located.local_files_only:
-        beside = Path(beside.name)
+    if located.commit:  # of the hub; without network, of its cache
+        beside = Path(Path(located.name).name)
         kinds = ["*.safetensors", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*/*"]
         folder = Path(
-            snapshot_download(name, revision=located.commit, ignore_patterns=kinds)
+            snapshot_download(
+                located.name, revision=located.commit, ignore_patterns=kinds
+            )
         )
     given = Path(output_dir).expanduser() if output_dir else None
     target = given or beside.with_name(f"{beside.name}-safetensors")

@@ -57,7 +57,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     said = [("user", "question"), ("assistant", "the answer")]
     messages = [{"role": role, "content": text} for role, text in said]
     try:
-        text = Layout(tokenizer, MESSAGES)._render(messages)[0]
+        text = Layout(tokenizer, MESSAGES).render(messages)[0]
     except DataFormatError:  # a template that wants a system turn
         return None
     _, answered, after = text.rpartition("the answer")

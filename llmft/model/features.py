@@ -45,7 +45,7 @@ class CachedBackbone(nn.Module):
 
 
 def freeze_backbone(
-    model: Any, features: dict[str, Dataset], collate: Callable[[list[dict]], Any]
+    model: Any, features: dict[str, Dataset], collate: Any
 ) -> dict[str, Dataset]:
     """Leave the head to be trained, on features that the encoder makes of each text.
 
@@ -58,7 +58,7 @@ def freeze_backbone(
         features: ``input_ids``, ``token_type_ids`` of pairs, and what else an example
             has, by split. Returned are such data whose ``input_ids`` are row numbers;
             see ``whole_model``.
-        collate: makes a batch of examples with ``input_ids``.
+        collate: makes a batch of examples with ``input_ids``; pads to no multiple then.
     """
     for name, weight in model.base_model.named_parameters():
         weight.requires_grad_(name.startswith("pooler."))
@@ -76,6 +76,7 @@ def freeze_backbone(
     total = sum(map(len, numbers.values()))
     say(f"  features   {len(texts):,} different texts of {total:,} encoded once")
     _replace(model, states)
+    collate.pad_to_multiple_of = None  # a row number is no token
     return {
         split: data.remove_columns(
             [n for n in (*_INPUTS, "length") if n in data.column_names]

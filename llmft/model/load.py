@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -71,7 +72,7 @@ def locate(
                 f"{name} is an adapter, merged before training: a new adapter would"
                 " need that model too; use --lora_save merged"
             )
-        return merge_adapter(located, _base_of_adapter(base, located), auto_class)
+        return merge_adapter(located, _base_of_adapter(*base, located), auto_class)
     return located
 
 
@@ -309,9 +310,13 @@ def _require_trained(new: list[str], name: str, auto_class: Any, labels: bool) -
     warn(f"{name} has no trained {head} head: {meaning}")
 
 
-def _base_of_adapter(base: str, located: Located) -> Located:
+def _base_of_adapter(base: str, revision: str | None, located: Located) -> Located:
+    """Find the base of an adapter, wherever it lies by now if it is an asset."""
+    if not os.path.exists(base):
+        base = catalog.named_by_folder(os.path.basename(base)) or base
+    of_hub = not (os.path.exists(base) or catalog.is_asset(base))
     try:
-        found = _with_weights(_find(base, None))
+        found = _with_weights(_find(base, revision if of_hub else None))
     except LlmftError as error:
         said = f"the adapter's base model {base}: {error.found}"
         raise type(error)(said, path=located.name) from error

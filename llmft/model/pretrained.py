@@ -149,10 +149,10 @@ def no_safetensors(located: Located) -> LlmftError:
 def _is_pickle(located: Located) -> bool:
     """Return whether a model without safetensors has PyTorch's older format."""
     place, revision = located.path_or_id, located.commit or located.revision
-    if Path(place).is_dir():
+    if Path(place).is_dir() and (pickles(Path(place)) or not located.commit):
         return bool(pickles(Path(place)))
-    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
     try:
-        return any(file_exists(place, name, revision=revision) for name in names)
+        return any(file_exists(located.name, n, revision=revision) for n in names)
     except hub.MISSES:
         return False

@@ -186,6 +186,11 @@ def folder(asset: Asset) -> Path:
     return cache_home() / "assets" / f"{asset.name}-{asset.archive_sha256[:12]}"
 
 
+def named_by_folder(name: str) -> str:
+    """Return the asset whose folder in the cache is called so, "" where none is."""
+    return next((a.label for a in ASSETS.values() if folder(a).name == name), "")
+
+
 def is_cached(asset: Asset) -> bool:
     """Say whether all files of ``asset`` are there with the right size."""
     return not wheels.damage(asset, folder(asset))

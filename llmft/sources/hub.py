@@ -113,10 +113,12 @@ def locate_model(
         try:
             found = _asked_for(name, "config.json", revision)
             if found.commit_hash:
-                return Located(name, revision, name=name, commit=found.commit_hash)
+                located = Located(name, revision, name=name, commit=found.commit_hash)
+                return _adapter(name, revision) or located
             miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
         except MISSES as error:
-            if adapter := _adapter(error, name, revision):
+            bare = isinstance(error, hf.RemoteEntryNotFoundError)
+            if bare and (adapter := _adapter(name, revision)):
                 return adapter
             miss = answered(error, wanted)
     for folder, commit in snapshots(wanted):
@@ -133,13 +135,11 @@ def _asked_for(name: str, file: str, revision: str | None) -> Any:
     return get_hf_file_metadata(url, timeout=patience())
 
 
-def _adapter(error: Exception, name: str, revision: str | None) -> Located | None:
-    """Return the adapter that a repository without config.json holds, fetched."""
-    if not isinstance(error, hf.RemoteEntryNotFoundError):
-        return None
+def _adapter(name: str, revision: str | None) -> Located | None:
+    """Return the adapter that a repository holds, fetched; None where it has none."""
     try:
         commit = _asked_for(name, ADAPTER, revision).commit_hash
-    except MISSES:
+    except hf.RemoteEntryNotFoundError:
         return None
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     kinds += ["*LICENSE*", "*NOTICE*", "*TERMS*"]  # which go along with the model
@@ -270,34 +270,23 @@ def _nearest(wanted: Wanted) -> str:
     return f"nearest there: {', '.join(near)}" if near else ""
 
 
-def nowhere(wanted: Wanted, miss: Miss, detail: str = "") -> EnvironmentFault:
-    """Return the error of what is neither on the hub nor in a cache."""
-    caches = [constants.HF_HUB_CACHE]
-    if wanted.kind == "dataset":
-        import datasets
-
-        caches.append(str(datasets.config.HF_DATASETS_CACHE))
+def nowhere(wanted: Wanted, miss: Miss) -> EnvironmentFault:
+    """Return the error of what is neither on the hub nor in its cache."""
     return EnvironmentFault(
         f"{wanted.kind} {wanted.name}: {miss.reason}, and there is no complete copy"
-        f" in the cache {' or '.join(caches)}{f' ({detail})' if detail else ''}",
+        f" in the cache {constants.HF_HUB_CACHE}",
         "expected a hub that gives it, or a cached copy",
         ", or ".join(filter(None, (miss.remedy, wanted.alternative))),
     )
 
 
 def cached_id(wanted: Wanted) -> str:
-    """Return the one id in the caches that ``wanted.name`` may stand for, or itself."""
+    """Return the one id in the cache that ``wanted.name`` may stand for, or itself."""
     name, kind, cache = wanted.name, wanted.kind, Path(constants.HF_HUB_CACHE)
     if "/" in name or (cache / f"{kind}s--{name}").is_dir():
         return name
     pattern = f"{kind}s--*--{glob.escape(name)}"
     ids = {"/".join(path.name.split("--")[1:]) for path in cache.glob(pattern)}
-    if kind == "dataset" and not ids:
-        from datasets import config, naming
-
-        pattern = f"*___{glob.escape(naming.camelcase_to_snakecase(name))}"
-        found = Path(config.HF_DATASETS_CACHE).glob(pattern)
-        ids = {path.name.replace("___", "/") for path in found}
     if len(ids) > 1:
         raise ConfigError(
             f"{name} is the name of several {kind}s in the cache; expected one of"

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import datasets
 from datasets import DatasetDict, Features, IterableDatasetDict, Value
-from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi
@@ -33,7 +32,7 @@ def load_dataset_dict(
     """Load the hub data set ``name`` with all of its splits.
 
     A one-word name (wikitext) is resolved to the id on the hub, and said. Without
-    network the data come from the cache of datasets, or from the hub cache.
+    network the data come from the hub cache.
 
     With ``streaming`` the splits fetch their rows while they are iterated, but what is
     in a cache is prepared and read there. ``alternative`` is advised where there is no
@@ -131,30 +130,18 @@ def _as_text(builder: Any, shown: str) -> dict[str, Any]:
 def _cached_dataset(
     wanted: hub.Wanted, config_name: str | None, miss: hub.Miss
 ) -> Loaded:
-    """Load from what datasets prepared before, else from the hub cache."""
+    """Load from the hub cache, which has the files that datasets fetched, too.
+
+    Not what datasets prepared of them: its csv has types that llmft does not guess.
+    """
     repo_id = hub.cached_id(wanted)
     said = f"{miss.reason}: using the cached copy of dataset {repo_id}"
-    prepared = ""
-    if wanted.revision is None:
-        try:
-            cached = Cache(
-                repo_id=repo_id,
-                dataset_name=repo_id.split("/")[-1],
-                config_name=config_name,
-                version="auto",
-                hash="auto",
-            )
-        except ValueError as error:  # not there, or several to choose from
-            prepared = brief(error) if "in the cache:" in str(error) else ""
-        else:
-            console.say(f"{said} ({cached.config.name}, {cached.hash[:7]})")
-            return cached.as_dataset(), f"{cached.config.name} {cached.hash}"
     for folder, commit in hub.snapshots(wanted):
         with suppress(DataError):  # files that were never fetched
             found, config = _load_snapshot(folder, repo_id, config_name)
             console.say(f"{said} ({commit[:7]})")
             return found, f"{config} {commit}"
-    raise hub.nowhere(wanted, miss, prepared)
+    raise hub.nowhere(wanted, miss)
 
 
 def _load_snapshot(folder: Path, repo_id: str, config_name: str | None) -> Loaded:

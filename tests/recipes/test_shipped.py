@@ -247,13 +247,20 @@ def test_hub_with_empty_cache(
     assert record["model"]["commit"] == COMMIT
 
 
-def test_an_adapter_of_the_hub(tmp_path: Path) -> None:
-    """It has no config.json; its base comes from the hub, too. Then from the cache."""
+@pytest.mark.parametrize("has_config", [False, True])
+def test_an_adapter_of_the_hub(tmp_path: Path, has_config: bool) -> None:
+    """Its base comes from the hub, too. Then both from the cache.
+
+    peft writes no config.json; other programs do, and the revision of the base.
+    """
     base = tiny.save(tmp_path / "base", "gpt2", "causal-lm")
     model = AutoModelForCausalLM.from_pretrained(base)
     adapter = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM"))
     adapter.peft_config["default"].base_model_name_or_path = "owner/base"
+    adapter.peft_config["default"].revision = COMMIT if has_config else None
     adapter.save_pretrained(tmp_path / "adapter")
+    if has_config:
+        shutil.copyfile(base / "config.json", tmp_path / "adapter" / "config.json")
     repos = {f"models/owner/{name}": tmp_path / name for name in ("base", "adapter")}
     flags = ("--model_name_or_path", "owner/adapter", "--prompt", "the man")
     flags += ("--max_new_tokens", "8")

@@ -1,6 +1,7 @@
 """LoRA trains its factors alone, and both ways of saving load with transformers."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +16,17 @@ from unit.train.test_trainer import arguments, causal_lm
 
 from llmft.config.fields import GenerationModelArguments
 from llmft.errors import ConfigError
+from llmft.model import load as load_module
 from llmft.model.adapters import (
     add_lora,
+    base_of,
     light_base,
     lighten,
     lighten_base,
     merged,
 )
+from llmft.sources import catalog
+from llmft.sources.hub import Located
 from llmft.train.objectives import CausalLM
 
 
@@ -188,6 +193,36 @@ def test_an_adapter_loads_from_every_folder(tmp_path, base, monkeypatch):
     add_lora(model, args).save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
+
+
+def test_an_adapter_names_the_commit_of_its_base(tmp_path, base):
+    """Also where the base was a copy in the cache of the hub, which may go."""
+    commit = "c" * 40
+    copy = tmp_path / "models--owner--m" / "snapshots" / commit
+    shutil.copytree(base, copy)
+    given = {"lora_r": 4, "lora_save": "adapter"}
+    for path, revision, wanted in ((copy, None, commit), ("owner/m", "v1", "v1")):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.name_or_path = str(path)
+        args = GenerationModelArguments("x", model_revision=revision, **given)
+        add_lora(model, args).save_pretrained(tmp_path / "saved")
+        assert base_of(tmp_path / "saved") == ("owner/m", wanted)
+
+
+def test_the_base_of_an_adapter_is_found_wherever_it_is(monkeypatch, base):
+    """An asset, where its folder in the cache has gone; the hub's at its commit."""
+    asset = catalog.get("SmolLM2-135M-Instruct")
+    gone = f"/gone/unpacked/{catalog.folder(asset).name}"
+    asked = []
+
+    def find(name, revision):
+        asked.append((name, revision))
+        return Located(str(base), name=name)
+
+    monkeypatch.setattr(load_module, "_find", find)
+    for name, revision in ((gone, None), (str(base), "c"), ("owner/m", "c")):
+        load_module._base_of_adapter(name, revision, Located("x", name="x"))
+    assert asked == [(asset.label, None), (str(base), None), ("owner/m", "c")]
 
 
 TIES = [("llama", False), ("llama", True), ("gpt2", True), ("phi", False)]

@@ -126,7 +126,7 @@ def test_what_killed_runs_left_goes_at_the_next_start(filled, tmp_path):
     names = {
         f".{kind}-{who}"
         for kind in ("a.staging", "a.older", "b.c.staging")
-        for who in (f"{host}-{dead.pid}-1", f"{host}-{os.getpid()}-2", "else-x-9-3")
+        for who in (f"{host}-{dead.pid}-1", f"{host}-{os.getppid()}-2", "else-x-9-3")
     }
     for name in names | {".staging-x", ".a.staging-x-y-z"}:
         (read / name).mkdir()
