@@ -28,6 +28,7 @@ from llmft.errors import EnvironmentFault
 _FAILPOINT = re.compile(r"([\w.]+):(\w+)(?:@(\d+))?")
 _fails = _FAILPOINT.fullmatch(os.environ.get("LLMFT_FAILPOINT", ""))
 _reached = 0
+_ours: set[str] = set()  # names that this process writes under
 FAILPOINTS = (
     *("save.begin", "save.file.open", "save.file.half", "save.file.close"),
     *("save.manifest.half", "save.manifest.close", "save.fsync"),
@@ -172,7 +173,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _unique() -> str:
     """Return a name that says which process of which machine is writing."""
-    return f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    _ours.add(name := f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    return name
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -262,7 +264,9 @@ def clear_stagings(folder: Path) -> None:
             host, process, _ = unique.rsplit("-", 2)
             if host != platform.node() or not process.isdecimal():
                 continue
-            if psutil.pid_exists(int(process)):
+            # In a container, one that was killed had the number of this one.
+            own = int(process) == os.getpid()
+            if unique in _ours or (not own and psutil.pid_exists(int(process))):
                 continue
             target = path.with_name(name[1:])
             if kind == "older" and not target.exists():

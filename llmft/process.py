@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -72,6 +73,8 @@ _HINTS = {  # by the names of errno
 }
 
 
+# When what a time limit is of began; None: with this process.
+began: ContextVar[float | None] = ContextVar("began", default=None)
 WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 

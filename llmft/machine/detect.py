@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -245,10 +246,19 @@ def _limits(root: Path) -> dict[str, int]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
+    """Return the most memory that this process has held, in bytes.
+
+    So far, or since ``forget_peak``.
+    """
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Have ``peak_rss_bytes`` begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -129,10 +129,11 @@ def bandwidth_gb_s(seconds: float | None = None) -> float:
 def write_seconds(size: int) -> float:
     """Return how long a checkpoint of ``size`` bytes takes: to write, sync and hash.
 
-    Tried with 16 MiB in the folder for temporary files.
+    Tried with 16 MiB in the folder for temporary files; where these do not fit, or
+    there is none, it is taken for 100 MB/s.
     """
-    sample = os.urandom(2**24)
-    with tempfile.TemporaryFile() as file:
+    sample, took = os.urandom(2**24), 0.16
+    with suppress(OSError), tempfile.TemporaryFile() as file:
         start = time.perf_counter()
         file.write(sample)
         file.flush()

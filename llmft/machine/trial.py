@@ -26,7 +26,7 @@ LONG = 5.0
 # What is so near the best is tried once more.
 NEAR = 1.15
 ROUNDS = 3
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 
 
 class Candidate(NamedTuple):

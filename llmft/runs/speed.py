@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from llmft.config.fields import TrainingArguments
 from llmft.train.batches import lengths_of
-from llmft.train.resume import epoch_steps
+from llmft.train.resume import examples_seen
 
 
 class StepClock(TrainerCallback, ExportableState):
@@ -50,10 +51,10 @@ class StepClock(TrainerCallback, ExportableState):
 
 def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
     """Return seconds, steps, samples/s and tokens/s of a training; {} without one."""
-    steps = trainer.state.global_step
+    steps, args = trainer.state.global_step, cast(TrainingArguments, trainer.args)
     if not clock.seconds:
         return {}
-    rate = _examples(trainer, steps) / clock.seconds
+    rate = examples_seen(args, trainer.train_dataset, steps) / clock.seconds
     speed = {
         "train_seconds": round(clock.seconds, 3),
         "train_samples_per_second": round(rate, 3),
@@ -66,15 +67,3 @@ def training_speed(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
         if lengths.max() > 1:  # else they are cached features
             speed["train_tokens_per_second"] = round(rate * float(lengths.mean()), 1)
     return speed
-
-
-def _examples(trainer: Trainer, steps: int) -> int:
-    """Return how many examples so many steps have seen."""
-    args: Any = trainer.args  # those of llmft
-    train: Any = trainer.train_dataset
-    batch = args.train_batch_size * args.gradient_accumulation_steps
-    if not hasattr(train, "__len__"):
-        return steps * batch
-    size = len(train)
-    epochs, rest = divmod(steps, epoch_steps(args, train))
-    return epochs * size + min(rest * batch, size)

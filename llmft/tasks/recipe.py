@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmft import process
 from llmft.config.task import Task
 from llmft.errors import ConfigError
 from llmft.files import to_json
+from llmft.machine import detect
 from llmft.process import (
     TERMINATED,
     Terminated,
@@ -29,7 +32,10 @@ from llmft.train.randomness import drawing_apart
 
 
 def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
-    """Run the recipe of a task in this process, which is afterwards as it was before.
+    """Run the recipe of a task in this process.
+
+    Its libraries, threads and random numbers are afterwards as they were before. Time
+    and memory count from here.
 
     Args:
         arguments: those of its flags, as values of Python; ``args`` is a JSON file.
@@ -43,7 +49,8 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
     if "help" in arguments or "help_all" in arguments:
         raise ConfigError(f"help is what `llmft {task.recipe} --help` shows")
     argv = as_flags(arguments)
-    threads = torch.get_num_threads()
+    threads, before = torch.get_num_threads(), process.began.set(time.time())
+    detect.forget_peak()
     with libraries_as_before(), drawing_apart():
         try:
             with terminable():
@@ -59,6 +66,7 @@ def run_recipe(task: Task, arguments: Mapping[str, Any]) -> RunRecord | Plan:
             raise fault from error
         finally:
             torch.set_num_threads(threads)
+            process.began.reset(before)
     return read_run(Path(plan.folder)) if plan.folder else plan
 
 

@@ -35,16 +35,17 @@ class MetricsLog(TrainerCallback):
 
     def __init__(self, path: Path, leg: int, done: int = 0) -> None:
         self.path, self.leg, self.done = path, leg, done
-        self.steps, self.seconds, self.began = 0, 0.0, 0.0
+        self.seconds, self.began, self.since = 0.0, 0.0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Start the clock of a step."""
+        if not self.seconds:
+            self.since = state.global_step
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Stop it."""
         self.seconds += time.perf_counter() - self.began
-        self.steps += 1
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
@@ -59,11 +60,12 @@ class MetricsLog(TrainerCallback):
             **(logs or {}),
         }
         if "loss" in event and self.seconds:
-            examples = args.train_batch_size * args.gradient_accumulation_steps
-            speed = self.steps * examples / self.seconds
-            event["samples_per_second"] = round(speed, 3)
+            data = getattr(kw.get("train_dataloader"), "dataset", None)
+            seen = partial(resume.examples_seen, args, data)
+            examples = seen(state.global_step) - seen(self.since)
+            event["samples_per_second"] = round(examples / self.seconds, 3)
             event["rss_bytes"] = psutil.Process().memory_info().rss
-            self.steps, self.seconds = 0, 0.0
+            self.seconds = 0.0
         line = to_json({name: finite(value) for name, value in event.items()})
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -198,11 +200,12 @@ class SaveAfterEvaluation(TrainerCallback):
     _waits = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Put off what is due in the last step of an epoch."""
+        """Put off what is due in the last step of an epoch, or of the training."""
         # Of a stream, the first steps are a tiny part of an epoch.
         whole = state.epoch > 0.5 and abs(state.epoch - round(state.epoch)) < 1e-6
         by_epoch = "epoch" in (args.eval_strategy, args.logging_strategy)
-        if control.should_save and by_epoch and whole:
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        if control.should_save and by_epoch and (whole or last):
             control.should_save, self._waits = False, True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:

@@ -78,7 +78,8 @@ def publish(args: Any, state: Any, root: Path) -> None:
         state.save_to_json(str(folder / TRAINER_STATE_NAME))
         _write_manifest(folder, state.global_step, root.parent / "run.json")
     saved.rmdir()
-    _keep(root, args.save_total_limit, target, best)
+    loaded = best if args.load_best_model_at_end else target
+    _keep(root, args.save_total_limit, target, loaded)
 
 
 def _write_manifest(folder: Path, step: int, run_json: Path) -> None:

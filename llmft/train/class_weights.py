@@ -27,7 +27,7 @@ def class_weights(
 
     Args:
         given: ``none``; ``balanced``; NAME=NUMBER for each class; or a JSON file that
-            holds an object of them.
+            holds an object of them, in whose place they stand then.
         train: the training examples, with ``labels``.
 
     Raises:
@@ -52,6 +52,8 @@ def class_weights(
         problems.append(f"no weight for {listed(missing)}")
     if problems:
         raise ConfigError(*(f"class_weights: {problem}" for problem in problems))
+    # A resume compares the numbers of a file, not its name.
+    given[:] = [f"{name}={float(values[name])}" for name in labels.names]
     return [float(values[name]) for name in labels.names]
 
 

@@ -156,7 +156,7 @@ def _tried(
             micro_steps *= training.gradient_accumulation_steps
     read_weights(steps.model)
     trial = take_trial(
-        *(steps, candidates, batches, held_out.get("validation")),
+        *(steps, candidates, batches, next(iter(held_out.values()), None)),
         lasts=lambda batch: min(limit, micro_steps * batch),
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -65,7 +65,8 @@ def fit_linear_probe(
     weights = None if objective.weights is None else objective.weights.numpy()
     kind, outputs = objective.problem_type, layer.out_features
     labels, has_bias = np.asarray(train["labels"][:]), layer.bias is not None
-    how = kind, outputs, weights, has_bias
+    texts = np.asarray(train["row"][:]) if "row" in train.column_names else None
+    how = kind, outputs, weights, has_bias, texts
     weight, bias, _ = fitted(features, labels, *how)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
@@ -124,6 +125,7 @@ def fitted(
     outputs: int,
     class_weights: np.ndarray | None = None,
     has_bias: bool = True,
+    texts: np.ndarray | None = None,
 ) -> Fit:
     """Return weight, bias and regularisation of a linear layer fitted to ``labels``.
 
@@ -132,6 +134,7 @@ def fitted(
         labels: class ids, (examples,); 0 and 1, (examples, outputs); or numbers.
         class_weights: (outputs,), as the loss has them.
         has_bias: whether the layer has one; else that is 0.
+        texts: the text of each example, where one may have several.
     """
     mean, least = features.mean(0) * has_bias, _FLOOR * np.sqrt(np.mean(features**2))
     spread = np.maximum(features.std(0), max(least, 1e-6))
@@ -143,7 +146,7 @@ def fitted(
         strength = float(1 / ridge.alpha_)
     else:
         how = problem_type, class_weights, has_bias
-        strength = _strength(x, labels, *how)
+        strength = _strength(x, labels, *how, texts)
         coefficients, constants = _logistic(x, labels, outputs, strength, *how)
     weight = coefficients / spread
     bias = constants - weight @ mean
@@ -156,8 +159,9 @@ def _strength(
     problem_type: str,
     class_weights: np.ndarray | None,
     has_bias: bool,
+    texts: np.ndarray | None = None,
 ) -> float:
-    """Return the strength with the lowest loss on rows that were not learnt.
+    """Return the strength with the lowest loss on texts that were not learnt.
 
     Weaker regularisations, which take longest, are not tried once the loss rises.
     """
@@ -166,11 +170,15 @@ def _strength(
     if len(x) < 2 * FOLDS:
         return STRENGTHS[0]
     folds: Any = KFold(FOLDS)
-    if problem_type != MULTI and np.unique(labels, return_counts=True)[1].min() > 1:
+    counts = np.unique(labels, return_counts=True)[1]
+    if problem_type != MULTI and counts.min() > 1 and counts.max() >= FOLDS:
         folds = StratifiedKFold(FOLDS)
+    of_text = None if texts is None else texts[rows]
+    if of_text is not None and FOLDS <= len(np.unique(of_text)) < len(x):
+        folds = GroupKFold(FOLDS)  # parts of a text are alike
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes of few rows
-        parts = list(folds.split(x, labels))
+        parts = list(folds.split(x, labels, of_text))
     outputs = int(labels.max()) + 1
     if problem_type == MULTI:
         outputs = labels.shape[1]

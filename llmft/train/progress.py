@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -12,6 +13,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import is_in_notebook
 
 from llmft.console import say
+from llmft.train.resume import examples_seen
 
 _REDRAW_SECONDS, _LOG_SECONDS = 0.2, 15.0
 _LINE = "{desc}: {percentage:.0f}% of {total_fmt}, {elapsed}, {remaining} left{postfix}"
@@ -72,8 +74,9 @@ class Progress(ProgressCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Advance the bar and its samples/s."""
-        steps = state.global_step - self._first_step
-        examples = steps * args.train_batch_size * args.gradient_accumulation_steps
+        data = getattr(kw.get("train_dataloader"), "dataset", None)
+        seen = partial(examples_seen, args, data)
+        examples = seen(state.global_step) - seen(self._first_step)
         seconds = time.perf_counter() - self._started
         self._shown["samples/s"] = f"{examples / seconds:.1f}"
         self.training_bar.set_postfix(self._shown, refresh=False)

@@ -230,6 +230,15 @@ def epoch_steps(args: TrainingArguments, train: Sized) -> int:
     return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
 
+def examples_seen(args: TrainingArguments, train: Any, steps: int) -> int:
+    """Return how many examples so many steps have seen; the last batch has fewer."""
+    batch = args.train_batch_size * args.gradient_accumulation_steps
+    if not hasattr(train, "__len__"):
+        return steps * batch
+    epochs, rest = divmod(steps, epoch_steps(args, train))
+    return epochs * len(train) + min(rest * batch, len(train))
+
+
 def is_over(args: TrainingArguments, max_steps: int) -> bool:
     """Return whether the checkpoint that ``args`` resume is of the end of its run.
 

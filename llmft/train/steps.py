@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from llmft.train.randomness import undisturbed
 
 # Weights that the optimizer is timed on: more than the caches hold.
 _SAMPLE = 2**22
+
+# Arguments of checkpointing that are transformers' own, not torch's.
+_OF_LAYERS = ("every_n_layers", "offload")
 
 
 class Steps:
@@ -52,9 +55,9 @@ class Steps:
         use_cache = getattr(core.config, "use_cache", None)
         core.config.use_cache = False  # as Trainer has it
         if self.args.activation_checkpointing and self.args.do_train:
-            core.activation_checkpointing_enable(
-                self.args.activation_checkpointing_kwargs
-            )
+            more: Any = {**cast(Any, self.args.activation_checkpointing_kwargs or {})}
+            own = {n: more.pop(n) for n in _OF_LAYERS if n in more}  # as Trainer does
+            core.activation_checkpointing_enable(more or None, **own)
         try:
             with undisturbed(self.model):
                 yield

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import ExportableState
 
+from llmft import process
 from llmft.config.convert import duration
 from llmft.config.fields import TrainingArguments
 from llmft.console import say
@@ -29,8 +30,9 @@ _ERRORS = 2.0  # standard errors that a step has to be below the planned one
 
 
 def seconds_left(limit: str) -> float:
-    """Return what is left of a time that began with this process."""
-    return psutil.Process().create_time() + duration(limit) - time.time()
+    """Return what is left of a time that began with this process, or as it says."""
+    began = process.began.get() or psutil.Process().create_time()
+    return began + duration(limit) - time.time()
 
 
 def steps_within(

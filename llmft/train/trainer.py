@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, SchedulerType
 
 from llmft.data.tokens.stream import Passes, Stream
 from llmft.errors import CheckpointError, NonFiniteError, brief, listed
@@ -118,6 +118,7 @@ class LlmftTrainer(Trainer):
         if self.time_limit:  # of a stream, Trainer wants them here
             kwargs["args"].max_steps = ENDLESS
         self.objective: Objective = objective
+        _set_mode(kwargs["args"])
         super().__init__(callbacks=given, **kwargs)
         self.model_accepts_loss_kwargs = False  # the count of labels is the objective's
         self.label_names = ["labels"]  # LUKE has others, too, and would go without loss
@@ -377,3 +378,13 @@ def _cells(batch: dict[str, torch.Tensor]) -> int:
 def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:
     """Return the logits of a model that also returns states (BART)."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _set_mode(args: Any) -> None:
+    """Let a schedule that follows the metric know whether greater is better."""
+    if args.lr_scheduler_type in (
+        SchedulerType.REDUCE_ON_PLATEAU,
+        SchedulerType.GREEDY,
+    ):
+        mode = {"mode": "max" if args.greater_is_better else "min"}
+        args.lr_scheduler_kwargs = mode | (args.lr_scheduler_kwargs or {})

@@ -52,7 +52,7 @@ class Trial:
         chosen: the best of them.
         lengths, batches: seconds of a typical and of the longest batch of the chosen,
             by their padded length.
-        evaluation: seconds of a typical batch of an evaluation, 0 without one.
+        evaluation: seconds of an evaluation for each token, padding too; 0 without one.
         peak_bytes: what the process will hold, with what the optimizer keeps.
         took: seconds of the trial; 0 where the same was tried before.
         example_bytes: what an example of the longest batch takes.
@@ -110,8 +110,7 @@ def take_trial(
             chosen, whole = _whole_batches(steps, seconds, batches, compiling, until)
             evaluation = 0.0
             if evaluated:
-                examples = evaluated.examples(len(evaluated) // 2)
-                evaluation = steps.timed(chosen, examples, False, until)
+                evaluation = _seconds_a_token(steps, chosen, evaluated, until)
     peak = psutil.Process().memory_info().rss + GAPS
     grown = max(peak, needed - optimizer_bytes) - held
     release_memory()  # other gaps would be left for the training
@@ -128,6 +127,15 @@ def take_trial(
     if is_whole:
         keep(key, _to_keep(trial, grown), machine, _row(steps, batches, trial))
     return trial
+
+
+def _seconds_a_token(
+    steps: Steps, chosen: Candidate, batches: Batches, until: float
+) -> float:
+    """Return the seconds of the batch in the middle for each token, padding too."""
+    middle = len(batches) // 2
+    seconds = steps.timed(chosen, batches.examples(middle), False, until)
+    return float(seconds / (batches.lengths[middle] * batches.sizes[middle]))
 
 
 def _to_keep(trial: Trial, grown: int) -> dict[str, Any]:
@@ -343,8 +351,7 @@ def predicted(
 
 def _evaluation(trial: Trial, batches: Batches) -> float:
     """Return the seconds of an evaluation on all of ``batches``."""
-    cells = batches.lengths * batches.sizes
-    return trial.evaluation * float(cells.sum() / cells[len(batches) // 2])
+    return trial.evaluation * float((batches.lengths * batches.sizes).sum())
 
 
 def _by_length(trial: Trial, lengths: np.ndarray) -> np.ndarray:

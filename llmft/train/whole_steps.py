@@ -64,6 +64,7 @@ class WholeSteps(TrainerCallback, ExportableState):
         self._saved = state.global_step
         if state.global_step:
             args.eval_on_start = False  # it was done before the first step
+            state.compute_steps(args, state.max_steps)  # not those of before
         else:
             kept = {}
         self._position = kept.get("position")

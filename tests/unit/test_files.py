@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -250,6 +251,17 @@ def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path):
     clear_stagings(tmp_path)
     assert (target / "a.txt").read_text() == "older"
     assert names(tmp_path) == ["model"]
+
+
+def test_what_one_of_the_same_number_left_is_taken_away(tmp_path):
+    """In a container every process that is started again has it."""
+    other = f"{platform.node()}-{os.getpid()}-0123abcd"
+    (tmp_path / f".data.staging-{other}").mkdir()
+    (tmp_path / f".model.older-{other}").mkdir()
+    with publish_folder(tmp_path / "mine") as staging:
+        clear_stagings(tmp_path)
+        assert staging.is_dir()
+    assert names(tmp_path) == ["mine", "model"]
 
 
 def test_a_full_disk_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Measuring this machine: plausible, quick, kept, and wary of emulated types."""
 
+import errno
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -125,3 +126,11 @@ def test_works_take_turns(monkeypatch):
 
 def test_a_checkpoint_takes_longer_the_larger_it_is():
     assert 0 < write_seconds(2**20) < write_seconds(2**40)
+
+
+def test_without_room_for_a_trial_a_checkpoint_takes_some_time(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    assert write_seconds(10**9) == pytest.approx(10, rel=0.1)

@@ -6,8 +6,10 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from llmft import cli
+from llmft import process as process_module
 from llmft.config.command_line import read_command_line
 from llmft.config.facts import fields_of
 from llmft.config.fields import (
@@ -29,6 +32,7 @@ from llmft.process import Terminated, libraries_as_before, recipe_file
 from llmft.runs.plan import Plan
 from llmft.runs.record import RunRecord
 from llmft.tasks import classify, generate, mlm
+from llmft.tasks import recipe as recipe_module
 from llmft.tasks.plan import plan
 from llmft.tasks.recipe import as_flags
 
@@ -147,6 +151,25 @@ def test_prompts_are_continued(tmp_path, tiny_gpt2, capsys, monkeypatch):
     assert not [*tmp_path.glob("outputs")]
 
 
+def test_time_and_memory_count_from_the_call(monkeypatch):
+    """Not from the start of a notebook: its time would be over before it began."""
+    forgotten, began = [], []
+
+    def main(argv):
+        began.append(process_module.began.get())
+        assert forgotten
+        return SimpleNamespace(folder=None)
+
+    recipe = SimpleNamespace(main=main)
+    monkeypatch.setattr(recipe_module, "load_script", lambda path: recipe)
+    monkeypatch.setattr(
+        recipe_module.detect, "forget_peak", lambda: forgotten.append(1)
+    )
+    classify.run(time_limit="10m")
+    assert abs(began[0] - time.time()) < 60
+    assert process_module.began.get() is None
+
+
 def test_a_signal_ends_the_program(monkeypatch):
     def stop(argv):
         raise Terminated
@@ -175,7 +198,8 @@ def test_recipes_are_found_by_name():
 
 @pytest.mark.parametrize("name", ["mlm", "classify", "generate"])
 def test_the_command_runs_the_recipe(name, capsys):
-    cli._run([name, "--help"])
-    assert "--num_train_epochs" in capsys.readouterr().out
+    for before in ([], ["--debug"]):
+        cli._run([*before, name, "--help"])
+        assert "--num_train_epochs" in capsys.readouterr().out
     with libraries_as_before(), pytest.raises(ConfigError, match="unknown argument"):
         cli._run([name, "--no_such_flag", "1"])

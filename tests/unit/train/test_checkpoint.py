@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 from checkpointed import FACTS, arguments, change_record, manifest_of, train
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from llmft.config.choice import Choice
@@ -602,3 +602,64 @@ def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
     (tmp_path / "checkpoint-2").rename(tmp_path / "moved" / "checkpoint-2")
     best.on_train_begin(args, state, None)
     assert state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-2")
+
+
+def test_other_steps_hold_from_a_resume_on(wordpiece, tmp_path):
+    """Trainer would go on with those that the checkpoint has."""
+    run = tmp_path / "run"
+    train(arguments(run, max_steps=2, save_steps=2), wordpiece)
+    named = str(run / "checkpoints" / "checkpoint-2")
+    more = {"save_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    args = arguments(run, max_steps=7, resume_from_checkpoint=named, **more)
+    trainer = train(args, wordpiece)
+    saved = [path.name for path in checkpoint.checkpoints(run / "checkpoints")]
+    assert saved == [f"checkpoint-{step}" for step in (2, 3, 6, 7)]
+    events = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert events == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("load", "kept"), [(False, [4]), (True, [1, 4])])
+def test_the_best_is_kept_beside_the_last_where_it_is_loaded(tmp_path, load, kept):
+    root = tmp_path / "checkpoints"
+    args = SimpleNamespace(
+        output_dir=str(root / ".saving"),
+        save_total_limit=1,
+        load_best_model_at_end=load,
+    )
+    for step in (1, 2, 3, 4):
+        saved = root / ".saving" / f"checkpoint-{step}"
+        saved.mkdir(parents=True)
+        (saved / "training_args.bin").touch()
+        state = TrainerState(global_step=step, best_global_step=1)
+        checkpoint.publish(args, state, root)
+    assert [p.name for p in checkpoint.checkpoints(root)] == [
+        f"checkpoint-{step}" for step in kept
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "stops", "waits"),
+    [
+        (10, 1.0, False, True),
+        (9, 0.9, False, False),
+        (25, 1.7, False, True),
+        (9, 0.9, True, True),
+    ],
+)
+def test_what_is_saved_last_knows_the_evaluation(step, epoch, stops, waits):
+    """Else a stop in that evaluation would lose it: a resume finds all done."""
+    args = SimpleNamespace(eval_strategy="epoch", logging_strategy="steps")
+    state = SimpleNamespace(global_step=step, epoch=epoch, max_steps=25)
+    control = SimpleNamespace(should_save=True, should_training_stop=stops)
+    callback = callbacks.SaveAfterEvaluation()
+    callback.on_step_end(args, state, control)
+    assert control.should_save is not waits
+    callback.on_epoch_end(args, state, control)
+    assert control.should_save
+
+
+def test_the_last_batch_of_an_epoch_is_counted_as_it_is():
+    args = arguments("unused", per_device_train_batch_size=32).training
+    seen = [resume.examples_seen(args, [0] * 33, step) for step in range(5)]
+    assert seen == [0, 32, 33, 65, 66]
+    assert resume.examples_seen(args, iter(()), 3) == 96

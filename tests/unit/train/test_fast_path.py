@@ -584,3 +584,27 @@ def test_what_only_a_held_out_example_is_too_long_for_is_found(wordpiece):
     assert runnable(steps, [EAGER], {"train": fits}) == [EAGER]
     with pytest.raises(ConfigError, match="with 20 tokens, not with 40"):
         runnable(steps, [EAGER], longest)
+
+
+def test_layers_between_checkpoints_are_transformers_own_argument(wordpiece, tmp_path):
+    """torch knows none of that name, and would blame the model."""
+    model = tiny.model("bert", "masked-lm", len(wordpiece))
+    collator = SeededDataCollatorForLanguageModeling(wordpiece, mlm_probability=0.3)
+    args = arguments(
+        tmp_path,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"every_n_layers": 2},
+    )
+    steps = Steps(model, MaskedLM(), collator, args)
+    with steps.leaving_no_trace():
+        steps.run(EAGER, [{"input_ids": [5] * 9, "row": 0}])
+        assert model.is_activation_checkpointing
+
+
+def test_an_evaluation_takes_as_long_as_its_tokens():
+    """Those of test, too, where they are more or longer than what was timed."""
+    trial = Trial({}, EAGER, [20], [1.0], 0.5, 0)
+    data = Dataset.from_dict({"input_ids": [[3] * 10] * 4 + [[3] * 30] * 3})
+    batches = Batches(data, 2, "longest_first", 1)
+    cells = sum(int(a * b) for a, b in zip(batches.lengths, batches.sizes, strict=True))
+    assert trials._evaluation(trial, batches) == 0.5 * cells

@@ -175,3 +175,31 @@ def test_without_a_bias():
     np.testing.assert_allclose(
         found[:, 1] - found[:, 0], z @ best, atol=0.05, rtol=0.05
     )
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_strength_is_chosen_of_few_rows_a_class(rows):
+    """Fewer of each than there are folds."""
+    labels = np.repeat(np.arange(3), rows)
+    x = np.eye(3)[labels] + np.random.default_rng(1).normal(0, 0.1, (3 * rows, 3))
+    found = linear_probe._strength(x, labels, SINGLE, None, True)
+    assert found in linear_probe.STRENGTHS
+
+
+def test_parts_of_a_text_are_on_one_side_of_the_folds(monkeypatch):
+    """Else what is learnt by heart would look like what is right elsewhere."""
+    texts, seen = np.repeat(np.arange(12), 5), []
+    split = linear_probe.GroupKFold.split
+
+    def noted(self, x, y, groups):
+        for learnt, held_out in split(self, x, y, groups):
+            seen.append({*groups[learnt]} & {*groups[held_out]})
+            yield learnt, held_out
+
+    monkeypatch.setattr(linear_probe.GroupKFold, "split", noted)
+    x = np.random.default_rng(1).normal(size=(60, 4))
+    labels = texts % 2
+    linear_probe._strength(x, labels, SINGLE, None, True, texts)
+    assert seen == [set()] * linear_probe.FOLDS
+    linear_probe._strength(x, labels, SINGLE, None, True, np.arange(60))
+    assert len(seen) == linear_probe.FOLDS

@@ -2,6 +2,7 @@
 
 import statistics
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -9,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState, get_scheduler
 
+from llmft import process
 from llmft.config.fields import DataArguments, ModelArguments, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.data.tokens.collate import DataCollatorForClassification
@@ -19,7 +21,7 @@ from llmft.runs import plan
 from llmft.train import callbacks, checkpoint, resume, time_limit
 from llmft.train.agreement import AlreadyComplete, require_match
 from llmft.train.objectives import Classification
-from llmft.train.time_limit import TimeLimit, mean_step, steps_within
+from llmft.train.time_limit import TimeLimit, mean_step, seconds_left, steps_within
 from llmft.train.trainer import LlmftTrainer
 
 RATE = 1e-3
@@ -387,3 +389,15 @@ def test_a_complete_one_is_found_by_the_same_command(tmp_path, capsys):
     args.training.time_limit = "2m"
     with pytest.raises(CheckpointError, match="time_limit was 60s, is 2m"):
         require_match("mlm", args, {}, range(20))
+
+
+def test_a_time_begins_with_the_process_or_as_it_says(monkeypatch):
+    monkeypatch.setattr(time_limit.time, "time", lambda: 1000.0)
+    created = SimpleNamespace(create_time=lambda: 100.0)
+    monkeypatch.setattr(time_limit.psutil, "Process", lambda: created)
+    assert seconds_left("20m") == 300
+    before = process.began.set(990.0)
+    try:
+        assert seconds_left("20m") == 1190
+    finally:
+        process.began.reset(before)
