@@ -53,7 +53,7 @@ def tfidf(train: Dataset, test: Dataset, labels: LabelNames) -> Rung:
         found = model.predict_proba(others).clip(_LEAST, 1 - _LEAST)
         scores = np.full((len(others), len(labels.names)), np.log(_LEAST))
         if labels.problem_type == MULTI:
-            scores[:] = logit(found)
+            scores[:] = logit(found)[:, -scores.shape[1] :]  # of one, no and yes
         else:
             scores[:, model.classes_] = np.log(found)
     regression = "ridge" if labels.problem_type == REGRESSION else "logistic"

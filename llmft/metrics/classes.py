@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 from scipy.special import expit, log_softmax
-from sklearn.metrics import precision_recall_fscore_support
 
 from llmft.metrics.bootstrap import Measure
 from llmft.metrics.measures import of_classes, of_labels, of_numbers
@@ -81,7 +80,13 @@ def per_class(
     labels: np.ndarray, guesses: np.ndarray, names: list[str]
 ) -> list[tuple[str, float, float, float, int]]:
     """Return name, precision, recall, F1 and number of examples of each class."""
-    columns = precision_recall_fscore_support(
-        labels, guesses, labels=range(len(names)), zero_division=0.0
-    )
-    return [*zip(names, *(column.tolist() for column in columns), strict=True)]
+    if labels.ndim == 2:  # 1 for each label that a text has
+        hits, true, said = (x.sum(0) for x in (labels * guesses, labels, guesses))
+    else:
+        hits, true, said = (
+            np.bincount(ids, minlength=len(names))
+            for ids in (labels[labels == guesses], labels, guesses)
+        )
+    shares = hits / np.maximum([said, true, (true + said) / 2], 1)
+    columns = [*shares.tolist(), true.astype(int).tolist()]
+    return [*zip(names, *columns, strict=True)]

@@ -26,7 +26,7 @@ def limits(name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
         n /= entry.get("wider", 1.0) ** 2
         return wilson(value * n, n)
     half = math.nan if error is None else NORMAL * error
-    share = name.startswith(("accuracy", "f1_", "subset_", "calibration_"))
+    share = "accuracy" in name or name.startswith(("f1_", "calibration_"))
     least, most = -math.inf, 1.0 if share or name in _AT_MOST_1 else math.inf
     if share or name in _NOT_BELOW_0:
         least = 0.0

@@ -11,7 +11,7 @@ from scipy.special import logit, ndtr, ndtri
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.metrics import measures
-from llmft.metrics.bootstrap import Measure, drawn, spread, swapped
+from llmft.metrics.bootstrap import Measure, drawn, finite, spread, swapped
 
 # What is compared, the first of each decides. Whether greater is better.
 COMPARED = {
@@ -57,10 +57,10 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row]) -> dict[str, dict[str
     for name, greater_is_better in COMPARED[kind].items():
         a, b = (float(x) for x in values[name])
         found[name] = {
-            "a": _number(a),
-            "b": _number(b),
-            "difference": _number(b - a),
-            "stderr": _number(spread(draws[name])),
+            "a": finite(a),
+            "b": finite(b),
+            "difference": finite(b - a),
+            "stderr": finite(spread(draws[name])),
             "sure": _sure(b - a, swaps[name]),
             "greater_is_better": greater_is_better,
         }
@@ -88,11 +88,6 @@ def _difference(measure: Measure, n: int, names: Iterable[str]) -> Measure:
         return {name: second[name] - first[name] for name in names}
 
     return difference
-
-
-def _number(value: float) -> float | None:
-    """Return None for what is none, such as the R2 of labels that are all equal."""
-    return value if math.isfinite(value) else None
 
 
 def _sure(difference: float, swaps: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.fields import ClassificationDataArguments
 from llmft.console import cut, say, table, terminal_columns
-from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
+from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
 from llmft.errors import escape, listed, shorten
 from llmft.metrics import classes
 from llmft.metrics.ladder import Rung
@@ -44,16 +43,18 @@ def rows(
         names.append("file")
     scores, known = _probabilities(predicted.predictions, labels), predicted.label_ids
     wanted = [None] * len(scores) if known is None else list(known)
+    if known is None and "label" in data.column_names:  # only some rows have one
+        given = data["label"][:]
+        there = [place for place, label in enumerate(given) if label is not None]
+        targets = labels.targets([given[place] for place in there], "the rows")
+        for place, target in zip(there, targets, strict=True):
+            wanted[place] = target
     columns = [data[name][:] for name in names]
     least = args.multi_label_threshold
     found: list[dict[str, Any]] = []
     for *values, p, label in zip(*columns, scores, wanted, strict=True):
         row = {"row": len(found), **dict(zip(names, values, strict=True))}
         found.append(row | _described(p, label, labels, least))
-    if known is None and "label" in data.column_names:  # only some rows have one
-        for row, label in zip(found, data["label"][:], strict=True):
-            named = labels.problem_type == SINGLE or label is None
-            row["label"] = label if named else json.loads(label)
     for rung in rungs:
         others = _probabilities(rung.scores, labels)
         for row, p in zip(found, others, strict=True):

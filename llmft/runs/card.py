@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from llmft.errors import escape, listed
-from llmft.metrics.intervals import limits
+from llmft.metrics.intervals import PROBE, limits, standard_error
 from llmft.metrics.predictions import weak_lines
 from llmft.runs.record import in_force
 from llmft.runs.terminal import UNSHARED
@@ -38,6 +40,11 @@ def model_card(
         metrics, record: as ``metrics.json`` and ``run.json`` have them.
     """
     values = {name: entry["value"] for name, entry in record["arguments"].items()}
+    bare = partial(_without, _folders(values))
+    title, values["class_weights"] = bare(title), bare(values.get("class_weights"))
+    segments, read = metrics.get("weak_segments", []), record.get("data", {})
+    metrics = {**metrics, "weak_segments": bare(segments)}
+    record = {**record, "data": bare(read)}
     data = {split: _of_split(record, split, values) for split in _SPLITS}
     data = {split: found for split, found in data.items() if found}
     parts = [
@@ -53,6 +60,32 @@ def model_card(
         f'model = pipeline("{pipeline_tag}", model="FOLDER_OR_NAME")\n```',
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _folders(values: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """Return what finds the folders of the files that a run was given, in any text."""
+    weights = values.get("class_weights") or ()
+    found = {os.path.dirname(x) for x in weights if "=" not in x}  # a JSON file
+    for name in (f"{split}_file" for split in _SPLITS):
+        given = re.split(r"[*?\[]", str(values.get(name) or ""))[0]
+        paths = given, os.path.expanduser(given), os.path.abspath(given)
+        found |= {os.path.dirname(path) for path in paths if given}
+    folders = sorted(found - {"", "/"}, key=len, reverse=True)
+    if not folders:
+        return None
+    either = "|".join(re.escape(folder) for folder in folders)
+    return re.compile(rf"(?<![\w./\\~-])(?:{either})[/\\]")
+
+
+def _without(folders: re.Pattern[str] | None, value: Any) -> Any:
+    """Return a value of JSON whose texts do without these folders."""
+    if isinstance(value, dict):
+        return {key: _without(folders, x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_without(folders, x) for x in value]
+    if isinstance(value, str) and folders:
+        return folders.sub("", value)
+    return value
 
 
 def _front(
@@ -129,7 +162,7 @@ def _measured(metrics: Mapping[str, Any]) -> Iterable[tuple[str, str, dict[str, 
 
 
 def _interval(name: str, entry: Mapping[str, Any]) -> list[float] | None:
-    if entry["value"] is None or entry["stderr"] is None:
+    if entry["value"] is None or standard_error(name, entry) is None:
         return None
     return [round(limit, 6) for limit in limits(name, entry)]
 
@@ -206,9 +239,12 @@ def _training(values: Mapping[str, Any], record: dict[str, Any]) -> str:
 def _limits(metrics: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     found = []
     test, validation = metrics.get("test"), metrics.get("eval")
-    if not test and validation:
+    rungs = metrics.get("ladder", {}).get("rungs", [])
+    chose = values.get("load_best_model_at_end") or "calibration" in metrics
+    chose = chose or any(rung["name"] == PROBE for rung in rungs)
+    if not test and validation and chose:
         found.append(
-            "There was no test set: validation also chose the checkpoint, so that its"
+            "There was no test set: validation also chose what is saved, so that its"
             " figures are likely to be somewhat high."
         )
     if not test and not validation:
@@ -223,7 +259,7 @@ def _limits(metrics: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
         found.append(f"{count:,} rows of {split} are in the training data, too.")
     if weak := metrics.get("weak_classes"):
         lines = weak_lines(weak).splitlines()[:-1]  # without what helps in training
-        found += [line.strip().capitalize() + "." for line in lines]
+        found += [f"{line[2:3].upper()}{line[3:]}." for line in lines]
     for one in metrics.get("weak_segments", []):
         low, high = one["limits"]
         found.append(

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmft.errors import ConfigError, listed
 from llmft.files import disk
 from llmft.runs.listing import NOTES, notes_of
-from llmft.runs.record import OF_RUN, STOPPED, RunRecord, find_runs, held
+from llmft.runs.record import FOLDS, OF_RUN, STOPPED, RunRecord, find_runs, held
 
 KINDS = {
     "checkpoints": "checkpoints of complete runs: the model stays",
@@ -24,7 +24,7 @@ _AGE = 3600  # seconds; what is younger may be in the making
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
 # Whatever else lies in the folder of a run stays. run.json goes last.
-_ITS_OWN = ("folds", STOPPED, *reversed(OF_RUN[1:]), NOTES, "run.json")
+_ITS_OWN = (FOLDS, STOPPED, *reversed(OF_RUN[1:]), NOTES, "run.json")
 _ENDED = ("failed", "interrupted", "killed")
 _FILES = "|".join(re.escape(name) for name in _ITS_OWN if "." in name)
 _LEFTOVER = re.compile(
@@ -87,7 +87,10 @@ def _of_run(run: RunRecord, now: float) -> Iterator[Item]:
         if checkpoints:
             newest = max(checkpoints, key=lambda path: int(path.name.split("-")[1]))
             ended += f"; could be resumed from {newest.name}"
-        if run.status != "interrupted" or not checkpoints:
+        folds = len([*(folder / FOLDS).glob("[0-9]*.json")])
+        if folds:
+            ended += f"; could be resumed after {folds} of its folds"
+        if run.status != "interrupted" or not (checkpoints or folds):
             own = [p for n in _ITS_OWN if (p := folder / n).exists()]
             own = [p for p in own if not p.is_symlink()]
             paths = [*_leftovers(folder, within, 0), *own]

@@ -10,11 +10,12 @@ from typing import Any
 
 from llmft.errors import counted
 from llmft.metrics.intervals import SURE, percent_sure
-from llmft.runs.record import RunRecord, in_force
+from llmft.runs.record import RunRecord, in_force, origin
 
 _FEW = 0.5  # of the rows of the shorter file of predictions: by chance, some are alike
 _UNLIKE = 1.1  # steps of one run, of those of another
 _SHOWN = 50  # rows that are kept of those where two runs differ
+_ANSWERS = ("label", "prediction")
 _ON = {"eval": "validation", "folds": "rows held out"}  # what a part is measured on
 _OF_PLACE = ("output_dir",)  # arguments that differ always
 _SPLITS = ("validation", "test")
@@ -81,7 +82,7 @@ def _arguments(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     aside = {*_OF_PLACE}
     for run in runs:
         asked = run.record.get("arguments", {}).items()
-        aside |= {n for n, entry in asked if entry["from"].startswith("k_folds")}
+        aside |= {n for n, entry in asked if origin(entry) == "k_folds"}
     differing = _differing(runs, lambda run: in_force(run.arguments))
     return {n: values for n, values in differing.items() if n not in aside}
 
@@ -256,13 +257,15 @@ def _keyed(
 
     Not its line, which is another where a row above it was taken out or added, nor its
     split: one run held it out as validation, another in a fold of train. Of a text
-    that stands in several rows, those of test come last.
+    that stands in several rows, those of test come last. Several labels come in one
+    order: each model has its own.
     """
     seen: Counter[tuple[Any, ...]] = Counter()
     for row in sorted(rows, key=_place):
         text = row.get("text"), row.get("text_pair")
         seen[text] += 1
-        yield (*text, seen[text]), row
+        several = {n: sorted(x) for n in _ANSWERS if isinstance(x := row.get(n), list)}
+        yield (*text, seen[text]), {**row, **several}
 
 
 def _place(row: Mapping[str, Any]) -> tuple[bool, int]:
@@ -273,9 +276,10 @@ def _shown(
     row_a: Mapping[str, Any], row_b: Mapping[str, Any], run_a: RunRecord
 ) -> dict[str, Any]:
     part = run_a.record.get("data", {}).get(row_a.get("split"), {})
+    source = row_a.get("path") or part.get("source", row_a.get("split"))
     texts = [row_a[name] for name in ("text", "text_pair") if name in row_a]
     return {
-        "place": f"{part.get('source', row_a.get('split'))}:{row_a.get('line')}",
+        "place": f"{source}:{row_a.get('line', row_a.get('row'))}",
         "text": " / ".join(texts),
         "label": row_a["label"],
         "a": row_a["prediction"],
@@ -326,7 +330,8 @@ def _other_tokens(
     if run_a.recipe != run_b.recipe:
         return f"a loss of {run_a.recipe} is not one of {run_b.recipe}"
     if a.get("n") != b.get("n"):
-        return f"{a.get('n'):,} tokens are predicted there, and {b.get('n'):,} here"
+        counts = [f"{x['n']:,}" if x.get("n") else "unknown" for x in (a, b)]
+        return f"tokens that are predicted: {counts[0]} there, {counts[1]} here"
     return ""
 
 

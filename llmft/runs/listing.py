@@ -79,7 +79,7 @@ def order(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:
 
     Raises ConfigError where there is no such field.
     """
-    field = {"minutes": "seconds", "disk": "disk_bytes", "+-": "stderr"}.get(
+    field = {"minutes": "seconds", "disk": "disk_bytes", "on": "split"}.get(
         field, field
     )
     if rows and field not in rows[0]:

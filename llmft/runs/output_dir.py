@@ -50,8 +50,12 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if FOLDS in entries and _OF_FOLDS.issuperset(entries):  # before the last training
-        return
+    if args.of_folds and FOLDS in entries and _OF_FOLDS.issuperset(entries):
+        return  # before the last training
+    if FOLDS in entries and not args.of_folds:
+        raise EnvironmentFault(
+            "output_dir holds a cross-validation", hint="name a new folder", path=folder
+        )
     if args.goes_on:  # a kill came before run.json, or the run there starts anew
         entries = [name for name in entries if not _BEGUN.fullmatch(name)]
         if read_object(folder / "run.json"):

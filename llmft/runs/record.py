@@ -36,6 +36,8 @@ OUTPUTS = "outputs"  # where runs are, unless --output_dir says otherwise
 TIME = "%Y-%m-%dT%H:%M:%S%z"  # in run.json
 _STATE = "trainer_state.json"  # of a checkpoint
 KILLED = "killed"  # a status that no process could write
+# Origins of arguments that nobody gave.
+_CHOSEN = ("default", "follows", "auto", "auto_find_batch_size", "k_folds")
 # By what a run is judged: the first part of metrics.json that is there, and in it the
 # first metric.
 PARTS = ("test", "folds", "eval")
@@ -116,7 +118,7 @@ class RunRecord:
         return {
             name: entry["value"]
             for name, entry in self.record.get("arguments", {}).items()
-            if not entry["from"].startswith(("default", "follows", "auto", "k_folds"))
+            if origin(entry) not in _CHOSEN
         }
 
     def measured(self) -> dict[str, dict[str, Any]]:
@@ -278,6 +280,11 @@ def _misshapen(record: dict[str, Any]) -> str:
                 return f"{name}.{key} is {shorten(entry)}"
     wrong = [leg for leg in record.get("legs", []) if not isinstance(leg, dict)]
     return f"a leg is {shorten(wrong[0])}" if wrong else ""
+
+
+def origin(argument: Mapping[str, Any]) -> str:
+    """Return where an argument of a record is from, without the reason behind it."""
+    return str(argument["from"]).split(": ")[0]
 
 
 def in_force(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def where(folder: Path, given: Mapping[str, Any]) -> None:
     if (folder / "report.html").is_file():
         say(f"report     {short(folder / 'report.html')}")
     if given["do_train"] and "tensorboard" in given["report_to"]:
-        logs = shlex.quote(short(folder / "logs"))
-        say(f"curves     {_tool('tensorboard')} --logdir {logs}")
+        words = [_tool("tensorboard"), "--logdir", short(folder / "logs")]
+        say(f"curves     {shlex.join(words)}")
     if size := disk(folder / "checkpoints"):
         clean = tool("runs", "clean", short(folder), "--checkpoints", "--yes")
         say(f"disk       {size_text(size)} of checkpoints; {clean}")

@@ -137,7 +137,10 @@ class ExperimentTracker:
                 needed.append("probabilities")
             if lacks := [name for name in needed if name not in row]:
                 raise DataError(f"row {place} lacks {', '.join(lacks)}")
-            lines.append(to_json({"split": split, **row}) + "\n")
+            found = plain({"split": split, **row})
+            if "probabilities" in found:  # by name: 1 would be a number, not a class
+                found |= {n: _named(found[n]) for n in ("label", "prediction")}
+            lines.append(to_json(found) + "\n")
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 
     def artifact(self, path: str | Path, name: str | None = None) -> Path:
@@ -170,6 +173,15 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, dict):
         return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _named(label: Any) -> Any:
+    """Return a class, or several, by name; None is no label."""
+    if isinstance(label, list):
+        return [*map(str, label)]
+    return None if label is None else str(label)

@@ -130,6 +130,8 @@ def _longer(seen: Seen) -> str:
         return f"a larger --early_stopping_patience (it was {patience}), which ended it"
     if limit:
         return f"a longer --time_limit (it was {limit})"
+    if (steps := given.get("max_steps") or -1) > 0:
+        return f"a larger --max_steps (it was {steps})"
     more = "more --num_train_epochs"
     if given.get("load_best_model_at_end") is False and not patience:
         more += ", with --load_best_model_at_end false --early_stopping_patience none"
@@ -255,9 +257,11 @@ def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
         return
     part, name, entry = found
     error = entry["stderr"]
-    if name == "perplexity" and (error is None or error > _VAGUE * entry["value"]):
+    rows = entry.get("n")
+    vague = error is None or error > _VAGUE * entry["value"]
+    if name == "perplexity" and rows and vague:
         yield (
-            f"perplexity was measured on {entry['n']:,} tokens: too few to know it",
+            f"perplexity was measured on {rows:,} tokens: too few to know it",
             "more text to validate on: --validation_file, or a larger"
             " --validation_split_percentage",
         )
@@ -268,7 +272,7 @@ def _certainty(seen: Seen) -> Iterator[tuple[str, str]]:
         folds = part == "eval" and bool(seen.run.arguments.get("do_train"))
         yield (
             f"{name} is only known to lie between {number(low)} and {number(high)}"
-            f" ({entry['n']:,} rows)",
+            + (f" ({rows:,} rows)" if rows else ""),
             "more rows to measure on"
             + ", or --k_folds 5, which measures on every row" * folds,
         )

@@ -121,12 +121,13 @@ def label_errors(parts: Mapping[str, Answers], found: Sequence[Suspect]) -> Sect
     if rows:
         folds = any("fold" in s.answers.rows[s.row] for s in found)
         model = "the saved model" + " (of folds: their own)" * folds
+        single = found[0].answers.kind == SINGLE
+        weighed = ", of which one counts the more the more often it is right" * single
         section.said.append(
-            f"Rows that {model} answers otherwise (rather), ranked by how"
-            " probable their label is to all methods together, of which one counts the"
-            " more the more often it is right. Where simpler methods are for a label,"
-            " its chance can be above 0.5. Some of these labels are right and the"
-            " methods wrong: look at them before changing one."
+            f"Rows that {model} answers otherwise (rather), ranked by how probable"
+            f" their label is to all methods together{weighed}. Where simpler methods"
+            " are for a label, its chance can be above 0.5. Some of these labels are"
+            " right and the methods wrong: look at them before changing one."
         )
         header = [
             "chance of the label",

@@ -24,7 +24,7 @@ _GRAM = 4  # words in a row that are a repetition where they come again
 _TEXTS, _LONGEST = 12, 1500  # samples, and characters of each, that are shown
 _BY = {
     "by_kind": "By kind of token",
-    "by_frequency": "By how often train has the token",
+    "by_frequency": "By how often the token is in train (its first 5,000 blocks)",
     "by_position": "By position in the block",
 }
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from llmft.errors import escape
-from llmft.metrics.intervals import NORMAL, SURE, clearly, limits
+from llmft.metrics.intervals import (
+    NORMAL,
+    SURE,
+    clearly,
+    limits,
+    standard_error,
+)
 from llmft.runs.record import RunRecord
 from llmft.runs.report.parts import listed_words, number
 
@@ -24,7 +30,7 @@ def verdict(run: RunRecord, events: list[dict[str, Any]]) -> list[str]:
     where = {"test": "test", "folds": "train, each held out once", "eval": "validation"}
     unit = {"mlm": "masked tokens", "generate": "tokens"}.get(run.recipe, "rows")
     shown = f"{name.replace('_', ' ').capitalize()} {number(entry['value'])}"
-    if entry["stderr"] is not None:
+    if standard_error(name, entry) is not None:
         low, high = map(number, limits(name, entry))
         shown += f" (95 % interval {low} to {high})"
     on = f"{entry['n']:,} {unit} of " if entry["n"] else ""

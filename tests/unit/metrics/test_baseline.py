@@ -107,3 +107,13 @@ def test_a_baseline_that_cannot_be(texts, labels, why):
     rows = data(texts, labels)
     with pytest.raises(ValueError, match=why):
         tfidf(rows, rows, LabelNames(("x", "y")))
+
+
+def test_a_single_label_of_several():
+    names = LabelNames(("spam",), MULTI)
+    texts = [f"{'buy' if i % 2 else 'see'} it now {i}" for i in range(20)]
+    labels = ['["spam"]' if i % 2 else "[]" for i in range(20)]
+    data = Dataset.from_dict({"text": texts, "label": labels})
+    scores = tfidf(data, data, names).scores
+    assert scores.shape == (20, 1)
+    assert ((scores[:, 0] > 0) == (np.arange(20) % 2 == 1)).all()

@@ -89,3 +89,13 @@ def test_per_class():
     assert rows[3] == ("d", 0, 0, 0, 1)
     # A table sets numbers of Python to the right.
     assert {type(cell) for cell in rows[0]} == {str, float, int}
+
+
+def test_per_class_of_several_labels():
+    """Also of a single one, which sklearn would take for two classes."""
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
+    guesses = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])
+    wanted = [("a", 0.5, 0.5, 0.5, 2), ("b", 0.5, 0.5, 0.5, 2)]
+    assert per_class(labels, guesses, ["a", "b"]) == wanted
+    assert per_class(labels[:, :1], guesses[:, :1], ["a"]) == wanted[:1]
+    assert per_class(labels[:, :1], 0 * guesses[:, :1], ["a"]) == [("a", 0, 0, 0, 2)]

@@ -13,7 +13,7 @@ from llmft.metrics.intervals import limits, standard_error, wilson
         ("matthews_correlation", -1, 1),
         ("pearson", -1, 1),
         ("r2", -math.inf, 1),
-        ("f1_macro", 0, 1),
+        *((name, 0, 1) for name in ("f1_macro", "masked_accuracy", "subset_accuracy")),
         ("log_loss", 0, math.inf),
     ],
 )

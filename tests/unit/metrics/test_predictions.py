@@ -312,3 +312,23 @@ def test_a_method_that_says_another_class_says_how_probable_the_label_is():
         else:
             p = [0.2, 0.7, 0.1][list(NAMES.names).index(row["label"])]
             assert said["label_probability"] == pytest.approx(p)
+
+
+def test_labels_of_some_rows_come_in_the_order_of_predictions():
+    """Else a text whose labels are all right would be a mistake."""
+    labels = ['["good", "bad"]', None, '["fair"]', "[]", '["bad"]']
+    names = LabelNames(NAMES.names, MULTI)
+    scores = np.tile([1.0, -1.0, 2.0], (5, 1))
+    found = predictions.rows(
+        TEXTS.add_column("label", labels), predicted(None, scores), names, ARGS
+    )
+    shown = [row["label"] for row in found]
+    assert shown == [["bad", "good"], None, ["fair"], [], ["bad"]]
+    assert "most confident mistakes, 3 of 3" in predictions.mistakes(found, 9, names)
+    # A class by its number, where the model has names of its own.
+    names = LabelNames(("LABEL_0", "LABEL_1", "LABEL_2"))
+    labels = ["0", None, "2", "1", "0"]
+    data = TEXTS.add_column("label", labels)
+    found = predictions.rows(data, predicted(None), names, ARGS)
+    shown = [row["label"] for row in found]
+    assert shown == [x and f"LABEL_{x}" for x in labels]

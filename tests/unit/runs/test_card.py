@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -82,6 +84,37 @@ def test_the_card_names_no_folder_and_escapes_what_is_markup():
     assert "\n# &#60;b>\n" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("/home/me/notes", "/home/me/notes/a.csv"),
+        ("/home/me/notes/a.csv", "/home/me/notes/a.csv"),
+        ("own/notes/*.csv", "own/notes/a.csv"),
+        ("~/notes/a.csv", os.path.expanduser("~/notes/a.csv")),
+    ],
+)
+def test_what_is_told_of_rows_names_no_folder(given, said):
+    model = record({"name": "m"}, train_file=given, class_weights=["/home/me/w.json"])
+    model["data"]["train"] |= {"source": given, "notes": [f"1 bad row ({said}:17)"]}
+    found = {"weak_segments": [{**SEGMENT, "what": f"lines of {said}"}]}
+    text = model_card(f"Masked LM on {given}", "fill-mask", found, model)
+    for folder in ("/home", "own/", "~"):
+        assert folder not in text
+    assert "1 bad row (" in text
+    assert "a.csv:17)" in text
+    assert "| class_weights | w.json |" in text
+
+
+def test_what_validation_did_not_choose_is_not_said_to_be_chosen():
+    found = {"eval": {"accuracy": entry(0.8, 0.02, "validation")}}
+    assert "also chose" not in model_card(
+        "T", "fill-mask", found, record({"name": "m"})
+    )
+    probe = [{"name": "linear probe", "value": 0.7, "stderr": 0.03}]
+    found["ladder"] = {**LADDER, "rungs": probe + LADDER["rungs"]}
+    assert "also chose" in model_card("T", "fill-mask", found, record({"name": "m"}))
+
+
 LADDER = {
     "metric": "accuracy",
     "n": 200,
@@ -107,8 +140,8 @@ SEGMENT = {
     "chance": 0.0001,
 }
 WEAK = {
-    "never_predicted": {"rare": 3},
-    "few_training_rows": {"rare": 3},
+    "never_predicted": {"Rare": 3},
+    "few_training_rows": {"Rare": 3},
     "what_helps": ["more rows of them"],
 }
 
@@ -125,17 +158,17 @@ WEAK = {
             {"weak_classes": WEAK, "shared_with_train": {"test": 7}},
             {"long_text": "truncate"},
             [
-                "- Never predicted (training rows): 'rare' (3).",
-                "- Fewer than 5 training rows: 'rare' (3).",
+                "- Never predicted (training rows): 'Rare' (3).",
+                "- Fewer than 5 training rows: 'Rare' (3).",
                 "- 7 rows of test are in the training data, too.",
                 "- Examples had at most 64 tokens; of longer texts the rest was not",
             ],
         ),
         (
             {"eval": {"calibration_error": entry(0.1234, 0.01, "validation")}},
-            {},
+            {"load_best_model_at_end": True},
             [
-                "- There was no test set: validation also chose the checkpoint",
+                "- There was no test set: validation also chose what is saved",
                 "- Its probabilities are off by 0.123 on average",
                 "- Examples had at most 64 tokens.",
             ],
@@ -154,7 +187,8 @@ WEAK = {
             {"num_train_epochs": 3.0, "max_steps": -1},
             ["| num_train_epochs | 3.0 |"],
         ),
-        ({}, {"class_weights": ["a=2", "b=1"]}, ["| class_weights | a=2, b=1 |"]),
+        ({}, {"class_weights": ["a/c=2", "b=1"]}, ["| class_weights | a/c=2, b=1 |"]),
+        ({"test": {"f1_micro": entry(1.0, 0.0)}}, {}, ["| f1_micro | 1 | - | 200 |"]),
         ({}, {}, ["| precision | bf16 |", "| learning_rate | 0.0002 |"]),
     ],
 )

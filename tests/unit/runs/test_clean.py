@@ -117,6 +117,21 @@ def test_older_than(outputs, capsys):
     assert names == ["done"]  # of the others it is younger, or unknown
 
 
+def test_a_cross_validation_that_can_go_on_stays(outputs, capsys):
+    folder = make(outputs / "folds", status="interrupted")
+    put(folder / "folds/arguments.json")
+    for fold in (1, 2):
+        put(folder / f"folds/{fold}.json")
+    _, lines, _ = run(capsys, "clean", "--failed", "--yes")
+    assert not [line for line in lines if line.startswith("folds")]
+    assert (folder / "folds/2.json").is_file()
+    (record := folder / "run.json").write_text(
+        record.read_text().replace("interrupted", "failed")
+    )
+    _, lines, _ = run(capsys, "clean")
+    assert "could be resumed after 2 of its folds" in "\n".join(lines)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it opens no folders")
 def test_a_run_at_work_stays(outputs, capsys):
     held = [os.open(outputs / name, os.O_RDONLY) for name in ("killed", "failed")]

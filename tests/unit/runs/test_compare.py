@@ -141,7 +141,8 @@ def test_other_texts_are_not_paired(tmp_path):
         ),
         ({"loss": 2.01}, "no difference that could be told: B has loss", "unpaired"),
         ({"loss": 1.0, "tokenizer": "u"}, "no verdict", "their tokenizers differ"),
-        ({"loss": 1.0, "n": 999}, "no verdict", "1,000 tokens are predicted there"),
+        ({"loss": 1.0, "n": 999}, "no verdict", "predicted: 1,000 there, 999"),
+        ({"loss": 1.0, "n": None}, "no verdict", "1,000 there, unknown here"),
         ({"loss": 1.0, "data": "i"}, "no verdict", "validation data are not the same"),
         ({"loss": 1.0, "stderr": None}, "no verdict", "unpaired"),
     ],
@@ -281,3 +282,31 @@ def test_what_a_cross_validation_sets_itself_is_no_difference(tmp_path):
 )
 def test_a_tiny_number_keeps_two_digits(value, digits, shown):
     assert decimals(value, digits) == shown
+
+
+def test_rows_of_several_files_are_named_by_theirs(tmp_path):
+    one, other = (classifier(tmp_path / x, 0.8, i) for i, x in enumerate("xy"))
+    path = one.folder / "predictions.jsonl"
+    lines = [json.loads(line) | {"path": "b.csv"} for line in path.open()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (pair,) = compare([one, other])["pairs"]
+    assert {row["place"].split(":")[0] for row in pair["differ"]["rows"]} == {"b.csv"}
+    (pair,) = compare([other, one])["pairs"]
+    assert {row["place"].split(":")[0] for row in pair["differ"]["rows"]} == {"t.jsonl"}
+
+
+def test_several_labels_have_no_order(tmp_path):
+    """Each model has its classes in its own."""
+    runs = []
+    for name, both in (("x", ["a", "b"]), ("y", ["b", "a"])):
+        folder = classifier(tmp_path / name, 0.8, 1).folder
+        path = folder / "predictions.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            right = line["prediction"] == line["label"]
+            line |= {"label": both, "prediction": both if right else ["a"]}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(read_run(folder))
+    (pair,) = compare(runs)["pairs"]
+    assert (pair["rows"]["other_label_or_none"], pair["differ"]["count"]) == (0, 0)
+    assert 0.7 * ROWS < pair["right"]["both"] < 0.9 * ROWS

@@ -197,6 +197,22 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
     assert sorted(os.listdir(full)) == ["checkpoints", "mine.txt"]
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_the_folder_of_a_cross_validation_is_no_other_runs(tmp_path, goes_on):
+    (tmp_path / "run" / "folds").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text('{"status": "interrupted"}')
+    args = arguments(tmp_path / "run")
+    args.training.goes_on = goes_on
+    with (
+        pytest.raises(EnvironmentFault, match="output_dir holds a cross-validation"),
+        tiny.started_run(args, "mlm", choices=CHOICES),
+    ):
+        raise AssertionError("the block must not run")
+    args.training.of_folds = True
+    with tiny.started_run(args, "mlm", choices=CHOICES) as run:
+        assert run.folder == tmp_path / "run"
+
+
 def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     checkpoint = tmp_path / "old" / "checkpoints" / "checkpoint-5"

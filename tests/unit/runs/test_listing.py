@@ -81,6 +81,7 @@ def test_all_right_of_few_rows_is_not_certain(outputs, capsys):
         (["--tag", "good", "kept"], ["r3"]),
         (["--sort", "minutes"], ["r3", "r2", "r1"]),
         (["--sort", "value"], ["r1", "r2", "r3"]),
+        (["--sort", "on"], ["r1", "r2", "r3"]),
         (["outputs/mlm"], ["r2", "r3"]),
     ],
 )

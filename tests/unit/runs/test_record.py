@@ -47,6 +47,15 @@ def test_what_was_given_is_neither_a_default_nor_follows(tmp_path):
     }
 
 
+def test_files_may_be_named_as_what_nobody_gave(tmp_path):
+    files = ("default.json", "auto/x.json", "k_folds.json", "follows.json")
+    of_files = {f"a{i}": {"value": i, "from": file} for i, file in enumerate(files)}
+    chosen = ("auto: as in the first fold", "auto_find_batch_size", "k_folds: as in 1")
+    others = {f"b{i}": {"value": i, "from": x} for i, x in enumerate(chosen)}
+    run = read_run(make(tmp_path / "r", arguments={**of_files, **others}))
+    assert [*run.given] == [*of_files]
+
+
 def test_seconds_are_of_all_legs_and_unknown_where_one_was_killed(tmp_path):
     run = read_run(make(tmp_path / "r", legs=[{"seconds": 2.5}], seconds=4.0))
     assert run.seconds == 6.5

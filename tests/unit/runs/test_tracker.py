@@ -121,3 +121,20 @@ def test_bad_use_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path / "r" / "artifacts") == []
     found = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert found["run"]["legs"] == 1
+
+
+def test_classes_may_be_numbers_of_numpy(tmp_path):
+    """Of names, as JSON has the keys of an object."""
+    rows = [
+        {
+            **{"row": np.int64(i), "text": f"t{i}", "label": np.int64(i % 2)},
+            **{"prediction": 1, "probabilities": {0: np.float32(0.25), 1: 0.75}},
+        }
+        for i in range(4)
+    ]
+    with ExperimentTracker(tmp_path / "r") as tracker:
+        tracker.predictions(rows, "test")
+    found = [*read_run(tmp_path / "r").predictions()]
+    assert [row["label"] for row in found] == ["0", "1", "0", "1"]
+    assert {row["prediction"] for row in found} == {"1"}
+    assert found[0]["probabilities"] == {"0": 0.25, "1": 0.75}

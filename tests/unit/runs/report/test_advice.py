@@ -35,6 +35,9 @@ LADDER = {"metric": "accuracy", "n": 40, "saved": "fine-tuned", "rungs": []}
         ("mlm", {"perplexity": entry(31.0, None, 4)}, {}, "4 tokens: too few to know"),
         ("mlm", {"perplexity": entry(31.0, 8.0, 70)}, {}, "70 tokens: too few"),
         ("mlm", {"perplexity": entry(31.0, 1.0, 7000)}, {}, None),
+        # Of somebody's own script, which need not say of how many.
+        ("own", {"perplexity": entry(31.0, None, None)}, {}, None),
+        ("own", {"accuracy": entry(0.5, 0.1, None)}, {}, "between 0.304 and 0.696"),
     ],
 )
 def test_what_is_hardly_known_is_to_be_measured_on_more(
