@@ -66,13 +66,12 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
     set_token_type_ids(tokenizer, located)
     made_for = classify.set_problem_type_from_model(args, located)
     splits = read_splits(args, needs_label=True)  # makes missing ones, refuses leakage
-    problem_type = classify.set_problem_type_from_labels(args, splits.sources, made_for)
-    labels = label_names(
-        located, splits.sources.get("train"), data_args.allow, problem_type
-    )
+    sources = splits.sources
+    problem_type = classify.set_problem_type_from_labels(args, sources, made_for)
+    labels = label_names(located, sources.get("train"), data_args.allow, problem_type)
     examples = {
         split: classification_features(source, tokenizer, data_args, split, labels)
-        for split, source in splits.sources.items()
+        for split, source in sources.items()
     }
     weights = class_weights(data_args.class_weights, labels, examples.get("train"))
     new: list[str] = []  # names of weights that were never trained
@@ -87,7 +86,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
         will_train=training_args.do_train,
         init_new_weights=lambda _, names: new.extend(names),
     )
-    classify.require_one_end(model, examples, splits.sources)
+    classify.require_one_end(model, examples, sources)
     init_regression_head(model, examples.get("train"))
     choices += set_epochs_and_rate(args, model, LABELS[problem_type], examples)
     # Tries steps in each precision and attention; sets the fastest, unless given.
@@ -106,6 +105,7 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
 
     ladder = Ladder(args, splits, labels, new)  # TF-IDF: a time limit knows its time
     with run.start():  # makes the folder of the run, and run.callbacks
+        classify.count_unknown(tokenizer, examples, run)
         if model_args.freeze_backbone:
             examples = freeze_backbone(model, examples, collator)
         metric = classify.compute_metrics(problem_type, data_args.multi_label_threshold)

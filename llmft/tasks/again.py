@@ -68,17 +68,24 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     run_main(script, words)
 
 
+def _absolute(path: str) -> str:
+    """Return the whole path of what is there, or of a pattern; else what is given."""
+    there = os.path.exists(path) or any(sign in path for sign in "*?[")
+    return os.path.abspath(path) if there else path
+
+
 def _from_anywhere(flags: Sequence[str]) -> list[str]:
     """Return flags in which files are named by their whole path."""
-    paths, found, is_path = fields_with("path", *RECIPE_FIELDS), list[str](), False
+    paths = [*fields_with("path", *RECIPE_FIELDS), "args"]
+    found, is_path = list[str](), False
     for word in flags:
         if name := _name(word):
             flag, given, value = word.partition("=")
             is_path = name in paths
-            if is_path and given and os.path.exists(value):
-                word = f"{flag}={os.path.abspath(value)}"
-        elif is_path and os.path.exists(word):
-            word = os.path.abspath(word)
+            if is_path and given:
+                word = f"{flag}={_absolute(value)}"
+        elif is_path:
+            word = _absolute(word)
         found.append(word)
     return found
 

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
+from llmft.data.read.messages import MESSAGES
+from llmft.data.tokens.chat import Layout
 from llmft.errors import ConfigError, DataError
 from llmft.machine import choose
 from llmft.model.ends import ends_of, set_ends
@@ -149,9 +151,10 @@ class Conversation:
         """
         limit, left_out = position_limit(self.model), False
         while True:
-            ids: Any = self.tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_dict=False
+            text, _ = Layout(self.tokenizer, MESSAGES).render(
+                self.messages, prompts=True
             )
+            ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             room = None if limit is None else limit - self.args.max_new_tokens
             if room is None or len(ids) <= room:
                 if left_out:

@@ -80,10 +80,16 @@ def check(values: dict[str, Any]) -> list[str]:
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
         problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
+        schedule = str(getattr(values["lr_scheduler_type"], "value", ""))
+        if schedule in ("reduce_lr_on_plateau", "greedy"):
+            unfit.append(f"lr_scheduler_type {schedule}, which needs validation,")
         for name in unfit:
             shorter = "; shorter: --freeze_backbone, or fewer --num_train_epochs"
             hint = shorter if name == "time_limit" else ""
             problems.append(f"k_folds and {name} exclude each other{hint}")
+    if values["freeze_backbone"] and values["neftune_noise_alpha"]:
+        said = "freeze_backbone and neftune_noise_alpha exclude each other"
+        problems.append(f"{said}: no embedding is read in training")
     if values["stride"] and values["long_text"] != "split":
         problems.append("stride is of long_text split: add --long_text split")
     if values["text_pair_column_name"] and values["long_text"] == "split":
@@ -208,6 +214,15 @@ def compute_metrics(problem_type: str, threshold: float) -> Metric:
     return classes.Classification()
 
 
+def count_unknown(tokenizer: Any, examples: Mapping[str, Dataset], run: Run) -> None:
+    """Tell a run of the unknown tokens of the texts it is judged on.
+
+    Before ``freeze_backbone``, which takes the tokens away.
+    """
+    if run.held_out:
+        run.unknown_tokens = unknown_by_text(examples[run.held_out], tokenizer)
+
+
 def measure(
     trainer: LlmftTrainer,
     examples: Mapping[str, Dataset],
@@ -223,8 +238,6 @@ def measure(
     part = "test" if split == "test" else "eval"
     found = trainer.predict(examples[split], metric_key_prefix=part)
     run.results[part] = found.metrics or {}
-    tokenizer: Any = trainer.processing_class
-    run.unknown_tokens = unknown_by_text(examples[split], tokenizer)
     source = splits.sources[split]
     if found.label_ids is None and "label" in source.dataset.column_names:
         run.results[part] |= _of_labelled(found, source, metric, trainer.model, part)
@@ -281,6 +294,8 @@ def choices(
     weighed = weights_choice(data.class_weights, weights, labels)
     if train is not None and labels.problem_type == SINGLE and data.contrastive_weight:
         said = "texts of a class in a batch are drawn together; a part of train's loss"
+        if args.training.gradient_accumulation_steps > 1:
+            said += f"; a batch is of {args.training.train_batch_size}"
         why = _no_contrast(args, model) or said
         weighed.append(Choice("contrast", f"{objective.contrast:g}", why))
     validated = data.k_folds or data.validation_file or data.dataset_name

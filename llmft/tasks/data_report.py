@@ -24,6 +24,7 @@ from llmft.runs.report import parts
 from llmft.tasks.classify import check_labels
 from llmft.tasks.generate import TASK
 
+_SPLITS = ("train", "validation", "test")
 _OF_CHAT = ("messages", "prompt", "completion")  # columns
 _ALL = 2**31 - 1  # bad rows
 _BAR = 40  # characters of the longest bar
@@ -47,7 +48,7 @@ def report_data(
     model = ModelArguments(model_name_or_path=flags["model_name_or_path"])
     args = _arguments(flags)
     named = [(name, name) for name in files]
-    splits = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test")}
+    splits = {split: getattr(args, f"{split}_file") for split in _SPLITS}
     named += [(split, file) for split, file in splits.items() if file]
     parts = dict(named)
     if len(parts) < len(named):
@@ -68,10 +69,12 @@ def report_data(
         tokenizer = load.load_tokenizer(located, model)
     faults: list[DataError] = []
     sources = {
-        f"{name} {split or ''}".strip(): _read(file, columns, reading, faults, split)
+        _shown(name, split, len(parts)): _read(file, columns, reading, faults, split)
         for name, file in parts.items()
-        for split in [*sorted(folder_splits(file, reading))] or (None,)
+        for split in sorted(folder_splits(file, reading), key=_SPLITS.index) or (None,)
     }
+    # What is in train, too, is a share of the others.
+    sources = dict(sorted(sources.items(), key=lambda part: part[0] != _SPLITS[0]))
     report = examine(sources, tokenizer, args.max_seq_length)
     say(as_text(report))
     if target is None and any(f.where != f.every for f in report.findings if f.every):
@@ -87,6 +90,11 @@ def report_data(
             f"{errors} of the findings {'is an error' if errors == 1 else 'are errors'}"
         )
         raise DataError(said, hint="a training refuses that; see what each one means")
+
+
+def _shown(name: str, split: str | None, files: int) -> str:
+    """Return what to call a part: the split alone, of a single folder."""
+    return " ".join(filter(None, (name * (files > 1 or not split), split)))
 
 
 def _read(

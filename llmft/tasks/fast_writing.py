@@ -75,7 +75,7 @@ def _tried(
     best, seconds = forms[0], dict[Candidate, float]()
     made = _made(model, best)
     config = GenerationConfig(
-        min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False
+        min_new_tokens=TRIED, max_new_tokens=TRIED, do_sample=False, num_beams=1
     )
     ids = torch.zeros(1, 4, dtype=torch.int64)
     for form in forms[1:]:

@@ -33,7 +33,7 @@ from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
 from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
-from llmft.metrics.bootstrap import with_errors
+from llmft.metrics.bootstrap import finite, with_errors
 from llmft.metrics.intervals import PROBE, limits
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
 from llmft.metrics.standard_errors import Metric
@@ -49,6 +49,7 @@ from llmft.tasks.classify import TASK, compute_metrics
 from llmft.tasks.ladder import HEAD_ONLY, TUNED, Ladder
 from llmft.tasks.prepare import prepare, read_splits
 from llmft.train.agreement import AlreadyComplete
+from llmft.train.class_weights import class_weights
 from llmft.train.hyperparameters import OF_FOLDS
 from llmft.train.resume import COMPLETE
 
@@ -64,6 +65,7 @@ _OF_NO_USE = (
     *("do_eval", "load_best_model_at_end", "eval_strategy", "save_strategy"),
     "early_stopping_patience",
 )
+_ON_THE_WAY = "eval_steps save_steps save_seconds validation_split_percentage".split()
 _CHOICES = {
     "precision": "precision",
     "attention": "attn_implementation",
@@ -84,6 +86,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         CheckpointError: the folds that are there are of other arguments or data.
     """
     folds, data, training = args.data.k_folds, args.data, args.training
+    training.of_folds = True
     complete, stopped = _there(training)
     # Where there is one of before, the folder need not be free.
     into = None if complete or stopped else training.output_dir
@@ -140,13 +143,16 @@ def _read(args: Arguments) -> tuple[dict[str, Any], Source, LabelNames]:
     source = read_splits(args, needs_label=True).sources["train"]
     if args.data.dataset_name:
         say("  k_folds divides train; a validation split of the data set is left out")
-    steps, given = ("eval_steps", "save_steps", "save_seconds"), args.origins
-    if unused := [n for n in (*_OF_NO_USE, *steps) if given.get(n) == COMMAND_LINE]:
+    given = [n for n, origin in args.origins.items() if origin == COMMAND_LINE]
+    if unused := [n for n in (*_OF_NO_USE, *_ON_THE_WAY) if n in given]:
         said = "folds are saved as a whole, without validation on the way"
         warn(f"{', '.join(unused)} of no use with k_folds: {said}")
     kind = str(source.problem_type)
     labels = label_names(located, source, args.data.allow, kind)
-    return {**fingerprint(located, tokenizer), **versions()}, source, labels
+    facts = {**fingerprint(located, tokenizer), **versions()}
+    if (weights := args.data.class_weights) not in (["none"], ["balanced"]):
+        class_weights(weights, labels, source.dataset)  # the numbers of a file
+    return facts | {"class_weights": weights}, source, labels
 
 
 def _there(training: Any) -> tuple[Path | None, Path | None]:
@@ -241,8 +247,7 @@ def _each(
         if not there:
             _train_fold(train, args, place, kept)
         found.append(read_object(kept / f"{place + 1}.json"))
-        left = fmean(fold.get("seconds", 0.0) for fold in found)
-        left *= folds - place  # and all rows
+        left = fmean(fold["seconds"] for fold in found) * (folds - place)
         more = "" if there else f", about {duration_text(left)} left in all"
         say(f"  fold {place + 1} of {folds}: {_said(found[-1])}{more}")
     return found
@@ -286,9 +291,7 @@ def _choose(args: Arguments, choices: dict[str, str]) -> None:
 
 
 def _said(fold: dict[str, Any]) -> str:
-    rungs = sum(rung["seconds"] for rung in fold["rungs"])
-    took = fold.get("seconds", rungs)
-    return f"{len(fold['references']):,} rows held out, {took:.0f} s"
+    return f"{len(fold['references']):,} rows held out, {fold['seconds']:.0f} s"
 
 
 def _joined(found: list[dict[str, Any]], name: str) -> Rung:
@@ -328,8 +331,8 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
         n: {
             "value": whole[n],
             "interval": [*limits(n, {"value": whole[n], "stderr": error, **of_rows})],
-            "mean": float(np.mean([fold[n] for fold in each])),
-            "deviation": float(np.std([fold[n] for fold in each], ddof=1)),
+            "mean": finite(np.mean([fold[n] for fold in each])),
+            "deviation": finite(np.std([fold[n] for fold in each], ddof=1)),
         }
         for n in each[0]
         if np.isfinite(error := whole[f"{n}_stderr"])
@@ -338,7 +341,7 @@ def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[st
         "run": {f"folds_{n}": value for n, value in whole.items()},
         "all": {
             "folds": len(found),
-            "seconds": sum(fold.get("seconds", 0.0) for fold in found),
+            "seconds": sum(fold["seconds"] for fold in found),
             "metrics": metrics,
             "ladder": ladder,
         },

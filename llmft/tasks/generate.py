@@ -175,6 +175,7 @@ def generation_config(
         max_new_tokens=args.max_new_tokens,
         min_new_tokens=args.min_new_tokens or None,
         do_sample=_draws(args),
+        num_beams=1,  # whatever the model's own config has: it would not stream
         num_return_sequences=args.num_return_sequences,
         repetition_penalty=args.repetition_penalty,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
@@ -216,6 +217,10 @@ def prompt_ids(
     said = prompt_text(tokenizer, prompt) if chat else prompt
     # The template has its special tokens in it.
     ids: list[int] = tokenizer(said, add_special_tokens=not chat)["input_ids"]
+    eos = tokenizer.eos_token
+    ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+    if not chat and ended and not said.endswith(eos):
+        ids.pop()  # some tokenizers end each text; a prompt goes on
     return ids
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.parse import Arguments
 from llmft.console import say
-from llmft.data.read.labels import LabelNames
+from llmft.data.read.labels import REGRESSION, LabelNames
 from llmft.data.split.splits import Splits
 from llmft.metrics.baseline import tfidf
 from llmft.metrics.intervals import PROBE
@@ -138,6 +139,10 @@ class Ladder:
         args: Any = trainer.args
         name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
         probe, tuned = self.reached.get(name), _reached(trainer, name)
+        if probe is not None and tuned is None:  # nothing was evaluated on the way
+            data: Any = examples["validation"]
+            measured = trainer.predict(data, metric_key_prefix="eval").metrics or {}
+            tuned = measured.get(name)
         if self.keeps_probe:
             self._take_probe(trainer, examples, run)
         elif probe is not None and tuned is not None:
@@ -180,6 +185,15 @@ class Ladder:
         if self.saved == TUNED:
             self._add_tuned(predicted, run)
         if not self.on:
+            return
+        scores = np.asarray(predicted.predictions)  # the probe's may be calibrated now
+        self.rungs = [
+            replace(rung, scores=scores) if rung.name == self.saved else rung
+            for rung in self.rungs
+        ]
+        if self.labels.problem_type == REGRESSION and not np.ptp(self.references):
+            said = f"  no ladder: the numbers of {run.held_out} are all the same"
+            self.notes.append(f"{said}, and R2 is none")
             return
         name = HEADLINE[self.labels.problem_type]
         run.more["ladder"] = climbed(

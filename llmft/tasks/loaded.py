@@ -92,6 +92,8 @@ class Writes:
         for name, value in _checked(more, WRITING, GenerationModelArguments).items():
             setattr(args.model, name, value)
         args.model.prompt, args.training.seed = _listed(texts), seed
+        if not args.model.prompt:
+            return []
         if problems := generate.check_sampling(vars(args.model)):
             raise ConfigError(*problems)
         found = completions(self.model, self.tokenizer, args)

@@ -19,7 +19,7 @@ from llmft.model.load import locate
 from llmft.model.pretrained import from_pretrained
 from llmft.runs.record import OUTPUTS, RunRecord, find_run, find_runs
 from llmft.sources import catalog
-from llmft.sources.hub import Located
+from llmft.sources.hub import ADAPTER, Located
 from llmft.tasks import classify, generate, mlm
 
 _OF_TASK = (
@@ -77,16 +77,20 @@ def _run_of(name: str) -> RunRecord | None:
     try:
         return find_run(str(path))
     except ConfigError:
-        if not path.is_dir() or not (path / "config.json").is_file():
+        if not _is_model(path):
             said = "no run and no model: there is no run.json and no config.json"
             raise ConfigError(said, path=name) from None
         return None
 
 
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER))
+
+
 def _arguments(name: str, run: RunRecord | None) -> ModelArguments:
     """Return which model it is: the folder itself, else what the run made or used."""
     path = Path(name).expanduser()
-    if run is None or (path / "config.json").is_file():
+    if run is None or _is_model(path):
         return ModelArguments(model_name_or_path=name)
     if (run.folder / "model").is_dir():
         return ModelArguments(model_name_or_path=str(run.folder / "model"))

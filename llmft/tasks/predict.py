@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmft.config.convert import separator
+from llmft.config.command_line import words_of
+from llmft.config.convert import Text, separator
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -97,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "max_seq_length":
             default = "that of the run, else what the model allows, up to 512"
         said = f"{fields[name].facts['help']} (default: {default})"
-        parser.add_argument(f"--{name}", metavar="VALUE", help=said.replace("%", "%%"))
+        options: dict[str, Any] = {"metavar": "VALUE", **words_of(fields[name])}
+        parser.add_argument(f"--{name}", help=said.replace("%", "%%"), **options)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -106,9 +108,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         LlmftError: what keeps it from that.
     """
-    given, problems = from_flags(
-        {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}, *CLASSES
-    )
+    flags = {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}
+    flags = {n: Text(x) if isinstance(x, list) else x for n, x in flags.items()}
+    given, problems = from_flags(flags, *CLASSES)
     texts, pairs, file = arguments.text, arguments.text_pair, arguments.file
     if bool(texts) == bool(file):
         problems.append("give either a FILE or --text, to predict")
@@ -248,6 +250,8 @@ def _predict_file(
             "columns": asdict(predictor.columns),
             "versions": versions(),
             "threads": torch.get_num_threads(),
+            "precision": predictor.args.training.precision,
+            "attn_implementation": predictor.args.model.attn_implementation,
             **of_csv,
         }
         try:

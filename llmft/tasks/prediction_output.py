@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,8 +109,9 @@ class Printed:
     ) -> None:
         """Print rows; a terminal gets no control characters of the data."""
         if self.stream.isatty():
-            for row in rows:
-                say(to_json(row))
+            with redirect_stdout(self.stream):  # it may be sent elsewhere meanwhile
+                for row in rows:
+                    say(to_json(row))
             return
         try:
             # Bytes: a line is UTF-8 also where the locale is not.

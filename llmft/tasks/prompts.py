@@ -169,20 +169,22 @@ def _pads_well(model: Any, ids: list[list[int]]) -> bool:
     if len(longest) == len(shortest):
         return True
     config = GenerationConfig(
+        min_new_tokens=_TRIED,
         max_new_tokens=_TRIED,
         do_sample=False,
+        num_beams=1,
         pad_token_id=shortest[0],
-        output_scores=True,
+        output_logits=True,  # scores are without the end, which may not come yet
         return_dict_in_generate=True,
     )
 
-    def scores(*rows: list[int]) -> torch.Tensor:
+    def logits(*rows: list[int]) -> torch.Tensor:
         batch = _padded([*rows], model.device)
         found: Any = generate.write(model, batch, config)
-        return torch.stack(found.scores)[:, -1].float()
+        return torch.stack(found.logits)[:, -1].float()
 
     try:
-        together, alone = scores(longest, shortest), scores(shortest)
+        together, alone = logits(longest, shortest), logits(shortest)
     except Exception:  # whatever a model says that cannot do it
         return False
     return alike(together, alone, SAME)

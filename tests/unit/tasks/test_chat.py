@@ -4,10 +4,11 @@ import io
 
 import pytest
 import tiny
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmft import cli
-from llmft.errors import ConfigError
+from llmft.errors import ConfigError, DataFormatError
 from llmft.process import libraries_as_before
 from llmft.tasks import chat
 
@@ -93,3 +94,27 @@ def test_models_that_do_not_talk_are_refused(
     template = tmp_path / "template.jinja"
     template.write_text(tiny.CHAT_TEMPLATE)
     llmft_chat("a\n", tiny_gpt2, *PLAIN, "--chat_template_path", template)
+
+
+def test_a_template_that_refuses_a_turn_is_told_in_a_line(talker, llmft_chat, tmp_path):
+    template = "{% if messages[0]['role'] == 'system' %}"
+    template += "{{ raise_exception('no system role') }}{% endif %}x"
+    (tmp_path / "t.jinja").write_text(template)
+    flags = (
+        "--chat_template_path",
+        tmp_path / "t.jinja",
+        "--system_prompt",
+        "Be brief",
+    )
+    with pytest.raises(DataFormatError, match="no system role"):
+        llmft_chat("hello\n", talker, *flags, *GREEDY)
+
+
+def test_an_adapter_talks_like_a_model(talker, llmft_chat, tmp_path, capsys):
+    """One that peft saved, in a folder of its own."""
+    model = AutoModelForCausalLM.from_pretrained(talker)
+    adapter = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM"))
+    adapter.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(talker).save_pretrained(tmp_path / "adapter")
+    llmft_chat("hello\n", tmp_path / "adapter", *GREEDY)
+    assert "merged into" in capsys.readouterr().out

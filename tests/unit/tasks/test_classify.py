@@ -8,7 +8,7 @@ import tiny
 from datasets import Dataset
 from sklearn import metrics as sk
 from transformers import EvalPrediction
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import PredictionOutput, SchedulerType
 
 from llmft.config.fields import ClassificationDataArguments
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
@@ -135,6 +135,8 @@ def test_labels_of_two_kinds(kinds, made_for, said):
         ({"label_delimiter": "|", "problem_type": MULTI}, []),
         ({"stride": 3}, ["stride is of long_text split: add --long_text split"]),
         ({"stride": 3, "long_text": "split"}, []),
+        ({"freeze_backbone": True, "neftune_noise_alpha": 5.0, "do_train": True},
+         ["freeze_backbone and neftune_noise_alpha exclude each other"]),
         ({"long_text": "split", "text_pair_column_name": "b"},
          ["long_text split is for single texts, not for pairs (text_pair_"]),
     ],
@@ -142,6 +144,7 @@ def test_labels_of_two_kinds(kinds, made_for, said):
 def test_arguments_that_do_not_fit_together(given, said):
     enough = {"model_name_or_path": "tiny", "dataset_name": "a", "do_eval": True}
     steps = {"do_train": False, "do_predict": False}
+    steps |= {"freeze_backbone": False, "neftune_noise_alpha": None}
     values = vars(ClassificationDataArguments()) | enough | steps | given
     found = classify.check(values)
     assert len(found) == len(said)
@@ -173,17 +176,25 @@ def test_folds_are_offered_for_small_data(given, rows, said):
     assert [choice.value for choice in found] == ([said] if said else [])
 
 
-@pytest.mark.parametrize("beside", ["validation_file", "time_limit", "calibrate"])
-def test_folds_have_no_validation(beside):
+@pytest.mark.parametrize(
+    ("beside", "value"),
+    [
+        *((name, "1m") for name in ("validation_file", "time_limit", "calibrate")),
+        ("lr_scheduler_type", SchedulerType.REDUCE_ON_PLATEAU),
+    ],
+)
+def test_folds_have_no_validation(beside, value):
     values = vars(ClassificationDataArguments(k_folds=3)) | {
         **{"model_name_or_path": "tiny", "train_file": "a", "do_train": True},
         **{"do_eval": True, "do_predict": False, "eval_strategy": "epoch"},
         **{"resume_from_checkpoint": None, "time_limit": None},
+        **{"freeze_backbone": False, "lr_scheduler_type": SchedulerType.LINEAR},
     }
     assert classify.check(values) == []
-    found = classify.check(values | {beside: "1m"})
+    found = classify.check(values | {beside: value})
     (said,) = found
-    assert said.startswith(f"k_folds and {beside} exclude each other")
+    assert said.startswith(f"k_folds and {beside} ")
+    assert "exclude each other" in said
     assert ("; shorter: " in said) is (beside == "time_limit")
 
 
@@ -254,7 +265,7 @@ def test_contrast_is_where_something_is_moved_and_the_plan_says_so(
     args = SimpleNamespace(
         data=data,
         model=SimpleNamespace(freeze_backbone=frozen),
-        training=SimpleNamespace(train_batch_size=rows),
+        training=SimpleNamespace(train_batch_size=rows, gradient_accumulation_steps=2),
     )
     found = classify.contrast(args, model)
     assert found == wanted
@@ -264,6 +275,7 @@ def test_contrast_is_where_something_is_moved_and_the_plan_says_so(
     (choice,) = classify.choices(objective, args, model, names, examples)
     assert (choice.name, choice.value) == ("contrast", f"{wanted:g}")
     assert choice.reason.startswith(said)
+    assert ("; a batch is of 8" in choice.reason) is (wanted > 0)
     assert classify.choices(objective, args, model, names, {}) == []
     data.contrastive_weight = 0.0
     assert classify.choices(PLAIN, args, model, names, examples) == []
@@ -303,8 +315,6 @@ def plain(kind, scores, labels):
 @pytest.mark.parametrize("shared", [None, [3, 8, 59], [*range(60)]])
 def test_metrics_without_the_rows_that_train_has(kind, shared):
     scores, labels, name = KINDS[kind]
-    names = ("unk_token_id", "eos_token_id", "bos_token_id")
-    tokenizer = SimpleNamespace(**dict(zip(names, (3, 1, 0), strict=True)))
 
     def predict(data, metric_key_prefix):
         assert data is examples
@@ -314,7 +324,7 @@ def test_metrics_without_the_rows_that_train_has(kind, shared):
     rows = {} if shared is None else {"validation": np.array(shared)}
     run = SimpleNamespace(results={})
     found = classify.measure(
-        SimpleNamespace(predict=predict, processing_class=tokenizer),
+        SimpleNamespace(predict=predict),
         {"validation": examples},
         SimpleNamespace(
             in_train=rows, sources={"validation": SimpleNamespace(dataset=examples)}
@@ -332,7 +342,16 @@ def test_metrics_without_the_rows_that_train_has(kind, shared):
         assert measured[name] == pytest.approx(wanted)
         assert (measured["n"], measured[f"{name}_stderr"] > 0) == (57, True)
     assert run.results == {}
-    assert run.unknown_tokens == {7: 3}
+
+
+def test_unknown_tokens_of_the_texts_held_out():
+    names = ("unk_token_id", "eos_token_id", "bos_token_id")
+    tokenizer = SimpleNamespace(**dict(zip(names, (3, 1, 0), strict=True)))
+    examples = Dataset.from_dict({"input_ids": [[5, 3], [3, 3]], "row": [7, 7]})
+    for held_out, wanted in (("test", {7: 3}), (None, {})):
+        run = SimpleNamespace(held_out=held_out, unknown_tokens={})
+        classify.count_unknown(tokenizer, {"test": examples}, run)
+        assert run.unknown_tokens == wanted
 
 
 def test_what_a_command_on_the_model_takes_over():

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from llmft import cli
 from llmft.data.look.findings import ERROR, Finding
 from llmft.data.look.report import Report, Section
+from llmft.errors import DataError
 from llmft.tasks.data_report import as_html, as_text
 
 TRAIN = [
@@ -277,3 +278,19 @@ def test_conversations_are_reported(template, bpe, tmp_path, capsys, monkeypatch
     assert "backslash" not in shown.out  # of the JSON that conversations are kept in
     assert ("talks.jsonl: tokens of a row" in shown.out) == (template is not None)
     assert ("no chat template" in shown.out) == (template is None)
+
+
+def test_a_folder_is_looked_at_as_a_training_reads_it(tmp_path, capsys):
+    """What test shares with train is a share of test, and flags stand as in recipes."""
+    rows = [f"text number {i};{i % 3 % 2};{i % 2}" for i in range(120)]
+    parts = {"train": rows, "test": [*rows[:3], *(f"new {r}" for r in rows[:27])]}
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for split, found in parts.items():
+        (folder / f"{split}.csv").write_text("\n".join(["text;a;b", *found, ""]))
+    flags = ("--label_column_name", "a", "b", "--strict", "--delimiter", ";")
+    with pytest.raises(DataError, match="1 of the findings is an error"):
+        cli._run(["data", str(folder), *flags])
+    said = capsys.readouterr().out
+    assert "error: 3 of 30 rows of test are in train too" in said
+    assert "that train has no row of" not in said

@@ -22,10 +22,11 @@ from llmft.console import warn
 from llmft.data.read.labels import LabelNames
 from llmft.errors import CheckpointError, DataError, EnvironmentFault
 from llmft.files import write_json
+from llmft.metrics.classes import Regression
 from llmft.metrics.ladder import Rung
 from llmft.runs import listing
 from llmft.runs.record import find_runs, read_run
-from llmft.tasks.folds import cross_validate
+from llmft.tasks.folds import _together, cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
 from llmft.tasks.prepare import read_splits
 from llmft.train.agreement import AlreadyComplete
@@ -388,3 +389,23 @@ def test_the_errors_of_the_ladder_are_those_of_the_folds(asked):
     error = found["run"]["folds_accuracy_stderr"]
     assert rungs[TUNED]["stderr"] == pytest.approx(error, rel=0.05)
     assert error == pytest.approx(1.5 * np.sqrt(0.7 * 0.3 / ROWS), rel=0.1)
+
+
+def test_a_fold_whose_numbers_are_all_the_same_has_no_r2_of_its_own():
+    found = [
+        {
+            "references": labels,
+            "rungs": [rung(TUNED, scores), rung(PROBE, scores)],
+            "seconds": 1.0,
+        }
+        for labels, scores in (([5, 5, 5], [4, 5, 6]), ([1, 3, 5], [1, 2, 5]))
+    ]
+    result = _together(found, Regression(), "r2")["all"]["metrics"]
+    json.dumps(result, allow_nan=False)
+    assert (result["r2"]["mean"], result["r2"]["deviation"]) == (None, None)
+    assert 0 < result["r2"]["value"] < 1
+    assert result["mae"]["mean"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+
+
+def rung(name, scores):
+    return {"name": name, "scores": [[x] for x in scores], "seconds": 1.0}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 from unit.machine.test_detect import PLAIN
 
@@ -75,6 +76,31 @@ def test_a_prompt_goes_through_the_chat_template(writer, capsys):
         texts((model, tokenizer), **chat | {"max_new_tokens": 64 - len(ids[0]) + 1})
     with pytest.raises(ConfigError, match="no chat template to write conversations"):
         texts(writer, **chat)
+
+
+@pytest.mark.parametrize("eos", ["</s>", "b"])
+def test_an_end_that_the_tokenizer_appends_is_no_part_of_a_prompt(eos):
+    """It would go on with another text; one that is written there stays."""
+    tokenizer = tiny.bpe_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": eos})
+    end = tokenizer.eos_token_id
+    plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, end)]
+    )
+    assert tokenizer("a b")["input_ids"] == [*plain, end]
+    args = GenerationModelArguments()
+    assert generate.prompt_ids("a b", tokenizer, args) == (
+        plain if eos == "</s>" else [*plain, end]
+    )
+
+
+def test_beams_of_the_models_config_are_not_taken(writer):
+    """They could not be streamed."""
+    model, tokenizer = writer
+    wanted = texts(writer, do_sample=False)
+    model.generation_config.num_beams = 3
+    assert texts((model, tokenizer), do_sample=False, stream=True) == wanted
 
 
 def test_dropout_is_off(writer):

@@ -7,6 +7,8 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from scipy.special import log_softmax
+from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -14,9 +16,11 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.parse import Arguments
-from llmft.data.read.labels import LabelNames
+from llmft.data.read.labels import REGRESSION, SINGLE, LabelNames
 from llmft.data.tokens.collate import DataCollatorForClassification
 from llmft.metrics.classes import Classification as Metric
+from llmft.metrics.classes import Regression
+from llmft.metrics.ladder import Rung
 from llmft.tasks.ladder import HEAD_ONLY, PROBE, TUNED, Ladder
 from llmft.train.objectives import Classification
 from llmft.train.outputs import output_layer
@@ -164,6 +168,19 @@ def test_the_last_model_is_kept_without_validation(model, tmp_path):
     assert again.rungs == []
 
 
+def test_a_probe_is_compared_also_where_nothing_was_evaluated_on_the_way(
+    model, tmp_path
+):
+    off = {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "metric_for_best_model": "accuracy",
+    }
+    ladder, *_ = climb(tmp_path / "run", model, learning_rate=10.0, **off)
+    assert ladder.saved == PROBE
+
+
 def test_a_trained_head_is_where_training_goes_on(model, tmp_path):
     with torch.no_grad():
         model.classifier.bias.fill_(0.5)
@@ -179,3 +196,45 @@ def test_off(model, tmp_path):
     assert all(p.equal(start[n]) for n, p in before.items())
     assert (run.more.get("ladder"), ladder.notes) == (None, [])
     assert [rung.name for rung in ladder.rungs] == [TUNED]
+
+
+def finished(kind, scores, labels, saved=TUNED, before=None):
+    """What a ladder tells in the end, without a training."""
+    names = LabelNames(("no", "yes") if kind == SINGLE else ("LABEL_0",), kind)
+    texts = tiny.sentences(len(labels), 1)
+    shown = [names.names[x] if kind == SINGLE else str(x) for x in labels]
+    part = Dataset.from_dict({"text": texts, "label": shown})
+    train = part if kind == SINGLE else part.add_column("i", [*range(len(part))])
+    splits = SimpleNamespace(
+        parts={"train": train, "validation": part}, held_out=lambda: "validation"
+    )
+    data, training = ClassificationDataArguments(), TrainingArguments("unused")
+    args = Arguments(ClassificationModelArguments("tiny"), data, training, {}, [])
+    ladder = Ladder(args, splits, names, [])
+    ladder.saved = saved
+    if before is not None:
+        ladder.rungs.append(Rung(PROBE, before))
+    run = SimpleNamespace(
+        more={}, held_out="validation", clock=SimpleNamespace(seconds=1.0)
+    )
+    metric = Metric() if kind == SINGLE else Regression()
+    predicted = PredictionOutput(scores, np.array(labels, float), {})
+    if kind == SINGLE:
+        predicted = PredictionOutput(scores, np.array(labels), {})
+    ladder.finish(predicted, run, metric)
+    return ladder, run
+
+
+def test_numbers_that_are_all_the_same_have_no_ladder():
+    ladder, run = finished(REGRESSION, np.arange(6.0)[:, None], [5] * 6)
+    assert "ladder" not in run.more
+    assert "no ladder: the numbers of validation are all the same" in ladder.notes[-1]
+    assert ladder.references.tolist() == [5] * 6
+
+
+def test_a_probe_that_was_calibrated_is_judged_as_it_is_saved():
+    labels = [0, 1] * 10
+    scores = np.random.default_rng(1).normal(size=(20, 2))
+    _, run = finished(SINGLE, scores / 4, labels, PROBE, before=scores)
+    chances = log_softmax(scores / 4, axis=-1)[range(20), labels]
+    assert run.more["ladder"]["log_loss"] == pytest.approx(-chances.mean())

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -688,3 +688,17 @@ def test_a_file_that_came_meanwhile_is_not_replaced(models, llmft_predict, monke
         llmft_predict(models / "single", "in.csv", "--output_file", "o.csv", *PLAIN)
     assert Path("o.csv").read_text() == "precious"
     assert len(Path("o.csv.part").read_text().splitlines()) == 2
+
+
+def test_rows_for_a_terminal_are_printed_there(monkeypatch, capsys):
+    """Also where what else is said goes to standard error."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", terminal)
+    printed = prediction_output.Printed()
+    with redirect_stdout(io.StringIO()) as elsewhere:
+        printed.write([{"prediction": "good"}], {})
+    assert (terminal.getvalue(), elsewhere.getvalue()) == (
+        '{"prediction": "good"}\n',
+        "",
+    )

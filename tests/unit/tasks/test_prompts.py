@@ -31,3 +31,12 @@ def test_padding_is_a_token_that_is_there():
     found = _padded([[5, 6, 7], [8]], "cpu")
     assert found["input_ids"].tolist() == [[5, 6, 7], [8, 8, 8]]
     assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_a_text_that_ends_at_once_is_padded_all_the_same():
+    """The end of the shortest, and not of the longest, is no other padding."""
+    model = tiny.model("gpt2", "causal-lm", 50).eval()
+    ids = [[5, 6, 7, 8], [9]]
+    ends = model.generate(torch.tensor([ids[1]]), max_new_tokens=1, do_sample=False)
+    model.generation_config.eos_token_id = int(ends[0, -1])
+    assert _pads_well(model, ids)
