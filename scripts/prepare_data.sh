@@ -5,7 +5,8 @@ CDPATH= cd "$(dirname "$0")/.."
 [[ "${1:-}" =~ ^(-h|--help)$ ]] && exec sed -n "2s/^# *//p" scripts/prepare_data.sh
 
 scripts/setup.sh
-.venv/bin/llmft assets fetch --all
+venv="${VENV:-.venv}"
+"$venv"/bin/llmft assets fetch --all
 # Unpacks the GGUF model once.
-.venv/bin/python recipes/generate.py --prompt "Hello" --max_new_tokens 1 >/dev/null
-.venv/bin/llmft assets
+"$venv"/bin/python recipes/generate.py --prompt "Hello" --max_new_tokens 1 >/dev/null
+"$venv"/bin/llmft assets

@@ -17,4 +17,6 @@ if [ "$recipe" = generate ] && [ $# -eq 0 ]; then
   set -- --args "$root/recipes/generate_cpu.json"
 fi
 "$root/scripts/setup.sh"
-exec "$root/.venv/bin/python" "$root/recipes/$recipe.py" "$@"
+# As setup.sh has it: from its folder, unless it is a whole path.
+venv="$(CDPATH= cd "$root" && cd "${VENV:-.venv}" && pwd)"
+exec "$venv/bin/python" "$root/recipes/$recipe.py" "$@"
