@@ -117,9 +117,10 @@ def locate_model(
                 return _adapter(name, revision) or located
             miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
         except MISSES as error:
-            bare = isinstance(error, hf.RemoteEntryNotFoundError)
-            if bare and (adapter := _adapter(name, revision)):
-                return adapter
+            if isinstance(error, hf.RemoteEntryNotFoundError):
+                with suppress(*MISSES):  # what is said then is true, too
+                    if adapter := _adapter(name, revision):
+                        return adapter
             miss = answered(error, wanted)
     for folder, commit in snapshots(wanted):
         has = any((folder / file).is_file() for file in ("config.json", ADAPTER))
@@ -139,8 +140,10 @@ def _adapter(name: str, revision: str | None) -> Located | None:
     """Return the adapter that a repository holds, fetched; None where it has none."""
     try:
         commit = _asked_for(name, ADAPTER, revision).commit_hash
-    except hf.RemoteEntryNotFoundError:
-        return None
+    except hf.HfHubHTTPError as error:
+        if error.response.status_code == 404:  # a mirror may say no more than that
+            return None
+        raise
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     kinds += ["*LICENSE*", "*NOTICE*", "*TERMS*"]  # which go along with the model
     folder = snapshot_download(name, revision=commit, allow_patterns=kinds)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from hub_server import COMMIT, HubServer, lay_out_hub_cache
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from llmft.errors import ConfigError, EnvironmentFault
 from llmft.sources import hub
@@ -533,6 +534,29 @@ def test_a_folder_named_like_an_owner_hides_no_id(
     assert str(caught.value).endswith(
         f"; mend it, or check the path: owner holds no modle, or {HINT}"
     )
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_look_up_that_fails_is_no_answer(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a model is an adapter has to be known; 404 is enough to say so."""
+
+    def ask(name: str, file: str, revision: str | None) -> SimpleNamespace:
+        if file == hub.ADAPTER:
+            response: Any = SimpleNamespace(
+                status_code=status, headers={}, request=None
+            )
+            raise HfHubHTTPError(f"{status}", response=response)
+        return SimpleNamespace(commit_hash=COMMIT)
+
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr(hub, "_asked_for", ask)
+    if status == 404:
+        assert hub.locate_model("owner/model").commit == COMMIT
+        return
+    with pytest.raises(EnvironmentFault, match=f"answered {status}"):
+        hub.locate_model("owner/model")
 
 
 @pytest.mark.parametrize(

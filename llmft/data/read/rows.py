@@ -172,8 +172,9 @@ def _hub_lines(data: Dataset | IterableDataset, check: Check) -> Lines:
 def _first_rows(
     data: Dataset | IterableDataset, names: list[str], check: Check
 ) -> list[dict[str, Any]]:
-    """Return what some columns hold in the first rows, by which columns are chosen."""
-    if not names:
+    """Return what some columns hold in the first rows, where that decides on them."""
+    columns = check.columns
+    if columns.text or not names or (len(names) == 1 and not columns.chat):
         return []
     streamed = isinstance(data, IterableDataset)
     some = data.take(SAMPLE if streamed else min(SAMPLE, len(data)))
