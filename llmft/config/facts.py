@@ -71,11 +71,12 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passi
 _BY_NAMES: dict[str, dict[str, Any]] = {
     "do_train": about(most_used=True, help="Train."),
     "do_eval": about(most_used=True, help="Measure on validation."),
-    "do_predict": about(most_used=True, help="Measure on test, and keep predictions."),
+    "do_predict": about(most_used=True, help="Measure on test."),
     "debug": about(most_used=True, help="Show tracebacks."),
     "max_steps": about(
         most_used=True,
-        help="Optimizer steps, in place of num_train_epochs; a stream needs them.",
+        help="Optimizer steps, in place of num_train_epochs; a stream needs them, or a"
+        " time_limit.",
     ),
     "greater_is_better": about(most_used=True),
     "per_device_train_batch_size": about(

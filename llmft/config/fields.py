@@ -51,7 +51,7 @@ class DataArguments:
     validation_file: str | None = _file(None, "As train_file, for evaluation.")
     test_file: str | None = _file(None, "As train_file, for the final test.")
     text_column_name: str | None = _column(
-        None, "Column with the text; none: `text`, or the only column of text."
+        None, "Column with the text; none: text, review or the like, or the only one."
     )
     file_format: (
         Literal["csv", "tsv", "json", "jsonl", "txt", "parquet", "arrow"] | None
@@ -207,8 +207,8 @@ class ClassificationDataArguments(DataArguments):
 
     label_column_name: str | list[str] | None = _column(
         None,
-        "Column with the label; none: `label`, or the only other column. Several:"
-        " columns of 0 and 1, each of a class that a text may have.",
+        "Column with the label; none: `label`, `category` or the like, or the only"
+        " other. Several: columns of 0 and 1, each of a class that a text may have.",
     )
     text_pair_column_name: str | None = _column(
         None, "Column with a second text, as in question and answer."
