@@ -158,7 +158,7 @@ def write_text(path: Path, text: str) -> None:
     A lone surrogate, as in a file name that is not UTF-8, is written as ``\\udc80``,
     which JSON reads back.
     """
-    staging = path.with_name(f".{path.name}.staging-{_unique()}")
+    staging = aside(path)
     try:
         with open(staging, "w", -1, "utf-8", "backslashreplace", "\n") as stream:
             stream.write(text)
@@ -175,6 +175,14 @@ def _unique() -> str:
     """Return a name that says which process of which machine is writing."""
     _ours.add(name := f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     return name
+
+
+def aside(path: Path) -> Path:
+    """Return a name beside a path for what is in the making there, or on its way out.
+
+    ``clear_stagings`` takes away what a killed process left under it.
+    """
+    return path.with_name(f".{path.name}.staging-{_unique()}")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -212,7 +220,7 @@ def publish_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stagings(target.parent)
-    staging = target.with_name(f".{target.name}.staging-{_unique()}")
+    staging = aside(target)
     staging.mkdir()
     older = target.with_name(staging.name.replace(".staging-", ".older-"))
     mask = os.umask(0)

@@ -3,7 +3,8 @@
 #   scripts/train_model.sh [mlm|classify|generate] [flags of the recipe]
 #   scripts/train_model.sh generate --help      the flags
 set -euo pipefail
-root="$(CDPATH= cd "$(dirname "$0")/.." && pwd)"
+unset CDPATH
+root="$(cd "$(dirname "$0")/.." && pwd)"
 
 recipe=mlm
 case "${1:-}" in
@@ -18,5 +19,5 @@ if [ "$recipe" = generate ] && [ $# -eq 0 ]; then
 fi
 "$root/scripts/setup.sh"
 # As setup.sh has it: from its folder, unless it is a whole path.
-venv="$(CDPATH= cd "$root" && cd "${VENV:-.venv}" && pwd)"
+venv="$(cd "$root" && cd "${VENV:-.venv}" && pwd)"
 exec "$venv/bin/python" "$root/recipes/$recipe.py" "$@"

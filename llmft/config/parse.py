@@ -162,6 +162,9 @@ def _replace(
     steps = asked or {*ACTIONS} - flags.keys()
     if not file_name and "model_name_or_path" in flags and "do_train" not in steps:
         gone += [n for n in from_file if fields[n].facts.get("source") and not named]
+    if "num_train_epochs" in flags and "max_steps" not in flags:
+        gone += ["max_steps"]
+        named += ["num_train_epochs"] * ("max_steps" in from_file)
     lost = [n for n in gone if from_file.pop(n, None) is not None and n not in flags]
     if file_name and lost:
         by = " and ".join(f"--{name}" for name in named)

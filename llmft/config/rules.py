@@ -55,6 +55,8 @@ def follow(
     if values["do_train"] and evaluates == "no":
         follows["load_best_model_at_end"] = (False, "no evaluation in training")
         follows["early_stopping_patience"] = (None, "no evaluation in training")
+    elif values["do_train"] and strategies.get("save", ("",))[0] == "no":
+        follows["load_best_model_at_end"] = (False, "nothing is saved in training")
     elif values["do_train"] and values["load_best_model_at_end"]:
         # What is given of one holds for the other: the best checkpoint needs both.
         for one, other in (("save", "eval"), ("eval", "save")):
@@ -66,8 +68,7 @@ def follow(
     if values["time_limit"] and file != COMMAND_LINE:
         del origins["num_train_epochs"]
         say(f"note: time_limit replaces num_train_epochs of {file}")
-        default = fields_of(TrainingArguments)["num_train_epochs"].default
-        follows["num_train_epochs"] = (default, "time_limit")
+        follows["num_train_epochs"] = (TrainingArguments.num_train_epochs, "time_limit")
     if "bf16" in given and values["precision"] == "auto":
         origins.pop("precision", None)
         bf16 = values["bf16"]

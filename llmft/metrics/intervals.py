@@ -9,6 +9,7 @@ from typing import Any
 CLEAR = 2.0  # standard errors; a difference of fewer is none
 SURE = 0.95  # by a paired test; less sure, a difference is none
 PROBE = "linear probe"  # the method from which a classifier's training begins
+TUNED = "fine-tuned"
 NORMAL = 1.96  # standard errors of an interval that holds in 19 of 20 cases
 _NOT_BELOW_0 = ("loss", "log_loss", "mae", "rmse", "mse", "perplexity")
 _AT_MOST_1 = ("r2", "matthews_correlation", "pearson", "spearman")

@@ -111,7 +111,7 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
     The terms of the model, if any, go along.
     """
     target = catalog.cache_home() / "unpacked" / folder.name
-    if target.is_dir():
+    if any(target.glob("*.safetensors")):
         return target
     say(f"unpacking {name} into the cache (once, less than a minute)")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -122,7 +122,7 @@ def _unpack_gguf(folder: Path, name: str) -> Path:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),  # else it is not saved
         )
-    with publish_folder(target) as staging:
+    with publish_folder(target, replace=True) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         for path in terms_files(folder):

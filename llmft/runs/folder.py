@@ -171,7 +171,7 @@ class Run:
         checkpoints = self.folder / "checkpoints"
         with held(self.folder):
             self._save()
-            if Path(str(resumed or "")).resolve().parent == checkpoints.resolve():
+            if resumed and Path(str(resumed)).resolve().parent == checkpoints.resolve():
                 drop_later(self.folder, self.record)
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)

@@ -50,7 +50,8 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if args.of_folds and FOLDS in entries and _OF_FOLDS.issuperset(entries):
+    shown = {name for name in entries if not name.startswith(".")}
+    if args.of_folds and FOLDS in entries and _OF_FOLDS.issuperset(shown):
         return  # before the last training
     if FOLDS in entries and not args.of_folds:
         raise EnvironmentFault(
@@ -60,8 +61,7 @@ def _require_free(args: TrainingArguments) -> None:
         entries = [name for name in entries if not _BEGUN.fullmatch(name)]
         if read_object(folder / "run.json"):
             return
-    resumed = Path(str(args.resume_from_checkpoint or "")).resolve()
-    if entries and folder.resolve() not in resumed.parents:
+    if entries and not _goes_on_in(folder, args):
         raise EnvironmentFault(
             f"output_dir is not empty: it holds {', '.join(entries[:5])}",
             hint="name a new folder, or resume with --resume_from_checkpoint"
@@ -69,6 +69,13 @@ def _require_free(args: TrainingArguments) -> None:
             + (f", or {AUTO}" if not args.goes_on else ""),
             path=folder,
         )
+
+
+def _goes_on_in(folder: Path, args: TrainingArguments) -> bool:
+    """Return whether the checkpoint that is resumed is one of the run in a folder."""
+    resumed = args.resume_from_checkpoint
+    run = Path(str(resumed)).resolve().parent.parent
+    return bool(resumed) and run == folder.resolve()
 
 
 def make_folder(recipe: str, args: TrainingArguments) -> Path:
@@ -80,7 +87,7 @@ def make_folder(recipe: str, args: TrainingArguments) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".write-test").touch()
         (folder / ".write-test").unlink()
-        if args.goes_on and not args.resume_from_checkpoint:
+        if args.goes_on and not _goes_on_in(folder, args):
             with held(folder):
                 _put_away(folder)
     except OSError as error:

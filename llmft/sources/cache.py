@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from llmft.errors import ConfigError, nearest
-from llmft.files import clear_stagings
+from llmft.files import aside, clear_stagings
 from llmft.sources import catalog
 
 # The folders of the cache, and what each is good for.
@@ -93,7 +93,8 @@ def clear(
         waiting = () if older_than else folder.glob(".*.wheels")  # see wheels.collect
         for path in [*(entry.path for entry in held[name]), *waiting]:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                # Under another name first: half of it must not be taken for all.
+                shutil.rmtree(path.rename(aside(path)))
             else:
                 path.unlink(missing_ok=True)
     return held

@@ -16,7 +16,7 @@ from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
 from llmft.runs.record import FOLDS, find_run, held
-from llmft.train.resume import COMPLETE
+from llmft.train.resume import COMPLETE, newest
 
 
 def resume(name: str, flags: Sequence[str] = ()) -> None:
@@ -56,9 +56,11 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
         warn(f"{place}, where the run was started, is gone: paths are of this folder")
     here = Path.cwd()
     ours = {"output_dir": short(folder), "resume_from_checkpoint": AUTO}
+    given = {_name(word) for word in flags}
     if is_checkpoint:
         ours["resume_from_checkpoint"] = str(at)
-    given = {_name(word) for word in flags}
+    elif "output_dir" in given and (last := newest(folder / "checkpoints")[0]):
+        ours["resume_from_checkpoint"] = str(last)  # in another folder
     words = _without(list(map(str, argv)), {*ours} | given)
     for flag, value in ours.items():
         words += [f"--{flag}", value] if flag not in given else []
@@ -68,24 +70,24 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     run_main(script, words)
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str, is_new: bool) -> str:
     """Return the whole path of what is there, or of a pattern; else what is given."""
-    there = os.path.exists(path) or any(sign in path for sign in "*?[")
-    return os.path.abspath(path) if there else path
+    there = is_new or os.path.exists(path) or any(sign in path for sign in "*?[")
+    return os.path.abspath(os.path.expanduser(path)) if there else path
 
 
 def _from_anywhere(flags: Sequence[str]) -> list[str]:
     """Return flags in which files are named by their whole path."""
     paths = [*fields_with("path", *RECIPE_FIELDS), "args"]
-    found, is_path = list[str](), False
+    found, is_path, is_new = list[str](), False, False
     for word in flags:
         if name := _name(word):
             flag, given, value = word.partition("=")
-            is_path = name in paths
+            is_path, is_new = name in paths, name == "output_dir"
             if is_path and given:
-                word = f"{flag}={_absolute(value)}"
+                word = f"{flag}={_absolute(value, is_new)}"
         elif is_path:
-            word = _absolute(word)
+            word = _absolute(word, is_new)
         found.append(word)
     return found
 

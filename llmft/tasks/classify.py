@@ -17,6 +17,7 @@ from llmft.config.fields import AUTO
 from llmft.config.parse import Arguments
 from llmft.config.rules import require_data, require_something_to_do
 from llmft.config.task import Task
+from llmft.data.read.files import is_pipe
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.data.split.splits import Splits
@@ -80,6 +81,8 @@ def check(values: dict[str, Any]) -> list[str]:
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
         problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
+        if is_pipe(values["train_file"] or ""):
+            unfit.append(f"train_file {values['train_file']}, which is read once,")
         schedule = str(getattr(values["lr_scheduler_type"], "value", ""))
         if schedule in ("reduce_lr_on_plateau", "greedy"):
             unfit.append(f"lr_scheduler_type {schedule}, which needs validation,")

@@ -8,13 +8,13 @@ learnt, by the method that was best on the rows held out.
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,24 +31,23 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.read.store import Source, content_hash
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
-from llmft.files import read_object, to_json, write_json, write_text
+from llmft.files import clear_stagings, read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
-from llmft.metrics.bootstrap import finite, with_errors
-from llmft.metrics.intervals import PROBE, limits
-from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines
-from llmft.metrics.standard_errors import Metric
+from llmft.metrics.folds import joined, names_of, together
+from llmft.metrics.intervals import TUNED
+from llmft.metrics.ladder import HEADLINE, lines
 from llmft.model.identity import fingerprint
 from llmft.model.labels import label_names
 from llmft.process import recipe_file, versions
 from llmft.runs.leg import begun, recorded, since_folds
 from llmft.runs.output_dir import make_folder
 from llmft.runs.plan import Plan, duration_text
-from llmft.runs.record import FOLDS, OF_RUN, held
+from llmft.runs.record import FOLDS, OF_RUN, held, rows_of
 from llmft.runs.report.publish import publish_report
 from llmft.tasks.classify import TASK, compute_metrics
-from llmft.tasks.ladder import HEAD_ONLY, TUNED, Ladder
+from llmft.tasks.ladder import HEAD_ONLY, Ladder
 from llmft.tasks.prepare import prepare, read_splits
-from llmft.train.agreement import AlreadyComplete
+from llmft.train.agreement import AlreadyComplete, push_late
 from llmft.train.class_weights import class_weights
 from llmft.train.hyperparameters import OF_FOLDS
 from llmft.train.resume import COMPLETE
@@ -95,6 +94,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
     facts = model | {"train data": content_hash(source.dataset)}
     if complete:
         _require_same(complete / FOLDS, args, facts)
+        push_late(complete, read_object(complete / "run.json"), training)
         say(f"already complete ({folds} of {folds} folds, and all rows): {complete}")
         raise AlreadyComplete(complete)
     of_rows = folds_of(source, folds, training.seed)
@@ -122,7 +122,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         with recorded(folder, TASK.recipe, record):
             found = _each(train, args, [len(part) for part in rows], kept)
         metric = compute_metrics(labels.problem_type, data.multi_label_threshold)
-        results = _together(found, metric, HEADLINE[labels.problem_type])
+        results = together(found, metric, HEADLINE[labels.problem_type])
         reached = lines(results["all"]["ladder"], "the rows held out")
         say("\n".join(reached + [f"  {HEAD_ONLY}"] * args.model.freeze_backbone))
         keep = results["all"]["ladder"]["saved"]
@@ -131,9 +131,20 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         _choose(last, found[0]["choices"])
         last.training.output_dir = str(folder)
         fold = Fold(folds, keep=keep, results=results)
-        plan = train(replace(last, fold=fold))[0]
-        _write_predictions(folder, source, answers, rows)
-        publish_report(folder)  # once more, with these
+        publish = partial(_write_predictions, folder, source, answers, rows)
+        return _learn_all(train, replace(last, fold=fold), publish)
+
+
+def _learn_all(train: Train, args: Arguments, publish: Callable[[], None]) -> Plan:
+    """Train on all rows; then what the folds say is published."""
+    folder = Path(str(args.training.output_dir))
+    try:
+        plan = train(args)[0]
+    except BaseException:  # of what is complete the hub did not take the model
+        if read_object(folder / "run.json").get("status") == COMPLETE:
+            publish()
+        raise
+    publish()
     return plan
 
 
@@ -187,6 +198,7 @@ def _clear(folder: Path) -> None:
         EnvironmentFault: it goes on in another process.
     """
     with held(folder):
+        clear_stagings(folder)
         for name in OF_RUN:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -266,7 +278,14 @@ def _train_fold(train: Train, args: Arguments, place: int, kept: Path) -> None:
     assert ladder is not None
     assert ladder.references is not None
     chosen = {choice.name: choice.value for choice in plan.choices}
+    # By their place among the rows held out.
+    unknown = {
+        row["row"]: row["unknown_tokens"]
+        for row in rows_of(Path(scratch) / "predictions.jsonl")
+        if "unknown_tokens" in row
+    }
     result = {
+        "unknown_tokens": unknown,
         "choices": {n: chosen[n] for n in _CHOICES if n in chosen}
         | {"long_text": made.data.long_text},
         "seconds": round(time.perf_counter() - started, 1),
@@ -294,66 +313,6 @@ def _said(fold: dict[str, Any]) -> str:
     return f"{len(fold['references']):,} rows held out, {fold['seconds']:.0f} s"
 
 
-def _joined(found: list[dict[str, Any]], name: str) -> Rung:
-    """Return a method with what it says of the rows of all folds, in their order."""
-    each = [r for fold in found for r in fold["rungs"] if r["name"] == name]
-    scores = np.concatenate([np.asarray(r["scores"], np.float64) for r in each])
-    return Rung(name, scores, sum(r["seconds"] for r in each))
-
-
-def _together(found: list[dict[str, Any]], metric: Metric, name: str) -> dict[str, Any]:
-    """Return the results of all folds, by the better of probe and fine-tuned.
-
-    Each metric is that of all rows held out, with its interval of 95 %, and the mean
-    and the standard deviation of the folds' own. The bootstrap over rows knows nothing
-    of the rows learnt, of which a fold has fewer and others than the model of all has:
-    its errors are taken (1 + held out / learnt * K) ** 0.5 times, 1.5 with five folds
-    (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
-    """
-    references = np.concatenate([np.asarray(fold["references"]) for fold in found])
-    rungs = [_joined(found, name) for name in _names(found)]
-    wider = math.sqrt(1 + len(found) / (len(found) - 1))
-    ladder = climbed(rungs, references, metric, name, TUNED, wider)
-    reached = {rung["name"]: rung["value"] for rung in ladder["rungs"]}
-    if reached.get(PROBE, -np.inf) > reached[TUNED]:
-        ladder = climbed(rungs, references, metric, name, PROBE, wider)
-    saved = next(rung for rung in rungs if rung.name == ladder["saved"])
-    whole = with_errors(metric.measure(saved.scores, references), len(references))
-    whole |= {n: x * wider for n, x in whole.items() if n.endswith("_stderr")}
-    whole["wider"] = wider
-    each = []
-    for fold in found:
-        part, known = _joined([fold], saved.name), np.asarray(fold["references"])
-        measured = metric.measure(part.scores, known)(np.ones((len(known), 1)))
-        each.append({n: float(x[0]) for n, x in measured.items()})
-    of_rows = {"n": len(references), "wider": wider}
-    metrics = {
-        n: {
-            "value": whole[n],
-            "interval": [*limits(n, {"value": whole[n], "stderr": error, **of_rows})],
-            "mean": finite(np.mean([fold[n] for fold in each])),
-            "deviation": finite(np.std([fold[n] for fold in each], ddof=1)),
-        }
-        for n in each[0]
-        if np.isfinite(error := whole[f"{n}_stderr"])
-    }
-    return {
-        "run": {f"folds_{n}": value for n, value in whole.items()},
-        "all": {
-            "folds": len(found),
-            "seconds": sum(fold["seconds"] for fold in found),
-            "metrics": metrics,
-            "ladder": ladder,
-        },
-    }
-
-
-def _names(found: list[dict[str, Any]]) -> list[str]:
-    """Return the methods that could be fitted in every fold."""
-    first, *others = ([rung["name"] for rung in fold["rungs"]] for fold in found)
-    return [name for name in first if all(name in names for names in others)]
-
-
 def _answers(
     found: list[dict[str, Any]],
     source: Source,
@@ -367,7 +326,7 @@ def _answers(
     Args:
         order: the places in train of the rows of all folds.
     """
-    rungs = [_joined(found, name) for name in _names(found)]
+    rungs = [joined(found, name) for name in names_of(found)]
     saved = results["all"]["ladder"]["saved"]
     scores = next(rung.scores for rung in rungs if rung.name == saved)
     known = np.concatenate([np.asarray(fold["references"]) for fold in found])
@@ -375,6 +334,11 @@ def _answers(
     others = [rung for rung in rungs[1:] if rung.name != saved]
     texts = source.dataset.select(order)
     said = predictions.rows(texts, predicted, labels, data, others)
+    first = 0
+    for fold in found:
+        for place, count in fold["unknown_tokens"].items():
+            said[first + int(place)]["unknown_tokens"] = count
+        first += len(fold["references"])
     parts = {"train": source.dataset}
     weak = predictions.weak_classes(predicted, labels, parts, data)
     results["all"]["weak_classes"] = weak
@@ -398,3 +362,4 @@ def _write_predictions(
     ]
     write_text(file, "".join(lines) + of_test)
     say(f"predicted  {short(file)}")
+    publish_report(folder)  # once more, with these

@@ -28,7 +28,7 @@ from llmft.console import say
 from llmft.data.read.labels import REGRESSION, LabelNames
 from llmft.data.split.splits import Splits
 from llmft.metrics.baseline import tfidf
-from llmft.metrics.intervals import PROBE
+from llmft.metrics.intervals import PROBE, TUNED
 from llmft.metrics.ladder import HEADLINE, Rung, climbed, lines, majority
 from llmft.metrics.standard_errors import Metric
 from llmft.runs.folder import Run
@@ -37,7 +37,6 @@ from llmft.train.narrow import transformers_model
 from llmft.train.outputs import has_new_output
 from llmft.train.trainer import LlmftTrainer
 
-TUNED = "fine-tuned"
 HEAD_ONLY = f"{TUNED} is here the output layer alone: --freeze_backbone"
 
 

@@ -160,7 +160,7 @@ def _end_if_over(
         raise CheckpointError(
             "the run is complete, but its model is gone", hint=hint, path=run
         )
-    _push_late(run, record, training)
+    push_late(run, record, training)
     steps = f"{done:,} of {done if training.time_limit else planned:,} steps"
     steps += ", stopped early" if early else ""
     said = f" ({steps})" if training.do_train else ""
@@ -168,7 +168,7 @@ def _end_if_over(
     raise AlreadyComplete(run)
 
 
-def _push_late(
+def push_late(
     run: Path, record: Mapping[str, Any], training: TrainingArguments
 ) -> None:
     """Push the model of a complete run, where that is asked and was not done."""

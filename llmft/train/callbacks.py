@@ -132,7 +132,8 @@ class Checkpoints(TrainerCallback):
         """Find the best one of a resumed run again; its folder may have moved."""
         if not state.best_global_step:
             return
-        roots = (self.root, Path(str(args.resume_from_checkpoint)).parent)
+        roots = [self.root, Path(str(args.resume_from_checkpoint)).parent]
+        roots += [Path(state.best_model_checkpoint or "none").parent]
         folders = [root / f"checkpoint-{state.best_global_step}" for root in roots]
         there = [str(folder) for folder in folders if folder.is_dir()]
         state.best_model_checkpoint = there[0] if there else None
@@ -325,8 +326,8 @@ def for_run(
         trial: what a trial says of its time; ``TimeLimit`` needs it.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
-    resumed, done = Path(str(args.resume_from_checkpoint or "")), 0
-    if resumed.resolve().parent == (folder / "checkpoints").resolve():
+    resumed, done = Path(str(args.resume_from_checkpoint)), 0
+    if resumed.is_dir() and resumed.resolve().parents[1] == folder.resolve():
         done = read_object(resumed / TRAINER_STATE_NAME).get("global_step", 0)
     found.append(MetricsLog(folder / "metrics.jsonl", leg, done))
     if "tensorboard" in args.report_to:

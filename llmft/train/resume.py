@@ -171,6 +171,9 @@ def _newest_of_run(args: TrainingArguments) -> Path | None:
         )
     for reason in passed:
         warn(f"passed over {reason}")
+    begun_from = Path(str(record_of(run).get("resumed")))
+    if not found and status != COMPLETE and fault(begun_from) is None:
+        return begun_from  # it was stopped before a checkpoint of its own
     if not found and status == COMPLETE:
         say(f"resume     {run}, which is complete and has no checkpoint")
     elif not found and status:

@@ -867,3 +867,19 @@ def test_a_recipe_has_defaults_of_its_own(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         read("--help")
     assert "(default: 7)" in capsys.readouterr().out
+
+
+def test_epochs_of_a_flag_win_over_steps_of_the_file(read, tmp_path, capsys):
+    file, epochs = {"do_train": True, "max_steps": 500}, ("--num_train_epochs", "3")
+    args = read(*epochs, file=file)
+    assert (args.training.max_steps, args.training.num_train_epochs) == (-1, 3)
+    said = f"note: --num_train_epochs replaces of {tmp_path / 'a.json'}: max_steps"
+    assert said in capsys.readouterr().out
+    assert read(*epochs, "--max_steps", "2", file=file).training.max_steps == 2
+
+
+def test_nothing_saved_in_training_is_asked_for_alone(read):
+    training = read("--do_train", "--save_strategy", "no").training
+    assert training.save_strategy == "no"
+    assert training.load_best_model_at_end is False
+    assert training.eval_strategy == "epoch"

@@ -213,6 +213,19 @@ def test_the_folder_of_a_cross_validation_is_no_other_runs(tmp_path, goes_on):
         assert run.folder == tmp_path / "run"
 
 
+def test_a_folder_above_is_not_the_run_that_goes_on(tmp_path, monkeypatch):
+    """Its model would be replaced."""
+    (tmp_path / "above" / "data").mkdir(parents=True)
+    (tmp_path / "above" / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "above" / "data")
+    for folder in (tmp_path / "above", ".."):
+        assert "output_dir is not empty" in refused(folder)
+    checkpoint = tmp_path / "above" / "run" / "checkpoints" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    said = refused(tmp_path / "above", resume_from_checkpoint=str(checkpoint))
+    assert "output_dir is not empty" in said
+
+
 def test_an_empty_folder_or_the_one_being_resumed_is_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     checkpoint = tmp_path / "old" / "checkpoints" / "checkpoint-5"

@@ -23,10 +23,11 @@ from llmft.data.read.labels import LabelNames
 from llmft.errors import CheckpointError, DataError, EnvironmentFault
 from llmft.files import write_json
 from llmft.metrics.classes import Regression
+from llmft.metrics.folds import together
 from llmft.metrics.ladder import Rung
 from llmft.runs import listing
 from llmft.runs.record import find_runs, read_run
-from llmft.tasks.folds import _together, cross_validate
+from llmft.tasks.folds import cross_validate
 from llmft.tasks.ladder import PROBE, TUNED
 from llmft.tasks.prepare import read_splits
 from llmft.train.agreement import AlreadyComplete
@@ -43,9 +44,9 @@ class Recipe:
     """Stands for the training: what it says follows from the text alone."""
 
     def __init__(
-        self, tuned=0.7, probe=0.5, stops_in=None, leaves_run=None, stop=Stopped
+        self, tuned=0.7, probe=0.5, stops_in=None, leaves_run=None, stop=Stopped, **more
     ):
-        self.stop = stop
+        self.stop, self.more = stop, more
         self.leaves_run = leaves_run  # the status that the last training ends with
         self.right = {TUNED: tuned, PROBE: probe}  # share of texts it knows
         self.stops_in, self.calls = stops_in, []
@@ -60,7 +61,9 @@ class Recipe:
                 folder = Path(args.training.output_dir)
                 write_json(folder / "run.json", {"status": self.leaves_run})
                 (folder / "checkpoints").mkdir()
-                if self.leaves_run == "running":
+                for name in self.more.get("leaves", ()):
+                    (folder / name).mkdir()
+                if self.leaves_run == "running" or self.more.get("fails"):
                     raise Stopped
             ladder = SimpleNamespace(saved=args.fold.keep, labels=NAMES)
             return "the last plan", ladder
@@ -123,7 +126,7 @@ def predicted(folder):
     return [json.loads(x) for x in (folder / "predictions.jsonl").open()]
 
 
-def test_the_folds_together(asked, tmp_path):
+def test_the_foldstogether(asked, tmp_path):
     recipe = Recipe()
     assert cross_validate(recipe, asked()) == "the last plan"
     keep, results = result(recipe)
@@ -249,6 +252,22 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
     with pytest.raises(EnvironmentFault, match="cross-validation there is complete"):
         cross_validate(Recipe(), asked())
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_kill_while_the_last_model_is_written(asked, tmp_path):
+    """What it left half written does not keep the folds from going on."""
+    left = [".model.staging-another-host-7-0123abcd"]
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(leaves_run="running", leaves=left), asked())
+    again = Recipe(leaves_run="complete")
+    cross_validate(again, asked())
+    assert [made.fold.place for made, _ in again.calls] == [None]
+
+
+def test_what_the_folds_say_is_there_though_the_push_fails(asked, tmp_path):
+    with pytest.raises(Stopped):
+        cross_validate(Recipe(leaves_run="complete", fails=True), asked())
+    assert {row["fold"] for row in predicted(tmp_path / "run")} == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize(
@@ -400,7 +419,7 @@ def test_a_fold_whose_numbers_are_all_the_same_has_no_r2_of_its_own():
         }
         for labels, scores in (([5, 5, 5], [4, 5, 6]), ([1, 3, 5], [1, 2, 5]))
     ]
-    result = _together(found, Regression(), "r2")["all"]["metrics"]
+    result = together(found, Regression(), "r2")["all"]["metrics"]
     json.dumps(result, allow_nan=False)
     assert (result["r2"]["mean"], result["r2"]["deviation"]) == (None, None)
     assert 0 < result["r2"]["value"] < 1

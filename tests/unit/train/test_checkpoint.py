@@ -663,3 +663,42 @@ def test_the_last_batch_of_an_epoch_is_counted_as_it_is():
     seen = [resume.examples_seen(args, [0] * 33, step) for step in range(5)]
     assert seen == [0, 32, 33, 65, 66]
     assert resume.examples_seen(args, iter(()), 3) == 96
+
+
+def test_a_run_from_another_ones_checkpoint_goes_on_from_there(wordpiece, tmp_path):
+    """Where it was killed before it had saved one; the best one is still known."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    best |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    train(arguments(one, max_steps=2, **best), wordpiece)
+    named = one / "checkpoints" / "checkpoint-2"
+    more = {"max_steps": 4, "resume_from_checkpoint": str(named), **best}
+    with pytest.raises(Terminated):
+        train(arguments(other, **more), wordpiece, _StopsAtOnce())
+    record = json.loads((other / "run.json").read_text())
+    assert record["resumed"].endswith("one/checkpoints/checkpoint-2")
+    shutil.rmtree(other / "checkpoints", ignore_errors=True)
+    again = arguments(other, **{**more, "resume_from_checkpoint": "auto"})
+    trainer = train(again, wordpiece)
+    assert trainer.state.global_step == 4
+    assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][:3] == [
+        *(1, 2, 3)
+    ]
+    assert (other / "stopped" / "1" / "run.json").is_file()
+
+
+class _StopsAtOnce(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        raise Terminated
+
+
+def test_the_best_checkpoint_of_a_run_two_folders_ago(tmp_path):
+    best = tmp_path / "a" / "checkpoints" / "checkpoint-3"
+    best.mkdir(parents=True)
+    args = SimpleNamespace(
+        resume_from_checkpoint=str(tmp_path / "b" / "checkpoints" / "checkpoint-9"),
+        load_best_model_at_end=True,
+    )
+    state = TrainerState(best_global_step=3, best_model_checkpoint=str(best))
+    callbacks.Checkpoints(tmp_path / "c").on_train_begin(args, state, None)
+    assert state.best_model_checkpoint == str(best)
