@@ -53,10 +53,9 @@ is_new_enough "$venv/bin/python" && has_pip || {
 }
 is_new_enough "$venv/bin/python" && has_pip || {
   echo "setup: making $venv"
-  mkdir -p "$venv" && : >"$stamp"
-  find "$venv" -mindepth 1 -maxdepth 1 ! -name .llmft-setup -exec rm -rf {} +
-  "$python" -m venv "$venv" ||
+  "$python" -m venv --clear "$venv" ||
     fail "$python cannot make $venv (its message is above); on Debian and Ubuntu it needs the package python3-venv"
+  : >"$stamp"  # it is ours, whatever becomes of it
 }
 install() {
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "$@" ||

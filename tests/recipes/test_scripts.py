@@ -122,6 +122,7 @@ def test_a_second_python_has_its_own_environment(repo: Path) -> None:
             tool.parent.mkdir(parents=True, exist_ok=True)
             tool.write_text("#!/bin/sh\n")
             tool.chmod(0o755)
+            (repo / venv / ".llmft-setup").touch()
     before = len(log(repo))
     assert run(repo, "test.sh", "tests/unit")[0] == 0  # PYTHON is set
     assert log(repo)[before] == f"-m venv --clear .venv-3.{sys.version_info.minor}"
@@ -129,6 +130,18 @@ def test_a_second_python_has_its_own_environment(repo: Path) -> None:
     before = len(log(repo))
     assert run(repo, "test.sh", VENV=".venv-other")[0] == 0
     assert len(log(repo)) == before + 1  # the tests, and no set-up
+
+
+def test_nothing_is_taken_from_a_folder_that_it_did_not_make(repo: Path) -> None:
+    kept = repo / "mine" / "kept.txt"
+    kept.parent.mkdir()
+    kept.touch()
+    code, out, err = run(repo, "setup.sh", VENV="mine")
+    assert (code, out) == (5, "")
+    said = "setup: mine is there, and no environment with Python 3.11 or newer and pip"
+    assert err.startswith(said)
+    assert kept.is_file()
+    assert log(repo) == []
 
 
 def test_a_failing_index_is_said_and_tried_again(repo: Path) -> None:
