@@ -65,6 +65,8 @@ _REFUSED = {
         "would end a run that SIGTERM stops as if it were complete; use save_steps"
     ),
 }
+# Schedules of the learning rate that follow the metric of evaluations.
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "detail", "passive")
 # Facts about the fields that are not in fields.py: transformers takes learning_rate=-1
 # and nan, and any text as a log level.

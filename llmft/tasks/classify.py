@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
 from llmft.config.choice import Choice
-from llmft.config.facts import fields_with
+from llmft.config.facts import BY_METRIC, fields_with
 from llmft.config.fields import AUTO
 from llmft.config.parse import Arguments
 from llmft.config.rules import require_data, require_something_to_do
@@ -84,7 +84,7 @@ def check(values: dict[str, Any]) -> list[str]:
         if is_pipe(values["train_file"] or ""):
             unfit.append(f"train_file {values['train_file']}, which is read once,")
         schedule = str(getattr(values["lr_scheduler_type"], "value", ""))
-        if schedule in ("reduce_lr_on_plateau", "greedy"):
+        if schedule in BY_METRIC:
             unfit.append(f"lr_scheduler_type {schedule}, which needs validation,")
         for name in unfit:
             shorter = "; shorter: --freeze_backbone, or fewer --num_train_epochs"

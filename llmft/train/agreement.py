@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers.trainer_utils import SchedulerType
 
 from llmft.config.choice import Choice
-from llmft.config.facts import MAY_DIFFER, fields_with
+from llmft.config.facts import BY_METRIC, MAY_DIFFER, fields_with
 from llmft.config.fields import TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.config.rules import ACTIONS
@@ -88,7 +88,8 @@ def require_match(
     record = record_of(run)
     values = {name: entry["value"] for name, entry in args.resolved().items()}
     here = {"recipe": recipe, **facts}
-    if training.goes_on and record.get("status") == COMPLETE:
+    own = Path(str(training.output_dir or "")).expanduser().resolve() == run.resolve()
+    if training.goes_on and own and record.get("status") == COMPLETE:
         _end_if_over(run, record, here, args, values, train)
     if not found:  # it starts anew
         if record and record.get("recipe") != recipe:
@@ -231,8 +232,15 @@ def _others(
     before, every = _values(record), "logging_steps"
     before[every] = min(before.get(every, values[every]), total)
     values = {**values, every: min(values[every], total)}
+
+    def effect(name: str) -> str:
+        both = {str(getattr(x[name], "value", x[name])) for x in (before, values)}
+        if name == "lr_scheduler_type" and both & {*BY_METRIC}:
+            return REFUSED  # its state is of another kind
+        return WARNED if name in may_differ else APPLIED
+
     return [
-        Difference(name, before[name], value, WARNED if name in may_differ else APPLIED)
+        Difference(name, before[name], value, effect(name))
         for name, value in values.items()
         if before.get(name, value) != value and name not in known | _ASIDE
     ]

@@ -26,6 +26,7 @@ from llmft.errors import CheckpointError
 from llmft.process import Terminated
 from llmft.runs import output_dir as runs
 from llmft.train import callbacks, checkpoint, resume
+from llmft.train import trainer as trainer_module
 from llmft.train.agreement import require_match
 
 FILES = {
@@ -670,16 +671,16 @@ def test_a_run_from_another_ones_checkpoint_goes_on_from_there(wordpiece, tmp_pa
     one, other = tmp_path / "one", tmp_path / "other"
     best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     best |= {"metric_for_best_model": "loss", "greater_is_better": False}
-    train(arguments(one, max_steps=2, **best), wordpiece)
+    train(arguments(one, max_steps=4, **best), wordpiece)
     named = one / "checkpoints" / "checkpoint-2"
     more = {"max_steps": 4, "resume_from_checkpoint": str(named), **best}
     with pytest.raises(Terminated):
-        train(arguments(other, **more), wordpiece, _StopsAtOnce())
+        train(arguments(other, **more), wordpiece, _StopsAtOnce(), checked=True)
     record = json.loads((other / "run.json").read_text())
     assert record["resumed"].endswith("one/checkpoints/checkpoint-2")
     shutil.rmtree(other / "checkpoints", ignore_errors=True)
     again = arguments(other, **{**more, "resume_from_checkpoint": "auto"})
-    trainer = train(again, wordpiece)
+    trainer = train(again, wordpiece, checked=True)
     assert trainer.state.global_step == 4
     assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][:3] == [
         *(1, 2, 3)
@@ -702,3 +703,37 @@ def test_the_best_checkpoint_of_a_run_two_folders_ago(tmp_path):
     state = TrainerState(best_global_step=3, best_model_checkpoint=str(best))
     callbacks.Checkpoints(tmp_path / "c").on_train_begin(args, state, None)
     assert state.best_model_checkpoint == str(best)
+
+
+def test_a_schedule_by_the_metric_is_not_changed_on_a_resume(wordpiece, tmp_path):
+    """What it keeps is of another kind than what other schedules keep."""
+    run = tmp_path / "run"
+    follows = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    follows |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", **follows}
+    args = arguments(run, **plateau)
+    train(args, wordpiece, checked=True)
+    assert args.training.lr_scheduler_kwargs == {"mode": "min"}
+    named = {"resume_from_checkpoint": str(run / "checkpoints" / "checkpoint-1")}
+    linear = arguments(run, **{**plateau, "lr_scheduler_type": "linear"}, **named)
+    with pytest.raises(CheckpointError, match="lr_scheduler_type"):
+        train(linear, wordpiece, checked=True)
+    again = train(arguments(run, **plateau, **named), wordpiece, checked=True)
+    assert again.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "wanted"),
+    [
+        ("reduce_lr_on_plateau", None, {"mode": "max"}),
+        ("greedy", {"factor": 0.5}, {"mode": "max", "factor": 0.5}),
+        ("reduce_lr_on_plateau", {"mode": "min"}, {"mode": "min"}),
+        ("linear", None, None),
+    ],
+)
+def test_a_schedule_knows_whether_greater_is_better(schedule, given, wanted):
+    args = SimpleNamespace(
+        lr_scheduler_type=schedule, lr_scheduler_kwargs=given, greater_is_better=True
+    )
+    trainer_module._set_mode(args)
+    assert args.lr_scheduler_kwargs == wanted
