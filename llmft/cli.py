@@ -280,11 +280,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_data(arguments: argparse.Namespace) -> None:
-    from llmft.config.convert import Text
     from llmft.tasks import data_report
 
-    given = {name: getattr(arguments, name) for name in arguments.names}
-    flags = {n: Text(x) if isinstance(x, list) else x for n, x in given.items()}
+    flags = {name: getattr(arguments, name) for name in arguments.names}
     data_report.report_data(arguments.files, flags, arguments.html)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -183,6 +184,11 @@ def aside(path: Path) -> Path:
     ``clear_stagings`` takes away what a killed process left under it.
     """
     return path.with_name(f".{path.name}.staging-{_unique()}")
+
+
+def finite(value: Any) -> Any:
+    """Return None for NaN and infinity, which are no JSON, anything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -201,7 +201,9 @@ def from_flags(
     for name, raw in given.items():
         if raw is None or name not in fields:
             continue
-        text = Text([raw]) if isinstance(raw, str) else raw
+        words = [raw] if isinstance(raw, str) else raw
+        plain = isinstance(words, list) and all(isinstance(w, str) for w in words)
+        text = Text(words) if plain and words else raw
         try:
             values[name] = convert(text, fields[name].type, fields[name].facts)
         except ValueError as error:

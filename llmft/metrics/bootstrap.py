@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -67,11 +66,6 @@ def swapped(difference: Measure, rows: int) -> dict[str, np.ndarray]:
 
 def _draws(rows: int) -> int:
     return int(np.clip(_ENOUGH // rows, _FEWEST, _DRAWS))
-
-
-def finite(value: Any) -> float | None:
-    """Return a number, or None for what is none, as the R2 of equal labels."""
-    return float(value) if math.isfinite(value) else None
 
 
 def spread(draws: np.ndarray) -> float:

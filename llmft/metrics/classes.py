@@ -74,19 +74,3 @@ class Regression(Metric):
         if math.isnan(found["mse"]):
             return found
         return {name: 0.0 if math.isnan(x) else x for name, x in found.items()}
-
-
-def per_class(
-    labels: np.ndarray, guesses: np.ndarray, names: list[str]
-) -> list[tuple[str, float, float, float, int]]:
-    """Return name, precision, recall, F1 and number of examples of each class."""
-    if labels.ndim == 2:  # 1 for each label that a text has
-        hits, true, said = (x.sum(0) for x in (labels * guesses, labels, guesses))
-    else:
-        hits, true, said = (
-            np.bincount(ids, minlength=len(names))
-            for ids in (labels[labels == guesses], labels, guesses)
-        )
-    shares = hits / np.maximum([said, true, (true + said) / 2], 1)
-    columns = [*shares.tolist(), true.astype(int).tolist()]
-    return [*zip(names, *columns, strict=True)]

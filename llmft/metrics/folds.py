@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llmft.metrics.bootstrap import finite, with_errors
+from llmft.files import finite
+from llmft.metrics.bootstrap import with_errors
 from llmft.metrics.intervals import PROBE, TUNED, limits
 from llmft.metrics.ladder import Rung, climbed
 from llmft.metrics.standard_errors import Metric

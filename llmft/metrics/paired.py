@@ -10,8 +10,9 @@ import numpy as np
 from scipy.special import logit, ndtr, ndtri
 
 from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
+from llmft.files import finite
 from llmft.metrics import measures
-from llmft.metrics.bootstrap import Measure, drawn, finite, spread, swapped
+from llmft.metrics.bootstrap import Measure, drawn, spread, swapped
 
 # What is compared, the first of each decides. Whether greater is better.
 COMPARED = {

@@ -14,8 +14,8 @@ from llmft.config.fields import ClassificationDataArguments
 from llmft.console import cut, say, table, terminal_columns
 from llmft.data.read.labels import MULTI, REGRESSION, LabelNames
 from llmft.errors import escape, listed, shorten
-from llmft.metrics import classes
 from llmft.metrics.ladder import Rung
+from llmft.metrics.measures import per_class
 
 FEW = 5  # training rows; a class of fewer is hardly learnt
 
@@ -152,8 +152,8 @@ def class_table(
     if labels.problem_type == MULTI:
         guesses = expit(scores) >= threshold
     names, wanted = list(labels.names), np.asarray(predicted.label_ids)
-    found = classes.per_class(wanted, guesses, names)
-    shown = [(n, *(f"{x:.3f}" for x in scores), k) for n, *scores, k in found]
+    found = per_class(wanted, guesses, names)
+    shown = [(n, *(f"{x:.3f}" for x in scores), k) for n, *scores, k, _ in found]
     header = ["class", "precision", "recall", "f1", "n"]
     return f"\nclasses, on {split}\n" + table(shown, header)
 

@@ -31,6 +31,7 @@ from llmft.console import crashes_to, log_to_file, say, short, warn
 from llmft.data.split.splits import Splits
 from llmft.errors import EnvironmentFault
 from llmft.files import (
+    finite,
     publish_folder,
     to_json,
     write_json,
@@ -57,7 +58,6 @@ from llmft.sources import upload
 from llmft.train import callbacks, checkpoint, progress, resume
 from llmft.train.agreement import require_match
 from llmft.train.batches import lengths_in_brief
-from llmft.train.callbacks import finite
 from llmft.train.guards import Guards
 from llmft.train.profile import Profile
 from llmft.train.tally import breakdown
@@ -171,7 +171,7 @@ class Run:
         checkpoints = self.folder / "checkpoints"
         with held(self.folder):
             self._save()
-            if resumed and Path(str(resumed)).resolve().parent == checkpoints.resolve():
+            if resume.is_of(resumed, self.folder):
                 drop_later(self.folder, self.record)
             leg = len(self.record["legs"]) + 1
             found = callbacks.for_run(self.folder, training, leg, self.forecast)

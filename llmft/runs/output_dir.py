@@ -61,7 +61,7 @@ def _require_free(args: TrainingArguments) -> None:
         entries = [name for name in entries if not _BEGUN.fullmatch(name)]
         if read_object(folder / "run.json"):
             return
-    if entries and not _goes_on_in(folder, args):
+    if entries and not resume.is_of(args.resume_from_checkpoint, folder):
         raise EnvironmentFault(
             f"output_dir is not empty: it holds {', '.join(entries[:5])}",
             hint="name a new folder, or resume with --resume_from_checkpoint"
@@ -69,13 +69,6 @@ def _require_free(args: TrainingArguments) -> None:
             + (f", or {AUTO}" if not args.goes_on else ""),
             path=folder,
         )
-
-
-def _goes_on_in(folder: Path, args: TrainingArguments) -> bool:
-    """Return whether the checkpoint that is resumed is one of the run in a folder."""
-    resumed = args.resume_from_checkpoint
-    run = Path(str(resumed)).resolve().parent.parent
-    return bool(resumed) and run == folder.resolve()
 
 
 def make_folder(recipe: str, args: TrainingArguments) -> Path:
@@ -87,7 +80,7 @@ def make_folder(recipe: str, args: TrainingArguments) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".write-test").touch()
         (folder / ".write-test").unlink()
-        if args.goes_on and not _goes_on_in(folder, args):
+        if args.goes_on and not resume.is_of(args.resume_from_checkpoint, folder):
             with held(folder):
                 _put_away(folder)
     except OSError as error:

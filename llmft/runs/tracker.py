@@ -10,7 +10,6 @@ It needs no torch. ``run.json`` says how the block ended, as that of a recipe do
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft.errors import ConfigError, DataError, EnvironmentFault
-from llmft.files import file_sha256, to_json, write_json, write_text
+from llmft.files import file_sha256, finite, to_json, write_json, write_text
 from llmft.process import terminable, versions
 from llmft.runs.record import OUTPUTS, TIME, held
 from llmft.signals import signal_of
@@ -177,7 +176,7 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite(value)
 
 
 def _named(label: Any) -> Any:

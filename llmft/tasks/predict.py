@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from llmft.config.command_line import words_of
-from llmft.config.convert import Text, separator
+from llmft.config.convert import separator
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import (
     ClassificationDataArguments,
@@ -109,7 +109,6 @@ def run(arguments: argparse.Namespace) -> None:
         LlmftError: what keeps it from that.
     """
     flags = {name: getattr(arguments, name) for name in (*FLAGS, *OF_MACHINE)}
-    flags = {n: Text(x) if isinstance(x, list) else x for n, x in flags.items()}
     given, problems = from_flags(flags, *CLASSES)
     texts, pairs, file = arguments.text, arguments.text_pair, arguments.file
     if bool(texts) == bool(file):

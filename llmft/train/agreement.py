@@ -25,7 +25,7 @@ from llmft.machine.choose import OF_SUMS
 from llmft.process import versions
 from llmft.sources import upload
 from llmft.train.checkpoint import identity, read_manifest
-from llmft.train.resume import COMPLETE, record_of, saved_state, training_steps
+from llmft.train.resume import COMPLETE, is_of, record_of, saved_state, training_steps
 
 _EFFECTS = REFUSED, WARNED, APPLIED, LEFT = (
     "refused",
@@ -88,7 +88,7 @@ def require_match(
     record = record_of(run)
     values = {name: entry["value"] for name, entry in args.resolved().items()}
     here = {"recipe": recipe, **facts}
-    own = Path(str(training.output_dir or "")).expanduser().resolve() == run.resolve()
+    own = not found or is_of(folder, Path(str(training.output_dir)))
     if training.goes_on and own and record.get("status") == COMPLETE:
         _end_if_over(run, record, here, args, values, train)
     if not found:  # it starts anew

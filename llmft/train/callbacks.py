@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from llmft.config.convert import duration
 from llmft.console import say, warn
-from llmft.files import read_object, to_json
+from llmft.files import finite, read_object, to_json
 from llmft.machine.plan import Forecast
 from llmft.train import checkpoint, resume
 from llmft.train.progress import Progress, has_epochs
@@ -61,19 +61,14 @@ class MetricsLog(TrainerCallback):
         }
         if "loss" in event and self.seconds:
             data = getattr(kw.get("train_dataloader"), "dataset", None)
-            seen = partial(resume.examples_seen, args, data)
-            examples = seen(state.global_step) - seen(self.since)
+            steps = state.global_step, self.since
+            examples = resume.examples_seen(args, data, *steps)
             event["samples_per_second"] = round(examples / self.seconds, 3)
             event["rss_bytes"] = psutil.Process().memory_info().rss
             self.seconds = 0.0
         line = to_json({name: finite(value) for name, value in event.items()})
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
-
-
-def finite(value: Any) -> Any:
-    """Return None for NaN and infinity, anything else as it is."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TensorBoard(TensorBoardCallback):
@@ -326,9 +321,9 @@ def for_run(
         trial: what a trial says of its time; ``TimeLimit`` needs it.
     """
     found: list[TrainerCallback] = [] if args.disable_tqdm else [Progress()]
-    resumed, done = Path(str(args.resume_from_checkpoint)), 0
-    if resumed.is_dir() and resumed.resolve().parents[1] == folder.resolve():
-        done = read_object(resumed / TRAINER_STATE_NAME).get("global_step", 0)
+    resumed, done = args.resume_from_checkpoint, 0
+    if resume.is_of(resumed, folder):
+        done = read_object(Path(resumed) / TRAINER_STATE_NAME).get("global_step", 0)
     found.append(MetricsLog(folder / "metrics.jsonl", leg, done))
     if "tensorboard" in args.report_to:
         found.append(TensorBoard(folder / "logs", done))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -75,8 +74,7 @@ class Progress(ProgressCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Advance the bar and its samples/s."""
         data = getattr(kw.get("train_dataloader"), "dataset", None)
-        seen = partial(examples_seen, args, data)
-        examples = seen(state.global_step) - seen(self._first_step)
+        examples = examples_seen(args, data, state.global_step, self._first_step)
         seconds = time.perf_counter() - self._started
         self._shown["samples/s"] = f"{examples / seconds:.1f}"
         self.training_bar.set_postfix(self._shown, refresh=False)

@@ -233,13 +233,28 @@ def epoch_steps(args: TrainingArguments, train: Sized) -> int:
     return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
 
-def examples_seen(args: TrainingArguments, train: Any, steps: int) -> int:
-    """Return how many examples so many steps have seen; the last batch has fewer."""
+def is_of(checkpoint: Any, run: Path) -> bool:
+    """Return whether a checkpoint, if there is one, is of the run in a folder."""
+    above = Path(str(checkpoint)).resolve().parent.parent
+    return bool(checkpoint) and above == run.expanduser().resolve()
+
+
+def examples_seen(
+    args: TrainingArguments, train: Any, steps: int, since: int = 0
+) -> int:
+    """Return how many examples the steps after ``since`` have seen, up to ``steps``.
+
+    The last batch of an epoch may have fewer than the others.
+    """
     batch = args.train_batch_size * args.gradient_accumulation_steps
     if not hasattr(train, "__len__"):
-        return steps * batch
-    epochs, rest = divmod(steps, epoch_steps(args, train))
-    return epochs * len(train) + min(rest * batch, len(train))
+        return (steps - since) * batch
+
+    def seen(last: int) -> int:
+        epochs, rest = divmod(last, epoch_steps(args, train))
+        return epochs * len(train) + min(rest * batch, len(train))
+
+    return seen(steps) - seen(since)
 
 
 def is_over(args: TrainingArguments, max_steps: int) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmft.errors import counted
 from llmft.metrics.intervals import NORMAL, percent_sure, wilson
+from llmft.metrics.measures import per_class
 from llmft.runs.record import RunRecord
 from llmft.runs.report import charts
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
@@ -138,26 +139,15 @@ def _shades(row: np.ndarray) -> list[tuple[int, str]]:
     ]
 
 
-def class_scores(answers: Answers) -> list[tuple[str, float, float, float, int, int]]:
-    """Return name, precision, recall, F1, rows and right rows of each class."""
-    given, said = answers.given, answers.said
-    if answers.kind == SINGLE:
-        each = np.eye(len(answers.names), dtype=int)
-        given, said = each[given], each[said]
-    both, n, m = (given & said).sum(0), given.sum(0), said.sum(0)
-    return [
-        (name, _share(b, m_), _share(b, n_), _share(2 * b, n_ + m_), int(n_), int(b))
-        for name, b, n_, m_ in zip(answers.names, both, n, m, strict=True)
-    ]
-
-
 def _share(part: Any, of: Any) -> float:
     return float(part / of) if of else 0.0
 
 
 def by_class(answers: Answers) -> Table:
     """Return the table of classes, the weakest first where there are many."""
-    scores = [row for row in class_scores(answers) if row[4]]
+    scores = [
+        row for row in per_class(answers.given, answers.said, answers.names) if row[4]
+    ]
     unseen = len(answers.names) - len(scores)
     notes = [f"{unseen:,} classes have no row"] if unseen else []
     if len(scores) > CLASSES:

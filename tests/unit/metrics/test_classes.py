@@ -9,7 +9,8 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 from unit.metrics.test_standard_errors import RESAMPLED
 
-from llmft.metrics.classes import Classification, per_class
+from llmft.metrics.classes import Classification
+from llmft.metrics.measures import per_class
 
 
 def class_values(logits, labels):
@@ -83,10 +84,10 @@ def test_log_softmax_with_huge_logits():
 def test_per_class():
     labels, guesses = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 0, 1])
     rows = per_class(labels, guesses, ["a", "b", "never", "d"])
-    assert rows[0] == ("a", pytest.approx(2 / 3), pytest.approx(2 / 3), 2 / 3, 3)
-    assert rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2)
-    assert rows[2] == ("never", 0, 0, 0, 0)
-    assert rows[3] == ("d", 0, 0, 0, 1)
+    assert rows[0] == ("a", pytest.approx(2 / 3), pytest.approx(2 / 3), 2 / 3, 3, 2)
+    assert rows[1] == ("b", pytest.approx(1 / 3), 0.5, pytest.approx(0.4), 2, 1)
+    assert rows[2] == ("never", 0, 0, 0, 0, 0)
+    assert rows[3] == ("d", 0, 0, 0, 1, 0)
     # A table sets numbers of Python to the right.
     assert {type(cell) for cell in rows[0]} == {str, float, int}
 
@@ -95,7 +96,7 @@ def test_per_class_of_several_labels():
     """Also of a single one, which sklearn would take for two classes."""
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
     guesses = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])
-    wanted = [("a", 0.5, 0.5, 0.5, 2), ("b", 0.5, 0.5, 0.5, 2)]
+    wanted = [("a", 0.5, 0.5, 0.5, 2, 1), ("b", 0.5, 0.5, 0.5, 2, 1)]
     assert per_class(labels, guesses, ["a", "b"]) == wanted
     assert per_class(labels[:, :1], guesses[:, :1], ["a"]) == wanted[:1]
-    assert per_class(labels[:, :1], 0 * guesses[:, :1], ["a"]) == [("a", 0, 0, 0, 2)]
+    assert per_class(labels[:, :1], 0 * guesses[:, :1], ["a"]) == [("a", 0, 0, 0, 2, 0)]

@@ -9,6 +9,7 @@ import report_runs
 from scipy.stats import binomtest, hypergeom
 
 from llmft.metrics.intervals import wilson
+from llmft.metrics.measures import per_class
 from llmft.runs.record import read_run
 from llmft.runs.report import charts, classify, lm
 from llmft.runs.report.answers import Answers, read_answers
@@ -56,7 +57,9 @@ def test_scores_of_classes_are_counts(found):
     kind, answers, rows = found
     if kind == "regression":
         return
-    for name, precision, recall, f1, n, both in classify.class_scores(answers):
+    for name, precision, recall, f1, n, both in per_class(
+        answers.given, answers.said, answers.names
+    ):
         has = [name in np.atleast_1d(row["label"]) for row in rows]
         said = [name in np.atleast_1d(row["prediction"]) for row in rows]
         right = sum(a and b for a, b in zip(has, said, strict=True))
