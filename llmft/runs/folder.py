@@ -157,7 +157,8 @@ class Run:
         if self.pushes:  # what would fail at the end fails now
             private = training.hub_private_repo
             self.repo = upload.require_repo(str(training.hub_model_id), private)
-        before = Path(str(resumed)).parent.parent if resumed else training.output_dir
+        here = training.goes_on or not resumed
+        before = training.output_dir if here else Path(str(resumed)).parent.parent
         if before and (said := how_it_ended(Path(before).expanduser())):
             warn(said)
         self.folder = make_folder(self.task.recipe, training)
@@ -226,14 +227,13 @@ class Run:
         say(f"run        {short(self.folder)} ({status})")
         whole, _ = resume.newest(self.folder / "checkpoints", hashes=False)
         of_folds = self.args.fold is not None  # they stay
-        if (whole or of_folds) and (stopped or isinstance(fault, EnvironmentFault)):
+        goes_on = whole or of_folds or self.record["resumed"]
+        if goes_on and (stopped or isinstance(fault, EnvironmentFault)):
             anew = " (the folds stay; all rows are learnt anew)" * of_folds
             say(f"go on      {terminal.tool('resume', short(self.folder))}{anew}")
         elif stopped and self.args.training.do_train:
-            anew = "start anew"
-            if resumed := self.record["resumed"]:
-                anew = f"resume {resumed} once more, in another output_dir"
-            say(f"no checkpoint was due yet: {anew}; --save_steps saves more often")
+            said = "no checkpoint was due yet: start anew"
+            say(f"{said}; --save_steps saves more often")
         return fault
 
     @property

@@ -16,7 +16,7 @@ from llmft.errors import ConfigError
 from llmft.process import RECIPES, recipe_file, run_main
 from llmft.runs import terminal
 from llmft.runs.record import FOLDS, find_run, held
-from llmft.train.resume import COMPLETE, newest
+from llmft.train.resume import COMPLETE, goes_on_from
 
 
 def resume(name: str, flags: Sequence[str] = ()) -> None:
@@ -59,8 +59,12 @@ def resume(name: str, flags: Sequence[str] = ()) -> None:
     given = {_name(word) for word in flags}
     if is_checkpoint:
         ours["resume_from_checkpoint"] = str(at)
-    elif "output_dir" in given and (last := newest(folder / "checkpoints")[0]):
-        ours["resume_from_checkpoint"] = str(last)  # in another folder
+    elif "output_dir" in given:
+        last, passed = goes_on_from(folder)
+        for reason in passed:
+            warn(f"passed over {reason}")
+        if last:
+            ours["resume_from_checkpoint"] = str(last)  # in another folder
     words = _without(list(map(str, argv)), {*ours} | given)
     for flag, value in ours.items():
         words += [f"--{flag}", value] if flag not in given else []

@@ -128,7 +128,8 @@ class Checkpoints(TrainerCallback):
         if not state.best_global_step:
             return
         roots = [self.root, Path(str(args.resume_from_checkpoint)).parent]
-        roots += [Path(state.best_model_checkpoint or "none").parent]
+        if state.best_model_checkpoint:
+            roots.append(Path(state.best_model_checkpoint).parent)
         folders = [root / f"checkpoint-{state.best_global_step}" for root in roots]
         there = [str(folder) for folder in folders if folder.is_dir()]
         state.best_model_checkpoint = there[0] if there else None

@@ -153,6 +153,25 @@ def locate(args: TrainingArguments) -> None:
     say(f"resume     {short(found)}, {where}")
 
 
+def goes_on_from(run: Path) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint where a run goes on, and why later ones are not it.
+
+    That is its newest whole one, or without any the one of another run that it began
+    from. Raises CheckpointError where that is no longer whole.
+    """
+    found, passed = newest(run / "checkpoints")
+    record = record_of(run)
+    legs = [record, *reversed(record.get("legs") or [])]
+    others = (leg.get("resumed") for leg in legs if not is_of(leg.get("resumed"), run))
+    began = next(filter(None, others), None)
+    if found or not began or record.get("status") == COMPLETE:
+        return found, passed
+    if problem := fault(Path(began)):
+        hint = "the run began from it: bring it back, or name another output_dir"
+        raise CheckpointError(problem, hint=hint, path=began)
+    return Path(began), passed
+
+
 def _newest_of_run(args: TrainingArguments) -> Path | None:
     """Return where the run in ``output_dir`` goes on; None at its start, or its end.
 
@@ -160,7 +179,7 @@ def _newest_of_run(args: TrainingArguments) -> Path | None:
     """
     run = Path(str(args.output_dir)).expanduser()
     status = record_of(run).get("status")
-    found, passed = newest(run / "checkpoints")
+    found, passed = goes_on_from(run)
     if args.resume_from_checkpoint is True and not found and status != COMPLETE:
         seen = "; ".join(passed) or "there is none at all"
         raise CheckpointError(
@@ -171,9 +190,6 @@ def _newest_of_run(args: TrainingArguments) -> Path | None:
         )
     for reason in passed:
         warn(f"passed over {reason}")
-    begun_from = Path(str(record_of(run).get("resumed")))
-    if not found and status != COMPLETE and fault(begun_from) is None:
-        return begun_from  # it was stopped before a checkpoint of its own
     if not found and status == COMPLETE:
         say(f"resume     {run}, which is complete and has no checkpoint")
     elif not found and status:
@@ -235,8 +251,8 @@ def epoch_steps(args: TrainingArguments, train: Sized) -> int:
 
 def is_of(checkpoint: Any, run: Path) -> bool:
     """Return whether a checkpoint, if there is one, is of the run in a folder."""
-    above = Path(str(checkpoint)).resolve().parent.parent
-    return bool(checkpoint) and above == run.expanduser().resolve()
+    above = Path(str(checkpoint)).parent.resolve()  # checkpoints may be a link
+    return bool(checkpoint) and above == (run.expanduser() / "checkpoints").resolve()
 
 
 def examples_seen(

@@ -588,12 +588,27 @@ def test_the_best_checkpoint_is_named(wordpiece, tmp_path, capsys):
     assert expected in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path):
+def test_checkpoints_may_lie_behind_a_link(tmp_path):
+    folder = tmp_path / "big" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(folder.parent)
+    named = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    assert resume.is_of(named, tmp_path / "run")
+    assert not resume.is_of(named, tmp_path / "other")
+    assert not resume.is_of(None, tmp_path / "run")
+
+
+def test_the_best_checkpoint_of_a_run_that_moved(capsys, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "checkpoint-2").mkdir(parents=True)
     state = SimpleNamespace(best_global_step=2, best_model_checkpoint=None)
     args = SimpleNamespace(load_best_model_at_end=True)
     args.resume_from_checkpoint = str(tmp_path / "moved" / "checkpoint-4")
     best = callbacks.Checkpoints(tmp_path)
     best.on_train_begin(args, state, None)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    best.on_train_begin(args, state, None)
+    assert state.best_model_checkpoint is None  # the working folder has nothing of it
     assert "checkpoint-2, the best so far, is gone" in capsys.readouterr().err
     (tmp_path / "checkpoint-2").mkdir()
     best.on_train_begin(args, state, None)
@@ -679,7 +694,14 @@ def test_a_run_from_another_ones_checkpoint_goes_on_from_there(wordpiece, tmp_pa
     record = json.loads((other / "run.json").read_text())
     assert record["resumed"].endswith("one/checkpoints/checkpoint-2")
     shutil.rmtree(other / "checkpoints", ignore_errors=True)
-    again = arguments(other, **{**more, "resume_from_checkpoint": "auto"})
+    goes_on = {**more, "resume_from_checkpoint": "auto"}
+    aside = named.rename(one / "aside")
+    for asked in ("auto", True):
+        args = arguments(other, **{**more, "resume_from_checkpoint": asked})
+        with pytest.raises(CheckpointError, match="the run began from it"):
+            resume.locate(args.training)
+    aside.rename(named)
+    again = arguments(other, **goes_on)
     trainer = train(again, wordpiece, checked=True)
     assert trainer.state.global_step == 4
     assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][:3] == [
