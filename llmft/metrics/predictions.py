@@ -46,7 +46,8 @@ def rows(
     if known is None and "label" in data.column_names:  # only some rows have one
         given = data["label"][:]
         there = [place for place, label in enumerate(given) if label is not None]
-        targets = labels.targets([given[place] for place in there], "the rows")
+        some = [given[place] for place in there]
+        targets = labels.targets(some, "the rows") if some else ()
         for place, target in zip(there, targets, strict=True):
             wanted[place] = target
     columns = [data[name][:] for name in names]

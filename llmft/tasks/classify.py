@@ -81,10 +81,10 @@ def check(values: dict[str, Any]) -> list[str]:
         if values["resume_from_checkpoint"] not in (None, False, AUTO):
             unfit.append("resume_from_checkpoint, but auto,")
         problems += [] if values["do_train"] else ["k_folds trains: add --do_train"]
-        if is_pipe(values["train_file"] or ""):
-            unfit.append(f"train_file {values['train_file']}, which is read once,")
-        schedule = str(getattr(values["lr_scheduler_type"], "value", ""))
-        if schedule in BY_METRIC:
+        for name in ("train_file", "test_file"):
+            if is_pipe(values[name] or ""):
+                unfit.append(f"{name} {values[name]}, which is read once,")
+        if (schedule := values["lr_scheduler_type"]) in BY_METRIC:
             unfit.append(f"lr_scheduler_type {schedule}, which needs validation,")
         for name in unfit:
             shorter = "; shorter: --freeze_backbone, or fewer --num_train_epochs"
@@ -259,6 +259,8 @@ def _of_labelled(
     """Return the metrics of the rows that have a label, where some have none."""
     given = source.dataset["label"][:]
     rows = [row for row, label in enumerate(given) if label is not None]
+    if not rows:  # of those that were drawn
+        return {}
     some, names = source.select(rows), tuple(model.config.id2label.values())
     labels = LabelNames(names, str(source.problem_type))
     wanted = labels.targets(some.dataset["label"][:], source.name, some.place)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from llmft.errors import ConfigError
-from llmft.process import RECIPES, load_script, recipe_file
+from llmft.process import RECIPES, began, load_script, recipe_file
 from llmft.runs.plan import Plan
 from llmft.train.agreement import AlreadyComplete
 
@@ -33,11 +34,14 @@ def plan(recipe: str | Path, argv: Sequence[str] = (), quiet: bool = True) -> Pl
         raise ConfigError(
             "no recipe; name one, or its file, as recipes/mlm.py", path=recipe
         )
-    arguments = [*argv, "--dry_run"]
-    if not quiet:
-        return load_script(str(recipe)).main(arguments)
+    hides = redirect_stdout(io.StringIO()) if quiet else nullcontext()
+    before = began.set(time.time())
     try:
-        with redirect_stdout(io.StringIO()):
-            return load_script(str(recipe)).main(arguments)
+        with hides:
+            return load_script(str(recipe)).main([*argv, "--dry_run"])
     except AlreadyComplete as done:
+        if not quiet:
+            raise
         return Plan([], folder=str(done.folder))
+    finally:
+        began.reset(before)

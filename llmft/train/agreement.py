@@ -233,14 +233,13 @@ def _others(
     before[every] = min(before.get(every, values[every]), total)
     values = {**values, every: min(values[every], total)}
 
-    def effect(name: str) -> str:
-        both = {str(getattr(x[name], "value", x[name])) for x in (before, values)}
-        if name == "lr_scheduler_type" and both & {*BY_METRIC}:
+    def effect(name: str, value: Any) -> str:
+        if name == "lr_scheduler_type" and {before[name], value} & {*BY_METRIC}:
             return REFUSED  # its state is of another kind
         return WARNED if name in may_differ else APPLIED
 
     return [
-        Difference(name, before[name], value, effect(name))
+        Difference(name, before[name], value, effect(name, value))
         for name, value in values.items()
         if before.get(name, value) != value and name not in known | _ASIDE
     ]

@@ -155,8 +155,11 @@ def _tried(
             micro_steps = training_steps(training, data["train"])
             micro_steps *= training.gradient_accumulation_steps
     read_weights(steps.model)
+    evaluated = None
+    if training.do_train:  # where nothing is held out, as the probe reads train
+        evaluated = next(iter(held_out.values()), batches if probes else None)
     trial = take_trial(
-        *(steps, candidates, batches, next(iter(held_out.values()), None)),
+        *(steps, candidates, batches, evaluated),
         lasts=lambda batch: min(limit, micro_steps * batch),
         may_compile=may_compile,
         optimizer_bytes=optimizer[1],

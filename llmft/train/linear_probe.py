@@ -140,7 +140,11 @@ def fitted(
     spread = np.maximum(features.std(0), max(least, 1e-6))
     x = ((features - mean) / spread).astype(np.float64)
     if problem_type == REGRESSION:
-        ridge = RidgeCV([1 / c for c in STRENGTHS[::-1]], fit_intercept=has_bias)
+        parts = None  # each example by itself
+        if texts is not None and FOLDS <= len(np.unique(texts)) < len(x):
+            parts = GroupKFold(FOLDS).split(x, None, texts)
+        strengths = [1 / c for c in STRENGTHS[::-1]]
+        ridge = RidgeCV(strengths, fit_intercept=has_bias, cv=parts)
         ridge = ridge.fit(x, labels.reshape(-1))
         coefficients, constants = ridge.coef_[None], np.array([ridge.intercept_])
         strength = float(1 / ridge.alpha_)

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llmft.config.facts import BY_METRIC
 from llmft.data.tokens.stream import Passes, Stream
@@ -383,6 +383,6 @@ def _logits_alone(outputs: Any, labels: Any) -> torch.Tensor:
 
 def _set_mode(args: Any) -> None:
     """Let a schedule that follows the metric know whether greater is better."""
-    if SchedulerType(args.lr_scheduler_type).value in BY_METRIC:
+    if args.lr_scheduler_type in BY_METRIC:
         mode = {"mode": "max" if args.greater_is_better else "min"}
         args.lr_scheduler_kwargs = mode | (args.lr_scheduler_kwargs or {})

@@ -325,6 +325,9 @@ def test_labels_of_some_rows_come_in_the_order_of_predictions():
     shown = [row["label"] for row in found]
     assert shown == [["bad", "good"], None, ["fair"], [], ["bad"]]
     assert "most confident mistakes, 3 of 3" in predictions.mistakes(found, 9, names)
+    none = Dataset.from_list([*TEXTS.add_column("label", labels)][1:2])  # was drawn
+    (row,) = predictions.rows(none, predicted(None, scores[:1]), names, ARGS)
+    assert row["label"] is None
     # A class by its number, where the model has names of its own.
     names = LabelNames(("LABEL_0", "LABEL_1", "LABEL_2"))
     labels = ["0", None, "2", "1", "0"]

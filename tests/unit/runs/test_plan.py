@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerState
 
+from llmft import process
 from llmft.config.choice import Choice
 from llmft.config.fields import TrainingArguments
 from llmft.errors import ConfigError, EnvironmentFault
@@ -193,8 +194,18 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
 
 def test_the_plan_for_programs(tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
-    recipe.write_text("def main(argv):\n    print(argv)\n    return argv\n")
-    assert plan(recipe, ["--seed", "1"]) == ["--seed", "1", "--dry_run"]
+    recipe.write_text(
+        "from llmft.train.time_limit import seconds_left\n"
+        "def main(argv):\n"
+        "    print(argv)\n"
+        "    return argv, seconds_left('1m')\n"
+    )
+    before = process.began.set(1.0)  # a notebook that was opened long ago
+    words, left = plan(recipe, ["--seed", "1"])
+    assert words == ["--seed", "1", "--dry_run"]
+    assert left > 0
+    assert process.began.get() == 1.0
+    process.began.reset(before)
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigError, match="no recipe"):
         plan(tmp_path / "other.py")

@@ -180,15 +180,17 @@ def test_folds_are_offered_for_small_data(given, rows, said):
     ("beside", "value"),
     [
         *((name, "1m") for name in ("validation_file", "time_limit", "calibrate")),
-        ("lr_scheduler_type", SchedulerType.REDUCE_ON_PLATEAU),
+        ("lr_scheduler_type", "reduce_lr_on_plateau"),  # as a command line has it
+        ("lr_scheduler_type", SchedulerType.GREEDY),
+        ("test_file", "-"),
     ],
 )
 def test_folds_have_no_validation(beside, value):
     values = vars(ClassificationDataArguments(k_folds=3)) | {
         **{"model_name_or_path": "tiny", "train_file": "a", "do_train": True},
-        **{"do_eval": True, "do_predict": False, "eval_strategy": "epoch"},
+        **{"do_eval": True, "do_predict": True, "eval_strategy": "epoch"},
         **{"resume_from_checkpoint": None, "time_limit": None},
-        **{"freeze_backbone": False, "lr_scheduler_type": SchedulerType.LINEAR},
+        **{"freeze_backbone": False, "lr_scheduler_type": "linear"},
     }
     assert classify.check(values) == []
     found = classify.check(values | {beside: value})
@@ -389,3 +391,8 @@ def test_a_text_with_the_end_of_text_of_a_bart_is_a_bad_row():
         classify.require_one_end(model, bad, given)
     model.config.is_encoder_decoder = False
     classify.require_one_end(model, bad, given)
+
+
+def test_where_no_row_that_was_drawn_has_a_label_nothing_is_measured():
+    source = SimpleNamespace(dataset=Dataset.from_dict({"label": [None, None]}))
+    assert classify._of_labelled(None, source, None, None, "test") == {}

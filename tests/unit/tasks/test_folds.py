@@ -126,7 +126,7 @@ def predicted(folder):
     return [json.loads(x) for x in (folder / "predictions.jsonl").open()]
 
 
-def test_the_foldstogether(asked, tmp_path):
+def test_the_folds_together(asked, tmp_path):
     recipe = Recipe()
     assert cross_validate(recipe, asked()) == "the last plan"
     keep, results = result(recipe)

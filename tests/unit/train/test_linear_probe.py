@@ -203,3 +203,5 @@ def test_parts_of_a_text_are_on_one_side_of_the_folds(monkeypatch):
     assert seen == [set()] * linear_probe.FOLDS
     linear_probe._strength(x, labels, SINGLE, None, True, np.arange(60))
     assert len(seen) == linear_probe.FOLDS
+    linear_probe.fitted(x, labels * 1.0, REGRESSION, 1, texts=texts)
+    assert seen == [set()] * (2 * linear_probe.FOLDS)
