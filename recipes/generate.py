@@ -94,7 +94,7 @@ def fine_tune(args: Arguments) -> Plan:
     require_causal(model, located.name)
     set_ends(model, tokenizer, model_args.apply_chat_template, examples)
     examples = drop_seq_lengths_if_unsupported(model, examples)
-    model = add_lora(model, model_args, tokenizer)
+    model = add_lora(model, model_args, tokenizer, located)
     generate.check_prompts(model, tokenizer, model_args)
     choices += set_epochs_and_rate(args, model, CAUSAL_LM, examples)
     # Tries steps in each precision and attention; sets the fastest, unless given.

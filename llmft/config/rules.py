@@ -23,11 +23,12 @@ _OF_FILES = fields_with("source", DataArguments, among=["files"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 COMMAND_LINE = "command line"  # where a value comes from, if not out of a file
 _REPLACES = {f"{s}_file": f"{s}_split_percentage" for s in ("validation", "test")}
+_REPLACES["time_limit"] = "num_train_epochs"
 ACTIONS = {"do_train", "do_eval", "do_predict"}
 # They look for layers by name or hook into the backward pass: not tried with llmft.
 _OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
-_PROCESSES = "WORLD_SIZE PMI_SIZE OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE".split()
-_PROCESSES += ["LOCAL_RANK"]  # of torchrun, also where it starts a single one
+# The last is of torchrun, also where it starts a single one.
+_PROCESSES = "WORLD_SIZE PMI_SIZE OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE LOCAL_RANK"
 _WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 
@@ -52,11 +53,11 @@ def follow(
     evaluates = values["eval_strategy"]
     if "eval_strategy" not in given:
         evaluates = follows.get("eval_strategy", (evaluates,))[0]
-    if values["do_train"] and evaluates == "no":
-        follows["load_best_model_at_end"] = (False, "no evaluation in training")
-        follows["early_stopping_patience"] = (None, "no evaluation in training")
-    elif values["do_train"] and strategies.get("save", ("",))[0] == "no":
-        follows["load_best_model_at_end"] = (False, "nothing is saved in training")
+    unsaved = strategies.get("save", ("",))[0] == "no"
+    if values["do_train"] and (evaluates == "no" or unsaved):
+        why = f"no {'evaluation' if evaluates == 'no' else 'checkpoint'} in training"
+        follows["load_best_model_at_end"] = (False, why)
+        follows["early_stopping_patience"] = (None, why)
     elif values["do_train"] and values["load_best_model_at_end"]:
         # What is given of one holds for the other: the best checkpoint needs both.
         for one, other in (("save", "eval"), ("eval", "save")):
@@ -161,7 +162,7 @@ def _replaced(v: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     """Return what is asked for beside what takes its place."""
     return {
         f"{one} and {other} exclude each other": given.get(other) == COMMAND_LINE
-        for one, other in (*_REPLACES.items(), ("time_limit", "num_train_epochs"))
+        for one, other in _REPLACES.items()
         if v[one]
     }
 
@@ -319,7 +320,7 @@ def _refused(v: Mapping[str, Any]) -> list[str]:
             v["lr_scheduler_kwargs"] and schedule.startswith("constant")
         ),
     }
-    for name in _PROCESSES:  # a launcher's: they would write into the same files
+    for name in _PROCESSES.split():  # they would write into the same files
         size = os.environ.get(name, "")
         faults[
             f"{name} is {size}, and llmft trains in one process; start it without"
@@ -393,8 +394,7 @@ def _checkpointing(
     if offload:
         raise ValueError("offload needs a GPU")
     if not isinstance(every_n_layers, int) or every_n_layers < 1:
-        raise ValueError(
-            f"every_n_layers is {every_n_layers}, expected a number from 1"
-        )
+        said = f"every_n_layers is {every_n_layers}, expected a number from 1"
+        raise ValueError(said)
     options = {"use_reentrant": False, **options}
     checkpoint(torch.neg, torch.ones(1, requires_grad=True), **options)

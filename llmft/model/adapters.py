@@ -33,17 +33,19 @@ from llmft.console import say, warn
 from llmft.errors import ConfigError, EnvironmentFault, brief, listed
 from llmft.model.probes import trial
 from llmft.model.vocabulary import tokens_to_add
-from llmft.sources.hub import ADAPTER
+from llmft.sources.hub import ADAPTER, Located
 
 
 def add_lora(
     model: Any,
     args: GenerationModelArguments,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    located: Located | None = None,
 ) -> Any:
     """Return ``model`` with LoRA factors to train, or as it is without ``lora_r``.
 
-    The embeddings of ``add_tokens``, which ``tokenizer`` has, are trained as well.
+    The embeddings of ``add_tokens``, which ``tokenizer`` has, are trained as well. What
+    is saved names its base as it was ``located``.
 
     Raises:
         ConfigError: a layer of ``lora_target_modules`` is not there or is tied to
@@ -66,15 +68,12 @@ def add_lora(
     if args.lora_save == "adapter":
         _require_loadable(wrapped)
     saved = wrapped.peft_config["default"]
-    saved.revision = args.model_revision
     folder = Path(model.name_or_path).absolute()
-    if folder.is_dir():  # found from every folder, or from the hub if it is of there
+    if located and located.commit:  # of the hub
+        saved.base_model_name_or_path = located.name
+        saved.revision = located.commit
+    elif folder.is_dir():  # found from every folder
         saved.base_model_name_or_path, saved.revision = str(folder), None
-        # models--OWNER--NAME/snapshots/COMMIT, a copy in the cache of the hub
-        kind, *of_hub = folder.parent.parent.name.split("--")
-        if folder.parent.name == "snapshots" and kind == "models" and of_hub:
-            saved.base_model_name_or_path = "/".join(of_hub)
-            saved.revision = folder.name
     trained, total = wrapped.get_nb_trainable_parameters()
     shown = f"LoRA of rank {args.lora_r}: {trained:,} of {total:,} weights train"
     say(f"           {shown}")

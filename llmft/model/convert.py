@@ -60,8 +60,9 @@ def convert(name: str, output_dir: str | None) -> Path:
     located = hub.locate_model(name)
     beside = Path(os.path.normpath(located.path_or_id))
     folder = beside
-    if located.commit:  # of the hub; without network, of its cache
+    if located.commit:  # of the hub
         beside = Path(Path(located.name).name)
+    if located.commit and not located.note:  # else of its cache, as it is there
         kinds = ["*.safetensors", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*/*"]
         folder = Path(
             snapshot_download(

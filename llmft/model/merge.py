@@ -68,7 +68,7 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         )
     name = f"adapter-{_digest(folder, base, auto_class)}"
     target = catalog.cache_home() / "unpacked" / name
-    made = target.is_dir()
+    made = any(target.glob("*.safetensors"))
     where = "" if made else " in the cache (once)"
     say(f"adapter    {located.name}, merged into {base.name}{where}")
     if not made:
@@ -76,7 +76,7 @@ def merge_adapter(located: Located, base: Located, auto_class: Any) -> Located:
         model = _merged(folder, base, auto_class, added)
         own = any((folder / name).is_file() for name in _TOKENIZER)
         tokenizer = from_pretrained(AutoTokenizer, located if own else base)
-        with publish_folder(target) as staging:
+        with publish_folder(target, replace=True) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             for path in terms_files(base.path_or_id):

@@ -134,8 +134,8 @@ def no_safetensors(located: Located) -> LlmftError:
     """Return the error of a model without safetensors, which may be a pickle."""
     if _is_pickle(located):
         return UnsafeArtifactError(
-            "the weights are a pickle (pytorch_model.bin), which can run code",
-            "expected model.safetensors",
+            "the weights are a pickle (.bin), which can run code",
+            "expected safetensors",
             f"`llmft convert {shlex.quote(located.name)}` makes that, running nothing",
             path=located.name,
         )
@@ -148,9 +148,9 @@ def no_safetensors(located: Located) -> LlmftError:
 
 def _is_pickle(located: Located) -> bool:
     """Return whether a model without safetensors has PyTorch's older format."""
-    place, revision = located.path_or_id, located.commit or located.revision
-    if Path(place).is_dir() and (pickles(Path(place)) or not located.commit):
-        return bool(pickles(Path(place)))
+    found, revision = pickles(Path(located.path_or_id)), located.commit
+    if found or not revision:
+        return bool(found)
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
     try:
         return any(file_exists(located.name, n, revision=revision) for n in names)

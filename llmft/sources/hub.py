@@ -34,7 +34,10 @@ T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 ADAPTER = "adapter_config.json"
 _CONNECT = "check network and proxy, or set HF_ENDPOINT to a mirror"
-MISSES = (hf.HTTPError, ConnectionError, TimeoutError, hf.FileMetadataError)
+MISSES = (
+    *(hf.HTTPError, hf.FileMetadataError, hf.LocalEntryNotFoundError),
+    *(ConnectionError, TimeoutError),
+)
 
 
 @dataclass(frozen=True)
@@ -111,16 +114,12 @@ def locate_model(
     miss = unreachable()
     if miss is None:
         try:
-            found = _asked_for(name, "config.json", revision)
-            if found.commit_hash:
-                located = Located(name, revision, name=name, commit=found.commit_hash)
-                return _adapter(name, revision) or located
+            if adapter := _adapter(name, revision, weights):
+                return adapter
+            if commit := _asked_for(name, "config.json", revision).commit_hash:
+                return Located(name, revision, name=name, commit=commit)
             miss = Miss(f"{constants.ENDPOINT} answers, but not as a hub", _CONNECT)
         except MISSES as error:
-            if isinstance(error, hf.RemoteEntryNotFoundError):
-                with suppress(*MISSES):  # what is said then is true, too
-                    if adapter := _adapter(name, revision):
-                        return adapter
             miss = answered(error, wanted)
     for folder, commit in snapshots(wanted):
         has = any((folder / file).is_file() for file in ("config.json", ADAPTER))
@@ -136,7 +135,7 @@ def _asked_for(name: str, file: str, revision: str | None) -> Any:
     return get_hf_file_metadata(url, timeout=patience())
 
 
-def _adapter(name: str, revision: str | None) -> Located | None:
+def _adapter(name: str, revision: str | None, weights: bool) -> Located | None:
     """Return the adapter that a repository holds, fetched; None where it has none."""
     try:
         commit = _asked_for(name, ADAPTER, revision).commit_hash
@@ -144,10 +143,12 @@ def _adapter(name: str, revision: str | None) -> Located | None:
         if error.response.status_code == 404:  # a mirror may say no more than that
             return None
         raise
-    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    if not commit:  # it answers, but not as a hub
+        return None
+    kinds = ["*.json", "*.txt", "*.model", "*.jinja", *["*.safetensors"] * weights]
     kinds += ["*LICENSE*", "*NOTICE*", "*TERMS*"]  # which go along with the model
     folder = snapshot_download(name, revision=commit, allow_patterns=kinds)
-    return Located(folder, local_files_only=True, name=name, commit=commit or "")
+    return Located(folder, local_files_only=True, name=name, commit=commit)
 
 
 def _is_folder(name: str) -> bool:

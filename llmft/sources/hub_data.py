@@ -1,4 +1,4 @@
-"""Hub data sets, online or from the caches of datasets and huggingface_hub."""
+"""Hub data sets, online or from the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _load(
             as_text = options | _as_text(builder, shown)
             builder = datasets.load_dataset_builder(source, config_name, **as_text)
         if type(builder).__name__ == "Cache":  # what datasets falls back to unasked
-            console.warn(f"{shown} cannot be read on the hub: using an older copy")
+            # Of another revision it may be, with types that llmft does not guess.
+            raise ConnectionError("what came were no data files")
         if streaming:
             return builder.as_streaming_dataset(), builder.config.name
         builder.download_and_prepare()

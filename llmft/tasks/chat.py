@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from llmft.config.command_line import words_of
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fields = fields_of(*CLASSES)
     for name in FLAGS:
         said = f"{fields[name].facts['help']} (default: {fields[name].default})"
-        parser.add_argument(f"--{name}", metavar="VALUE", help=said.replace("%", "%%"))
+        words = words_of(fields[name])
+        said = said.replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar="VALUE", help=said, **words)
 
 
 def run(arguments: argparse.Namespace) -> None:

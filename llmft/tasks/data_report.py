@@ -54,7 +54,8 @@ def report_data(
     if len(parts) < len(named):
         raise ConfigError(f"a file named twice: {', '.join(name for name, _ in named)}")
     if not parts:
-        raise ConfigError("no file named: llmft data FILE..., or --train_file FILE")
+        said = "no file named: llmft data FILE..., before its flags"
+        raise ConfigError(f"{said}, or --train_file FILE")
     if target is not None and Path(target).suffix.lower() not in _TARGETS:
         raise ConfigError(f"html is {target!r}, expected a name that ends in .html")
     chat = args.label_column_name is None

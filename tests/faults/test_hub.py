@@ -526,7 +526,7 @@ def test_a_folder_named_like_an_owner_hides_no_id(
     found = SimpleNamespace(commit_hash=COMMIT)
     monkeypatch.setattr(hub, "unreachable", lambda: None)
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: found)
-    monkeypatch.setattr(hub, "_adapter", lambda name, revision: None)
+    monkeypatch.setattr(hub, "_adapter", lambda name, revision, weights: None)
     assert hub.locate_model("owner/model").commit == COMMIT
     monkeypatch.setattr(hub, "unreachable", lambda: hub.Miss("no network", "mend it"))
     with pytest.raises(EnvironmentFault) as caught:

@@ -76,7 +76,7 @@ CASES = {
         7,
         (
             "pickle: the weights are a pickle",
-            "expected model.safetensors",
+            "expected safetensors",
             "`llmft convert /",
         ),
     ),

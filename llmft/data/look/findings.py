@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmft.data.look.profile import Profile, profile
-from llmft.data.read.labels import IDS, MULTI, REGRESSION, SINGLE, names_in
+from llmft.data.read.labels import MULTI, REGRESSION, names_in, nearly_ids
 from llmft.data.read.similar import rarer, similar
 from llmft.data.read.store import Source
 from llmft.data.split.duplicates import (
@@ -225,13 +225,15 @@ def odd_classes(part: Part) -> Iterator[Finding]:
     if not counts:
         return
     if len(counts) > max(20, part.rows / 2):
-        single = part.source.problem_type == SINGLE
-        refused = single and len(counts) > max(IDS * part.rows, 100)
+        refused = name not in ("validation", "test") and nearly_ids(
+            part.source.problem_type, len(counts), part.rows
+        )
+        allowed = "; --allow many_classes trains all the same" * refused
         yield Finding(
             ERROR if refused else WARNING,
             f"{part.rows:,} rows of {name} have {len(counts):,} different labels",
             meaning="an id or a text? --label_column_name; a score? --problem_type"
-            " regression",
+            f" regression{allowed}",
         )
         return
     first, most = next(iter(counts.items()))

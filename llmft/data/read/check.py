@@ -74,8 +74,7 @@ class Rows:
     start: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
-        size = f"{self.size / 2**20:,.0f} MiB of " if self.size else ""
-        return f"{size}{self.name}"
+        return f"{self.size / 2**20:,.0f} MiB of " * bool(self.size) + self.name
 
     def described(self) -> list[Any]:
         """Return all that decides what comes out of reading, for JSON."""
@@ -213,7 +212,8 @@ class Check:
         """
         self._choose_by_rows()  # of the files before
         if self.wanted and {*names} != {*self._names}:
-            if not {*self.wanted.values(), *self.columns.carried} <= {*names}:
+            labels = self.columns.labels if "label" in self.wanted else ()
+            if not {*self.wanted.values(), *self.columns.carried, *labels} <= {*names}:
                 raise SchemaError(
                     f"columns are {listed(names)}",
                     f"expected those of {self.source.files[0]}: {listed(self._names)}",

@@ -56,7 +56,7 @@ def class_name(value: Any) -> str | None:
 
 
 _KNOWN = 10_000
-IDS = 0.9  # more classes than this part of the rows are ids
+_IDS, _CLASSES = 0.9, 100  # more than this part of the rows, and than so many, are ids
 
 
 class LabelRule:
@@ -279,7 +279,7 @@ class LabelNames:
                 f"give rows of another {one}; --allow one_class trains all the same",
                 path=path,
             )
-        ids = problem_type == SINGLE and len(counts) > max(IDS * len(labels), 100)
+        ids = nearly_ids(problem_type, len(counts), len(labels))
         if ids and "many_classes" not in allow:
             raise LabelError(
                 f"{rows} have {len(counts):,} classes, nearly one each: it looks like"
@@ -359,6 +359,11 @@ class LabelNames:
 def names_in(label: str) -> list[str]:
     """Return the class names of a label of several, which is a JSON list of them."""
     return json.loads(label)
+
+
+def nearly_ids(problem_type: str | None, classes: int, rows: int) -> bool:
+    """Return whether so many classes of so many training rows look like ids."""
+    return problem_type == SINGLE and classes > max(_IDS * rows, _CLASSES)
 
 
 def _finite(value: Any) -> str | None:

@@ -239,8 +239,8 @@ def choose_encoding(path: Path, encoding: str | None, notes: Notes) -> str:
         notes.add(f"read as {marked}, by its byte-order mark")
         return marked
     name = text_encoding(encoding or "utf-8")
-    if name == "utf-8-sig" and start.startswith(codecs.BOM_UTF8):
-        encoding, name = None, "utf-8"  # the same, with the mark that is there
+    if name == "utf-8-sig":
+        encoding, name = None, "utf-8"  # the same: a mark is read over
     if marked and marked[:6] != name[:6]:
         said = f"{marked.upper()}, by its byte-order mark, not {name}"
         raise _wrong(path, said, marked)

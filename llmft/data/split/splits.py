@@ -19,7 +19,7 @@ from llmft.config.fields import (
     TrainingArguments,
 )
 from llmft.config.fold import Fold
-from llmft.console import say
+from llmft.console import say, warn
 from llmft.data.read.check import Rows
 from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, folder_splits, is_pipe
@@ -169,7 +169,7 @@ def _beside_stream(
     say("data")
     streams: dict[str, Rows] = {}
     if args.dataset_name is not None:
-        streams = _of_hub(args, columns, {"train"}, streaming=True)
+        streams = _of_hub(args, columns, needed | {"train"}, streaming=True)
     elif args.train_file is not None:
         streams = {"train": streamed_files(args.train_file, columns, Reading.of(args))}
     rows, skip = streams.pop("train", None), 0
@@ -329,7 +329,9 @@ def _fill(
     """Make test and validation out of train where none is given, and one is wanted."""
     sources = dict(sources)
     for split in ("test", "validation"):
-        percentage = getattr(args, f"{split}_split_percentage")
+        percentage = getattr(args, name := f"{split}_split_percentage")
+        if split in given and percentage != getattr(DataArguments, name):
+            warn(f"{name} {percentage:g} is of no use: there is a {split} split")
         if split in given or "train" not in sources or percentage == 0:
             continue
         # A test part is set aside whenever it is asked for, so that a later

@@ -882,4 +882,5 @@ def test_nothing_saved_in_training_is_asked_for_alone(read):
     training = read("--do_train", "--save_strategy", "no").training
     assert training.save_strategy == "no"
     assert training.load_best_model_at_end is False
+    assert training.early_stopping_patience is None
     assert training.eval_strategy == "epoch"

@@ -201,12 +201,14 @@ def test_an_adapter_names_the_commit_of_its_base(tmp_path, base):
     copy = tmp_path / "models--owner--m" / "snapshots" / commit
     shutil.copytree(base, copy)
     given = {"lora_r": 4, "lora_save": "adapter"}
-    for path, revision, wanted in ((copy, None, commit), ("owner/m", "v1", "v1")):
+    for path, revision in ((copy, None), ("owner/m", "v1"), ("owner/m", None)):
         model = AutoModelForCausalLM.from_pretrained(base)
         model.name_or_path = str(path)
         args = GenerationModelArguments("x", model_revision=revision, **given)
-        add_lora(model, args).save_pretrained(tmp_path / "saved")
-        assert base_of(tmp_path / "saved") == ("owner/m", wanted)
+        located = Located(str(path), name="owner/m", commit=commit)
+        light = add_lora(model, args, located=located)
+        light.save_pretrained(tmp_path / "saved")
+        assert base_of(tmp_path / "saved") == ("owner/m", commit)
 
 
 def test_the_base_of_an_adapter_is_found_wherever_it_is(monkeypatch, base):

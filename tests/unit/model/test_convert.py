@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from llmft import cli
 from llmft.errors import EnvironmentFault
 from llmft.model import convert
+from llmft.sources.hub import Located
 
 NAME = "pytorch_model.bin"
 
@@ -264,3 +266,14 @@ def test_a_model_of_the_hub(tmp_path):
     assert "tf_model.h5" not in asked
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "old-safetensors")
     assert torch.equal(logits(found.eval()), logits(model))
+
+
+def test_a_copy_in_the_cache_is_converted_as_it_is(tmp_path, monkeypatch):
+    """Nothing more is fetched: there may be no network."""
+    folder = tmp_path / "cache" / ("c" * 40)
+    pickled(folder, "gpt2", "causal-lm")
+    located = Located(str(folder), None, True, "offline", "owner/old", "c" * 40)
+    monkeypatch.setattr(convert.hub, "locate_model", lambda name: located)
+    monkeypatch.setattr(convert, "snapshot_download", None)
+    monkeypatch.chdir(tmp_path)
+    assert convert.convert("owner/old", None) == Path("old-safetensors")

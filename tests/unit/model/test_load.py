@@ -200,8 +200,8 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path, wordpiece):
         load(folder, "masked-lm")
     assert caught.value.exit_code == 7
     assert str(caught.value) == (
-        f"UnsafeArtifactError {folder}: the weights are a pickle (pytorch_model.bin),"
-        " which can run code; expected model.safetensors; `llmft convert"
+        f"UnsafeArtifactError {folder}: the weights are a pickle (.bin),"
+        " which can run code; expected safetensors; `llmft convert"
         f" {folder}` makes that, running nothing"
     )
     assert not marker.exists()

@@ -89,6 +89,7 @@ def test_models_that_do_not_talk_are_refused(
         llmft_chat("a\n", tiny_gpt2)
     with pytest.raises(ConfigError, match=r"does fill-mask.*llmft predict"):
         llmft_chat("a\n", tiny_bert)
+    llmft_chat("", talker, "--do_sample", *PLAIN)  # as a recipe takes it
     with pytest.raises(ConfigError, match="temperature is '-1'"):
         llmft_chat("a\n", talker, "--temperature=-1")
     template = tmp_path / "template.jinja"

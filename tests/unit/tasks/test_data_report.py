@@ -71,7 +71,7 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        ([], 2, "ConfigError: no file named: llmft data FILE..., or --train_file FILE"),
+        ([], 2, "ConfigError: no file named: llmft data FILE..., before its flags"),
         (
             ["train.csv", "--max_bad_rows", "x", "--file_format", "xls"],
             2,

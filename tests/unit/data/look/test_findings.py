@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from llmft.data.look.findings import ERROR, NOTE, WARNING
 from llmft.data.look.report import examine
-from llmft.data.read.labels import MULTI, REGRESSION
+from llmft.data.read.labels import MULTI, REGRESSION, SINGLE
 from llmft.data.read.store import Source
 
 
@@ -138,6 +138,15 @@ def test_odd_labels(labels, level, what, where):
     texts = [f"text {i}x" for i in range(30)]
     report = examine({"train": source(texts, labels)})
     assert (what, where) in findings(report, level)
+
+
+def test_only_of_train_are_labels_that_look_like_ids_refused():
+    """150 classes, each once in a test part, are nothing to mend."""
+    texts = [f"text {i}x" for i in range(150)]
+    parts = {n: source(texts, texts, kind=SINGLE) for n in ("train", "test")}
+    report = examine(parts)
+    (refused,) = [what for what, _ in findings(report, ERROR) if "different" in what]
+    assert refused == "150 rows of train have 150 different labels"
 
 
 @pytest.mark.parametrize(

@@ -1125,6 +1125,14 @@ def test_which_files_may_leave_columns_out(tmp_path):
     folder = tmp_path / "d.json.d"
     folder.mkdir()
     (folder / "a.csv").write_text("text,label\na,b\n")
+    (folder / "b1.csv").write_text("text,joy\na,1\n")
+    (folder / "c.csv").write_text("text,joy,fear\na,1,0\n")
+    joy_fear = replace(LABELLED, label="joy", labels=("joy", "fear"))
+    (folder / "c.csv").rename(folder / "a2.csv")
+    with pytest.raises(DataError, match="columns are 'text', 'joy'; expected those of"):
+        read_file(folder / "[ab]?.csv", joy_fear)
+    (folder / "a2.csv").unlink()
+    (folder / "b1.csv").unlink()
     (folder / "b.csv").write_text("text\na\n")
     source = read_file(folder, Columns())
     assert source.dataset["text"][:] == ["a", "a"]

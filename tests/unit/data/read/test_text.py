@@ -281,5 +281,7 @@ def test_utf8_is_not_read_as_something_else(tmp_path, encoding):
 def test_the_encoding_of_excels_utf8_may_be_named(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("schön\n", "utf-8-sig")
+    (other := tmp_path / "b.txt").write_text("schön\n", "utf-8")
+    assert decode.choose_encoding(other, "utf-8-sig", Notes()) == "utf-8"
     assert decode.choose_encoding(path, "utf-8-sig", notes := Notes()) == "utf-8"
     assert notes.said() == ["byte-order mark left out"]

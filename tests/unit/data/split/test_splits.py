@@ -13,8 +13,10 @@ from datasets import Dataset
 from llmft.config.fields import (
     ClassificationDataArguments,
     DataArguments,
+    LanguageModelingDataArguments,
     TrainingArguments,
 )
+from llmft.data.read.columns import Columns
 from llmft.data.read.labels import MULTI, SINGLE, names_in
 from llmft.data.read.prints import PRINTS
 from llmft.data.read.store import Source
@@ -408,7 +410,7 @@ def test_needed_splits(given, needed):
     assert needed_splits(TrainingArguments(**off | given)) == needed
 
 
-def test_hub_splits_by_their_names(monkeypatch):
+def test_hub_splits_by_their_names(monkeypatch, capsys):
     found = {
         "train": source(9).dataset,
         "dev": source(2).dataset,
@@ -434,6 +436,15 @@ def test_hub_splits_by_their_names(monkeypatch):
             dataset_name="a/b",
             validation_split_name="validation_mis",
         )
+    load({"train", "validation"}, dataset_name="a/b", validation_split_percentage=30)
+    said = "validation_split_percentage 30 is of no use: there is a validation split"
+    assert capsys.readouterr().err.count(said) == 1
+    # Nor is the start of a stream.
+    args = LanguageModelingDataArguments(
+        **{"dataset_name": "a/b", "validation_split_name": "x2"}
+    )
+    with pytest.raises(DataError, match="no split 'x2' in a/b"):
+        splits._beside_stream(args, Columns(), {"train", "validation"}, 0)
 
 
 def test_hub_splits_that_are_not_used_are_not_checked(monkeypatch):
