@@ -46,7 +46,8 @@ is_ready && exit 0
 has_pip() { is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
 # Nothing of a folder that this script did not make is taken away.
 if ! has_pip && [ ! -f "$stamp" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
-  { is_new_enough "$venv/bin/python" && "$venv/bin/python" -m ensurepip >/dev/null 2>&1 && has_pip; } ||
+  # Again, without --clear, venv makes what is missing: pip, and bin/activate.
+  { is_new_enough "$venv/bin/python" && "$venv/bin/python" -m venv "$venv" >/dev/null 2>&1 && has_pip; } ||
     fail "$venv is there, and no environment with Python 3.11 or newer and pip: remove it, or name another: VENV=.venv-llmft $0"
 fi
 has_pip || {

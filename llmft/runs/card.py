@@ -41,10 +41,14 @@ def model_card(
     """
     values = {name: entry["value"] for name, entry in record["arguments"].items()}
     bare = partial(_without, _folders(values))
-    title, values["class_weights"] = bare(title), bare(values.get("class_weights"))
-    segments, read = metrics.get("weak_segments", []), record.get("data", {})
-    metrics = {**metrics, "weak_segments": bare(segments)}
-    record = {**record, "data": bare(read)}
+    if pipeline_tag != "text-classification":  # else it names classes, and no file
+        title = bare(title)
+    segments = [
+        {**one, "name": bare(one["name"])} if one["what"] == "file" else one
+        for one in metrics.get("weak_segments", [])
+    ]
+    metrics = {**metrics, "weak_segments": segments}
+    record = {**record, "data": bare(record.get("data", {}))}
     data = {split: _of_split(record, split, values) for split in _SPLITS}
     data = {split: found for split, found in data.items() if found}
     parts = [
@@ -64,8 +68,7 @@ def model_card(
 
 def _folders(values: Mapping[str, Any]) -> re.Pattern[str] | None:
     """Return what finds the folders of the files that a run was given, in any text."""
-    weights = values.get("class_weights") or ()
-    found = {os.path.dirname(x) for x in weights if "=" not in x}  # a JSON file
+    found = set()
     for name in (f"{split}_file" for split in _SPLITS):
         given = re.split(r"[*?\[]", str(values.get(name) or ""))[0]
         paths = given, os.path.expanduser(given), os.path.abspath(given)
@@ -241,6 +244,7 @@ def _limits(metrics: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     test, validation = metrics.get("test"), metrics.get("eval")
     rungs = metrics.get("ladder", {}).get("rungs", [])
     chose = values.get("load_best_model_at_end") or "calibration" in metrics
+    chose = chose or values.get("early_stopping_patience")
     chose = chose or any(rung["name"] == PROBE for rung in rungs)
     if not test and validation and chose:
         found.append(

@@ -13,13 +13,10 @@ from llmft.config.fields import AUTO, TrainingArguments
 from llmft.console import say
 from llmft.errors import EnvironmentFault
 from llmft.files import read_object
-from llmft.runs.listing import NOTES
 from llmft.runs.record import FOLDS, OF_RUN, OUTPUTS, STOPPED, held
 from llmft.train import resume
 
 _BEGUN = re.compile(r"\.write-test|\.run\.json\.staging-.+")
-# What is there of a cross-validation in its folds: a user may tag and look at it.
-_OF_FOLDS = {FOLDS, "run.json", "report.html", NOTES}
 _ELSEWHERE = "choose --output_dir"
 
 
@@ -50,10 +47,9 @@ def _require_free(args: TrainingArguments) -> None:
     if there.is_dir() and not os.access(there, os.W_OK):
         raise EnvironmentFault("cannot write there", hint=_ELSEWHERE, path=there)
     entries = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    shown = {name for name in entries if not name.startswith(".")}
-    if args.of_folds and FOLDS in entries and _OF_FOLDS.issuperset(shown):
-        return  # before the last training
-    if FOLDS in entries and not args.of_folds:
+    if args.of_folds and FOLDS in entries:
+        return  # before the last training; what else is there stays
+    if FOLDS in entries:
         raise EnvironmentFault(
             "output_dir holds a cross-validation", hint="name a new folder", path=folder
         )

@@ -131,12 +131,11 @@ class ExperimentTracker:
         """
         lines = []
         for place, row in enumerate(rows):
-            needed = [*_OF_ROW]
-            if not isinstance(row.get("prediction"), int | float):
+            found, needed = plain({"split": split, **row}), [*_OF_ROW]
+            if not isinstance(found.get("prediction"), int | float):
                 needed.append("probabilities")
-            if lacks := [name for name in needed if name not in row]:
+            if lacks := [name for name in needed if name not in found]:
                 raise DataError(f"row {place} lacks {', '.join(lacks)}")
-            found = plain({"split": split, **row})
             if "probabilities" in found:  # by name: 1 would be a number, not a class
                 found |= {n: _named(found[n]) for n in ("label", "prediction")}
             lines.append(to_json(found) + "\n")
@@ -168,8 +167,8 @@ class ExperimentTracker:
 
 def plain(value: Any) -> Any:
     """Return a value of numpy or torch as Python's own, NaN and infinity as None."""
-    if hasattr(value, "item"):
-        value = value.item()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -182,5 +181,7 @@ def plain(value: Any) -> Any:
 def _named(label: Any) -> Any:
     """Return a class, or several, by name; None is no label."""
     if isinstance(label, list):
-        return [*map(str, label)]
+        return [*map(_named, label)]
+    if isinstance(label, float) and label.is_integer():  # of a column that has gaps
+        label = int(label)
     return None if label is None else str(label)

@@ -31,7 +31,7 @@ from llmft.data.read.labels import LabelNames
 from llmft.data.read.store import Source, content_hash
 from llmft.data.split.folds import folds_of
 from llmft.errors import CheckpointError, EnvironmentFault
-from llmft.files import clear_stagings, read_object, to_json, write_json, write_text
+from llmft.files import read_object, to_json, write_json, write_text
 from llmft.metrics import predictions
 from llmft.metrics.folds import joined, names_of, together
 from llmft.metrics.intervals import TUNED
@@ -198,7 +198,6 @@ def _clear(folder: Path) -> None:
         EnvironmentFault: it goes on in another process.
     """
     with held(folder):
-        clear_stagings(folder)
         for name in OF_RUN:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -130,6 +130,10 @@ def test_a_second_python_has_its_own_environment(repo: Path) -> None:
     before = len(log(repo))
     assert run(repo, "test.sh", VENV=".venv-other")[0] == 0
     assert len(log(repo)) == before + 1  # the tests, and no set-up
+    shutil.rmtree(repo / ".venv")
+    before = len(log(repo))
+    assert run(repo, "train_model.sh", VENV=".venv-other")[0] == 0
+    assert len(log(repo)) == before + 1  # the recipe
 
 
 def test_nothing_is_taken_from_a_folder_that_it_did_not_make(repo: Path) -> None:

@@ -93,17 +93,24 @@ def test_the_card_names_no_folder_and_escapes_what_is_markup():
         ("~/notes/a.csv", "~/notes/a.csv"),
     ],
 )
-def test_what_is_told_of_rows_names_no_folder(given, said):
+def test_what_is_told_of_rows_names_no_folder(given, said, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/you")
     said = os.path.expanduser(said)  # as files are opened
-    model = record({"name": "m"}, train_file=given, class_weights=["/home/me/w.json"])
+    model = record({"name": "m"}, train_file=given)
     model["data"]["train"] |= {"source": given, "notes": [f"1 bad row ({said}:17)"]}
-    found = {"weak_segments": [{**SEGMENT, "what": f"lines of {said}"}]}
+    found = {"weak_segments": [{**SEGMENT, "what": "file", "name": said}]}
     text = model_card(f"Masked LM on {given}", "fill-mask", found, model)
     for folder in ("/home", "own/", "~"):
         assert folder not in text
     assert "1 bad row (" in text
     assert "a.csv:17)" in text
-    assert "| class_weights | w.json |" in text
+    assert "a.csv: mistakes 0.31 " in text
+    # Classes that look like paths are no folders.
+    own = {**SEGMENT, "what": "label", "name": "own/notes/x"}
+    title = "Text classifier for own/notes/x, b"
+    text = model_card(title, "text-classification", {"weak_segments": [own]}, model)
+    assert f"# {title}" in text
+    assert "rows of label own/notes/x: " in text
 
 
 def test_what_validation_did_not_choose_is_not_said_to_be_chosen():
@@ -111,6 +118,8 @@ def test_what_validation_did_not_choose_is_not_said_to_be_chosen():
     assert "also chose" not in model_card(
         "T", "fill-mask", found, record({"name": "m"})
     )
+    best = record({"name": "m"}, load_best_model_at_end=True)
+    assert "also chose" in model_card("T", "fill-mask", found, best)
     probe = [{"name": "linear probe", "value": 0.7, "stderr": 0.03}]
     found["ladder"] = {**LADDER, "rungs": probe + LADDER["rungs"]}
     assert "also chose" in model_card("T", "fill-mask", found, record({"name": "m"}))
@@ -167,7 +176,7 @@ WEAK = {
         ),
         (
             {"eval": {"calibration_error": entry(0.1234, 0.01, "validation")}},
-            {"load_best_model_at_end": True},
+            {"early_stopping_patience": 3},  # says when the last weights are taken
             [
                 "- There was no test set: validation also chose what is saved",
                 "- Its probabilities are off by 0.123 on average",

@@ -209,6 +209,7 @@ def test_the_folder_of_a_cross_validation_is_no_other_runs(tmp_path, goes_on):
     ):
         raise AssertionError("the block must not run")
     args.training.of_folds = True
+    (tmp_path / "run" / "mine.txt").touch()
     with tiny.started_run(args, "mlm", choices=CHOICES) as run:
         assert run.folder == tmp_path / "run"
 

@@ -127,7 +127,7 @@ def test_classes_may_be_numbers_of_numpy(tmp_path):
     """Of names, as JSON has the keys of an object."""
     rows = [
         {
-            **{"row": np.int64(i), "text": f"t{i}", "label": np.int64(i % 2)},
+            **{"row": np.int64(i), "text": f"t{i}", "label": np.float64(i % 2)},
             **{"prediction": 1, "probabilities": {0: np.float32(0.25), 1: 0.75}},
         }
         for i in range(4)
@@ -138,3 +138,13 @@ def test_classes_may_be_numbers_of_numpy(tmp_path):
     assert [row["label"] for row in found] == ["0", "1", "0", "1"]
     assert {row["prediction"] for row in found} == {"1"}
     assert found[0]["probabilities"] == {"0": 0.25, "1": 0.75}
+    several = {"row": 0, "text": "t", "label": np.array(["a", "b"])}
+    several |= {"prediction": np.array(["a"]), "probabilities": {"a": 0.9, "b": 0.1}}
+    number = {"row": 0, "text": "t", "label": 2.0, "prediction": np.float32(1.5)}
+    for name, row in (("s", several), ("n", number)):
+        with ExperimentTracker(tmp_path / name) as tracker:
+            tracker.predictions([row], "test")
+    (row,) = read_run(tmp_path / "s").predictions()
+    assert (row["label"], row["prediction"]) == (["a", "b"], ["a"])
+    (row,) = read_run(tmp_path / "n").predictions()
+    assert (row["label"], row["prediction"]) == (2.0, 1.5)

@@ -255,13 +255,14 @@ def test_a_stop_in_the_last_training(asked, tmp_path):
 
 
 def test_a_kill_while_the_last_model_is_written(asked, tmp_path):
-    """What it left half written does not keep the folds from going on."""
-    left = [".model.staging-another-host-7-0123abcd"]
+    """Neither that nor a file of the user's keeps the folds from going on."""
+    left = [".model.staging-another-host-7-0123abcd", "mine.txt"]
     with pytest.raises(Stopped):
         cross_validate(Recipe(leaves_run="running", leaves=left), asked())
     again = Recipe(leaves_run="complete")
     cross_validate(again, asked())
     assert [made.fold.place for made, _ in again.calls] == [None]
+    assert (tmp_path / "run" / "mine.txt").exists()
 
 
 def test_what_the_folds_say_is_there_though_the_push_fails(asked, tmp_path):

@@ -602,7 +602,7 @@ def test_layers_between_checkpoints_are_transformers_own_argument(wordpiece, tmp
 
 
 def test_an_evaluation_takes_as_long_as_its_tokens():
-    """Those of test, too, where they are more or longer than what was timed."""
+    """Also where they are more, or longer, than what was timed."""
     trial = Trial({}, EAGER, [20], [1.0], 0.5, 0)
     data = Dataset.from_dict({"input_ids": [[3] * 10] * 4 + [[3] * 30] * 3})
     batches = Batches(data, 2, "longest_first", 1)
