@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmft import __version__, console, process
-from llmft.config.convert import duration
+from llmft.config.convert import age
 from llmft.errors import ConfigError, UnsafeArtifactError, nearest
 from llmft.sources import cache, catalog
 from llmft.sources.wheels import size_text
@@ -64,14 +64,14 @@ def _run(argv: list[str]) -> None:
     if argv[0] not in COMMANDS and not argv[0].startswith("-"):
         meant = nearest(argv[0], COMMANDS) or f"; {', '.join(RECIPES)} train"
         raise ConfigError(f"no command {argv[0]!r}{meant}; see `llmft --help`")
+    argv = [word for word in argv if word != "--debug"]  # see process.run_command
     parser = _Parser(prog="llmft", description="Fine-tune language models on the CPU.")
     parser.add_argument("--version", action="version", version=f"llmft {__version__}")
-    _add_debug(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, (help_text, add_arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
         if name in argv:  # the arguments of the others need not be looked up
-            _add_debug(command)
             add_arguments(command)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -104,10 +104,6 @@ def _newest() -> str:
     return f"\n\nThe newest run here is {run.status}: {then}"
 
 
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-
-
 def _add_assets(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_list_assets)
     actions = parser.add_subparsers(metavar="ACTION", dest="action")
@@ -123,8 +119,6 @@ def _add_assets(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--accept_terms", action="store_true", help=said)
     verify = actions.add_parser("verify", help="check the hash of every cached file")
     verify.set_defaults(run=_verify_assets)
-    for action in (fetch, add, verify):
-        _add_debug(action)
 
 
 def _list_assets(arguments: argparse.Namespace) -> None:
@@ -196,7 +190,6 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     only = "only what was not used for so long, such as 30d; alone, of every part"
     clear.add_argument("--older_than", metavar="TIME", help=only)
     clear.set_defaults(run=_clear_cache)
-    _add_debug(clear)
 
 
 def _list_cache(arguments: argparse.Namespace) -> None:
@@ -219,16 +212,11 @@ def _age_text(when: float | None) -> str:
 
 
 def _clear_cache(arguments: argparse.Namespace) -> None:
-    age, named = arguments.older_than, bool(arguments.names)
-    if named == arguments.all and (named or age is None):
+    seconds, named = age(arguments.older_than), bool(arguments.names)
+    if named == arguments.all and (named or seconds is None):
         known = ", ".join(cache.PARTS)
         said = "`cache clear` needs either parts or --all, or --older_than TIME"
         raise ConfigError(f"{said}; known: {known}")
-    try:
-        seconds = None if age is None else duration(age)
-    except ValueError:
-        said = f"--older_than is {age!r}, expected a time such as 30d or 12h"
-        raise ConfigError(said) from None
     held = cache.clear(arguments.names or list(cache.PARTS), seconds)
     for name, found in held.items():
         size = size_text(sum(entry.size for entry in found))

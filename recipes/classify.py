@@ -132,8 +132,8 @@ def train(args: Arguments) -> tuple[Plan, Ladder | None]:
             measure("validation")
         if run.held_out:
             predicted = measure(run.held_out)
-            texts, others = splits.parts[run.held_out], ladder.others
-            rows = predictions.rows(texts, predicted, labels, data_args, others)
+            said = (predicted, labels, data_args, ladder.others, run.files)
+            rows = predictions.rows(splits.parts[run.held_out], *said)
             run.write_predictions(rows)
             ladder.finish(predicted, run, metric)
             weak = predictions.weak_classes(predicted, labels, splits.parts, data_args)

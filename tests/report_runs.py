@@ -130,7 +130,7 @@ def _metrics(kind: str, names: list[str], hostile: bool) -> dict[str, Any]:
         {"name": "fine-tuned", "value": 0.8, "stderr": 0.02, "seconds": 95.0},
     ]
     for rung, below in zip(rungs[:3], (0.4, 0.05, 0.01), strict=True):
-        rung["below"] = {"value": below, "stderr": 0.01}
+        rung["below"] = {"value": below, "stderr": 0.01, "sure": 1 - 0.001 / below}
     weak = {"never_predicted": {names[0]: 3}, "what_helps": ["more rows of them"]}
     ladder = {"metric": name, "n": 300, "saved": "fine-tuned", "rungs": rungs}
     return {

@@ -10,13 +10,15 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from operator import mul
 from typing import Any, Literal, Union, get_args, get_origin
+
+from llmft.errors import ConfigError
 
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
-_DURATION = re.compile(
-    r"(?:(?P<d>\d+(?:\.\d+)?)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?"
-)
+_UNITS = {"w": 7 * 86400, "d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS))
 _LARGEST = 2**31  # beyond it torch, numpy and Python fail in ways of their own
 
 
@@ -99,11 +101,26 @@ def duration(text: str) -> float:
     # A number alone is seconds; behind a unit it could be minutes, as in 1h30.
     alone = text.replace(".", "", 1).isdecimal()
     found = _DURATION.fullmatch(f"{text}s" if alone else text)
-    d, h, m, s = (float(part or 0) for part in found.groups()) if found else (0.0,) * 4
-    seconds = 86400 * d + 3600 * h + 60 * m + s
+    counts = found.groups("0") if found else ["0"] * len(_UNITS)
+    seconds = sum(map(mul, map(float, counts), _UNITS.values()))
     if not 0 < seconds < _LARGEST:
         raise ValueError("a time such as 90s, 5m, 2h or 1h30m, or seconds")
     return seconds
+
+
+def age(text: str | None) -> float | None:
+    """Return the seconds of an ``--older_than``, None where there is none.
+
+    Raises:
+        ConfigError: it is no time, or a number without a unit.
+    """
+    if text is None:
+        return None
+    try:
+        return duration("" if text.replace(".", "").isdecimal() else text)
+    except ValueError:
+        said = f"--older_than is {text!r}, expected a time such as 30d, 12h or 8w"
+        raise ConfigError(said) from None
 
 
 def _parts(value: Any) -> list[Any]:

@@ -75,12 +75,6 @@ def percent_sure(sure: float) -> str:
 
 
 def clearly(below: Mapping[str, Any]) -> int:
-    """Return 1 where what is saved is above a rung, -1 below, 0 where none can tell.
-
-    A ladder that was written before its paired test has standard errors alone.
-    """
-    by, error = below["value"], below["stderr"]
-    clear = below.get("sure", 0.0) >= SURE
-    if "sure" not in below:
-        clear = error is not None and abs(by) > CLEAR * error
-    return (by > 0) - (by < 0) if clear else 0
+    """Return 1 where what is saved is above a rung, -1 below, 0 where none can tell."""
+    by = below["value"]
+    return (by > 0) - (by < 0) if below["sure"] >= SURE else 0

@@ -26,10 +26,11 @@ def rows(
     labels: LabelNames,
     args: ClassificationDataArguments,
     rungs: Sequence[Rung] = (),
+    files: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return one row a text: line, text, label (None where unknown), prediction.
 
-    Where the data are of several files also ``file``, its place among them.
+    Where the data are of several ``files`` also the ``path`` of its own.
 
     Of classes also the ``probability`` of the predicted one, and ``probabilities`` of
     all by name; where a text has several labels, ``label`` and ``prediction`` are lists
@@ -55,6 +56,8 @@ def rows(
     found: list[dict[str, Any]] = []
     for *values, p, label in zip(*columns, scores, wanted, strict=True):
         row = {"row": len(found), **dict(zip(names, values, strict=True))}
+        if "file" in row:
+            row["path"] = str(files[row.pop("file")])
         found.append(row | _described(p, label, labels, least))
     for rung in rungs:
         others = _probabilities(rung.scores, labels)
@@ -75,19 +78,6 @@ def said(scores: Any, labels: LabelNames, threshold: float) -> list[dict[str, An
         _described(p, None, labels, threshold) for p in _probabilities(scores, labels)
     ]
     return [{n: x for n, x in row.items() if n != "label"} for row in found]
-
-
-def with_paths(
-    found: Sequence[dict[str, Any]], files: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return rows with the ``path`` of their file instead of its place in ``files``."""
-    placed = []
-    for found_row in found:
-        row = {**found_row}
-        if "file" in row:
-            row["path"] = str(files[row.pop("file")])
-        placed.append(row)
-    return placed
 
 
 def _probabilities(scores: Any, labels: LabelNames) -> np.ndarray:

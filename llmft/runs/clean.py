@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmft.errors import ConfigError, listed
+from llmft.errors import listed
 from llmft.files import disk
 from llmft.runs.listing import NOTES, notes_of
 from llmft.runs.record import FOLDS, OF_RUN, STOPPED, RunRecord, find_runs, held
@@ -19,7 +19,6 @@ KINDS = {
     "failed": "runs that ended without a model",
     "leftovers": "what a kill left half written",
 }
-_UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = 3600  # seconds; what is younger may be in the making
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _OF_CHECKPOINTS = re.compile(r"\.saving|\.checkpoint-\d+(\..+)?")
@@ -42,16 +41,6 @@ class Item:
     what: str
     paths: list[Path]
     size: int
-
-
-def age(text: str) -> float:
-    """Return the seconds of a time such as 30d. Raises ConfigError."""
-    found = re.fullmatch(r"(\d{1,6})([hdw])", text)
-    if not found:
-        raise ConfigError(
-            f"older_than is {text!r}, expected a time such as 12h, 30d or 8w"
-        )
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def find(root: Path, kinds: Collection[str], older_than: float = 0.0) -> list[Item]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmft.config.convert import age
 from llmft.console import say, table, warn
 from llmft.errors import ConfigError, EnvironmentFault
 from llmft.files import write_text
@@ -31,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=said, description=said)
         action.set_defaults(run=work)
         add[name] = action.add_argument
-        add[name]("--debug", action="store_true", help="show tracebacks")
     for name in ("list", "clean"):
         said = f"where the runs are (default: {OUTPUTS})"
         add[name]("folder", metavar="FOLDER", nargs="?", help=said)
@@ -138,7 +138,7 @@ def _clean(arguments: argparse.Namespace) -> None:
     if arguments.yes and not named:
         kinds = ", ".join(f"--{kind}" for kind in clean.KINDS)
         raise ConfigError(f"`runs clean --yes` needs to know what: {kinds}")
-    seconds = clean.age(arguments.older_than) if arguments.older_than else 0.0
+    seconds = age(arguments.older_than) or 0.0
     folder = _folder(arguments)
     items = clean.find(folder, named or list(clean.KINDS), seconds)
     if not items:

@@ -39,7 +39,6 @@ from llmft.files import (
 )
 from llmft.machine import detect
 from llmft.machine.plan import Forecast
-from llmft.metrics.predictions import with_paths
 from llmft.model.adapters import save_model
 from llmft.model.identity import terms_files
 from llmft.process import as_fault
@@ -290,13 +289,11 @@ class Run:
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
         """Write ``predictions.jsonl``; each row says of which split it is.
 
-        Where that has several files, also of which one; and how many of its tokens are
-        unknown, where some are.
+        Also how many of its tokens are unknown, where some are.
         """
-        found = with_paths(rows, self.files)
         for row, count in self.unknown_tokens.items():
-            found[row] |= {"unknown_tokens": count}
-        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in found)
+            rows[row]["unknown_tokens"] = count
+        lines = (to_json({"split": self.held_out, **row}) + "\n" for row in rows)
         write_text(self.folder / "predictions.jsonl", "".join(lines))
 
     def write_examples(self, name: str, found: list[dict[str, Any]]) -> None:

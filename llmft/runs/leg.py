@@ -31,7 +31,7 @@ def begun(script: str, args: Arguments, resumed: str | bool | None) -> dict[str,
     """
     return {
         "status": "running",
-        "command": terminal.written(script, args.command),
+        "command": terminal.command(script, {}, args.command),
         "argv": args.command,
         "script": os.path.abspath(script),
         "working_directory": os.getcwd(),

@@ -103,12 +103,6 @@ def command(script: str, values: Mapping[str, Any], flags: Iterable[str] = ()) -
     return shlex.join([*words, *flags])
 
 
-def written(script: str, argv: Sequence[str]) -> str:
-    """Return the command of a run, for its record."""
-    words = _program(script) if by_llmft(Path(script)) else [short(Path(script))]
-    return shlex.join([*words, *argv])
-
-
 def _program(script: str) -> list[str]:
     """Return the words that start a recipe."""
     if by_llmft(Path(script)):

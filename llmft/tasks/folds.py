@@ -131,7 +131,7 @@ def cross_validate(train: Train, args: Arguments) -> Plan:
         _choose(last, found[0]["choices"])
         last.training.output_dir = str(folder)
         fold = Fold(folds, keep=keep, results=results)
-        publish = partial(_write_predictions, folder, source, answers, rows)
+        publish = partial(_write_predictions, folder, answers, rows)
         return _learn_all(train, replace(last, fold=fold), publish)
 
 
@@ -332,7 +332,7 @@ def _answers(
     predicted = PredictionOutput(scores, known, {})
     others = [rung for rung in rungs[1:] if rung.name != saved]
     texts = source.dataset.select(order)
-    said = predictions.rows(texts, predicted, labels, data, others)
+    said = predictions.rows(texts, predicted, labels, data, others, source.files)
     first = 0
     for fold in found:
         for place, count in fold["unknown_tokens"].items():
@@ -346,7 +346,7 @@ def _answers(
 
 
 def _write_predictions(
-    folder: Path, source: Source, said: list[dict[str, Any]], rows: list[np.ndarray]
+    folder: Path, said: list[dict[str, Any]], rows: list[np.ndarray]
 ) -> None:
     """Write what was said of each row held out, before what the last run wrote."""
     file = folder / "predictions.jsonl"
@@ -355,9 +355,7 @@ def _write_predictions(
     folds = np.repeat(np.arange(len(rows)), [len(part) for part in rows]) + 1
     lines = [
         to_json(row | {"split": "train", "row": int(at), "fold": int(fold)}) + "\n"
-        for row, at, fold in zip(
-            predictions.with_paths(said, source.files), order, folds, strict=True
-        )
+        for row, at, fold in zip(said, order, folds, strict=True)
     ]
     write_text(file, "".join(lines) + of_test)
     say(f"predicted  {short(file)}")

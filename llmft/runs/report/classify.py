@@ -49,8 +49,7 @@ def ladder(run: RunRecord) -> Section:
             if "below" in rung:
                 above, error = difference(rung)
                 saved, by = f"{above:+.4f}", f"± {number(NORMAL * error)}"
-                if "sure" in rung["below"]:
-                    sure = percent_sure(rung["below"]["sure"])
+                sure = percent_sure(rung["below"]["sure"])
             seconds = f"{rung['seconds']:.1f}" if rung["seconds"] else "-"
             value = number(rung["value"])
             rows.append((named(rung["name"]), value, saved, by, sure, seconds))
@@ -137,10 +136,6 @@ def _shades(row: np.ndarray) -> list[tuple[int, str]]:
         (int(np.ceil(s * 5)) if n else 0, f"{n:,}")
         for s, n in zip(share, row.tolist(), strict=True)
     ]
-
-
-def _share(part: Any, of: Any) -> float:
-    return float(part / of) if of else 0.0
 
 
 def by_class(answers: Answers) -> Table:
@@ -236,7 +231,7 @@ def f1_at(answers: Answers, cut: float) -> float:
     """Return the micro F1 of several labels with a threshold."""
     said = answers.probabilities >= cut
     both = float((said & answers.given.astype(bool)).sum())
-    return _share(2 * both, float(said.sum() + answers.given.sum()))
+    return 2 * both / max(1.0, float(said.sum() + answers.given.sum()))
 
 
 def weak_section(found: list[Segment], kind: str) -> Section:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llmft.errors import escape
+from llmft.files import to_json
+from llmft.machine.plan import duration_text
 from llmft.runs.record import RunRecord
 from llmft.runs.report.parts import TEXT, Section, Table, named, number, shown_of
 
 _VALUES = 60  # characters
 
 
-def seconds_text(seconds: float | None) -> str:
-    """Return a time as people say it."""
-    if seconds is None:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration_text(seconds)
 
 
 def cost(run: RunRecord) -> Section:
@@ -32,13 +28,11 @@ def cost(run: RunRecord) -> Section:
         train = planned.get("training")
         steps, made = number(plan.get("steps")), number(real.get("steps"))
         rows.append(("steps", steps, made))
-        rows.append(
-            ("training", seconds_text(train), seconds_text(real.get("train_seconds")))
-        )
+        rows.append(("training", _time(train), _time(real.get("train_seconds"))))
         whole = sum(planned.values()) if planned else None
         folds = run.metrics.get("k_folds", {}).get("seconds", 0.0)
-        took = seconds_text(None if run.seconds is None else run.seconds - folds)
-        rows.append(("all of it, from the plan on", seconds_text(whole), took))
+        took = _time(None if run.seconds is None else run.seconds - folds)
+        rows.append(("all of it, from the plan on", _time(whole), took))
         memory = plan.get("memory_bytes") or [0, 0]
         shown = " to ".join(f"{b / 2**30:.1f}" for b in memory) if any(memory) else "-"
         peak = real.get("peak_rss_bytes")
@@ -49,7 +43,7 @@ def cost(run: RunRecord) -> Section:
         if resumed:
             section.said.append("The plan is of the last leg, after a resume.")
         if folds:
-            took = seconds_text(folds)
+            took = _time(folds)
             section.said.append(f"Both are without the folds before, {took} in all.")
     if skipped := real.get("skipped_steps"):
         rows.append(("steps skipped, not finite", "-", number(skipped)))
@@ -69,33 +63,15 @@ def data(run: RunRecord) -> Section:
     for split, found in run.record.get("data", {}).items():
         notes = [str(note) for note in found.get("notes") or []]
         audit = found.get("audit") or {}  # has the count of a note, and more
-        notes = [n for n in notes if not n.startswith(tuple(audit))] + _audit(audit)
+        counts = re.sub(r'[{}"]', "", to_json(audit)).replace("_", " ")
+        notes = [n for n in notes if not n.startswith(tuple(audit))] + [counts]
         source = escape(found.get("source", ""), 120)
-        said = escape("; ".join(notes), 2 * TEXT)
+        said = escape("; ".join(filter(None, notes)), 2 * TEXT)
         rows.append((split, number(found.get("rows")), source, said))
     if rows:
         header = ["split", "rows", "from", "notes"]
         section.blocks.append(Table("Rows", header, rows))
     return section
-
-
-def _audit(audit: dict[str, Any]) -> list[str]:
-    """Return the counts of an audit in words, as deep as they are."""
-    said = []
-    for name, value in audit.items():
-        if name == "also_in":
-            said += [f"also in {part}: {_counts(v)}" for part, v in value.items()]
-        else:
-            said.append(f"{name.replace('_', ' ')}: {_counts(value)}")
-    return said
-
-
-def _counts(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{n.replace('_', ' ')} {_counts(v)}" for n, v in value.items()
-        )
-    return number(value)
 
 
 def machine(run: RunRecord) -> Section:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.special import gammaln, ndtr, ndtri
+from scipy.special import ndtr, ndtri
+from scipy.stats import hypergeom
 
 from llmft.metrics.intervals import CLEAR, NORMAL, wilson
 from llmft.runs.report.answers import MULTI, REGRESSION, SINGLE, Answers, places_of
@@ -76,28 +77,14 @@ def _segment(
     value, rest = float(one.mean()), float(other.mean())
     if shares:
         limits = wilson(float(one.sum()), len(one))
-        chance = tail(int(one.sum()), len(one), int(off.sum()), len(off))
+        # So many mistakes or more among as many rows drawn of all: Fisher's exact test.
+        chance = float(hypergeom.sf(one.sum() - 1, len(off), off.sum(), len(one)))
     else:
         own = one.var(ddof=1) / len(one)
         half, both = NORMAL * math.sqrt(own), own + other.var(ddof=1) / len(other)
         limits = (value - half, value + half)
         chance = float(ndtr((rest - value) / math.sqrt(both))) if both else 1.0
     return Segment(what, name, len(one), value, rest, limits, chance)
-
-
-def tail(wrong: int, n: int, all_wrong: int, total: int) -> float:
-    """Return how probable ``wrong`` mistakes or more are among n rows drawn of all.
-
-    That is the upper tail of the hypergeometric distribution (Fisher's exact test).
-    """
-    k = np.arange(wrong, min(n, all_wrong) + 1)
-
-    def ways(of: int, chosen: np.ndarray | int) -> np.ndarray:
-        return gammaln(of + 1) - gammaln(chosen + 1.0) - gammaln(of - chosen + 1.0)
-
-    k = k[n - k <= total - all_wrong]
-    logs = ways(all_wrong, k) + ways(total - all_wrong, n - k) - ways(total, n)
-    return float(min(1.0, np.exp(logs).sum()))
 
 
 def _groups(answers: Answers) -> Iterator[tuple[str, str, Sequence[int]]]:

@@ -1,7 +1,5 @@
 """Rungs of a ladder: frequencies, and differences on the same texts."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -91,13 +89,6 @@ def test_of_few_texts_the_test_of_compare_decides(more, wider, told):
         if wider == 1:
             assert other["below"]["value"] == pytest.approx(sign * more / 34)
             assert other["below"]["sure"] == pytest.approx(1 - 2 * 0.5**more, abs=0.03)
-
-
-def test_a_ladder_without_its_test_has_standard_errors():
-    for value, error, told in ((0.1, 0.04, 1), (-0.1, 0.04, -1), (0.1, 0.06, 0)):
-        assert clearly({"value": value, "stderr": error}) == told
-    for unknown in (None, math.nan):
-        assert clearly({"value": 0.1, "stderr": unknown}) == 0
 
 
 def test_the_error_of_a_perfect_score_is_that_of_its_interval():

@@ -284,22 +284,12 @@ def test_numbers():
     assert predictions.mistakes(found, 5, labels) == ""
 
 
-def test_rows_of_several_files_say_which(tmp_path):
-    texts = TEXTS.add_column("file", [0, 1, 0, 1, 1])
-    found = predictions.rows(texts, predicted(), NAMES, ARGS)
-    placed = predictions.with_paths(found, ["a.csv", "b.csv"])
-    assert [row["path"] for row in placed] == [
-        "a.csv",
-        *["b.csv", "a.csv"],
-        *["b.csv"] * 2,
-    ]
-    assert [{**r, "path": 0} for r in placed] == [
-        {**{n: v for n, v in r.items() if n != "file"}, "path": 0} for r in found
-    ]
+def test_rows_of_several_files_say_which():
+    texts, files = TEXTS.add_column("file", [0, 1, 0, 1, 1]), ["a.csv", "b.csv"]
+    placed = predictions.rows(texts, predicted(), NAMES, ARGS, files=files)
+    assert [row.pop("path") for row in placed] == [files[i] for i in (0, 1, 0, 1, 1)]
     alone = TEXTS.add_column("file", [0] * 5)
-    plain = predictions.rows(alone, predicted(), NAMES, ARGS)
-    assert predictions.with_paths(plain, ["a.csv"]) == plain
-    assert "path" not in plain[0]
+    assert placed == predictions.rows(alone, predicted(), NAMES, ARGS, files=["a.csv"])
 
 
 def test_a_method_that_says_another_class_says_how_probable_the_label_is():

@@ -83,13 +83,9 @@ def test_commands_can_be_copied(monkeypatch):
 def test_the_recipes_of_a_wheel_are_commands_of_llmft(tmp_path):
     recipe = "/lib/llmft/_recipes/mlm.py"
     assert terminal.tool("resume", "my run") == "python -m llmft resume 'my run'"
-    assert terminal.written("recipes/mlm.py", ["--a", "b c"]) == (
-        "recipes/mlm.py --a 'b c'"
-    )
     assert terminal.command(recipe, {"n": 0}) == "python -m llmft mlm --n 0"
     (tmp_path / "bin" / "llmft").touch(0o755)
     assert terminal.command(recipe, {"n": 0}) == "llmft mlm --n 0"
-    assert terminal.written(recipe, ["--a", "b c"]) == "llmft mlm --a 'b c'"
     assert terminal.tool("resume", "my run") == "llmft resume 'my run'"
 
 

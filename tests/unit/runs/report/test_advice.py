@@ -104,7 +104,7 @@ def test_many_texts_of_unknown_tokens_are_told(tmp_path):
         path.write_text("".join(lines))
         assert len(said("classify", {}, folder=tmp_path)) == wanted
     # A lower rate would not help the training that did worse than the probe.
-    below = {"below": {"value": 0.29, "stderr": 0.1}}
+    below = {"below": {"value": 0.29, "stderr": 0.1, "sure": 0.99}}
     rungs = [{"name": n, "value": 0.9, "stderr": 0.0} for n in ("probe", "fine-tuned")]
     rungs[1] |= below
     metrics = {"ladder": LADDER | {"saved": "probe", "rungs": rungs}}
@@ -124,14 +124,14 @@ def test_many_texts_of_unknown_tokens_are_told(tmp_path):
         # It swings: the last one is below the one before, and the best by little.
         ((13.5, 0.65, 0.82, 0.645), None, None),
         ((13.5, 0.65, 0.82, 0.6), None, "from 0.65, the best before, to 0.6"),
-        ((0.9, 0.7, 0.5), (0.29, 0.1), "fine-tuned did worse than the linear probe"),
-        ((0.9, 0.7, 0.5), (0.1, 0.1), "from 0.7, the best before, to 0.5"),
+        ((0.9, 0.7, 0.5), (0.29, 0.99), "fine-tuned did worse than the linear probe"),
+        ((0.9, 0.7, 0.5), (0.1, 0.7), "from 0.7, the best before, to 0.5"),
     ],
 )
 def test_longer_training_is_advised_only_where_the_loss_fell(losses, below, wanted):
     metrics = {}
     if below is not None:
-        by = dict(zip(("value", "stderr"), below, strict=True))
+        by = dict(zip(("value", "sure"), below, strict=True))
         rungs = [
             {"name": "linear probe", "value": 0.93, "stderr": 0.0},
             {"name": "fine-tuned", "value": 0.93 - below[0], "below": by},
@@ -157,7 +157,7 @@ def test_curves_that_are_not_of_what_is_saved_say_so():
 
 
 def test_a_longer_training_is_no_advice_where_the_probe_is_saved():
-    below = {"below": {"value": -0.1, "stderr": 0.01}}
+    below = {"below": {"value": -0.1, "stderr": 0.01, "sure": 0.999}}
     for saved, longer in (("linear probe", False), ("fine-tuned", True)):
         rungs = [{"name": "TF-IDF", "value": 0.9, "stderr": 0.0} | below]
         rungs += [{"name": saved, "value": 0.8, "stderr": 0.0}]

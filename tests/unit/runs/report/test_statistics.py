@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import report_runs
-from scipy.stats import binomtest, hypergeom
+from scipy.stats import binomtest
 
 from llmft.metrics.intervals import wilson
 from llmft.metrics.measures import per_class
@@ -16,7 +16,7 @@ from llmft.runs.report.answers import Answers, read_answers
 from llmft.runs.report.charts import POINTS, thinned
 from llmft.runs.report.label_errors import contradictions, suspects
 from llmft.runs.report.parts import number
-from llmft.runs.report.segments import segments, standard_errors, tail, weak
+from llmft.runs.report.segments import segments, standard_errors, weak
 
 
 @pytest.fixture(scope="module", params=["single", "multi", "regression"])
@@ -45,12 +45,6 @@ def test_wilson_is_that_of_scipy():
         limits = binomtest(right, n).proportion_ci(0.95, "wilson")
         assert wilson(right, n) == pytest.approx(limits, abs=2e-5)
     assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_the_tail_is_that_of_the_hypergeometric_distribution():
-    for wrong, n, all_wrong, total in ((3, 12, 20, 200), (0, 5, 9, 40), (8, 9, 9, 12)):
-        wanted = hypergeom.sf(wrong - 1, total, all_wrong, n)
-        assert tail(wrong, n, all_wrong, total) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_scores_of_classes_are_counts(found):
