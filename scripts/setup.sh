@@ -19,6 +19,11 @@ wanted="$(cat pyproject.toml scripts/constraints.txt scripts/setup.sh | cksum) $
 is_ready() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null
 }
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+if [ -n "${PYTHON:-}" ] && asked="$(version "$PYTHON")" && there="$(version "$venv/bin/python")"; then
+  [ -z "$asked" ] || [ "${there:-$asked}" = "$asked" ] ||
+    fail "$venv has Python $there, PYTHON is $asked: remove it, or name another: VENV=.venv-$asked $0"
+fi
 is_ready && exit 0
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

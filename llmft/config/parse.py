@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmft.config.build import build
 from llmft.config.command_line import read_command_line
 from llmft.config.convert import convert
 from llmft.config.facts import Argument, fields_of, fields_with
@@ -24,7 +25,6 @@ from llmft.config.rules import (
     ACTIONS,
     COMMAND_LINE,
     FILES,
-    build,
     follow,
     relations,
 )

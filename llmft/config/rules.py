@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
-from transformers import Trainer, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
 
 from llmft.config.facts import fields_of, fields_with
 from llmft.config.fields import AUTO, DataArguments, TrainingArguments
 from llmft.console import say
-from llmft.errors import brief, nearest, shorten
+from llmft.errors import nearest, shorten
 from llmft.sources import catalog
 
 _USUAL = (None, False, "minimal")  # what they are where they are not given
 _OF_FILES = fields_with("source", DataArguments, among=["files"])
+_OF_HUB = fields_with("source", DataArguments, among=["hub"])
 FILES = [name for name in _OF_FILES if name.endswith("_file")]
 COMMAND_LINE = "command line"  # where a value comes from, if not out of a file
 _REPLACES = {f"{s}_file": f"{s}_split_percentage" for s in ("validation", "test")}
@@ -90,6 +87,7 @@ def relations(
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
     files = [name for name in FILES if v[name]]
     reading = [n for n in _OF_FILES if n not in FILES and v[n] not in _USUAL]
+    of_hub = [n for n in _OF_HUB if given.get(n) == COMMAND_LINE and v[n]]
     on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {
         f"metric_for_best_model is {best}, this task has "
@@ -121,6 +119,12 @@ def relations(
         ),
         f"{', '.join(reading)} is of files, not of dataset_name": (
             v["dataset_name"] and reading
+        ),
+        f"{', '.join(of_hub)} is of dataset_name, not of files": (
+            of_hub and files and not v["dataset_name"]
+        ),
+        "buffer_size is of streaming: add --streaming": (
+            given.get("buffer_size") == COMMAND_LINE and not v["streaming"]
         ),
         **(_of_resume(v) | _replaced(v, given)),
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": any(
@@ -327,74 +331,3 @@ def _refused(v: Mapping[str, Any]) -> list[str]:
             " torchrun, accelerate launch or mpirun"
         ] = size.isdecimal() and (int(size) > 1 or name == "LOCAL_RANK")
     return [said for said, wrong in faults.items() if wrong]
-
-
-def build(
-    training: type[TrainingArguments], values: dict[str, Any]
-) -> tuple[TrainingArguments | None, list[str]]:
-    """Return ``training(**values)`` and the problems with them.
-
-    Trainer makes these parts after the run folder is there: they are made here once, so
-    that each library says before what it does not take.
-    """
-    try:
-        args = training(**values)
-    except Exception as error:  # transformers, accelerate and torch have their own
-        return None, [brief(error, None)]
-    checkpointing: Any = args.activation_checkpointing_kwargs or {}
-    trials: dict[str, Callable[[], Any]] = {
-        "optim, lr_scheduler_type or their arguments": lambda: _optimizer(args),
-        "report_to": lambda: [
-            tracker() for tracker in get_reporting_integration_callbacks(args.report_to)
-        ],
-        "dataloader_num_workers or its companions": lambda: DataLoader(
-            [0],  # type: ignore[arg-type]
-            num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            persistent_workers=args.dataloader_persistent_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        ),
-        "activation_checkpointing_kwargs": lambda: _checkpointing(**checkpointing),
-    }
-    if args.torch_compile:
-        chosen: Any = (args.torch_compile_backend, args.torch_compile_mode)
-        trials["torch_compile_backend or _mode"] = lambda: torch.compile(
-            torch.neg, backend=chosen[0], mode=chosen[1]
-        )
-    said = f"use_cpu false finds {args.n_gpu} GPUs, and llmft trains on one; set"
-    problems = [f"{said} CUDA_VISIBLE_DEVICES=0"] if args.n_gpu > 1 else []
-    for names, trial in trials.items():
-        try:
-            trial()
-        except Exception as error:
-            problems.append(f"{names}: {brief(error, None)}")
-    return args, problems
-
-
-def _optimizer(args: TrainingArguments) -> None:
-    """Make the optimizer of one weight and its schedule, and ask that for rates."""
-    make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
-    optimizer = make([torch.nn.Parameter(torch.ones(2, 2))], **settings)
-    options = args.lr_scheduler_kwargs
-    if not isinstance(options, dict | None):
-        raise ValueError(f"lr_scheduler_kwargs is {options}, expected a JSON object")
-    steps = args.max_steps if args.max_steps > 0 else 1_000_000
-    warmup = args.get_warmup_steps(steps)
-    kind = args.lr_scheduler_type
-    scheduler: Any = get_scheduler(kind, optimizer, warmup, steps, options)
-    for factor in getattr(scheduler, "lr_lambdas", ()):
-        for step in (0, steps // 2, steps):
-            factor(step)
-
-
-def _checkpointing(
-    every_n_layers: Any = 1, offload: bool = False, **options: Any
-) -> None:
-    """Raise what torch or transformers would of the options of checkpointing."""
-    if offload:
-        raise ValueError("offload needs a GPU")
-    if not isinstance(every_n_layers, int) or every_n_layers < 1:
-        said = f"every_n_layers is {every_n_layers}, expected a number from 1"
-        raise ValueError(said)
-    options = {"use_reentrant": False, **options}
-    checkpoint(torch.neg, torch.ones(1, requires_grad=True), **options)

@@ -15,8 +15,8 @@ from llmft.data.read.labels import MULTI, LabelNames
 from llmft.errors import ConfigError, listed, nearest, shorten
 
 _FORMULA = {
-    MULTI: "rows without the label / rows with it, as pos_weight",
-    "": "rows / (classes * rows of the class)",
+    MULTI: "examples without the label / with it, as pos_weight",
+    "": "examples / (classes * examples of the class)",
 }
 
 

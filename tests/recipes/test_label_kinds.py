@@ -127,7 +127,7 @@ def test_several_labels(bert: Path, tmp_path: Path) -> None:
         "  labels     multi_label_classification, 2 labels (1 an example, 40 examples"
         " have none)\n"
     ) in said
-    assert "  weights    'blame' 1, 'praise' 1 (rows without the label / rows" in said
+    assert "  weights    'blame' 1, 'praise' 1 (examples without the label /" in said
     assert re.search(
         r"ladder, on vali.*\n.* f1_micro (.|\n)*TF-IDF \+ logistic regression ", said
     )

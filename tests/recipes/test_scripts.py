@@ -181,6 +181,19 @@ def test_a_python_that_is_too_old_or_missing(repo: Path, tmp_path: Path) -> None
     assert log(repo)[0] == "-m venv --clear .venv"
 
 
+def test_an_environment_of_another_python_is_not_taken_for_the_one_asked(
+    repo: Path,
+) -> None:
+    assert run(repo, "setup.sh")[0] == 0
+    python = repo / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\n[ "$1" != -c ] || echo 3.9\n')
+    asked = f"3.{sys.version_info.minor}"
+    code, out, err = run(repo, "setup.sh")
+    assert (code, out) == (5, "")
+    said = f"setup: .venv has Python 3.9, PYTHON is {asked}: remove it, or name another"
+    assert err == f"{said}: VENV=.venv-{asked} {repo / 'scripts' / 'setup.sh'}\n"
+
+
 def test_train_model_starts_the_recipe_where_the_user_is(repo: Path) -> None:
     run(repo, "setup.sh")
     before = len(log(repo))

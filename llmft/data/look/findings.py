@@ -222,6 +222,8 @@ def other_classes(part: Part, trained: Part) -> Iterator[Finding]:
 def odd_classes(part: Part) -> Iterator[Finding]:
     """Yield what is odd about the classes of a part, each by itself."""
     counts, name = part.classes(), part.name
+    if part.source.problem_type == REGRESSION and len(part.labels) == 1:
+        counts = {part.labels[0]: part.rows}  # numbers that are all the same
     if not counts:
         return
     if len(counts) > max(20, part.rows / 2):

@@ -209,6 +209,7 @@ def _labels(part: Part, report: Report) -> None:
     if part.source.problem_type == REGRESSION and part.labels:
         values = np.array([float(name) for name in part.labels])[part.of_rows]
         _spread(f"{part.name}: scores", values, "lowest highest", report)
+    report.findings += odd_classes(part)
     counts = part.classes()
     if not counts:
         return
@@ -221,7 +222,6 @@ def _labels(part: Part, report: Report) -> None:
     title = f"{part.name}: labels, {len(counts):,}{several}{more}"
     bars = [float(n) for n in counts.values()][:_CLASSES]
     report.sections.append(Section(title, ["label", "rows", "share"], rows, bars))
-    report.findings += odd_classes(part)
 
 
 def _twice(parts: Sequence[Part], report: Report) -> None:

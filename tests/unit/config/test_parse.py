@@ -304,6 +304,10 @@ def test_all_problems_in_one_message(problems):
             "early_stopping_patience needs eval_strategy steps or epoch",
         ),
         (
+            "--train_file a.csv --dataset_config_name de --test_split_name x",
+            "dataset_config_name is of dataset_name, not of files",
+        ),
+        (
             "--do_train --eval_strategy no --load_best_model_at_end",
             "load_best_model_at_end needs eval_strategy steps or epoch",
         ),

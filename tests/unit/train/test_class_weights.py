@@ -28,8 +28,8 @@ def test_balanced_is_that_of_sklearn():
         "'bad' 0.5333, 'fair' 1.333, 'a=b' 2.667",
     )
     assert choice.reason == (
-        "rows / (classes * rows of the class); in the loss of training only, not in"
-        " metrics"
+        "examples / (classes * examples of the class); in the loss of training only,"
+        " not in metrics"
     )
 
 
@@ -43,7 +43,7 @@ def test_balanced_lets_yes_and_no_of_a_label_count_alike():
         assert weight == pytest.approx(yes / no)
     assert found[2] == 1
     reason = weights_choice(["balanced"], found, names)[0].reason
-    assert reason.startswith("rows without the label / rows with it, as pos_weight; in")
+    assert reason.startswith("examples without the label / with it, as pos_weight; in")
 
 
 def test_given_weights(tmp_path):

@@ -149,6 +149,11 @@ def test_only_of_train_are_labels_that_look_like_ids_refused():
     assert refused == "150 rows of train have 150 different labels"
 
 
+def test_numbers_that_are_all_the_same_are_told():
+    parts = {"train": source(["a b c", "d e f"], ["1.5"] * 2, kind=REGRESSION)}
+    assert ("a single label in train: '1.5'", "") in findings(examine(parts), ERROR)
+
+
 @pytest.mark.parametrize(
     ("labels", "kind", "where"),
     [
