@@ -29,7 +29,7 @@ is_ready && exit 0
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 python="${PYTHON:-}"
 if [ -z "$python" ]; then
-  for python in python3 python3.13 python3.12 python3.11; do
+  for python in python3 python3.14 python3.13 python3.12 python3.11; do
     is_new_enough "$python" && break
   done
 fi

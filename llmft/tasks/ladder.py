@@ -37,7 +37,7 @@ from llmft.train.narrow import transformers_model
 from llmft.train.outputs import has_new_output
 from llmft.train.trainer import LlmftTrainer
 
-HEAD_ONLY = f"{TUNED} is here the output layer alone: --freeze_backbone"
+HEAD_ONLY = f"{TUNED} is here the head alone: --freeze_backbone"
 
 
 class Ladder:

@@ -54,7 +54,7 @@ def ladder(run: RunRecord) -> Section:
             value = number(rung["value"])
             rows.append((named(rung["name"]), value, saved, by, sure, seconds))
         if run.arguments.get("freeze_backbone"):
-            found.said = ["Fine-tuned is here the output layer alone: freeze_backbone."]
+            found.said = ["Fine-tuned is here the head alone: freeze_backbone."]
         name = of["metric"]
         header = ["method", name, "saved is above by", "95 %", "sure", "seconds"]
         caption = f"The ladder: {name} on {of['n']:,} rows {what}"
