@@ -204,7 +204,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         found = json.loads(text, parse_constant=lambda name: None)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -316,7 +316,7 @@ def as_fault(error: BaseException, place: Path | None = None) -> LlmftError | No
         return EnvironmentFault(
             f"out of memory: the process holds {held:.1f} GiB",
             hint="lower per_device_train_batch_size (raise gradient_accumulation_steps"
-            " to keep the same total) or max_seq_length",
+            " to keep the same total), per_device_eval_batch_size or max_seq_length",
         )
     cause = error.__cause__ or error.__context__
     if isinstance(error, ValueError) and "closed file" in said and cause:

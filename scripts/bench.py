@@ -169,6 +169,7 @@ def run_llmft(job: Job, size: int, seed: int, extra: list[str]) -> dict[str, Any
         "seconds": seconds,
         "examples": round(seconds * logged[f"{kind}_samples_per_second"]),
         "tokens_per_second": final["run"].get("train_tokens_per_second"),
+        "train_seconds": final["run"].get("train_seconds"),
         "peak_rss_bytes": final["run"]["peak_rss_bytes"],
         "test": final.get("test", {}),
         "batch": run["arguments"][f"per_device_{kind}_batch_size"]["value"],
@@ -285,7 +286,7 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
     length, job, chosen = 128.0, JOBS[name], ours[0].get("choices", {})
     if name == "classify":
         trained = ours[0]
-        length = trained["tokens_per_second"] * trained["seconds"]
+        length = trained["tokens_per_second"] * trained["train_seconds"]
         length /= trained["examples"]
     weights, attention = matrices(job, length)
     needed = job.passes * (sum(w.numel() * part for w, part in weights) + attention)
@@ -310,7 +311,7 @@ def summary(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "llmft_of_limit": rates["llmft"] / limit,
         "llmft_of_products": products,
         "choices": chosen,
-        "trial_seconds": max(run.get("trial_seconds", 0.0) for run in ours),
+        "trial_seconds": max(run.get("trial_seconds", math.nan) for run in ours),
         "matmul_gflops": found["gflops"],
     }
 
@@ -357,7 +358,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             f"{r['stock_of_limit']:.2f}, {r['llmft_of_limit']:.2f}",
             "-" if name == "sampling" else f"{r['llmft_of_products']:.2f}",
             " ".join(r["choices"].values()),
-            f"{r['trial_seconds']:.1f}",
+            f"{r['trial_seconds']:.1f}".replace("nan", "-"),
         )
         for name, r in results.items()
     ]

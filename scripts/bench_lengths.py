@@ -22,6 +22,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bench_results import kept
+
 from llmft.console import say, table
 from llmft.runs.record import rows_of
 
@@ -119,9 +121,9 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="more for the recipe, in a string")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)
     args = parser.parse_args()
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    if args.output.is_file():
-        results = json.loads(args.output.read_text())
+    names = ("recipe", "held_out", "flags")
+    before = kept(args.output, {name: getattr(args, name) for name in names})
+    results: dict[str, dict[str, dict[str, Any]]] = before["results"]
     rates, epochs = GRID[args.recipe]
     for name, words in product(args.sets, args.words):
         runs = results.setdefault(f"{name}, {words:,} words", {})
@@ -142,7 +144,7 @@ def main() -> None:
                     runs[setting] = train(args.recipe, [*flags, *own])
                     found = runs[setting]["perplexity"]
                     say(f"{name}, {words:,} words, {setting}: {found:.4g}")
-                    args.output.write_text(json.dumps(results, indent=2) + "\n")
+                    args.output.write_text(json.dumps(before, indent=2) + "\n")
     header = ["text", "epochs x rate", "perplexity", "after best", "seconds"]
     header += ["grid", "its best", "above it by", "of"]
     say("\n" + table([row(name, runs) for name, runs in results.items()], header))

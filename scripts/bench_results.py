@@ -159,6 +159,16 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[str]:
     return cells
 
 
+def kept(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file has of these settings, to go on from."""
+    if path is None or not path.is_file():
+        return {"settings": settings, "results": {}}
+    found = json.loads(path.read_text())
+    if found["settings"] != settings:
+        sys.exit(f"{path} is of {found['settings']}, this is {settings}: name another")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -180,9 +190,9 @@ def main() -> None:
         for folder in args.folders
         for path in sorted(folder.glob("*_train.jsonl"))
     }
-    results: dict[str, list[dict[str, Any]]] = {}
-    if args.output and args.output.is_file():
-        results = json.loads(args.output.read_text())
+    names = ("rows", "k_folds", "grid", "flags")
+    before = kept(args.output, {name: getattr(args, name) for name in names})
+    results: dict[str, list[dict[str, Any]]] = before["results"]
     for name, count in product(args.sets or found, args.per_class or [0]):
         shown = f"{name}, {count} a class" if count else name
         results.setdefault(shown, [])
@@ -201,7 +211,7 @@ def main() -> None:
             results[shown].append(run)
             say(f"{shown}, seed {seed}: {run['saved']} {run['value']:.4f}")
             if args.output:
-                args.output.write_text(json.dumps(results, indent=2) + "\n")
+                args.output.write_text(json.dumps(before, indent=2) + "\n")
     header = ["set", "metric", "TF-IDF", "probe", "tuned", "delivered", "seconds"]
     header += ["folds", "inside"] if args.k_folds else []
     header += ["grid", "above it by", "its best"] if args.grid else []

@@ -109,6 +109,10 @@ class Job:
         if code:
             lines = Path(f"{folder}.txt").read_text().strip().splitlines()
             return f"exit {code}: {lines[-1] if lines else ''}"[:200]
+        return self.differs(folder)
+
+    def differs(self, folder: Path) -> str:
+        """Return in what a run that is done is not the one without a fault, or ""."""
         found = outcome(folder)
         differ = [name for name, x in self.whole.items() if found[name] != x]
         return f"other {', '.join(differ)}" if differ else ""
@@ -145,12 +149,9 @@ def last_step(folder: Path) -> int:
     return 0
 
 
-def saved_step(folder: Path, plain: bool) -> int:
-    """Return the step that a run goes on from."""
-    if plain:
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    else:
-        found = resume.newest(folder / "checkpoints")[0]
+def saved_step(folder: Path) -> int:
+    """Return the step that a run of llmft goes on from."""
+    found = resume.newest(folder / "checkpoints")[0]
     return int(str(found).rpartition("-")[2]) if found else 0
 
 
@@ -237,6 +238,8 @@ def random_kills(job: Job, kills: int, draw: random.Random) -> Result:
                 os.kill(pid, signal.SIGKILL)
             code = wait(pid)
             if code == 0:  # it was done before
+                if wrong := job.differs(folder):
+                    problems.append(wrong)
                 break
             done += 1
             if code != -signal.SIGKILL:
@@ -244,7 +247,7 @@ def random_kills(job: Job, kills: int, draw: random.Random) -> Result:
                 problems.append(f"exit {code}: {said[-1] if said else ''}"[:200])
                 break
             if not plain:  # which logs at its end
-                lost.append(last_step(folder) - saved_step(folder, plain))
+                lost.append(last_step(folder) - saved_step(folder))
         else:
             if wrong := job.finish(folder):
                 problems.append(wrong)
@@ -321,7 +324,7 @@ def stops(job: Job, times: int, draw: random.Random) -> Result:
         took.append(time.monotonic() - began)
         if code != (143, 130)[i % 2]:
             wrong.append(f"exit {code}")
-        lost.append(last_step(folder) - saved_step(folder, False))
+        lost.append(last_step(folder) - saved_step(folder))
         if said := job.finish(folder):
             wrong.append(said)
         shutil.rmtree(folder, ignore_errors=True)

@@ -45,6 +45,8 @@ try:
 except BlockingIOError:
     print("setup: waiting for another set-up to end", flush=True)
     fcntl.flock(9, fcntl.LOCK_EX)
+except OSError:  # of a network's file system, which locks nothing that is only read
+    pass
 LOCK
 is_ready && exit 0
 

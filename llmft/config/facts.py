@@ -61,6 +61,8 @@ _REFUSED = {
     "bf16_full_eval fp16_full_eval": (
         "would leave the model in that precision; use precision bf16"
     ),
+    "dataloader_in_order": "would give what the model says to other texts",
+    "restore_callback_states_from_checkpoint": "has no use: llmft restores its own",
     "enable_jit_checkpoint": (
         "would end a run that SIGTERM stops as if it were complete; use save_steps"
     ),

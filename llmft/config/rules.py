@@ -85,9 +85,6 @@ def relations(
 ) -> list[str]:
     """Return what does not fit together, or llmft, in the full set of values."""
     best = (v["metric_for_best_model"] or "loss").removeprefix("eval_")
-    files = [name for name in FILES if v[name]]
-    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in _USUAL]
-    of_hub = [n for n in _OF_HUB if given.get(n) == COMMAND_LINE and v[n]]
     on_gpu = not v["use_cpu"] and torch.accelerator.is_available()
     faults = {
         f"metric_for_best_model is {best}, this task has "
@@ -114,19 +111,7 @@ def relations(
             v["auto_find_batch_size"]
             and (not v["do_train"] or on_gpu or v.get("freeze_backbone"))
         ),
-        f"dataset_name and {', '.join(files)} exclude each other": (
-            v["dataset_name"] and files
-        ),
-        f"{', '.join(reading)} is of files, not of dataset_name": (
-            v["dataset_name"] and reading
-        ),
-        f"{', '.join(of_hub)} is of dataset_name, not of files": (
-            of_hub and files and not v["dataset_name"]
-        ),
-        "buffer_size is of streaming: add --streaming": (
-            given.get("buffer_size") == COMMAND_LINE and not v["streaming"]
-        ),
-        **(_of_resume(v) | _replaced(v, given)),
+        **(_of_data(v, given) | _of_resume(v) | _replaced(v, given)),
         f"output_dir is {shorten(v['output_dir'])}, expected UTF-8 (TensorBoard)": any(
             "\ud800" <= character <= "\udfff" for character in v["output_dir"] or ""
         ),
@@ -147,6 +132,27 @@ def relations(
     problems += _frozen_embeddings(v) if v.get("freeze_embeddings") else []
     problems += _time_limit(v, on_gpu) if v["time_limit"] else []
     return problems + (_streaming(v, given) if v.get("streaming") else []) + _refused(v)
+
+
+def _of_data(v: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what may be wrong with where data come from, each with whether it is."""
+    files = [name for name in FILES if v[name]]
+    reading = [n for n in _OF_FILES if n not in FILES and v[n] not in _USUAL]
+    of_hub = [n for n in _OF_HUB if given.get(n) == COMMAND_LINE and v[n]]
+    return {
+        f"dataset_name and {', '.join(files)} exclude each other": (
+            v["dataset_name"] and files
+        ),
+        f"{', '.join(reading)} is of files, not of dataset_name": (
+            v["dataset_name"] and reading
+        ),
+        f"{', '.join(of_hub)} is of dataset_name, not of files": (
+            of_hub and files and not v["dataset_name"]
+        ),
+        "buffer_size is of streaming: add --streaming": (
+            given.get("buffer_size") == COMMAND_LINE and not v["streaming"]
+        ),
+    }
 
 
 def _of_resume(v: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def wilson(right: float, n: float) -> tuple[float, float]:
     """Return the limits of 95 % of a share (Wilson 1927); 0 to 1 of no rows."""
     if not n:
         return 0.0, 1.0
-    z, p = NORMAL, right / n
+    z, p = NORMAL, min(max(right / n, 0.0), 1.0)  # others may write percent
     middle = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)

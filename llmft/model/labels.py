@@ -39,6 +39,8 @@ def no_classifier(config: Any, kind: str = SINGLE) -> str:
         return f"it is a {made[0]}"
     if problem_type(config) != kind:
         return f"it is for {problem_type(config)}"
+    if kind == REGRESSION and config.num_labels != 1:
+        return f"it gives {config.num_labels} numbers for a text"
     if not own_names(config):
         return "id2label in its config.json is not one name for each id from 0"
     return ""

@@ -43,8 +43,9 @@ def model_card(
     bare = partial(_without, _folders(values))
     if pipeline_tag != "text-classification":  # else it names classes, and no file
         title = bare(title)
-    segments = [
-        {**one, "name": bare(one["name"])} if one["what"] == "file" else one
+    segments = [  # of a kind that names a file; of a label the name is a class
+        {**one, "what": bare(one["what"])}
+        | ({"name": bare(one["name"])} if one["what"] == "file" else {})
         for one in metrics.get("weak_segments", [])
     ]
     metrics = {**metrics, "weak_segments": segments}

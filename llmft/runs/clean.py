@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -129,5 +130,5 @@ def take_away(item: Item) -> str:
         if item.kind == "failed":
             if others := [path.name for path in item.run.folder.iterdir()]:
                 return f"{len(others)} files that are not the run's stay"
-            item.run.folder.rmdir()
+            os.rmdir(os.path.abspath(item.run.folder))  # also where it is "."
     return ""

@@ -158,8 +158,8 @@ def _clean(arguments: argparse.Namespace) -> None:
         try:
             stays = clean.take_away(item)
             freed += item.size
-        except EnvironmentFault as fault:
-            stays = fault.found
+        except (EnvironmentFault, OSError) as fault:  # the others go all the same
+            stays = getattr(fault, "found", str(fault))
         if stays:
             warn(f"{item.run.folder}: {stays}")
     say(f"{size_text(freed)} freed")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
+from string import ascii_uppercase
 from typing import Any
 
 from llmft.errors import counted
@@ -37,7 +38,8 @@ def compare(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
     Whatever has a value for each run is a list in their order; runs are named A, B, C.
     """
-    names = [chr(ord("A") + i) for i in range(len(runs))]
+    letters = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]
+    names = letters[: len(runs)]
     named = dict(zip(names, runs, strict=True))
     several = [*combinations(named.items(), 2)]
     clear = 1 - (1 - SURE) / max(len(several), 1)  # Bonferroni
@@ -228,12 +230,13 @@ def _paired(
     right = [
         (x["prediction"] == x["label"], y["prediction"] == y["label"]) for x, y in alike
     ]
-    found["right"] = {
-        "both": right.count((True, True)),
-        "only_a": right.count((True, False)),
-        "only_b": right.count((False, True)),
-        "neither": right.count((False, False)),
-    }
+    if not isinstance(alike[0][0]["label"], float):  # no number is just that
+        found["right"] = {
+            "both": right.count((True, True)),
+            "only_a": right.count((True, False)),
+            "only_b": right.count((False, True)),
+            "neither": right.count((False, False)),
+        }
     differ = [(x, y) for x, y in alike if x["prediction"] != y["prediction"]]
     found["differ"] = {
         "count": len(differ),
@@ -296,6 +299,9 @@ def _unpaired(
         hashes = [_data(run).get(f"{split} sha256") for run in (run_a, run_b)]
         shared = [n for n in _HEADLINES if all(n in p for p in parts)]
         if not shared or hashes[0] != hashes[1]:
+            continue
+        if hashes[0] is None:
+            found["notes"].append(f"no verdict on {part}: of which rows is not known")
             continue
         name = shared[0]
         a, b = (p[name] for p in parts)

@@ -109,7 +109,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 def as_html(found: dict[str, Any]) -> str:
     """Return a comparison as one HTML file: no script, nothing from elsewhere."""
-    from llmft.runs.report.parts import Section, Table, html
+    from llmft.runs.report.parts import TEXT, Section, Table, html
 
     pages, verdicts = list[Section](), list[str]()
     wraps = ["was", "folder", "run", *(run["name"] for run in found["runs"])]
@@ -124,7 +124,7 @@ def as_html(found: dict[str, Any]) -> str:
             rows = [
                 [
                     r["place"],
-                    r["text"],
+                    r["text"][:TEXT],
                     *(answer(r[key]) for key in ("label", "a", "b")),
                 ]
                 for r in differ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -68,7 +69,7 @@ class RunRecord:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return self.folder.name
+        return os.path.basename(os.path.abspath(self.folder))  # also of "."
 
     @property
     def recipe(self) -> str:
@@ -169,7 +170,7 @@ def drop_later(folder: Path, record: dict[str, Any]) -> None:
     last, events, lost = saved["global_step"], list[dict[str, Any]](), 0
     for line in path.read_bytes().splitlines():
         event = None
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             event = json.loads(line)
         if isinstance(event, dict) and {"step", "leg"} <= event.keys():
             events.append(event)
@@ -195,7 +196,7 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
             found = None
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 found = json.loads(line)
             if not isinstance(found, dict):
                 if not line.endswith(b"\n"):
@@ -311,7 +312,11 @@ def find_runs(root: Path) -> list[RunRecord]:
                 found.append(read_run(Path(folder)))
             except (ConfigError, DataError) as error:
                 warn(f"left out: {error}")
-    return sorted(found, key=lambda run: (str(run.record.get("started")), run.name))
+
+    def when(run: RunRecord) -> tuple[float, str]:  # zones differ between containers
+        return run.started.timestamp() if run.started else math.inf, run.name
+
+    return sorted(found, key=when)
 
 
 def find_run(name: str | None, root: Path = Path(OUTPUTS)) -> RunRecord:

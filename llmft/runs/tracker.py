@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from llmft.errors import ConfigError, DataError, EnvironmentFault
+from llmft.errors import ConfigError, DataError, EnvironmentFault, shorten
 from llmft.files import file_sha256, finite, to_json, write_json, write_text
 from llmft.process import terminable, versions
 from llmft.runs.record import OUTPUTS, TIME, held
@@ -95,7 +95,7 @@ class ExperimentTracker:
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Append values to ``metrics.jsonl``; those that are not finite become null."""
-        event = {"step": step, "leg": 1, "time": round(time.time(), 3)}
+        event = {"step": plain(step), "leg": 1, "time": round(time.time(), 3)}
         event |= {name: plain(value) for name, value in values.items()}
         line = to_json(event)
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
@@ -113,9 +113,17 @@ class ExperimentTracker:
 
         Args:
             part: what it is of: ``test``, or ``eval`` for validation.
+
+        Raises:
+            DataError: it is no number.
         """
         split = {"eval": "validation"}.get(part, part)
-        entry = {"value": plain(value), "n": n, "stderr": plain(stderr), "split": split}
+        entry = {"value": plain(value), "n": plain(n), "stderr": plain(stderr)}
+        for given in entry.values():
+            if not isinstance(given, int | float | None):
+                said = f"{part} {name} is {shorten(given)}, expected a number"
+                raise DataError(said)
+        entry["split"] = split
         self.metrics.setdefault(part, {})[name] = entry
         self._save_metrics()
 

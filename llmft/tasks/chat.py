@@ -20,7 +20,7 @@ from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.console import say, warn
 from llmft.data.read.messages import MESSAGES
 from llmft.data.tokens.chat import Layout
-from llmft.errors import ConfigError, DataError
+from llmft.errors import ConfigError, DataError, EncodingError
 from llmft.machine import choose
 from llmft.model.ends import ends_of, set_ends
 from llmft.model.load import load_model, load_tokenizer
@@ -85,6 +85,9 @@ def _lines(shown: bool) -> Iterator[str]:
     while True:
         try:
             yield input("\n> " if shown else "")
+        except UnicodeDecodeError as error:
+            said = f"standard input is not {error.encoding}"
+            raise EncodingError(said, hint="write it as UTF-8") from None
         except EOFError:
             if shown:
                 say()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any, TypeAlias
 
 from transformers import AutoModelForCausalLM
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from llmft.config.facts import fields_of, from_flags
 from llmft.config.fields import GenerationModelArguments
 from llmft.config.parse import Arguments
+from llmft.data.read.text import require_clean
 from llmft.errors import ConfigError, nearest
 from llmft.model.load import load_model, load_tokenizer
 from llmft.model.probes import require_causal
@@ -25,6 +27,7 @@ from llmft.tasks.predictors import (
     load_predictor,
 )
 from llmft.tasks.prompts import completions
+from llmft.train.randomness import drawing_apart
 
 Text: TypeAlias = str | tuple[str, str] | Mapping[str, str]
 # What a call of a model that writes texts can change.
@@ -52,6 +55,7 @@ class Predicts:
             named.args.attn_implementation = attention
         data = data_arguments(named, given)
         self.predictor = load_predictor(named, data, training)
+        self.lock = Lock()  # a call leaves marks on the model while it runs
 
     def __call__(self, texts: Text | Sequence[Text]) -> list[dict[str, Any]]:
         """Return what the model says of each text. Raises LlmftError."""
@@ -59,7 +63,8 @@ class Predicts:
         if len({len(row) for row in rows}) > 1:
             raise ConfigError("some texts have a pair, some have none")
         pairs = [row["text_pair"] for row in rows if "text_pair" in row]
-        return predict_texts(self.predictor, [row["text"] for row in rows], pairs)
+        with self.lock:
+            return predict_texts(self.predictor, [row["text"] for row in rows], pairs)
 
 
 class Writes:
@@ -83,6 +88,7 @@ class Writes:
         )
         require_causal(self.model, located.name)
         self.args = Arguments(args, None, cpu_arguments(), {})
+        self.lock = Lock()
 
     def __call__(
         self, texts: str | Sequence[str], *, seed: int = 42, **more: Any
@@ -91,12 +97,22 @@ class Writes:
         args = copy.deepcopy(self.args)
         for name, value in _checked(more, WRITING, GenerationModelArguments).items():
             setattr(args.model, name, value)
-        args.model.prompt, args.training.seed = _listed(texts), seed
-        if not args.model.prompt:
+        prompts = [texts] if isinstance(texts, str) else list(texts)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                said = f"a prompt is {type(prompt).__name__}, expected str"
+                raise ConfigError(said)
+            require_clean(prompt, "a prompt")
+        args.model.prompt, args.training.seed = prompts, seed
+        if not prompts:
             return []
-        if problems := generate.check_sampling(vars(args.model)):
+        problems = generate.check_sampling(vars(args.model))
+        if not 0 <= seed < 2**32:
+            problems.append(f"seed is {seed}, expected a number from 0 to 2**32 - 1")
+        if problems:
             raise ConfigError(*problems)
-        found = completions(self.model, self.tokenizer, args)
+        with self.lock, drawing_apart():
+            found = [*completions(self.model, self.tokenizer, args)]
         return [row for rows, _ in found for row in rows]
 
 

@@ -34,11 +34,12 @@ from llmft.data.read.columns import Columns
 from llmft.data.read.files import Reading, is_pipe, named_files
 from llmft.data.read.rows import file_rows
 from llmft.data.read.store import Source, in_parts
+from llmft.data.read.text import require_clean
 from llmft.errors import ConfigError, counted
 from llmft.files import file_sha256, to_json
 from llmft.machine import choose
 from llmft.model.identity import fingerprint
-from llmft.process import Terminated, quiet_libraries, versions
+from llmft.process import quiet_libraries, versions
 from llmft.tasks.named import Named, find_model
 from llmft.tasks.prediction_output import (
     OF_CSV,
@@ -185,10 +186,13 @@ def predict_texts(
 ) -> list[dict[str, Any]]:
     """Return what a model says of each text, or pair of texts.
 
-    Raises ConfigError for one text where the model was trained on two.
+    Raises ConfigError for one text where the model was trained on two, DataError for
+    what is no text.
     """
     if predictor.columns.text_pair and not pairs:
         raise ConfigError("this model was trained on pairs: give a text_pair, too")
+    for text in (*texts, *pairs):
+        require_clean(text, "a text", "nul" in predictor.args.data.allow)
     both = zip(texts, pairs, strict=True)
     rows: list[dict[str, Any]]
     rows = [{"text": a, "text_pair": b} for a, b in both] if pairs else []
@@ -253,12 +257,8 @@ def _predict_file(
             "attn_implementation": predictor.args.model.attn_implementation,
             **of_csv,
         }
-        try:
-            with opened_part(target, made_of) as part:
-                _write(predictor, rows, total, part)
-        except (KeyboardInterrupt, Terminated):
-            say(f"stopped    the same command goes on after {part.rows:,} rows")
-            raise
+        with opened_part(target, made_of) as part:
+            _write(predictor, rows, total, part)
 
 
 def _input(file: str, files: Sequence[Path], rows: Rows) -> Any:

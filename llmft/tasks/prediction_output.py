@@ -116,7 +116,8 @@ class Printed:
         try:
             # Bytes: a line is UTF-8 also where the locale is not.
             self.stream.flush()
-            self.stream.buffer.write(as_jsonl(rows).encode())
+            raw = as_jsonl(rows).encode("utf-8", "backslashreplace")
+            self.stream.buffer.write(raw)
             self.stream.buffer.flush()
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -141,7 +142,7 @@ class Part:
     def __init__(self, target: Path, stream: IO[bytes], made_of: Mapping[str, Any]):
         self.target, self.stream = target, stream
         self.path = Path(stream.name)
-        self.state = target.with_name(f"{target.name}.part.json")
+        self.state = target.with_name(f"{target.name}.part.state")
         self.made_of = json.loads(to_json(made_of))
         self.is_csv = target.suffix.lower() == ".csv"
         formulas, self.bom, self.delimiter, decimal = map(made_of.get, OF_CSV)
@@ -189,7 +190,9 @@ class Part:
             text = as_csv(rows, not self.rows, *how)
             text = "\ufeff" + text if self.bom and not self.rows else text
         try:
-            self.size += self.stream.write(text.encode())
+            # Half a character, in a column that goes along, is written as JSON has it.
+            raw = text.encode("utf-8", "backslashreplace")
+            self.size += self.stream.write(raw)
             self.stream.flush()
             os.fsync(self.stream.fileno())
         except OSError as error:
@@ -233,6 +236,11 @@ def opened_part(target: Path, made_of: Mapping[str, Any]) -> Iterator[Part]:
             yield part
         except DataError:
             part.rows = 0
+            raise
+        except BaseException:
+            if part.rows:
+                said = f"the same command goes on after {part.rows:,} rows"
+                say(f"stopped    {said}")
             raise
         finally:
             if not part.rows:

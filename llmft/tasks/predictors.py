@@ -54,7 +54,7 @@ _MASKS = re.compile(r"\[MASK\]|<mask>")
 _MOST = 512  # tokens of a text, where neither run nor user says how many
 _OF_LABELS = ("label_column_name", "problem_type", "label_delimiter")
 KEPT = fields_with("kept", ClassificationDataArguments)  # of the run
-FLAGS = [*(n for n in KEPT if n not in _OF_LABELS), "max_bad_rows"]
+FLAGS = [*(n for n in KEPT if n not in _OF_LABELS), "max_bad_rows", "allow"]
 FILLS = 5
 # Batches of a file by which its trial knows that it may take all of its time.
 ENOUGH = 100
@@ -281,12 +281,15 @@ class MaskFiller(Predictor):
         """Load a masked language model."""
         require_mask_token(self.tokenizer, named.located)
         self.objective = MaskedLM()
-        self.args.data.max_seq_length = 0  # a mask must not be cut away
+        data = self.args.data
+        if data.max_seq_length == named.recorded("max_seq_length"):  # was not given
+            data.max_seq_length = 0  # nothing is cut, since a mask could be
         self.model = load_model(
             mlm.TASK.auto_class,
             named.located,
             named.args,
             self.tokenizer,
+            max_seq_length=data.max_seq_length,
             will_train=False,
         )
 
@@ -296,6 +299,10 @@ class MaskFiller(Predictor):
         Raises DataFormatError for a text without one, LengthError for one too long.
         """
         mask, size = str(self.tokenizer.mask_token), self.args.data.max_seq_length
+        if "text_pair" in source.dataset.column_names:
+            raise ConfigError(
+                "this model fills masks of single texts, and reads no pairs"
+            )
         texts = [
             text if mask in text else _MASKS.sub(lambda _: mask, text)
             for text in source.dataset["text"][:]

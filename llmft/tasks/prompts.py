@@ -104,13 +104,7 @@ def answer(
             "threads": torch.get_num_threads(),
         }
         with opened_part(target, made_of) as part:
-            try:
-                _write(model, tokenizer, args, part)
-            except BaseException:
-                if part.rows:
-                    said = f"the same command goes on after {part.rows:,} texts"
-                    say(f"stopped    {said}")
-                raise
+            _write(model, tokenizer, args, part)
         say(f"output     {given.output_file}, {part.rows:,} texts")
 
 
@@ -215,7 +209,7 @@ def completions(
     bar = tqdm(total=total, initial=first, desc="writing", unit="prompt", disable=None)
     with bar:
         for start in range(first, total, window):
-            set_seed(args.training.seed + start)
+            set_seed((args.training.seed + start) % 2**32)
             left, tokens = list(range(start, min(start + window, total))), 0
             left.sort(key=lambda place: -len(ids[place]))
             found: dict[int, list[str]] = {}

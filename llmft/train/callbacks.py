@@ -264,13 +264,20 @@ class EndOfPass(TrainerCallback):
     To Trainer a stream is one pass; it says itself when a later one has begun.
     """
 
-    due = False
+    due, done = False, 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """Have done what is due, unless the training ends, too."""
         if self.due and state.global_step < state.max_steps:
+            self.done = state.global_step
             control.should_evaluate |= args.eval_strategy == "epoch"
             control.should_save |= args.save_strategy == "epoch"
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Do nothing twice, where early stopping ends the training with a pass."""
+        if self.done == state.global_step > 0:
+            control.should_evaluate &= args.eval_strategy != "epoch"
+            control.should_save &= args.save_strategy != "epoch"
 
 
 class EarlyStoppingCallback(_EarlyStoppingCallback):

@@ -75,6 +75,8 @@ def choose_fast_path(
         return FastPath([compared(_on_gpu(training), before), *frozen])
     if training.compile_layers and not isinstance(objective, CausalLM):
         raise ConfigError("compile_layers is of causal models, in generate.py")
+    if training.compile_layers and (why := why_not_compiled(core)):
+        raise ConfigError(f"compile_layers: {why}")
     split = "train" if training.do_train else next(iter(data))
     made = {part: _batches(training, data, part) for part in data}
     longest = int(made[split].lengths[-1])

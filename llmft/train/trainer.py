@@ -30,6 +30,7 @@ from llmft.machine.choose import release_memory
 from llmft.model.adapters import how_to_save
 from llmft.signals import interruptible, postponed
 from llmft.train import resume
+from llmft.train.batches import lengths_of
 from llmft.train.callbacks import EndOfPass
 from llmft.train.guards import Guards
 from llmft.train.objectives import Objective
@@ -39,7 +40,7 @@ from llmft.train.whole_steps import WholeSteps, from_its_position
 
 
 class LongestFirst(Subset):
-    """The examples of a data set by length, where it has a column ``length``.
+    """The examples of a data set by length.
 
     Args:
         examples: a ``datasets.Dataset``.
@@ -47,8 +48,8 @@ class LongestFirst(Subset):
 
     def __init__(self, examples: Any) -> None:
         lengths = np.zeros(len(examples))
-        if "length" in examples.column_names:
-            lengths = np.asarray(examples["length"][:])
+        if "input_ids" in examples.column_names:  # else features of a frozen encoder
+            lengths = lengths_of(examples)
         super().__init__(examples, np.argsort(-lengths, kind="stable").tolist())
 
     def undo(self, values: Any) -> Any:
@@ -108,6 +109,7 @@ class LlmftTrainer(Trainer):
         kwargs.setdefault("preprocess_logits_for_metrics", _logits_alone)
         if isinstance(stream := kwargs.get("train_dataset"), Stream):
             kwargs["train_dataset"] = Passes(stream)
+        self.loaders: dict[int, tuple[Any, Any]] = {}  # by the data set they evaluate
         self.end_of_pass = EndOfPass()
         self.whole_steps = WholeSteps(self)
         given = [*(callbacks or []), self.end_of_pass, self.whole_steps]
@@ -229,12 +231,18 @@ class LlmftTrainer(Trainer):
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Evaluate the longest examples first, so that a batch has little padding."""
         args: Any = self.args
+        known, loader = self.loaders.get(id(test_dataset), (None, None))
+        if args.dataloader_persistent_workers and known is test_dataset:
+            return loader  # its workers live on
         strategy = args.train_sampling_strategy
         args.train_sampling_strategy = "sequential"  # Trainer heeds it here, too
         try:
-            return super().get_test_dataloader(LongestFirst(test_dataset))
+            loader = super().get_test_dataloader(LongestFirst(test_dataset))
         finally:
             args.train_sampling_strategy = strategy
+        if args.dataloader_persistent_workers:
+            self.loaders[id(test_dataset)] = test_dataset, loader
+        return loader
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict, in the order of the data.

@@ -331,12 +331,13 @@ def predicted(
     if args.load_best_model_at_end:  # read beside the last weights and the optimizer
         held = psutil.Process().memory_info().rss
         peak = max(peak, held + kept + 4 * saved_weights)
+    whole = 4 * sum(p.numel() for p in model.parameters())
     return Forecast(
         step_seconds=args.gradient_accumulation_steps * batch + seconds,
         evaluation_seconds=evaluations.get("validation", 0.0),
         save_seconds=write_seconds(saved),
         final_seconds=sum(evaluations.values())
-        + write_seconds(4 * saved_weights)
+        + write_seconds(whole)  # of LoRA, what is merged
         + END_SECONDS,
         probe_seconds=sum(evaluations.values()) + _evaluation(trial, probed)
         if probed
@@ -344,7 +345,7 @@ def predicted(
         peak_bytes=peak,
         example_bytes=trial.example_bytes,
         checkpoint_bytes=saved,
-        model_bytes=4 * sum(p.numel() for p in model.parameters()),
+        model_bytes=whole,
         trial_seconds=trial.took,
     )
 

@@ -90,7 +90,7 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(unpacked, tmp_path, monke
     flags = ("--precision", "fp32", "--attn_implementation", "eager")
     command = ("predict", model, "in.txt", *flags, "--num_threads", 1, "--output_file")
     killed = llmft(unpacked, cwd, *command, "out.jsonl", start=subprocess.Popen)
-    process.wait_until((cwd / "out.jsonl.part.json").exists, "the first window")
+    process.wait_until((cwd / "out.jsonl.part.state").exists, "the first window")
     os.kill(killed.pid, 9)
     assert killed.wait() == -9
     assert not (cwd / "out.jsonl").exists()

@@ -212,7 +212,9 @@ def test_pairs(bert: Path, tmp_path: Path) -> None:
         *(bert, cwd, "--text_column_name", "question"),
         *("--text_pair_column_name", "answer", "--class_weights", "balanced"),
     )
-    assert "  weights    'no' 0.6667, 'yes' 2 (rows / (classes * rows of the cl" in said
+    assert (
+        "  weights    'no' 0.6667, 'yes' 2 (examples / (classes * examples of" in said
+    )
     found = process.read_json(run / "metrics.json")["eval"]
     assert found["accuracy"]["value"] > 0.9
     rows = process.read_jsonl(run / "predictions.jsonl")

@@ -199,7 +199,7 @@ def test_texts_that_are_written_are_not_lost(
         with pytest.raises(type(error)):
             sampled("--output_file", "out.jsonl")
     assert (
-        "stopped    the same command goes on after 16 texts" in capsys.readouterr().out
+        "stopped    the same command goes on after 16 rows" in capsys.readouterr().out
     )
     assert len(process.read_jsonl(Path("out.jsonl.part"))) == 16
     with pytest.raises(

@@ -59,6 +59,8 @@ def test_the_facts_about_transformers_are_of_fields_that_it_has():
         ("--label_names a", "label_names does not fit the metrics of llmft"),
         ("--remove_unused_columns", "would take columns that the collators need"),
         ("--dataloader_drop_last", "would leave examples out, also of an evaluation"),
+        ("--dataloader_in_order false", "would give what the model says to other"),
+        ("--restore_callback_states_from_checkpoint", "has no use: llmft restores"),
         ("--bf16_full_eval", "would leave the model in that precision; use precision"),
         ("--enable_jit_checkpoint", "would end a run that SIGTERM stops as if it were"),
         (

@@ -98,7 +98,8 @@ def test_what_is_told_of_rows_names_no_folder(given, said, monkeypatch):
     said = os.path.expanduser(said)  # as files are opened
     model = record({"name": "m"}, train_file=given)
     model["data"]["train"] |= {"source": given, "notes": [f"1 bad row ({said}:17)"]}
-    found = {"weak_segments": [{**SEGMENT, "what": "file", "name": said}]}
+    weak = [{**SEGMENT, "what": "file", "name": said}]
+    found = {"weak_segments": [*weak, {**SEGMENT, "what": f"lines of {said}"}]}
     text = model_card(f"Masked LM on {given}", "fill-mask", found, model)
     for folder in ("/home", "own/", "~"):
         assert folder not in text

@@ -157,6 +157,18 @@ def test_language_models_are_compared_unpaired(tmp_path, change, verdict, note):
     assert any(note in said for said in pair["notes"])
 
 
+def test_without_knowing_of_which_rows_there_is_no_verdict(tmp_path):
+    runs = [language_model(tmp_path / n, x, data=None) for n, x in (("x", 1), ("y", 2))]
+    (pair,) = compare(runs)["pairs"]
+    assert pair["verdict"] == "no verdict"
+    assert "no verdict on eval: of which rows is not known" in pair["notes"]
+
+
+def test_more_runs_than_letters(tmp_path):
+    runs = [language_model(tmp_path / str(i), 2.0) for i in range(28)]
+    assert [run["name"] for run in compare(runs)["runs"]][24:] == ["Y", "Z", "AA", "AB"]
+
+
 def test_both_forms_show_what_is_there_and_the_page_has_no_script(tmp_path):
     runs = [classifier(tmp_path / n, 0.7, s) for n, s in (("x", 1), ("<y>", 2))]
     found = compare(runs)

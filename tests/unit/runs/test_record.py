@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +155,16 @@ def test_a_damaged_record_hides_no_other_run(tmp_path, capsys, damage, said):
     assert said in str(raised.value)
     assert [run.folder for run in find_runs(tmp_path)] == [good]
     assert f"left out: DataError {bad}/run.json: " in capsys.readouterr().err
+
+
+def test_a_run_knows_its_name_and_when_it_was_also_from_within(tmp_path, monkeypatch):
+    late = make(tmp_path / "late", started="2026-11-03T12:00:00+0000")
+    make(tmp_path / "early", started="2026-11-03T13:00:00+0200")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "run.json").write_text("[" * 100_000)
+    assert [run.name for run in find_runs(tmp_path)] == ["early", "late"]
+    monkeypatch.chdir(late)
+    assert read_run(Path(".")).name == "late"
 
 
 def test_lines_that_are_no_objects_are_named(tmp_path):

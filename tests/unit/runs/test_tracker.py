@@ -112,6 +112,9 @@ def test_bad_use_leaves_nothing(tmp_path):
         rows.append({"row": 1, "text": "", "prediction": "a"})
         with pytest.raises(DataError, match="row 1 lacks label, probabilities"):
             tracker.predictions(rows, "test")
+        with pytest.raises(DataError, match="test confusion is "):
+            tracker.result("test", "confusion", [[5, 1]])
+        tracker.result("test", "percent", 91.2, n=np.int64(1000))
         with pytest.raises(ConfigError, match="expected one without folders"):
             tracker.artifact(tmp_path / "used" / "x", "../x")
         with pytest.raises(FileNotFoundError):

@@ -71,7 +71,12 @@ def test_files_are_examined_and_nothing_else_is_written(llmft, tmp_path, tiny_be
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        ([], 2, "ConfigError: no file named: llmft data FILE..., before its flags"),
+        (
+            [],
+            2,
+            "ConfigError: no file named: llmft data FILE..., before its flags, or"
+            " --train_file FILE",
+        ),
         (
             ["train.csv", "--max_bad_rows", "x", "--file_format", "xls"],
             2,

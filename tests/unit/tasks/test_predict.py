@@ -5,8 +5,10 @@ import csv
 import gzip
 import io
 import json
+import random
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -170,6 +172,28 @@ def test_masks_are_filled_as_by_the_pipeline(tiny_bert):
         assert row["prediction"] == [fills[0]["token"] for fills in row["fills"]]
 
 
+def test_the_length_of_a_text_with_masks(tiny_bert):
+    """Nothing is cut; what is longer than was asked for is refused."""
+    long = "the [MASK] " + "film " * 20
+    assert llmft.load(tiny_bert)(long)
+    with pytest.raises(LlmftError, match="expected at most 16"):
+        llmft.load(tiny_bert, max_seq_length=16)(long)
+    with pytest.raises(LlmftError, match="is 65, this model has 64 positions"):
+        llmft.load(tiny_bert, max_seq_length=65)
+    with pytest.raises(ConfigError, match="no pairs"):
+        llmft.load(tiny_bert)([("the [MASK]", "a film")])
+
+
+def test_threads_share_a_model(tiny_bert):
+    """A call picks the positions of its masks on the model itself."""
+    model = llmft.load(tiny_bert)
+    texts = ["the [MASK] was good", "a film was [MASK] and the man was sad"]
+    alone = [model(text) for text in texts]
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(model, texts * 40)]
+    assert found == alone * 40
+
+
 def test_a_causal_model_completes_prompts(tiny_gpt2):
     model = llmft.load(tiny_gpt2, max_new_tokens=4)
     first = model(["the film", "a"], do_sample=False)
@@ -177,6 +201,17 @@ def test_a_causal_model_completes_prompts(tiny_gpt2):
     assert all(row["completion"] for row in first)
     assert model("a", do_sample=False) == first[1:]
     assert len(model("a", num_return_sequences=2)) == 2
+    random.seed(1)  # the caller's own numbers go on
+    wanted = random.Random(1).random()
+    model("a")
+    assert random.random() == wanted
+    with pytest.raises(ConfigError, match="a prompt is tuple, expected str"):
+        model([("a", "b")])
+    with pytest.raises(ConfigError, match="seed is -1, expected a number from 0"):
+        model("a", seed=-1)
+    with pytest.raises(LlmftError, match="lone surrogate"):
+        model("\ud83d")
+    assert len(model(["a"] * 40, seed=2**32 - 1)) == 40  # more than a window
     with pytest.raises(ConfigError, match="the texts would be the same"):
         model("a", num_return_sequences=2, temperature=0.0)
 
@@ -526,10 +561,10 @@ def test_bf16_is_taken_where_it_is_asked_for(models):
 
 
 def test_what_was_chosen_before_is_taken_again(stopped, llmft_predict, monkeypatch):
-    state = json.loads(Path("out.csv.part.json").read_text())
+    state = json.loads(Path("out.csv.part.state").read_text())
     assert state["choices"] == {"precision": "fp32", "attention": "sdpa"}
     state["choices"] = {"precision": "bf16", "attention": "eager"}
-    Path("out.csv.part.json").write_text(json.dumps(state))
+    Path("out.csv.part.state").write_text(json.dumps(state))
     monkeypatch.setattr(predict, "FEW", 0)
     monkeypatch.setattr(Predictor, "choose", lambda *_: pytest.fail("tried again"))
     taken = []
@@ -550,7 +585,7 @@ def _cut_part():
 
 
 def _no_state():
-    Path("out.csv.part.json").unlink()
+    Path("out.csv.part.state").unlink()
 
 
 CHANGED = {
@@ -653,6 +688,7 @@ def test_what_is_cut_or_empty_is_counted(models, llmft_predict, capsys):
         (lambda m: llmft.load(m)([3]), "a text is int, expected str"),
         (lambda m: llmft.load(m)([("a", "b"), "c"]), "some texts have a pair"),
         (lambda m: llmft.load(m)([{"txt": "a"}]), "a text is dict"),
+        (lambda m: llmft.load(m)("caf\udce9"), "holds byte 0xe9, which is not of its"),
     ],
 )
 def test_load_says_what_is_wrong(models, call, said):
@@ -673,6 +709,22 @@ def test_other_columns_that_are_objects_go_along_as_json(models, llmft_predict):
     with open("o.csv", newline="", encoding="utf-8") as stream:
         found = [json.loads(row["meta"]) for row in csv.DictReader(stream)]
     assert found == [{"a": 1}, {"b": 2}]
+
+
+def test_a_number_for_each_of_three_names_is_no_regression_of_one(tmp_path):
+    names = {0: "valence", 1: "arousal", 2: "dominance"}
+    labels = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    kind = {"problem_type": "regression", **labels}
+    tiny.save(tmp_path / "vad", "bert", "classification", **kind)
+    with pytest.raises(ConfigError, match="it gives 3 numbers for a text"):
+        llmft.load(tmp_path / "vad")
+
+
+def test_half_a_character_in_a_column_that_goes_along(models, llmft_predict):
+    Path("in.jsonl").write_text('{"text": "x", "name": "a \\ud83d"}\n')
+    flags = ("--keep_columns", "name", "--output_file", "o.jsonl", *PLAIN)
+    llmft_predict(models / "single", "in.jsonl", *flags)
+    assert rows_of("o.jsonl")[0]["name"] == "a \ud83d"
 
 
 def test_a_file_that_came_meanwhile_is_not_replaced(models, llmft_predict, monkeypatch):

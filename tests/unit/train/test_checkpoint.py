@@ -674,6 +674,22 @@ def test_what_is_saved_last_knows_the_evaluation(step, epoch, stops, waits):
     assert control.should_save
 
 
+def test_a_stop_at_the_end_of_a_pass_is_evaluated_once():
+    args = SimpleNamespace(eval_strategy="epoch", save_strategy="epoch")
+    state = SimpleNamespace(global_step=4, max_steps=9)
+    control = SimpleNamespace(should_evaluate=False, should_save=False)
+    callback = callbacks.EndOfPass()
+    for due, once in ((False, True), (True, False)):
+        callback.due = due
+        callback.on_step_end(args, state, control)
+        assert (control.should_evaluate, control.should_save) == (due, due)
+        # Early stopping ends the epoch of Trainer, which then sets both.
+        control.should_evaluate = control.should_save = True
+        callback.on_epoch_end(args, state, control)
+        assert (control.should_evaluate, control.should_save) == (once, once)
+        control.should_evaluate = control.should_save = False
+
+
 def test_the_last_batch_of_an_epoch_is_counted_as_it_is():
     args = arguments("unused", per_device_train_batch_size=32).training
     seen = [resume.examples_seen(args, [0] * 33, step) for step in range(5)]
