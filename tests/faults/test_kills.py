@@ -47,7 +47,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Job]:
 def test_a_save_that_fails_half_way(point: str, code: int, job: faults.Job) -> None:
     folder = job.new_folder()
     assert job.run(folder, point) == code
-    assert faults.saved_step(folder, False) % faults.SAVE_STEPS == 0
+    assert faults.saved_step(folder) % faults.SAVE_STEPS == 0
     assert job.finish(folder) == ""
     assert faults.leftovers(folder) == []
 
@@ -79,7 +79,7 @@ def test_a_killer_that_does_not_wait(job: faults.Job) -> None:
         assert faults.wait(pid) in (-signal.SIGKILL, 143)
         saved = checkpoint.checkpoints(folder / "checkpoints")
         assert [resume.fault(path) for path in saved] == [None] * len(saved)
-        assert faults.saved_step(folder, False) >= faults.SAVE_STEPS
+        assert faults.saved_step(folder) >= faults.SAVE_STEPS
         assert job.finish(folder) == ""
         assert faults.leftovers(folder) == []
 
