@@ -218,8 +218,9 @@ def classification_features(
         columns["labels"] = pa.array(found if found.ndim == 1 else list(found))
     elif "label" in data.column_names:  # those of some rows: they are looked at now
         there = [row for row, label in enumerate(given) if label is not None]
-        some = source.select(there)
-        labels.targets(some.dataset["label"][:], split, some.place)
+        if there:
+            some = source.select(there)
+            labels.targets(some.dataset["label"][:], split, some.place)
     if args.long_text == "split":
         columns["row"] = rows
     note = f"{lengths.sum():,} tokens; {described(encoded.lengths)}{done}{said}"

@@ -14,7 +14,7 @@ from llmft.config.fields import (
     ClassificationDataArguments,
     LanguageModelingDataArguments,
 )
-from llmft.data.read.labels import LabelNames
+from llmft.data.read.labels import MULTI, SINGLE, LabelNames
 from llmft.data.read.store import Source
 from llmft.data.tokens import encode as encode_module
 from llmft.data.tokens.encode import tokenizer_fingerprint
@@ -23,7 +23,7 @@ from llmft.data.tokens.examples import (
     lm_blocks,
     unknown_by_text,
 )
-from llmft.errors import DataError
+from llmft.errors import DataError, LabelError
 from llmft.sources import catalog
 
 SIZE = 16
@@ -341,18 +341,18 @@ def warned(said):
     return [line.removeprefix(start) for line in lines if line.startswith(start)]
 
 
-def features(texts, tokenizer, labels=None):
+def features(texts, tokenizer, labels=None, kind=SINGLE):
     columns = {} if labels is None else {"label": labels}
     data = dataset(texts, **columns)
     places = {"file": [0] * len(data), "line": list(range(2, len(data) + 2))}
     for name, values in places.items():
         data = data.add_column(name, values)
     return classification_features(
-        Source(data, "a.csv", files=("a.csv",)),
+        Source(data, "a.csv", files=("a.csv",), problem_type=kind),
         tokenizer,
         ClassificationDataArguments(max_seq_length=SIZE),
         "test",
-        LabelNames(("neg", "pos")),
+        LabelNames(("neg", "pos"), kind),
     )
 
 
@@ -371,6 +371,17 @@ def test_long_texts_are_cut_and_counted(wordpiece, capsys):
     )
     again = features(texts, wordpiece, ["pos", "neg", "neg", "pos"])
     assert again.to_dict() == made.to_dict()
+
+
+def test_where_some_rows_have_a_label_it_is_looked_at_before_all_are_predicted(
+    wordpiece,
+):
+    assert "labels" not in features(["a", "b"], wordpiece, [None, "pos"]).column_names
+    with pytest.raises(LabelError, match=r"a\.csv:3.*'posi'"):
+        features(["a", "b"], wordpiece, [None, "posi"])
+    none = Dataset.from_dict({"label": ["x", None, None]}).select([1, 2])["label"][:]
+    for kind in (SINGLE, MULTI):  # of those that were drawn, none has one
+        assert "labels" not in features(["a", "b"], wordpiece, none, kind).column_names
 
 
 def test_short_texts_without_labels(wordpiece, capsys):
