@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import tempfile
 
 import pytest
 import tiny
@@ -67,7 +68,7 @@ def poisoned(model, token, value=math.nan):
 def made(tokenizer, kind, folder=None, options=(), model=None, **changes):
     """A trainer of each objective whose model gives NaN for one row alone."""
     changes = {"per_device_train_batch_size": 4, "max_steps": 6, **changes}
-    there = folder / "run" if folder else "never"
+    there = folder / "run" if folder else tempfile.gettempdir()  # nothing is saved
     args = TrainingArguments(output_dir=str(there), **(QUIET | changes))
     (token,) = tokenizer("#", add_special_tokens=False)["input_ids"][-1:]
     encoded = tokenizer(texts())["input_ids"]
