@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from transformers import AutoModelForCausalLM
 
 from llmft.config.facts import fields_of, from_flags
-from llmft.config.fields import GenerationModelArguments
+from llmft.config.fields import GenerationModelArguments, TrainingArguments
 from llmft.config.parse import Arguments
 from llmft.data.read.text import require_clean
 from llmft.errors import ConfigError, nearest
@@ -103,13 +103,13 @@ class Writes:
                 said = f"a prompt is {type(prompt).__name__}, expected str"
                 raise ConfigError(said)
             require_clean(prompt, "a prompt")
-        args.model.prompt, args.training.seed = prompts, seed
+        args.model.prompt = prompts
+        args.training.seed = _checked({"seed": seed}, ["seed"], TrainingArguments)[
+            "seed"
+        ]
         if not prompts:
             return []
-        problems = generate.check_sampling(vars(args.model))
-        if not 0 <= seed < 2**32:
-            problems.append(f"seed is {seed}, expected a number from 0 to 2**32 - 1")
-        if problems:
+        if problems := generate.check_sampling(vars(args.model)):
             raise ConfigError(*problems)
         with self.lock, drawing_apart():
             found = [*completions(self.model, self.tokenizer, args)]

@@ -207,7 +207,7 @@ def test_a_causal_model_completes_prompts(tiny_gpt2):
     assert random.random() == wanted
     with pytest.raises(ConfigError, match="a prompt is tuple, expected str"):
         model([("a", "b")])
-    with pytest.raises(ConfigError, match="seed is -1, expected a number from 0"):
+    with pytest.raises(ConfigError, match="seed is -1"):
         model("a", seed=-1)
     with pytest.raises(LlmftError, match="lone surrogate"):
         model("\ud83d")

@@ -298,6 +298,20 @@ def test_gradient_checkpointing_after_an_evaluation(wordpiece, tmp_path, checkpo
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_an_evaluation_begins_with_the_longest_in_workers_that_live_on(tmp_path):
+    """Also where the length of examples is no column of its own."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    for given, same in (({}, False), (workers, True)):
+        trainer = causal_lm(arguments(tmp_path / "run", **given))
+        loaders = [trainer.get_eval_dataloader() for _ in range(2)]
+        assert (loaders[0] is loaders[1]) is same
+        assert loaders[0].dataset.indices == [0, 1, 2]
+        other = trainer.eval_dataset.select([2, 1, 0])
+        other = trainer.get_test_dataloader(other)
+        assert other is not loaders[0]
+        assert other.dataset.indices == [2, 1, 0]
+
+
 def test_predictions_come_in_the_order_of_the_data(wordpiece, tmp_path):
     grouped = arguments(
         tmp_path,
